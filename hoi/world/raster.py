@@ -1,0 +1,182 @@
+"""Shapes become pixels, with integer arithmetic only, so that scenes are equal on every platform.
+
+The canvas is twice the scene's size. Each shape writes its own number into one uint16 plane; a palette turns numbers
+into colours at the end and 2 x 2 cells are averaged. Coordinates are canvas cells, x right, y down; a shape covers a
+cell when the cell's index point lies in it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hoi.world.vocabulary import SIZE_PX
+
+CANVAS = 2 * SIZE_PX
+
+Colour = tuple[int, int, int]
+Point = tuple[int, int]
+
+SINE = (0, 265, 512, 724, 887, 989, 1024)
+"""1024 sin of 0, 15, ... 90 degrees."""
+
+
+def sine(step: int) -> int:
+    """1024 sin(15 degrees * step), from the table."""
+    step %= 24
+    if step >= 12:
+        return -sine(step - 12)
+    return SINE[step] if step <= 6 else SINE[12 - step]
+
+
+def turn(point: Point, step: int) -> Point:
+    """Rotates a point about the origin by 15 degrees * step, clockwise on the screen."""
+    if step % 24 == 0:
+        return point
+    s, c = sine(step), sine(step + 6)
+    return (point[0] * c - point[1] * s) // 1024, (point[0] * s + point[1] * c) // 1024
+
+
+class Shape(NamedTuple):
+    """One primitive: `disc` and `ring` have 1 point, `capsule` 2, `polygon` (convex) 3 or more.
+
+    `radius` is a disc's or ring's outer radius or a capsule's half width; `hole` a ring's inner radius.
+    """
+
+    kind: str
+    points: tuple[Point, ...]
+    radius: int
+    colour: Colour
+    hole: int = 0
+
+
+def disc(x: int, y: int, radius: int, colour: Colour) -> Shape:
+    """A filled circle."""
+    return Shape("disc", ((x, y),), radius, colour)
+
+
+def ring(x: int, y: int, radius: int, hole: int, colour: Colour) -> Shape:
+    """A circle's rim between the radii `hole` and `radius`."""
+    return Shape("ring", ((x, y),), radius, colour, hole)
+
+
+def capsule(a: Point, b: Point, radius: int, colour: Colour) -> Shape:
+    """A thick line with round ends."""
+    return Shape("capsule", (a, b), radius, colour)
+
+
+def polygon(points: tuple[Point, ...], colour: Colour) -> Shape:
+    """A filled convex polygon."""
+    return Shape("polygon", points, 0, colour)
+
+
+def rectangle(x0: int, y0: int, x1: int, y1: int, colour: Colour) -> Shape:
+    """An axis-aligned rectangle."""
+    return polygon(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), colour)
+
+
+def ellipse(x: int, y: int, rx: int, ry: int, colour: Colour) -> Shape:
+    """An ellipse as a polygon of 24 corners, so that it can be turned like any other shape."""
+    return polygon(tuple((x + rx * sine(step + 6) // 1024, y + ry * sine(step) // 1024) for step in range(24)), colour)
+
+
+def extent(shapes: list[Shape]) -> tuple[int, int, int, int]:
+    """Bounding box (x0, y0, x1, y1) of shapes, in their own units."""
+    xs = [(p[0] - s.radius, p[0] + s.radius) for s in shapes for p in s.points]
+    ys = [(p[1] - s.radius, p[1] + s.radius) for s in shapes for p in s.points]
+    return min(x[0] for x in xs), min(y[0] for y in ys), max(x[1] for x in xs), max(y[1] for y in ys)
+
+
+class Canvas:
+    """A plane of shape numbers; the first SIZE_PX numbers are the backdrop's rows."""
+
+    def __init__(self, row_colours: np.ndarray) -> None:
+        """Starts from a backdrop.
+
+        Args:
+            row_colours: Colour of each scene row, integer [SIZE_PX, 3] in 0..255.
+        """
+        rows = np.repeat(np.arange(SIZE_PX, dtype=np.uint16), 2)
+        self._plane = np.repeat(rows[:, None], CANVAS, axis=1)
+        self._ever = np.zeros((CANVAS, CANVAS), np.uint32)
+        self._rows = row_colours
+        self._palette: list[Colour] = []
+        self._owners: list[int] = []
+
+    def draw(self, shape: Shape, owner: int = -1) -> None:
+        """Paints a shape over what is there.
+
+        Args:
+            shape: In canvas cells.
+            owner: Entity in 0..31 whose extent it counts for; negative for none.
+        """
+        xs = [p[0] for p in shape.points]
+        ys = [p[1] for p in shape.points]
+        x0, x1 = max(min(xs) - shape.radius, 0), min(max(xs) + shape.radius + 1, CANVAS)
+        y0, y1 = max(min(ys) - shape.radius, 0), min(max(ys) + shape.radius + 1, CANVAS)
+        if x0 >= x1 or y0 >= y1:
+            return
+        x = np.arange(x0, x1, dtype=np.int64)[None, :]
+        y = np.arange(y0, y1, dtype=np.int64)[:, None]
+        mask = _MASKS[shape.kind](shape, x, y)
+        self._plane[y0:y1, x0:x1][mask] = SIZE_PX + len(self._palette)
+        if owner >= 0:
+            self._ever[y0:y1, x0:x1][mask] |= np.uint32(1 << owner)
+        self._palette.append(shape.colour)
+        self._owners.append(owner)
+
+    def image(self) -> np.ndarray:
+        """The scene's pixels, uint8 [SIZE_PX, SIZE_PX, 3]."""
+        palette = np.concatenate([self._rows, np.array(self._palette, np.int64).reshape(-1, 3)])
+        cells = palette.astype(np.uint16)[self._plane]
+        sums = cells[0::2] + cells[1::2]
+        return ((sums[:, 0::2] + sums[:, 1::2] + 2) // 4).astype(np.uint8)
+
+    def owners(self) -> np.ndarray:
+        """Entity that owns each canvas cell, int16 [CANVAS, CANVAS]; -1 is the backdrop."""
+        table = np.concatenate([np.full(SIZE_PX, -1), np.array(self._owners, np.int64)]).astype(np.int16)
+        return table[self._plane]
+
+    def num_cells_drawn(self, owner: int) -> int:
+        """Canvas cells that an entity ever painted, hidden since or not."""
+        return int(np.count_nonzero(self._ever & np.uint32(1 << owner)))
+
+
+def _disc_mask(shape: Shape, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    (cx, cy), r = shape.points[0], shape.radius
+    squares = (x - cx) ** 2 + (y - cy) ** 2
+    mask: np.ndarray = squares <= r * r
+    if shape.hole:
+        mask &= squares >= shape.hole * shape.hole
+    return mask
+
+
+def _capsule_mask(shape: Shape, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    (ax, ay), (bx, by) = shape.points
+    r2, dx, dy = shape.radius * shape.radius, bx - ax, by - ay
+    px, py = x - ax, y - ay
+    length2 = dx * dx + dy * dy
+    along = px * dx + py * dy
+    across = px * dy - py * dx
+    mask: np.ndarray = (along >= 0) & (along <= length2) & (across * across <= r2 * length2)
+    mask |= px * px + py * py <= r2
+    mask |= (x - bx) ** 2 + (y - by) ** 2 <= r2
+    return mask
+
+
+def _polygon_mask(shape: Shape, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    a = np.array(shape.points, np.int64)
+    b = np.roll(a, -1, axis=0)
+    low, high = np.minimum(a[:, 1], b[:, 1]), np.maximum(a[:, 1], b[:, 1])
+    crosses = (low <= y) & (y <= high)  # [rows, edges]
+    dy = b[:, 1] - a[:, 1]
+    flat = dy == 0
+    at = a[:, 0] + (b[:, 0] - a[:, 0]) * (y - a[:, 1]) // np.where(flat, 1, dy)
+    far = 1 << 30
+    left = np.where(crosses, np.where(flat, np.minimum(a[:, 0], b[:, 0]), at), far).min(axis=1)
+    right = np.where(crosses, np.where(flat, np.maximum(a[:, 0], b[:, 0]), at), -far).max(axis=1)
+    return np.asarray((x >= left[:, None]) & (x <= right[:, None]))
+
+
+_MASKS = {"disc": _disc_mask, "ring": _disc_mask, "capsule": _capsule_mask, "polygon": _polygon_mask}
