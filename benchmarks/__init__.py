@@ -1,0 +1,1 @@
+"""Ratios measured side by side in one run. Each program is run as a module from the repository's root."""

@@ -1,0 +1,160 @@
+"""A shuffled epoch of the cache's reader, in both modes, against plain gathers of the same rows and bytes.
+
+    python -m benchmarks.reader
+
+The plain gathers know beforehand which rows they want of each field; the reader works them out from image numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.side_by_side import ratio_table, run_in_turn
+from cache.dataset import CacheSplit
+from cache.manifest import BANK_NAME, BankReceipt, Manifest, Receipt, shard_name, write_manifest
+from cache.plan import hash_of_ids
+from cache.schema import BY_NAME, SCHEMA_VERSION, Field, fields_of, shape_of
+from cache.shard import encode_file
+
+AXES = {"K": 600, "D": 512, "M": 1, "L": 1}
+NUM_IMAGES, MEAN_PAIRS, DETECTIONS = 4000, 15, 9
+IMAGES_PER_SHARD = 64
+BATCH_IMAGES = 32
+NUM_ROUNDS = 7
+SPLIT, SHUFFLE_SEED = "train", 0
+
+Rows = list[tuple[str, np.ndarray]]
+"""What one batch gathers: (field, rows of the split)."""
+
+
+def measure(num_images: int = NUM_IMAGES, num_rounds: int = NUM_ROUNDS) -> str:
+    """The ratio table of a synthetic cache of that many images, in a temporary folder."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        num_bytes = write_cache(Path(folder), num_images)
+        memory, mapped = (CacheSplit.open(folder, SPLIT, mode=mode) for mode in ("memory", "mapped"))
+        wanted = list(rows_of_batches(memory))
+        whole = {name: memory.table(name) for name, _ in wanted[0]}
+        files = {name: _as_file(Path(folder) / name, table) for name, table in whole.items()}
+        ways: dict[str, Callable[[], object]] = {
+            "reader, in memory": lambda: _epoch(memory),
+            "reader, mapped": lambda: _epoch(mapped),
+            "arrays": lambda: gather(whole, wanted),
+            "np.memmap": lambda: gather(files, wanted),
+        }
+        rounds = run_in_turn(ways, num_rounds)
+        return ratio_table(
+            f"reader, {num_images} images, {memory.num_pairs} pairs, {num_bytes / 1e6:.0f} MB, "
+            f"batches of {BATCH_IMAGES}, float32 out",
+            rounds,
+            [("reader, in memory", "arrays"), ("reader, mapped", "np.memmap"), ("reader, mapped", "reader, in memory")],
+        )
+
+
+def write_cache(folder: Path, num_images: int) -> int:
+    """A complete split of random signals; pairs per image vary about the mean.
+
+    Returns:
+        Bytes of its shards.
+    """
+    rng = np.random.default_rng(0)
+    path = folder / SPLIT
+    path.mkdir()
+    receipts = []
+    for index, start in enumerate(range(0, num_images, IMAGES_PER_SHARD)):
+        ids = [f"{row:06d}" for row in range(start, min(start + IMAGES_PER_SHARD, num_images))]
+        tables = _random_tables(ids, rng)
+        attributes = {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": "synthetic",
+            "fingerprint_parts": {},
+            "split": SPLIT,
+            "index": index,
+            "start": start,
+            "num_images": len(ids),
+            "image_ids_sha256": hash_of_ids(ids),
+            "axes": AXES,
+        }
+        data = encode_file(tables, attributes)
+        (path / shard_name(index)).write_bytes(data)
+        num_detections, num_pairs = len(tables["scores"]), len(tables["pairs_ho"])
+        receipts.append(
+            Receipt(
+                shard_name(index),
+                "synthetic",
+                hash_of_ids(ids),
+                len(ids),
+                num_detections,
+                num_pairs,
+                len(data),
+                "",
+                (),
+            )
+        )
+    bank_data = encode_file({"text_embedding": np.zeros((AXES["K"], AXES["D"]), np.float32)}, {})
+    (path / BANK_NAME).write_bytes(bank_data)
+    bank = BankReceipt("synthetic", {}, {}, IMAGES_PER_SHARD, "", num_images, AXES, "", len(bank_data), {})
+    (path / BANK_NAME).with_suffix(".json").write_text(json.dumps(asdict(bank)))
+    write_manifest(path, Manifest(SPLIT, bank, tuple(receipts), {}))
+    return sum(receipt.num_bytes for receipt in receipts)
+
+
+def rows_of_batches(split: CacheSplit) -> Iterator[Rows]:
+    """What each batch of the epoch gathers, in the reader's own order."""
+    for batch in split.batches(BATCH_IMAGES, np.random.default_rng(SHUFFLE_SEED)):
+        images, pairs = batch.image_rows.numpy(), batch.pair_rows.numpy()
+        yield [
+            ("image_embedding", images),
+            ("image_similarity", images),
+            ("detection_feature", batch.rows_h.numpy()),
+            ("detection_feature", batch.rows_o.numpy()),
+            ("union_feature", pairs),
+            ("union_similarity", pairs),
+        ]
+
+
+def gather(tables: Mapping[str, np.ndarray], wanted: list[Rows]) -> int:
+    """Every batch's rows to float32 tensors, which are dropped; returns how many there were."""
+    return sum(len([torch.from_numpy(tables[name][rows]).float() for name, rows in batch]) for batch in wanted)
+
+
+def _epoch(split: CacheSplit) -> int:
+    return sum(batch.num_pairs for batch in split.batches(BATCH_IMAGES, np.random.default_rng(SHUFFLE_SEED)))
+
+
+def _as_file(path: Path, table: np.ndarray) -> np.ndarray:
+    table.tofile(path)
+    return np.memmap(path, table.dtype, "r", shape=table.shape)
+
+
+def _random_tables(ids: list[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    pairs = rng.integers(1, 2 * MEAN_PAIRS, len(ids))
+    num_rows = {"image": len(ids), "detection": len(ids) * DETECTIONS, "pair": int(pairs.sum())}
+    tables = {field.name: _random(field, num_rows[field.rows], rng) for field in fields_of(AXES) if _is_random(field)}
+    return tables | {
+        "image_id": np.array([image_id.encode() for image_id in ids]),
+        "status": np.zeros(len(ids), np.uint8),
+        "status_reason": np.full(len(ids), b"", "S1"),
+        "detection_offsets": np.arange(len(ids) + 1, dtype=np.int64) * DETECTIONS,
+        "pair_offsets": np.concatenate([[0], np.cumsum(pairs)]).astype(np.int64),
+        "pairs_ho": rng.integers(0, DETECTIONS, (num_rows["pair"], 2)).astype(BY_NAME["pairs_ho"].dtype),
+    }
+
+
+def _is_random(field: Field) -> bool:
+    return not field.is_text and field.rows != "offset" and field.name not in ("status", "pairs_ho")
+
+
+def _random(field: Field, num_rows: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.random(shape_of(field, num_rows, AXES), np.float32).astype(field.dtype)
+
+
+if __name__ == "__main__":
+    print(measure())

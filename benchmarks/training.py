@@ -1,0 +1,144 @@
+"""An epoch of the multi-level student from the cache, against batches that lie ready, and against the teacher online.
+
+    python -m benchmarks.training
+
+Takes the pipeline file's own cache if there is one that fits, else builds a small one in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.side_by_side import ratio_table, run_in_turn
+from cache.dataset import CacheSplit
+from hoi.config import PipelineConfig, load_config
+from hoi.datasets import load_vocabulary, open_images
+from hoi.errors import UserError
+from hoi.extraction import Extractor
+from hoi.records import PairBatch
+from hoi.students import build_student
+from hoi.training import BatchSource, fit
+from stages.teacher_cache import main as build_cache
+
+CONFIG = "pipeline.yaml"
+STUDENT = "student"
+ONLINE_IMAGES = 128
+"""Few: the teacher takes seconds for them."""
+NUM_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class FirstImages:
+    """The first images of a split from its cache, in batches."""
+
+    split: CacheSplit
+    num_images: int
+
+    def batches(self, batch_images: int, rng: np.random.Generator | None) -> Iterator[PairBatch]:
+        """See `BatchSource`."""
+        rows = np.arange(self.num_images) if rng is None else rng.permutation(self.num_images)
+        for start in range(0, self.num_images, batch_images):
+            yield self.split.batch(rows[start : start + batch_images])
+
+
+@dataclass(frozen=True)
+class ReadyBatches:
+    """Batches that were assembled beforehand; they come as they are, so an epoch of one seed is the cache's own."""
+
+    ready: list[PairBatch]
+    num_images: int
+
+    def batches(self, batch_images: int, rng: np.random.Generator | None) -> Iterator[PairBatch]:
+        """See `BatchSource`."""
+        return iter(self.ready)
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """Detector and teacher over the pixels of every batch; pixels lie ready, which favours it.
+
+    What it finds is dropped, and the same signals come from `source`: to assemble them would take longer.
+    """
+
+    extractor: Extractor
+    image_ids: list[str]
+    images: list[np.ndarray]
+    source: FirstImages
+
+    @property
+    def num_images(self) -> int:
+        return self.source.num_images
+
+    def batches(self, batch_images: int, rng: np.random.Generator | None) -> Iterator[PairBatch]:
+        """See `BatchSource`."""
+        for batch in self.source.batches(batch_images, rng):
+            rows = batch.image_rows.tolist()
+            self.extractor.extract([self.image_ids[row] for row in rows], [self.images[row] for row in rows])
+            yield batch
+
+
+def measure(config: PipelineConfig, num_rounds: int = NUM_ROUNDS) -> str:
+    """The ratio table of a pipeline's student."""
+    try:
+        split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
+    except UserError as error:
+        print(f"a small cache is built, since {error}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            small = _small(config, folder)
+            build_cache(small)
+            return _measure(small, CacheSplit.open(small.cache.folder, small.train.split, mode="memory"), num_rounds)
+    return _measure(config, split, num_rounds)
+
+
+def _measure(config: PipelineConfig, split: CacheSplit, num_rounds: int) -> str:
+    torch.set_num_threads(config.train.threads)
+    whole = FirstImages(split, split.num_images)
+    few = FirstImages(split, min(ONLINE_IMAGES, split.num_images))
+    source = open_images(config.dataset, config.train.split)
+    images = [source.read(row) for row in range(few.num_images)]
+    extractor = Extractor(config, load_vocabulary(config.dataset), "cpu")
+    sources: dict[str, BatchSource] = {
+        f"cache, all {whole.num_images} images": whole,
+        "batches in memory": _ready(whole, config),
+        f"cache, first {few.num_images}": few,
+        "teacher online": OnlineTeacher(extractor, list(source.image_ids), images, few),
+    }
+    ways: dict[str, Callable[[], object]] = {
+        name: partial(_epoch, config, split, source) for name, source in sources.items()
+    }
+    all_images, in_memory, few_images, online = ways
+    return ratio_table(
+        f"one epoch of the student, {split.num_pairs} pairs, batches of {config.train.batch_images}",
+        run_in_turn(ways, num_rounds),
+        [(all_images, in_memory), (online, few_images)],
+    )
+
+
+def _ready(source: FirstImages, config: PipelineConfig) -> ReadyBatches:
+    """The batches of the first epoch, in the order that `fit` draws for it."""
+    batches = list(source.batches(config.train.batch_images, np.random.default_rng((config.train.seeds[0], 0))))
+    return ReadyBatches(batches, source.num_images)
+
+
+def _epoch(config: PipelineConfig, split: CacheSplit, source: BatchSource) -> None:
+    train = config.train.model_copy(update={"epochs": 1})
+    student = build_student(config.students[STUDENT], split.text_bank, split.vocabulary, split.axes["L"])
+    fit(student, source, train, seed=config.train.seeds[0], device=torch.device("cpu"))
+
+
+def _small(config: PipelineConfig, folder: str) -> PipelineConfig:
+    """The same pipeline on the first images of its training split, without dask."""
+    dataset = config.dataset.model_copy(update={"splits": {config.train.split: ONLINE_IMAGES}})
+    cache = config.cache.model_copy(update={"folder": str(Path(folder) / "cache"), "scheduler": "synchronous"})
+    return config.model_copy(update={"dataset": dataset, "cache": cache})
+
+
+if __name__ == "__main__":
+    print(measure(load_config(CONFIG)))

@@ -1,0 +1,1 @@
+"""The teacher cache: what a shard holds, how it is planned, built, sealed and read. See FORMAT.md."""

@@ -1,0 +1,90 @@
+"""Descriptions of what a cache was made from: to one hash, and to the keys in which two of them differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from hoi.errors import UserError
+
+DATASET_PLACES = {"images", "annotations", "vocabulary", "splits"}
+"""Dataset keys that say where things are or which images there are; ids, vocabulary and files stand for themselves."""
+
+
+def digest_of(parts: Any) -> str:
+    """Plain data to SHA-256, independent of key order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def settings_parts(config: dict[str, Any], split: str) -> dict[str, Any]:
+    """A resolved config, as plain data, to the keys that decide what a split holds, comparable with no file at hand.
+
+    Strings that name a local place are left out: the same weights may lie elsewhere.
+    """
+    dataset = {k: v for k, v in config["dataset"].items() if k not in DATASET_PLACES}
+    parts = {
+        "dataset": {**dataset, "splits": {split: config["dataset"]["splits"].get(split)}},
+        **{name: config[name] for name in ("detector", "pairs", "teacher")},
+        "cache": {"threads": config["cache"]["threads"]},
+    }
+    return {
+        name: {key: value for key, value in section.items() if not _is_local_place(value)}
+        for name, section in parts.items()
+    }
+
+
+def _is_local_place(value: Any) -> bool:
+    return isinstance(value, str) and ("/" in value or "\\" in value) and not value.startswith("hf-hub:")
+
+
+def flatten(parts: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys."""
+    if not isinstance(parts, dict) or not parts:
+        return {prefix: parts}
+    flat: dict[str, Any] = {}
+    for key, value in parts.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differing_keys(cached: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Readable differences, as `teacher.crop.mode (cache: pad, now: square)`."""
+    old, new = flatten(cached), flatten(wanted)
+    absent = object()
+
+    def shown(value: Any) -> str:
+        text = "absent" if value is absent else value if isinstance(value, str) else json.dumps(value)
+        return text if len(text) <= 40 else text[:37] + "..."
+
+    return [
+        f"{key} (cache: {shown(old.get(key, absent))}, now: {shown(new.get(key, absent))})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def refuse_other_settings(folder: Path, cached: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Nothing, if both descriptions are equal.
+
+    Raises:
+        UserError: the cache was made with other settings; names every differing key and what to run.
+    """
+    differences = differing_keys(cached, wanted)
+    if differences:
+        raise UserError(
+            "this cache was made with other settings",
+            where=folder,
+            got="; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else ""),
+            fix=f"run with another cache.folder=FOLDER, or delete {folder} and run make teacher-cache to build it anew",
+        )

@@ -1,0 +1,203 @@
+"""What says that a split of the cache is complete: a JSON file, written last, that lists every shard with its hash."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.atomic import read_json, write_json
+from cache.schema import SCHEMA_VERSION
+from hoi.errors import UserError
+
+MANIFEST_NAME = "manifest.json"
+BANK_NAME = "bank.h5"
+FORMAT_NAME = "hoi-distill teacher cache"
+
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard."""
+    return f"shard-{index:05d}.h5"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What is known of a finished shard without opening it; lies beside it as `shard-00000.json`.
+
+    Args:
+        name: File name in the split's folder.
+        fingerprint: Of the models and settings that made it.
+        image_ids_sha256: Hash of its ids, in order.
+        num_images, num_detections, num_pairs: Rows of its tables.
+        num_bytes: Size of the file.
+        sha256: Hash of its bytes.
+        failed: (image id, reason) of every unreadable image.
+    """
+
+    name: str
+    fingerprint: str
+    image_ids_sha256: str
+    num_images: int
+    num_detections: int
+    num_pairs: int
+    num_bytes: int
+    sha256: str
+    failed: tuple[tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        if not _SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"'{self.name}' is no name of a shard")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain form that goes into JSON and over the network."""
+        return {**asdict(self), "failed": [list(pair) for pair in self.failed]}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Receipt:
+        """Back from `to_dict`'s form."""
+        return cls(**{**plain, "failed": tuple((image_id, reason) for image_id, reason in plain["failed"])})
+
+
+@dataclass(frozen=True)
+class BankReceipt:
+    """What the models said of themselves when the split was begun; lies beside the text bank as `bank.json`.
+
+    Args:
+        fingerprint: Hash of `parts`.
+        parts: What the fingerprint is over.
+        request: What the config asked for, as comparable without a model.
+        images_per_shard: Layout of the split.
+        image_ids_sha256: Hash of all ids of the split, in order.
+        num_images: Number of ids.
+        axes: Size of every letter of the schema.
+        sha256: Hash of the bank's bytes.
+        num_bytes: Size of the bank.
+        made_with: Versions and device; no part of the fingerprint.
+    """
+
+    fingerprint: str
+    parts: dict[str, Any]
+    request: dict[str, Any]
+    images_per_shard: int
+    image_ids_sha256: str
+    num_images: int
+    axes: dict[str, int]
+    sha256: str
+    num_bytes: int
+    made_with: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A complete split.
+
+    Args:
+        split: Name of the split.
+        bank: What it was made from.
+        shards: One receipt per shard, in order.
+        made_with: Resolved config, commit, versions, device.
+    """
+
+    split: str
+    bank: BankReceipt
+    shards: tuple[Receipt, ...]
+    made_with: dict[str, Any]
+
+    @property
+    def num_images(self) -> int:
+        return sum(shard.num_images for shard in self.shards)
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        """(image id, reason) of every unreadable image of the split."""
+        return [pair for shard in self.shards for pair in shard.failed]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Seals a split: from now on it is complete."""
+    plain = {
+        "format": FORMAT_NAME,
+        "schema_version": SCHEMA_VERSION,
+        "split": manifest.split,
+        "num_images": manifest.num_images,
+        "num_failed": len(manifest.failed),
+        "num_detections": sum(shard.num_detections for shard in manifest.shards),
+        "num_pairs": sum(shard.num_pairs for shard in manifest.shards),
+        "num_bytes": sum(shard.num_bytes for shard in manifest.shards),
+        "bank": asdict(manifest.bank),
+        "shards": [shard.to_dict() for shard in manifest.shards],
+        "made_with": manifest.made_with,
+    }
+    write_json(folder / MANIFEST_NAME, plain)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a split's folder, or None where the split is not complete.
+
+    Raises:
+        UserError: the file is damaged, or of another schema version.
+    """
+    path = folder / MANIFEST_NAME
+    rebuild = f"delete {path} and run make teacher-cache again: finished shards are kept"
+    try:
+        plain = read_json(path)
+        if plain is None:
+            return None
+        if plain["format"] != FORMAT_NAME or plain["schema_version"] != SCHEMA_VERSION:
+            raise UserError(
+                "this cache has another schema version",
+                where=path,
+                expected=SCHEMA_VERSION,
+                got=plain["schema_version"],
+                fix=f"delete {folder} and run make teacher-cache, or use the release that made it",
+            )
+        return Manifest(
+            plain["split"],
+            BankReceipt(**plain["bank"]),
+            tuple(Receipt.from_dict(shard) for shard in plain["shards"]),
+            plain["made_with"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError("this manifest is damaged", where=path, got=repr(error), fix=rebuild) from None
+
+
+def read_bank_receipt(folder: Path) -> BankReceipt | None:
+    """What a begun split was begun with, or None where nothing whole is there."""
+    try:
+        plain = read_json((folder / BANK_NAME).with_suffix(".json"))
+        receipt = BankReceipt(**plain) if plain is not None else None
+    except (ValueError, TypeError):
+        return None
+    if receipt is None or not has_size(folder / BANK_NAME, receipt.num_bytes):
+        return None
+    return receipt
+
+
+def read_receipt(shard: Path) -> Receipt | None:
+    """The receipt beside a shard, or None where there is none that fits the file's name and size."""
+    try:
+        plain = read_json(shard.with_suffix(".json"))
+        receipt = Receipt.from_dict(plain) if plain is not None else None
+    except (ValueError, TypeError, KeyError):
+        return None
+    if receipt is None or receipt.name != shard.name or not has_size(shard, receipt.num_bytes):
+        return None
+    return receipt
+
+
+def has_size(path: Path, num_bytes: int) -> bool:
+    """Whether the file is there and has this size."""
+    try:
+        return path.stat().st_size == num_bytes
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def has_all_files(folder: Path, manifest: Manifest) -> bool:
+    """Whether every file that a manifest lists is there with its size; hashes are not taken."""
+    return read_bank_receipt(folder) == manifest.bank and all(
+        has_size(folder / shard.name, shard.num_bytes) for shard in manifest.shards
+    )

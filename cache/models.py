@@ -1,0 +1,100 @@
+"""The models on a worker: made once, in the thread of the first task that needs them, and kept until `release`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from cache.fingerprint import digest_of
+from cache.request import fingerprint_parts
+from hoi.config import PipelineConfig
+from hoi.datasets import ImageSource, load_vocabulary
+from hoi.errors import UserError
+from hoi.records import ImageSignals, TextBank
+from hoi.vocabulary import Vocabulary
+
+
+class Extracts(Protocol):
+    """What a worker needs of `hoi.extraction.Extractor`."""
+
+    @property
+    def text_bank(self) -> TextBank: ...
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Size of every letter of the schema."""
+        ...
+
+    def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]: ...
+
+    def provenance(self) -> dict[str, Any]: ...
+
+
+ExtractorFactory = Callable[[PipelineConfig, Vocabulary, str], Extracts]
+
+
+def load_extractor(config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Extracts:
+    """The product's own extractor: detector, pairs and teacher of the config."""
+    from hoi.extraction import Extractor
+
+    return Extractor(config, vocabulary, device)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a worker keeps between its tasks."""
+
+    key: tuple[str, ExtractorFactory]
+    config: PipelineConfig
+    vocabulary: Vocabulary
+    device: str
+    extractor: Extracts
+    parts: dict[str, Any]
+    fingerprint: str
+    sources: dict[str, ImageSource]
+
+
+_held: list[Held] = []
+
+
+def release() -> None:
+    """Forgets the models, so that a process that goes on has its memory back."""
+    _held.clear()
+
+
+def hold(config_json: str, factory: ExtractorFactory) -> Held:
+    """The models of a config, made at the first call in this process; also sets the threads of the calling thread.
+
+    Raises:
+        UserError: a GPU is asked for and there is none, or the models cannot be made.
+    """
+    config = PipelineConfig.model_validate_json(config_json)
+    # OpenMP keeps its thread count per thread, and a task may run in any of them.
+    torch.set_num_threads(config.cache.threads)
+    if _held and _held[0].key == (config_json, factory):
+        return _held[0]
+    release()
+    device = config.cache.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU here", where=platform.node(), expected="cache.device=cpu or auto", got="cuda")
+    vocabulary = load_vocabulary(config.dataset)
+    extractor = factory(config, vocabulary, device)
+    parts = json.loads(
+        json.dumps(fingerprint_parts(config, vocabulary.digest(), extractor.provenance()), sort_keys=True)
+    )
+    held = Held((config_json, factory), config, vocabulary, device, extractor, parts, digest_of(parts), sources={})
+    _held.append(held)
+    return held
+
+
+def device_name(device: str) -> str:
+    """`cpu` or `cuda` to the name of the processor or the GPU."""
+    return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()

@@ -1,0 +1,198 @@
+"""A split to the shards it needs, and which of them are missing. Nothing is computed or written here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.fingerprint import file_sha256, refuse_other_settings
+from cache.manifest import (
+    BankReceipt,
+    Receipt,
+    has_all_files,
+    read_bank_receipt,
+    read_manifest,
+    read_receipt,
+    shard_name,
+)
+from cache.schema import UNREADABLE
+from cache.shard import BrokenFile, Header, inspect_shard, read_text
+from hoi.config import FolderDataset, PipelineConfig
+from hoi.datasets import open_images
+from hoi.errors import UserError
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Rows [start, stop) of a split, as one file.
+
+    Args:
+        split: Name of the split.
+        index: Number of the shard in it.
+        start, stop: Rows of the split.
+        image_ids_sha256: Hash of the ids of these rows.
+    """
+
+    split: str
+    index: int
+    start: int
+    stop: int
+    image_ids_sha256: str
+
+    @property
+    def name(self) -> str:
+        return shard_name(self.index)
+
+    @property
+    def num_images(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """All shards of a split.
+
+    Args:
+        split: Name of the split.
+        folder: Where they lie.
+        images_per_shard: Rows of each but the last.
+        image_ids_sha256: Hash of all ids, in order.
+        shards: In order.
+    """
+
+    split: str
+    folder: Path
+    images_per_shard: int
+    image_ids_sha256: str
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def num_images(self) -> int:
+        return self.shards[-1].stop
+
+
+def hash_of_ids(image_ids: Sequence[str]) -> str:
+    """Image ids, in order, to SHA-256; each ends with a NUL, which no id holds."""
+    return hashlib.sha256("".join(image_id + "\0" for image_id in image_ids).encode()).hexdigest()
+
+
+def splits_of(config: PipelineConfig) -> list[str]:
+    """The splits that are to hold images: a share of 0 asks for none."""
+    if isinstance(config.dataset, FolderDataset):
+        return [split for split, share in config.dataset.splits.items() if share > 0]
+    return list(config.dataset.splits)
+
+
+def plan_split(config: PipelineConfig, split: str) -> SplitPlan:
+    """A split's images to its shards.
+
+    Raises:
+        UserError: the split is unknown or has no image, or an image id stands twice.
+    """
+    image_ids = open_images(config.dataset, split).image_ids
+    if len(set(image_ids)) != len(image_ids):
+        doubled, _ = Counter(image_ids).most_common(1)[0]
+        raise UserError("an image id stands twice", where=f"split '{split}'", got=doubled)
+    size = config.cache.images_per_shard
+    shards = tuple(
+        ShardPlan(split, index, start, stop, hash_of_ids(image_ids[start:stop]))
+        for index, start in enumerate(range(0, len(image_ids), size))
+        for stop in [min(start + size, len(image_ids))]
+    )
+    return SplitPlan(split, Path(config.cache.folder) / split, size, hash_of_ids(image_ids), shards)
+
+
+def is_complete(plan: SplitPlan, request: dict[str, Any]) -> bool:
+    """Whether a split is sealed with what is asked for now, and all its shards are there in full size.
+
+    A complete cache stays complete when only the shard size of the config changes.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    manifest = read_manifest(plan.folder)
+    if manifest is None:
+        return False
+    _refuse_other_request(plan, manifest.bank, request)
+    return has_all_files(plan.folder, manifest)
+
+
+def begun_with(plan: SplitPlan, request: dict[str, Any]) -> BankReceipt | None:
+    """What an unfinished split was begun with, or None where nothing is there to go on from.
+
+    Raises:
+        UserError: it was begun with other settings, or another shard size.
+    """
+    bank = read_bank_receipt(plan.folder)
+    if bank is not None:
+        _refuse_other_request(plan, bank, request)
+        if bank.images_per_shard != plan.images_per_shard:
+            raise UserError(
+                "this cache was begun with another shard size",
+                where=plan.folder,
+                expected=f"cache.images_per_shard={bank.images_per_shard}",
+                got=plan.images_per_shard,
+                fix=f"set it back, or delete {plan.folder} to build it anew",
+            )
+    return bank
+
+
+def _refuse_other_request(plan: SplitPlan, bank: BankReceipt, request: dict[str, Any]) -> None:
+    def described(num_images: int, ids: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        return {**wanted, "images": {"number": num_images, "ids_sha256": ids}}
+
+    refuse_other_settings(
+        plan.folder,
+        described(bank.num_images, bank.image_ids_sha256, bank.request),
+        described(plan.num_images, plan.image_ids_sha256, request),
+    )
+
+
+def finished_receipt(folder: Path, shard: ShardPlan, fingerprint: str, parts: dict[str, Any]) -> Receipt | None:
+    """The receipt of a shard that is there, whole and the planned one; None where it has to be built.
+
+    The file is opened; its bytes are hashed only where the receipt beside it is missing.
+
+    Raises:
+        UserError: a whole shard is there that was made with other settings.
+    """
+    path = folder / shard.name
+    try:
+        found = inspect_shard(path)
+    except (FileNotFoundError, NotADirectoryError, BrokenFile):
+        return None
+    attributes = found.attributes
+    if attributes["fingerprint"] != fingerprint:
+        refuse_other_settings(path, attributes["fingerprint_parts"], parts)
+    if attributes["image_ids_sha256"] != shard.image_ids_sha256 or attributes["split"] != shard.split:
+        raise UserError(
+            "this shard holds other images than planned",
+            where=path,
+            expected=f"{shard.num_images} images of split '{shard.split}' from row {shard.start}",
+            got=f"{attributes['num_images']} images of split '{attributes['split']}' from row {attributes['start']}",
+            fix=f"delete {path}, then run the same command again",
+        )
+    return read_receipt(path) or receipt_from_file(found)
+
+
+def receipt_from_file(shard: Header) -> Receipt:
+    """A finished shard to its receipt, by reading and hashing it."""
+    ids, reasons = read_text(shard.table("image_id")), read_text(shard.table("status_reason"))
+    failed = np.flatnonzero(shard.table("status") == UNREADABLE)
+    return Receipt(
+        name=shard.path.name,
+        fingerprint=shard.attributes["fingerprint"],
+        image_ids_sha256=shard.attributes["image_ids_sha256"],
+        num_images=len(ids),
+        num_detections=shard.locations["scores"].shape[0],
+        num_pairs=shard.locations["pairs_ho"].shape[0],
+        num_bytes=shard.path.stat().st_size,
+        sha256=file_sha256(shard.path),
+        failed=tuple((ids[row], reasons[row]) for row in failed),
+    )

@@ -1,0 +1,161 @@
+"""One split on its way from its plan to its manifest. Only the driver holds one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cache.atomic import append_line, remove_file
+from cache.build import build_bank, build_shard
+from cache.manifest import MANIFEST_NAME, BankReceipt, Manifest, Receipt, read_manifest, write_manifest
+from cache.models import ExtractorFactory
+from cache.plan import ShardPlan, SplitPlan, begun_with, finished_receipt
+from cache.schedule import Outcome, Task
+from hoi.config import PipelineConfig
+from hoi.errors import UserError
+from hoi.provenance import commit
+
+JOURNAL_NAME = "journal.jsonl"
+SHOWN = 5
+"""Failures that an error message lists before it says how many more there are."""
+
+
+class SplitBuild:
+    """What is finished, what is missing, what failed."""
+
+    def __init__(self, plan: SplitPlan, config: PipelineConfig, request: dict[str, Any]) -> None:
+        self.plan = plan
+        self.bank = begun_with(plan, request)
+        self.receipts: dict[int, Receipt] = {}
+        self.num_built = 0
+        self.errors: dict[str, str] = {}
+        self._config = config
+        self._request = request
+
+    def unseal(self) -> None:
+        """Takes up what is there, then drops the manifest: the split is not complete until it is sealed again."""
+        self.look()
+        remove_file(self.plan.folder / MANIFEST_NAME)
+
+    def look(self) -> int:
+        """Takes up the shards that are there; those with unreadable images are tried again unless they were sealed.
+
+        Returns:
+            Number of images in them.
+        """
+        if self.bank is None:
+            return 0
+        sealed = read_manifest(self.plan.folder) is not None
+        for shard in self.plan.shards:
+            receipt = finished_receipt(self.plan.folder, shard, self.bank.fingerprint, self.bank.parts)
+            if receipt is not None and (sealed or not receipt.failed):
+                self.receipts[shard.index] = receipt
+        return self.num_images_done
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left but to seal."""
+        return self.bank is not None and len(self.receipts) == len(self.plan.shards)
+
+    @property
+    def has_lost_bank(self) -> bool:
+        """Whether there are shards, but not what they were begun with: they cannot be judged until it is made again."""
+        return self.bank is None and any((self.plan.folder / shard.name).exists() for shard in self.plan.shards)
+
+    @property
+    def num_images_done(self) -> int:
+        return sum(receipt.num_images for receipt in self.receipts.values())
+
+    def bank_task(self, factory: ExtractorFactory) -> Task:
+        """The task that begins the split."""
+        arguments = (
+            self._config.model_dump_json(),
+            json.dumps(self._request),
+            str(self.plan.folder),
+            self.plan.images_per_shard,
+            self.plan.num_images,
+            self.plan.image_ids_sha256,
+            factory,
+        )
+        return Task(self.plan.split, "bank", build_bank, arguments)
+
+    def shard_tasks(self, factory: ExtractorFactory) -> Iterator[Task]:
+        """One task per missing shard."""
+        for shard in self.plan.shards:
+            if shard.index not in self.receipts:
+                yield Task(self.plan.split, shard.name, build_shard, self._shard_arguments(shard, factory))
+
+    def _shard_arguments(self, shard: ShardPlan, factory: ExtractorFactory) -> tuple[Any, ...]:
+        return (
+            self._config.model_dump_json(),
+            str(self.plan.folder),
+            shard.split,
+            shard.index,
+            shard.start,
+            shard.stop,
+            shard.image_ids_sha256,
+            self.bank.fingerprint if self.bank is not None else "",
+            factory,
+        )
+
+    def take(self, outcome: Outcome) -> int:
+        """Books the outcome of one task, and notes its time in the journal.
+
+        Returns:
+            Number of images that it finished.
+
+        Raises:
+            UserError: too many images are unreadable, or workers have different models.
+        """
+        name = f"{outcome.task.group}/{outcome.task.name}"
+        line = {"time": time.time(), "task": name, "seconds": outcome.seconds, "error": outcome.error}
+        append_line(self.plan.folder / JOURNAL_NAME, json.dumps(line))
+        if outcome.result is None:
+            self.errors[name] = outcome.error or ""
+            return 0
+        if outcome.task.function is build_bank:
+            self.bank = BankReceipt(**outcome.result)
+            return 0
+        receipt = Receipt.from_dict(outcome.result)
+        self.receipts[int(receipt.name.removeprefix("shard-").removesuffix(".h5"))] = receipt
+        self.num_built += 1
+        self.check()
+        return receipt.num_images
+
+    def check(self) -> None:
+        """Nothing, while the shards so far agree and few images are unreadable."""
+        failed = [pair for index in sorted(self.receipts) for pair in self.receipts[index].failed]
+        limit = self._config.cache.max_failed_share
+        if len(failed) > limit * self.plan.num_images:
+            reasons = "; ".join(f"{image_id}: {reason}" for image_id, reason in failed[:SHOWN])
+            more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
+            raise UserError(
+                f"too many images of split '{self.plan.split}' are unreadable",
+                expected=f"at most {limit:.1%} of {self.plan.num_images} (cache.max_failed_share)",
+                got=f"{len(failed)} so far: {reasons}{more}",
+                fix="mend or remove them, or raise cache.max_failed_share, then run the same command again",
+            )
+        if self.bank is not None:
+            others = {r.name for r in self.receipts.values() if r.fingerprint != self.bank.fingerprint}
+            if others:
+                raise UserError(
+                    "the workers have different models or devices",
+                    where=self.plan.folder,
+                    expected=f"fingerprint {self.bank.fingerprint[:12]} in every shard",
+                    got=f"another one in {', '.join(sorted(others)[:SHOWN])}",
+                    fix=f"give all workers the same weights and device, delete {self.plan.folder}, run again",
+                )
+
+    def seal(self) -> None:
+        """Writes the manifest: from now on the split is complete."""
+        self.check()
+        assert self.bank is not None
+        made_with = {
+            "config": self._config.model_dump(mode="json"),
+            "commit": commit(),
+            **self.bank.made_with,
+        }
+        receipts = tuple(self.receipts[shard.index] for shard in self.plan.shards)
+        write_manifest(self.plan.folder, Manifest(self.plan.split, self.bank, receipts, made_with))

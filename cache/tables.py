@@ -1,0 +1,83 @@
+"""Records of images to the flat tables of a shard. Letters as in `cache.schema`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cache.schema import READABLE, UNREADABLE, check_tables, fields_of, shape_of
+from hoi.records import Detections, ImageSignals
+
+MAX_REASON_BYTES = 400
+
+
+def pack_tables(
+    image_ids: Sequence[str], outcomes: Sequence[ImageSignals | str], axes: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Images in the order of the shard to its tables: ragged rows laid flat, with offsets.
+
+    Args:
+        image_ids: n keys.
+        outcomes: Per image its signals, or the reason why it could not be read: its slot stays, with zero rows.
+        axes: Size of every letter, so that a shard without a single detection has the right shapes.
+
+    Raises:
+        ValueError: a signal's shape differs from `axes`, or an id from its record's.
+    """
+    for image_id, outcome in zip(image_ids, outcomes, strict=True):
+        if isinstance(outcome, ImageSignals) and outcome.image_id != image_id:
+            raise ValueError(f"signals of image {outcome.image_id} came in the place of {image_id}")
+    signals = [outcome if isinstance(outcome, ImageSignals) else None for outcome in outcomes]
+    detections = [s.detections if s is not None else Detections.empty() for s in signals]
+    tables = {
+        "image_id": _text(image_ids),
+        "status": np.array([READABLE if s is not None else UNREADABLE for s in signals], np.uint8),
+        "status_reason": _text([_clip(o) if isinstance(o, str) else "" for o in outcomes]),
+        "detection_offsets": _offsets([len(d) for d in detections]),
+        "pair_offsets": _offsets([len(s.pairs_ho) if s is not None else 0 for s in signals]),
+        "boxes_xyxy": _concatenate([d.boxes_xyxy for d in detections], "<f4", (0, 4)),
+        "scores": _concatenate([d.scores for d in detections], "<f4", (0,)),
+        "labels": _concatenate([d.labels for d in detections], "<i4", (0,)),
+    }
+    for field in fields_of(axes):
+        if field.name in tables:
+            continue
+        if field.rows == "image":
+            table = np.zeros(shape_of(field, len(signals), axes), field.dtype)
+            for row, record in enumerate(signals):
+                if record is not None:
+                    table[row] = _exact(record, field.name, table.shape[1:])
+        else:
+            empty = shape_of(field, 0, axes)
+            parts = [_exact(record, field.name, None) for record in signals if record is not None]
+            table = _concatenate([part for part in parts if len(part)], field.dtype, empty)
+        tables[field.name] = table
+    check_tables(tables, axes)
+    return tables
+
+
+def _exact(record: ImageSignals, name: str, shape: tuple[int, ...] | None) -> np.ndarray:
+    """A record's value, without numpy's broadcasting of a wrong shape into a right one."""
+    value = getattr(record, name)
+    if value is None or (shape is not None and value.shape != shape):
+        got = None if value is None else value.shape
+        raise ValueError(f"{name} of image {record.image_id} has shape {got}, expected {shape}")
+    return np.asarray(value)
+
+
+def _concatenate(parts: list[np.ndarray], dtype: str, empty: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([np.zeros(empty, dtype), *(part.astype(dtype, copy=False) for part in parts if len(part))])
+
+
+def _offsets(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype("<i8")
+
+
+def _clip(reason: str) -> str:
+    return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+
+
+def _text(values: Sequence[str]) -> np.ndarray:
+    encoded = [value.encode() for value in values]
+    return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")

@@ -1,0 +1,41 @@
+"""The embedded world as a data set: scenes are drawn when read; an image id says which scene it is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hoi.config import WorldDataset
+from hoi.vocabulary import Vocabulary
+from hoi.world import INTERACTIONS, OBJECTS, VERBS, WORLD_VERSION, Scene, render, sample_scene
+
+
+def world_vocabulary() -> Vocabulary:
+    """The world's names; prompts word the phrases."""
+    return Vocabulary(OBJECTS, VERBS, INTERACTIONS)
+
+
+def world_identity(config: WorldDataset) -> dict[str, object]:
+    """Drawing version and world seed; the scenes follow from them."""
+    return {"name": config.name, "version": WORLD_VERSION, "seed": config.seed}
+
+
+def world_image_id(seed: int, split: str, index: int) -> str:
+    """(world seed, split, index) to the scene's stable key."""
+    return f"world{WORLD_VERSION}-{seed}-{split}-{index:06d}"
+
+
+def scene_of(image_id: str) -> Scene:
+    """A world image id back to its scene."""
+    _, seed, split, index = image_id.split("-")
+    return sample_scene(int(seed), split, int(index))
+
+
+class WorldImages:
+    """One split of drawn scenes."""
+
+    def __init__(self, config: WorldDataset, split: str) -> None:
+        self.image_ids = [world_image_id(config.seed, split, index) for index in range(config.splits[split])]
+
+    def read(self, row: int) -> np.ndarray:
+        """Draws the scene: uint8 [192, 192, 3]."""
+        return render(scene_of(self.image_ids[row]))

@@ -1,0 +1,85 @@
+"""What every detector gives, and the one way from raw boxes to Detections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from hoi.boxes import clip_boxes, suppress
+from hoi.config import DetectorCommon
+from hoi.errors import UserError
+from hoi.prompts import spaced
+from hoi.records import Detections
+from hoi.vocabulary import Vocabulary
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Images → boxes of the vocabulary's objects."""
+
+    def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
+        """Images, uint8 [H, W, 3] RGB, to their detections; an image's result does not depend on its neighbours."""
+        ...
+
+    def provenance(self) -> dict[str, object]:
+        """Everything that changes what is detected, in plain JSON types and free of paths."""
+        ...
+
+
+def match_classes(class_names: Sequence[str], vocabulary: Vocabulary, where: str) -> np.ndarray:
+    """A detector's class names to rows of the vocabulary's objects, by name; spaces, underscores and case are one.
+
+    Returns:
+        int64 [classes], -1 for a class that the vocabulary does not speak of.
+
+    Raises:
+        UserError: the detector does not know some of the objects, which it would silently never find.
+    """
+    rows = {spaced(name).lower(): row for row, name in enumerate(vocabulary.objects)}
+    matched = np.array([rows.get(spaced(name).lower(), -1) for name in class_names], dtype=np.int64)
+    missing = [name for row, name in enumerate(vocabulary.objects) if row not in matched]
+    if missing:
+        raise UserError(
+            f"the detector does not know {len(missing)} of the vocabulary's {len(vocabulary.objects)} objects",
+            where=where,
+            expected=", ".join(missing),
+            got=", ".join(sorted(set(class_names))),
+            fix="name these objects as the detector does, take them out of the vocabulary, or use another detector",
+        )
+    return matched
+
+
+def keep_detections(
+    boxes_xyxy: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    size_hw: tuple[int, int],
+    config: DetectorCommon,
+    *,
+    nms: bool,
+) -> Detections:
+    """Raw boxes of one image to its Detections: clipped, thresholded, suppressed class by class, best first.
+
+    Args:
+        boxes_xyxy: [N, 4], pixels.
+        scores: [N] in [0, 1]; equal scores keep their order.
+        labels: [N] rows of the vocabulary's objects; negative ones are dropped.
+        nms: Off for boxes that are known to be distinct.
+    """
+    order = np.argsort(-scores, kind="stable")
+    order = order[(scores[order] >= config.min_score) & (labels[order] >= 0)]
+    found = Detections(
+        clip_boxes(boxes_xyxy[order].astype(np.float32), size_hw),
+        scores[order].astype(np.float32),
+        labels[order].astype(np.int64),
+    )
+    if nms:
+        found = found.select(suppress(found.boxes_xyxy, found.labels, config.nms_iou))
+    return found.select(np.arange(min(len(found), config.max_detections)))
+
+
+def kept_settings(config: DetectorCommon) -> dict[str, object]:
+    """The thresholds, for a provenance."""
+    return {"min_score": config.min_score, "max_detections": config.max_detections, "nms_iou": config.nms_iou}

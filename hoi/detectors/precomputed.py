@@ -1,0 +1,135 @@
+"""Detections out of a COCO result file: anybody's detector, and parity with published boxes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from hoi.config import PrecomputedDetectorConfig
+from hoi.detectors.base import keep_detections, kept_settings, match_classes
+from hoi.errors import UserError
+from hoi.records import Detections
+from hoi.vocabulary import Vocabulary
+
+
+class PrecomputedDetector:
+    """Looks detections up by image: by file name as the data set writes it, by bare file name, or by image id.
+
+    An image that `instances` lists and `results` does not has no detections; one that `instances` does not list is an
+    error, because nobody looked at it.
+    """
+
+    def __init__(self, config: PrecomputedDetectorConfig, vocabulary: Vocabulary) -> None:
+        self._config = config
+        instances = _read_json(config.instances, "detector.instances")
+        images, categories = _listed(instances, config.instances)
+        labels = match_classes(list(categories.values()), vocabulary, f"detector precomputed, {config.instances}")
+        label_of = dict(zip(categories, labels.tolist(), strict=True))
+        self._image_of = _image_keys(images)
+        self._found = _group(_read_json(config.results, "detector.results"), config.results, images, label_of)
+        content = {"images": sorted(images.items()), "categories": sorted(categories.items())}
+        self._digests = {
+            "results_sha256": hashlib.sha256(Path(config.results).read_bytes()).hexdigest(),
+            "instances_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        }
+
+    def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
+        """See `Detector`.
+
+        Raises:
+            UserError: an image is not listed in `instances`.
+        """
+        return [self._detect(image.shape[:2], image_id) for image, image_id in zip(images, image_ids, strict=True)]
+
+    def provenance(self) -> dict[str, object]:
+        """See `Detector`."""
+        return {"name": "precomputed", **self._digests, **kept_settings(self._config)}
+
+    def _detect(self, size_hw: tuple[int, int], image_id: str) -> Detections:
+        number = self._image_of.get(image_id, self._image_of.get(PurePosixPath(image_id).name))
+        if number is None:
+            raise UserError(
+                "the precomputed detections do not list an image of the data set",
+                where=f"{self._config.instances}, images",
+                expected=f"an entry with file_name or id '{image_id}'",
+                got=f"{len(set(self._image_of.values()))} other images",
+                fix="run the detector on this image too, or take the image out of the data set",
+            )
+        rows = self._found.get(number)
+        if rows is None:
+            return Detections.empty()
+        boxes, scores, labels = rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64)
+        return keep_detections(boxes, scores, labels, size_hw, self._config, nms=True)
+
+
+def _read_json(path: str, key: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError("there is no such file", where=path, fix=f"check {key}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError("this is not valid JSON", where=path, got=error, fix=f"check {key}") from None
+
+
+def _listed(instances: Any, path: str) -> tuple[dict[Any, str], dict[Any, str]]:
+    """COCO instances to file names by image id and names by category id."""
+    try:
+        images = {entry["id"]: str(entry["file_name"]) for entry in instances["images"]}
+        return images, {entry["id"]: str(entry["name"]) for entry in instances["categories"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            "this is no COCO instances file",
+            where=path,
+            expected="images [{id, file_name}] and categories [{id, name}]",
+            got=f"no {error}" if isinstance(error, KeyError) else type(instances).__name__,
+        ) from None
+
+
+def _image_keys(images: dict[Any, str]) -> dict[str, Any]:
+    """All unambiguous names of an image to its id in the file; a full file name wins over a bare one or an id."""
+    bare: dict[str, list[Any]] = defaultdict(list)
+    for number, file_name in images.items():
+        bare[PurePosixPath(file_name).name].append(number)
+    keys = {str(number): number for number in images}
+    keys |= {name: numbers[0] for name, numbers in bare.items() if len(numbers) == 1}
+    return keys | {file_name: number for number, file_name in images.items()}
+
+
+def _group(results: Any, path: str, images: dict[Any, str], label_of: dict[Any, int]) -> dict[Any, np.ndarray]:
+    """COCO results to float64 [N, 6] per image: xyxy, score, label."""
+    if not isinstance(results, list):
+        raise UserError("this is no COCO result file", where=path, expected="a list", got=type(results).__name__)
+    rows: dict[Any, list[list[float]]] = defaultdict(list)
+    for position, entry in enumerate(results):
+        where = f"{path}, entry {position}"
+        try:
+            number, category = entry["image_id"], entry["category_id"]
+            x, y, width, height = (float(side) for side in entry["bbox"])
+            score = float(entry["score"])
+            is_known = {"image_id": number in images, "category_id": category in label_of}
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                "a detection is not understood",
+                where=where,
+                expected="{image_id, category_id, bbox: [x, y, width, height], score}",
+                got=json.dumps(entry)[:160],
+            ) from None
+        for kind in (kind for kind, known in is_known.items() if not known):
+            raise UserError(
+                f"a detection has a foreign {kind}", where=where, expected="one of instances'", got=entry[kind]
+            )
+        if not (np.isfinite([x, y, width, height]).all() and width >= 0 and height >= 0 and 0 <= score <= 1):
+            raise UserError(
+                "a detection is impossible",
+                where=where,
+                expected="a finite box of width and height >= 0, a score in [0, 1]",
+                got=json.dumps(entry)[:160],
+            )
+        rows[number].append([x, y, x + width, y + height, score, label_of[category]])
+    return {number: np.array(found) for number, found in rows.items()}

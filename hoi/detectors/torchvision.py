@@ -1,0 +1,109 @@
+"""torchvision's COCO detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torchvision
+
+from hoi.config import TorchvisionDetectorConfig
+from hoi.detectors.base import keep_detections, kept_settings, match_classes
+from hoi.errors import UserError, nearest
+from hoi.records import Detections
+from hoi.vocabulary import Vocabulary
+from hoi.weights import RANDOM, RANDOM_SEED, load_weights, read_weights, weights_sha256
+
+RAW_DETECTIONS = 1000
+"""Boxes that the model itself may keep: those of classes outside the vocabulary must not use up `max_detections`."""
+
+
+class TorchvisionDetector:
+    """Any detection model of torchvision; images go through one by one, since padding to a neighbour changes boxes."""
+
+    def __init__(self, config: TorchvisionDetectorConfig, vocabulary: Vocabulary, device: str) -> None:
+        self._config, self._device = config, device
+        where = f"detector torchvision, model {config.model}"
+        names = torchvision.models.list_models(module=torchvision.models.detection)
+        if config.model not in names:
+            raise UserError(
+                "torchvision has no such detector",
+                where="detector.model",
+                expected=nearest(config.model, names),
+                got=config.model,
+            )
+        published = torchvision.models.get_model_weights(config.model)
+        state, categories = _weights(config.weights, published, where)
+        self._labels = match_classes(categories, vocabulary, where)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            model = torchvision.models.get_model(config.model, weights=None, weights_backbone=None)
+        if state is not None:
+            load_weights(model, state, f"{where}, weights {config.weights}")
+        _set_thresholds(model, config)
+        self._sha256 = weights_sha256(model)
+        self._model = model.eval().requires_grad_(False).to(device)
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
+        """See `Detector`."""
+        return [self._detect(image) for image in images]
+
+    def provenance(self) -> dict[str, object]:
+        """See `Detector`."""
+        return {
+            "name": "torchvision",
+            "model": self._config.model,
+            "weights_sha256": self._sha256,
+            **kept_settings(self._config),
+        }
+
+    def _detect(self, image: np.ndarray) -> Detections:
+        pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1).float() / 255
+        found = {name: value.cpu().numpy() for name, value in self._model([pixels])[0].items()}
+        labels = self._labels[found["labels"]]
+        return keep_detections(found["boxes"], found["scores"], labels, image.shape[:2], self._config, nms=True)
+
+
+def _set_thresholds(model: Any, config: TorchvisionDetectorConfig) -> None:
+    # Two-stage models keep these settings in their heads, one-stage models in themselves.
+    settings = getattr(model, "roi_heads", model)
+    settings.score_thresh = config.min_score
+    settings.nms_thresh = config.nms_iou
+    settings.detections_per_img = RAW_DETECTIONS
+
+
+def _weights(name: str, published: Any, where: str) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
+    """A weight name, file or `random` to a state dict (None for random) and the names of its classes."""
+    usual: list[str] = published.DEFAULT.meta["categories"]
+    if name == RANDOM:
+        return None, usual
+    if name == "DEFAULT" or name in published.__members__:
+        return _download(published[name], name, where), published[name].meta["categories"]
+    if Path(name).suffix in (".safetensors", ".pth", ".pt"):
+        return read_weights(Path(name)), usual
+    known = nearest(name, ["DEFAULT", *published.__members__])
+    raise UserError(
+        "torchvision has no such weights", where=where, expected=f"{known}; a weight file; or {RANDOM}", got=name
+    )
+
+
+def _download(weights: Any, name: str, where: str) -> dict[str, torch.Tensor]:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise UserError(
+            f"the weights {name} cannot be downloaded",
+            where=where,
+            got=getattr(error, "reason", error),
+            fix=f"put {weights.url} into {folder}, or set detector.weights to a file",
+        ) from None
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights {name} are damaged", where=folder / Path(weights.url).name, got=error, fix="delete the file"
+        ) from None

@@ -1,0 +1,157 @@
+"""How sure a difference of two methods is: mean average precision under paired resamples of the images.
+
+Drawing an image w times copies its predictions and its truth w times. Which predictions are true positives is settled
+inside an image, so a resample only reweighs a fixed ranking: precision and recall become ratios of weighted sums.
+
+Letters: S resamples, I images, R ranked predictions, T true positives, K interactions.
+
+Source: the bootstrap is Efron's percentile interval; pairing means that both methods see the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hoi.evaluation.ranking import Matches, rank
+
+_MAX_CELLS = 1 << 22
+"""Size of the largest table held at once; bounds memory, changes nothing."""
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Draws of the images of a split, with replacement.
+
+    Args:
+        weights: int32 [S, I], how often each draw holds each image; rows sum to I.
+    """
+
+    weights: np.ndarray
+
+    @classmethod
+    def draw(cls, num_resamples: int, num_images: int, seed: int) -> Resamples:
+        """The same draws for the same numbers."""
+        dice = np.random.default_rng(seed)
+        shares = np.full(num_images, 1 / num_images)
+        return cls(dice.multinomial(num_images, shares, num_resamples).astype(np.int32))
+
+
+@dataclass(frozen=True)
+class ResampledMap:
+    """Mean AP of one set of predictions, as a fraction.
+
+    Args:
+        observed: On the images as they are.
+        resampled: float64 [S], in every resample.
+    """
+
+    observed: float
+    resampled: np.ndarray
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A − B in mean AP, as fractions.
+
+    Args:
+        observed: On the images as they are.
+        mean, sd: Over the resamples.
+        low, high: The central 95 % of the resamples.
+        num_resamples: S.
+    """
+
+    observed: float
+    mean: float
+    sd: float
+    low: float
+    high: float
+    num_resamples: int
+
+
+def resample_map(matches: Matches, score: np.ndarray, resamples: Resamples) -> ResampledMap:
+    """Scores [R] of matched predictions to mean AP on the images as they are and in every resample.
+
+    Interactions that lose all their truth in a resample leave its mean, for every method alike.
+    """
+    as_it_is = np.ones((1, resamples.weights.shape[1]), np.int32)
+    maps = _weighted_maps(matches, score, np.concatenate([as_it_is, resamples.weights]))
+    return ResampledMap(float(maps[0]), maps[1:])
+
+
+def paired_difference(a: Sequence[ResampledMap], b: Sequence[ResampledMap]) -> Difference:
+    """Two methods on the same resamples to the interval of A − B.
+
+    Args:
+        a, b: One per seed of the method: a resample takes the mean over them, so scores of one trained model are never
+            mixed with another's.
+    """
+    observed = np.mean([m.observed for m in a]) - np.mean([m.observed for m in b])
+    resampled = np.mean([m.resampled for m in a], 0) - np.mean([m.resampled for m in b], 0)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Difference(
+        float(observed), float(resampled.mean()), float(resampled.std()), float(low), float(high), len(resampled)
+    )
+
+
+def _weighted_maps(matches: Matches, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean AP under each row of image weights [S, I], float64 [S]."""
+    ranking = rank(matches, score)
+    image = matches.image[ranking.rows]
+    position = np.flatnonzero(ranking.is_true)
+    bounds = np.searchsorted(position, ranking.starts)
+    interaction = np.repeat(np.arange(matches.num_interactions), np.diff(bounds))
+    is_first = np.isin(np.arange(len(position)), bounds)
+
+    num_positives = _weigh(weights, matches.truth_image, matches.truth_interaction, matches.num_interactions)
+    # Ranked rows go to the next true positive of their interaction; what comes after its last one decides nothing.
+    next_true = np.searchsorted(position, np.arange(len(image)))
+    counts = next_true < np.repeat(bounds[1:], np.diff(ranking.starts))
+    num_ranked = _weigh(weights, image[counts], next_true[counts], len(position))
+
+    maps = np.zeros(len(weights))
+    at_once = max(1, _MAX_CELLS // max(1, len(position)))
+    for start in range(0, len(maps), at_once):
+        here = slice(start, start + at_once)
+        num_true = _restarting_sums(weights[here][:, image[position]], is_first)
+        precision = num_true / np.maximum(_restarting_sums(num_ranked[here], is_first), 1)
+        recall = num_true / np.maximum(num_positives[here][:, interaction], 1)
+        # A level is read at the true positive that first reaches it, as the best precision from there on.
+        reached = np.searchsorted(matches.levels, recall, "right")
+        before = np.where(is_first, 0, np.roll(reached, 1, axis=1))
+        area = ((reached - before) * _highest_from_here(precision, interaction)).sum(1) / len(matches.levels)
+        maps[here] = area / np.maximum((num_positives[here] > 0).sum(1), 1)
+    return maps
+
+
+def _weigh(weights: np.ndarray, image: np.ndarray, column: np.ndarray, num_columns: int) -> np.ndarray:
+    """Rows, each of an image and for a column, to their summed weights in every resample, int64 [S, num_columns]."""
+    sums = np.zeros((len(weights), num_columns), np.int64)
+    num_images = weights.shape[1]
+    # A matrix product in float32 is exact here: counts stay far below 2^24.
+    factors = weights.astype(np.float32)
+    at_once = max(1, _MAX_CELLS // num_images)
+    for start in range(0, num_columns, at_once):
+        width = min(at_once, num_columns - start)
+        inside = (column >= start) & (column < start + width)
+        cells = np.bincount(image[inside] * width + column[inside] - start, minlength=num_images * width)
+        sums[:, start : start + width] = factors @ cells.reshape(num_images, width).astype(np.float32)
+    return sums
+
+
+def _restarting_sums(values: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+    """Running sums along the columns of [S, T] that start anew wherever `is_first` ([T]), int64."""
+    sums = np.cumsum(values, axis=1, dtype=np.int64)
+    firsts = np.flatnonzero(is_first)
+    offsets = (sums - values)[:, firsts]
+    return sums - np.repeat(offsets, np.diff(firsts, append=len(is_first)), axis=1)
+
+
+def _highest_from_here(precision: np.ndarray, interaction: np.ndarray) -> np.ndarray:
+    """Largest precision of each true positive and those after it in its interaction, [S, T]."""
+    # Precision never exceeds 1, so steps of 2 from interaction to interaction restart the running maximum.
+    steps = 2.0 * (interaction[-1:] - interaction)
+    backwards = np.maximum.accumulate((precision + steps)[:, ::-1], axis=1)
+    return backwards[:, ::-1] - steps

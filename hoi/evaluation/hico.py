@@ -1,0 +1,231 @@
+"""Scored triplets and annotated pairs to average precision by HICO-DET's official rule, or by a named other one.
+
+Matching (which truth a prediction would take) does not depend on scores, ranking does: `match` once, `rank` often.
+Boxes are pixel-edge, so the official widths `x2 - x1 + 1` of 1-based inclusive corners are plain widths of
+`(x1 - 1, y1 - 1, x2, y2)`, and intersections over union are the same numbers.
+
+Letters: R predictions, G truth rows, K interactions, I images, O object classes.
+
+Source: ywchao/ho-rcnn, evaluation/; hitachi-rd-cv/qpic, datasets/hico_eval.py; fredzzhang/pocket, utils/meters.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hoi.errors import UserError
+from hoi.evaluation.ranking import Matches, average_precision, rank
+from hoi.records import HoiLabels, Triplets
+
+ProtocolName = Literal["official", "qpic", "pocket"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Where the public evaluators differ.
+
+    Args:
+        levels: float64 [11] recalls at which precision is read; their last bits decide, as recall is often a level.
+        strict: Whether an IoU of exactly 0.5 fails.
+        empty_images: Whether predictions in images without any annotated pair count, as false positives.
+    """
+
+    levels: np.ndarray
+    strict: bool
+    empty_images: bool
+
+
+# 0:0.1:1 and numpy.arange(0, 1.1, 0.1) hold 0.30000000000000004, 0.6000000000000001 and 0.7000000000000001, which
+# shuts out a recall of 3/10, 6/10 or 7/10. torch.linspace counts the upper half down from 1.
+_MULTIPLES = np.arange(11) * 0.1
+_FROM_BOTH_ENDS = np.where(np.arange(11) < 5, _MULTIPLES, 1 - _MULTIPLES[::-1])
+
+PROTOCOLS: dict[str, Protocol] = {
+    "official": Protocol(levels=_MULTIPLES, strict=False, empty_images=True),
+    "qpic": Protocol(levels=_MULTIPLES, strict=False, empty_images=False),
+    "pocket": Protocol(levels=_FROM_BOTH_ENDS, strict=True, empty_images=False),
+}
+
+
+@dataclass(frozen=True)
+class HicoResult:
+    """Average precision of every interaction, as fractions.
+
+    Args:
+        ap: float64 [K]; 0 where `num_positives` is 0.
+        num_positives: int64 [K] annotated instances. Interactions without any are in no mean.
+        is_rare: bool [K].
+        is_no_interaction: bool [K].
+    """
+
+    ap: np.ndarray
+    num_positives: np.ndarray
+    is_rare: np.ndarray
+    is_no_interaction: np.ndarray
+
+    def mean(self, chosen: np.ndarray) -> float | None:
+        """Mean AP over the chosen (bool [K]) interactions that have truth; None where there is none."""
+        counted = chosen & (self.num_positives > 0)
+        return float(self.ap[counted].mean()) if counted.any() else None
+
+    @property
+    def full(self) -> float | None:
+        return self.mean(np.ones(len(self.ap), bool))
+
+    @property
+    def rare(self) -> float | None:
+        return self.mean(self.is_rare)
+
+    @property
+    def non_rare(self) -> float | None:
+        return self.mean(~self.is_rare)
+
+    @property
+    def without_no_interaction(self) -> float | None:
+        return self.mean(~self.is_no_interaction)
+
+    def unseen_seen(self, is_unseen: np.ndarray) -> tuple[float | None, float | None]:
+        """Means over a zero-shot split's unseen (bool [K]) and its seen interactions."""
+        return self.mean(is_unseen), self.mean(~is_unseen)
+
+
+def known_object_images(image_labels: np.ndarray, object_of: np.ndarray) -> np.ndarray:
+    """Image-level labels [I, K] to bool [I, K]: whether any interaction with that interaction's object is in the image.
+
+    Args:
+        image_labels: bool, True where the image is labelled positive.
+        object_of: int64 [K], each interaction's object class.
+    """
+    holds = np.zeros((len(image_labels), int(object_of.max()) + 1), bool)
+    for k, object_row in enumerate(object_of):
+        holds[:, object_row] |= image_labels[:, k]
+    return holds[:, object_of]
+
+
+def min_pair_iou(boxes_h: np.ndarray, boxes_o: np.ndarray, truth_h: np.ndarray, truth_o: np.ndarray) -> np.ndarray:
+    """Row-aligned boxes [R, 4] to min(IoU_h, IoU_o), float64 [R]."""
+    return np.minimum(row_iou(boxes_h, truth_h), row_iou(boxes_o, truth_o))
+
+
+def row_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Row-aligned boxes [R, 4] to their intersection over union, float64 [R]; 0 where both are empty."""
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    overlap = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)
+    areas = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]) + (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    return overlap / np.maximum(areas - overlap, np.finfo(np.float64).tiny)
+
+
+def match(
+    predictions: Triplets,
+    labels: HoiLabels,
+    num_interactions: int,
+    *,
+    protocol: ProtocolName,
+    allowed: np.ndarray | None = None,
+) -> Matches:
+    """Predictions and truth to what each prediction would hit.
+
+    Args:
+        predictions, labels: Of the same split; `image` is its row.
+        num_interactions: K.
+        protocol: Whose rule.
+        allowed: bool [I, K], where predictions count (`known_object_images`); None for everywhere.
+
+    Raises:
+        UserError: an interaction is outside 0..K-1.
+    """
+    rule = PROTOCOLS[protocol]
+    for name, interaction in (("prediction", predictions.interaction), ("annotation", labels.interaction)):
+        if len(interaction) and not 0 <= interaction.min() <= interaction.max() < num_interactions:
+            wrong = int(np.flatnonzero((interaction < 0) | (interaction >= num_interactions))[0])
+            raise UserError(
+                f"{name} {wrong} names an unknown interaction",
+                expected=f"0..{num_interactions - 1}",
+                got=int(interaction[wrong]),
+            )
+    truth_key = labels.image * num_interactions + labels.interaction
+    truth_order = np.argsort(truth_key, kind="stable")
+    sorted_key = truth_key[truth_order]
+    key = predictions.image * num_interactions + predictions.interaction
+    first = np.searchsorted(sorted_key, key, "left")
+    num_candidates = np.searchsorted(sorted_key, key, "right") - first
+
+    met = np.flatnonzero(num_candidates)
+    runs = num_candidates[met]
+    begins = np.cumsum(runs) - runs
+    candidate = truth_order[np.arange(runs.sum()) + np.repeat(first[met] - begins, runs)]
+    row = np.repeat(met, runs)
+    iou = min_pair_iou(
+        predictions.boxes_h[row].astype(np.float64),
+        predictions.boxes_o[row].astype(np.float64),
+        labels.boxes_h[candidate].astype(np.float64),
+        labels.boxes_o[candidate].astype(np.float64),
+    )
+    truth = np.zeros(len(predictions), np.int64)
+    is_hit = np.zeros(len(predictions), bool)
+    if len(met):
+        best = np.maximum.reduceat(iou, begins)
+        # Among equal overlaps the official loop keeps the first.
+        is_best = np.flatnonzero(iou == np.repeat(best, runs))
+        truth[met] = candidate[is_best[np.searchsorted(is_best, begins)]]
+        is_hit[met] = best > 0.5 if rule.strict else best >= 0.5
+
+    counts = np.ones(len(predictions), bool)
+    if not rule.empty_images:
+        counts &= np.isin(predictions.image, labels.image)
+    if allowed is not None:
+        counts &= allowed[predictions.image, predictions.interaction]
+    return Matches(
+        predictions.image,
+        predictions.interaction,
+        truth,
+        is_hit,
+        counts,
+        labels.image,
+        labels.interaction,
+        num_interactions,
+        rule.levels,
+    )
+
+
+def score_matches(
+    matches: Matches,
+    score: np.ndarray,
+    rare: np.ndarray,
+    no_interaction: np.ndarray,
+    images: np.ndarray | None = None,
+) -> HicoResult:
+    """Scores [R] of matched predictions to average precision, over all images or the given ones (bool [I])."""
+    num_positives = matches.num_positives(images)
+    ranking = rank(matches, score, images)
+    ap = average_precision(ranking, num_positives, matches.levels)
+    return HicoResult(ap, num_positives, rare, no_interaction)
+
+
+def evaluate(
+    predictions: Triplets,
+    labels: HoiLabels,
+    num_interactions: int,
+    rare: np.ndarray,
+    no_interaction: np.ndarray | None = None,
+    *,
+    protocol: ProtocolName = "official",
+    allowed: np.ndarray | None = None,
+) -> HicoResult:
+    """Predictions and truth of a split to average precision.
+
+    Args:
+        predictions, labels: Of the same split.
+        num_interactions: K.
+        rare: bool [K], interactions with fewer than 10 training instances.
+        no_interaction: bool [K], for the mean without them; None where the interactions hold none.
+        protocol: `official`, `qpic` or `pocket`.
+        allowed: bool [I, K] from `known_object_images` for the known-object setting; None for the default setting.
+    """
+    matches = match(predictions, labels, num_interactions, protocol=protocol, allowed=allowed)
+    if no_interaction is None:
+        no_interaction = np.zeros(num_interactions, bool)
+    return score_matches(matches, predictions.score, rare, no_interaction)

@@ -1,0 +1,146 @@
+"""Triplets of a method to its row of the result table, and rows to differences, all through the one evaluator.
+
+Letters: K interactions, I images, S resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hoi.evaluation.bootstrap import Difference, ResampledMap, Resamples, paired_difference, resample_map
+from hoi.evaluation.hico import HicoResult, match, score_matches
+from hoi.records import HoiLabels, Triplets
+from hoi.vocabulary import Vocabulary
+
+MEANS = ("full", "rare", "non_rare", "without_no_interaction", "one_pair", "several_pairs")
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One method, trained once or not at all.
+
+    Args:
+        name: As in the result table.
+        seed: Of the training; None where nothing is trained.
+        means: Percent, by the names in `MEANS`; None where no interaction with truth is among them. `one_pair` and
+            `several_pairs` are over the images with so many annotated pairs.
+        result: Every interaction's AP.
+        resampled: For intervals of differences.
+        knobs: What made the row.
+    """
+
+    name: str
+    seed: int | None
+    means: dict[str, float | None]
+    result: HicoResult
+    resampled: ResampledMap
+    knobs: dict[str, Any]
+
+    def to_dict(self, num_images: int) -> dict[str, Any]:
+        """The plain form that goes into results.json."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            **{name: None if value is None else round(value, 4) for name, value in self.means.items()},
+            "num_images": num_images,
+            "num_positives": int(self.result.num_positives.sum()),
+            "knobs": self.knobs,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much one method is better than another, over paired resamples of the images.
+
+    Args:
+        better, than: Row names.
+        difference: As fractions.
+        num_seeds: Of `better` and of `than`, averaged inside each resample.
+    """
+
+    better: str
+    than: str
+    difference: Difference
+    num_seeds: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain form, in percent."""
+        found = self.difference
+        percent = {name: round(100 * getattr(found, name), 4) for name in ("observed", "mean", "sd", "low", "high")}
+        return {
+            "better": self.better,
+            "than": self.than,
+            **percent,
+            "num_resamples": found.num_resamples,
+            "num_seeds": list(self.num_seeds),
+        }
+
+
+class Examiner:
+    """A labelled split that grades every method alike.
+
+    Args:
+        labels: Of the split.
+        num_images: I.
+        vocabulary: Whose interactions.
+        rare: bool [K].
+        num_resamples: S.
+    """
+
+    def __init__(
+        self, labels: HoiLabels, num_images: int, vocabulary: Vocabulary, rare: np.ndarray, num_resamples: int
+    ) -> None:
+        self.labels, self.num_images, self.vocabulary, self.rare = labels, num_images, vocabulary, rare
+        self.num_pairs = annotated_pairs(labels, num_images)
+        self._resamples = Resamples.draw(num_resamples, num_images, seed=0)
+
+    def grade(self, name: str, seed: int | None, predictions: Triplets, knobs: dict[str, Any]) -> ResultRow:
+        """A method's triplets on the whole split to its row."""
+        matches = match(predictions, self.labels, len(self.vocabulary), protocol="official")
+        result, one, several = (
+            score_matches(matches, predictions.score, self.rare, self.vocabulary.is_no_interaction, images)
+            for images in (None, self.num_pairs == 1, self.num_pairs > 1)
+        )
+        fractions = (
+            result.full,
+            result.rare,
+            result.non_rare,
+            result.without_no_interaction,
+            one.full,
+            several.full,
+        )
+        means = {n: None if value is None else 100 * value for n, value in zip(MEANS, fractions, strict=True)}
+        return ResultRow(name, seed, means, result, resample_map(matches, predictions.score, self._resamples), knobs)
+
+
+def annotated_pairs(labels: HoiLabels, num_images: int) -> np.ndarray:
+    """Labels to the number of annotated pairs of each image, int64 [I]; rows with the same two boxes are one pair."""
+    boxes = np.concatenate([labels.boxes_h, labels.boxes_o], 1).astype(np.float64)
+    pairs = np.unique(np.column_stack([labels.image, boxes]), axis=0)
+    return np.bincount(pairs[:, 0].astype(np.int64), minlength=num_images)
+
+
+def compare(rows: Sequence[ResultRow], better: str, than: str) -> Comparison:
+    """Two methods' rows to the interval of the difference of their means over seeds."""
+    a, b = ([row.resampled for row in rows if row.name == name] for name in (better, than))
+    return Comparison(better, than, paired_difference(a, b), (len(a), len(b)))
+
+
+def per_class(rows: Sequence[ResultRow], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """Rows to one plain record an interaction: its AP in percent under every row."""
+    truth = rows[0].result
+    return [
+        {
+            "interaction": name,
+            "rare": bool(truth.is_rare[k]),
+            "num_positives": int(truth.num_positives[k]),
+            "ap": [
+                {"name": row.name, "seed": row.seed, "percent": round(100 * float(row.result.ap[k]), 4)} for row in rows
+            ],
+        }
+        for k, name in enumerate(vocabulary.names)
+    ]

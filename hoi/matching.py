@@ -1,0 +1,88 @@
+"""Annotated pairs to multi-hot targets of cached pairs: what a student with `supervision: labels` learns from.
+
+Letters: P pairs of a batch or split, G annotated rows, B or I images, K interactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from hoi.evaluation.hico import min_pair_iou
+from hoi.records import HoiLabels, PairBatch
+from hoi.vocabulary import Vocabulary
+
+MIN_IOU = 0.5
+"""Of the human boxes and of the object boxes."""
+
+
+@dataclass(frozen=True)
+class LabelTargets:
+    """Multi-hot labels of a whole split.
+
+    Args:
+        pairs: bool [P, K], by row of the split's pair table.
+        images: bool [I, K], every annotated interaction of the image, whether a cached pair matches it or not.
+    """
+
+    pairs: Bool[Tensor, "P K"]
+    images: Bool[Tensor, "I K"]
+
+    def of(self, batch: PairBatch) -> tuple[Bool[Tensor, "P K"], Bool[Tensor, "B K"]]:
+        """The rows of one batch: pairs, images."""
+        pair_rows, image_rows = batch.pair_rows.to(self.pairs.device), batch.image_rows.to(self.images.device)
+        return self.pairs[pair_rows].to(batch.pair_rows.device), self.images[image_rows].to(batch.image_rows.device)
+
+
+def match_pairs(batch: PairBatch, labels: HoiLabels, vocabulary: Vocabulary) -> np.ndarray:
+    """Annotated rows to bool [P, K]: pair p holds k where both boxes reach `MIN_IOU` and the object class is k's.
+
+    A cached pair may take the interactions of several annotated rows, and a row may be found by several pairs.
+    """
+    pair_image = batch.pair_image.cpu().numpy()
+    image_rows = batch.image_rows.cpu().numpy()
+    order = np.argsort(image_rows)
+    slot = np.searchsorted(image_rows[order], labels.image).clip(max=len(order) - 1)
+    slot = order[slot]
+    inside = np.flatnonzero(image_rows[slot] == labels.image)
+
+    first = np.searchsorted(pair_image, slot[inside], "left")
+    num = np.searchsorted(pair_image, slot[inside], "right") - first
+    row = np.repeat(inside, num)
+    pair = np.arange(num.sum()) + np.repeat(first - (np.cumsum(num) - num), num)
+    iou = min_pair_iou(
+        batch.boxes_h.cpu().numpy().astype(np.float64)[pair],
+        batch.boxes_o.cpu().numpy().astype(np.float64)[pair],
+        labels.boxes_h[row].astype(np.float64),
+        labels.boxes_o[row].astype(np.float64),
+    )
+    same_object = batch.labels_o.cpu().numpy()[pair] == vocabulary.object_of[labels.interaction[row]]
+    hit = same_object & (iou >= MIN_IOU)
+    targets = np.zeros((batch.num_pairs, len(vocabulary)), bool)
+    targets[pair[hit], labels.interaction[row[hit]]] = True
+    return targets
+
+
+def label_targets(
+    batches: Iterable[PairBatch], labels: HoiLabels, vocabulary: Vocabulary, num_images: int
+) -> LabelTargets:
+    """Every batch of a split and its labels to the split's targets.
+
+    Args:
+        batches: All images of the split, each once.
+        labels: Of the same split; `image` is its row.
+        vocabulary: Whose interactions the labels name.
+        num_images: I.
+    """
+    images = torch.zeros(num_images, len(vocabulary), dtype=torch.bool)
+    images[labels.image, labels.interaction] = True
+    found = [(batch.pair_rows.cpu(), match_pairs(batch, labels, vocabulary)) for batch in batches]
+    pairs = torch.zeros(sum(len(rows) for rows, _ in found), len(vocabulary), dtype=torch.bool)
+    for rows, matched in found:
+        pairs[rows] = torch.from_numpy(matched)
+    return LabelTargets(pairs, images)

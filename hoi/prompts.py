@@ -1,0 +1,131 @@
+"""Interactions → prompts: "ride horse" becomes "a photo of a person riding a horse."
+
+Letters: K interactions.
+"""
+
+from __future__ import annotations
+
+import re
+from string import Formatter
+
+from hoi.errors import UserError
+from hoi.vocabulary import NO_INTERACTION, Vocabulary
+
+FIELDS = {
+    "prompts": ("verb_ing", "object", "a_object", "phrase"),
+    "no_interaction_prompts": ("object", "a_object"),
+}
+"""What the templates of each key may ask for."""
+
+_VOWELS = "aeiou"
+_IRREGULAR = {"be": "being", "control": "controlling", "patrol": "patrolling", "panic": "panicking"}
+_STRESSED_LAST = {
+    "admit",
+    "begin",
+    "commit",
+    "equip",
+    "forget",
+    "permit",
+    "prefer",
+    "refer",
+    "submit",
+    "unplug",
+    "unzip",
+}
+"""Verbs of several syllables that double their last letter."""
+_PAIRS = {"glasses", "goggles", "pants", "pliers", "scissors", "shorts", "skis", "sunglasses", "trousers"}
+_AN_DESPITE_CONSONANT = ("hour", "honest", "heir")
+_A_DESPITE_VOWEL = ("uni", "use", "usb", "ute", "ufo", "eu", "one", "ukulele", "urin")
+
+
+def spaced(name: str) -> str:
+    """A vocabulary name to words: `sports_ball` becomes "sports ball"."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def verb_ing(verb: str) -> str:
+    """A verb to its -ing form, with what follows it kept: `sit_on` and `sitting_on` become "sitting on"."""
+    first, *rest = spaced(verb).split(" ")
+    return " ".join([_ing(first), *rest])
+
+
+def a_object(name: str) -> str:
+    """An object to its words with an article: "an umbrella", "a sports ball", "a pair of skis"."""
+    noun = spaced(name)
+    if noun.split(" ")[-1].lower() in _PAIRS:
+        return f"a pair of {noun}"
+    start = noun.lower()
+    vowel = start.startswith(_AN_DESPITE_CONSONANT) or (
+        start.startswith(tuple(_VOWELS)) and not start.startswith(_A_DESPITE_VOWEL)
+    )
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+def interaction_prompts(
+    vocabulary: Vocabulary, templates: list[str], no_interaction_templates: list[str]
+) -> tuple[tuple[str, ...], ...]:
+    """Every interaction to its texts, one per template.
+
+    `no_interaction` takes templates of its own. A phrase of the vocabulary stands where the template says `{phrase}`,
+    or else where it says `{verb_ing} {a_object}`, for whatever verb.
+
+    Raises:
+        UserError: a template asks for an unknown field, or leaves no place for a phrase.
+    """
+    for key, group in (("prompts", templates), ("no_interaction_prompts", no_interaction_templates)):
+        if not group:
+            raise UserError("there is no prompt", where=f"teacher.{key}", expected="at least one template")
+        for template in group:
+            _check(template, key)
+    texts = []
+    for (verb, object_name), phrase in zip(vocabulary.interactions, vocabulary.phrases, strict=True):
+        group = no_interaction_templates if verb == NO_INTERACTION and phrase is None else templates
+        texts.append(tuple(_fill(template, verb, object_name, phrase) for template in group))
+    return tuple(texts)
+
+
+def _fill(template: str, verb: str, object_name: str, phrase: str | None) -> str:
+    wording = f"{verb_ing(verb)} {a_object(object_name)}"
+    if phrase is not None and "{phrase}" not in template:
+        template, places = re.subn(r"\{verb_ing\} \{(a_)?object\}", "{phrase}", template)
+        if not places:
+            raise UserError(
+                f"the prompt has no place for the phrase '{phrase}'",
+                where=f"teacher.prompts, '{template}'",
+                expected="{phrase} or {verb_ing} {a_object} in it",
+            )
+    values = {"verb_ing": verb_ing(verb), "object": spaced(object_name), "a_object": a_object(object_name)}
+    return template.format(**values, phrase=wording if phrase is None else phrase)
+
+
+def _check(template: str, key: str) -> None:
+    try:
+        asked = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise UserError("a prompt is malformed", where=f"teacher.{key}, '{template}'", got=error) from None
+    unknown = [name for name in asked if name not in FIELDS[key]]
+    if unknown:
+        raise UserError(
+            "a prompt asks for an unknown field",
+            where=f"teacher.{key}, '{template}'",
+            expected=", ".join(f"{{{name}}}" for name in FIELDS[key]),
+            got=", ".join(f"{{{name}}}" for name in unknown),
+        )
+
+
+def _ing(verb: str) -> str:
+    if verb in _IRREGULAR:
+        return _IRREGULAR[verb]
+    if re.search(f"[{_VOWELS}y].*ing$", verb):
+        return verb
+    if verb.endswith("ie"):
+        return verb[:-2] + "ying"
+    if verb.endswith("e") and not verb.endswith(("ee", "oe", "ye")):
+        return verb[:-1] + "ing"
+    # "qu" sounds as one consonant, so that "quit" is like "sit".
+    sounds = verb.replace("qu", "qw")
+    one_syllable = len(re.findall(f"[{_VOWELS}]+", sounds)) == 1
+    closed = re.fullmatch(f"(?:.*[^{_VOWELS}])?[{_VOWELS}][^{_VOWELS}wxy]", sounds) is not None
+    if closed and (one_syllable or verb in _STRESSED_LAST):
+        return verb + verb[-1] + "ing"
+    return verb + "ing"

@@ -1,0 +1,222 @@
+"""The whole flow as a handful of types: read this file first.
+
+image → Detections → pairs_ho → ImageSignals → shard → PairBatch → BranchScores → Triplets → average precision
+
+Boxes are float32 `xyxy` in pixels of the upright image (EXIF orientation applied): pixel-edge coordinates, so a box
+that covers one pixel at the origin is (0, 0, 1, 1) and width is x2 - x1.
+
+Letters: N detections, P pairs, K interactions, D the teacher's joint image-text width, M crop margins, L levels of
+region features, B images of a batch, R scored triplets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image, by falling score.
+
+    Args:
+        boxes_xyxy: float32 [N, 4], clipped to the image.
+        scores: float32 [N] in [0, 1].
+        labels: int64 [N], rows of `Vocabulary.objects`.
+    """
+
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        num = len(self.scores)
+        if self.boxes_xyxy.shape != (num, 4) or self.labels.shape != (num,) or self.scores.shape != (num,):
+            got = (self.boxes_xyxy.shape, self.scores.shape, self.labels.shape)
+            raise ValueError(f"Detections: expected shapes [N, 4], [N], [N], got {got}")
+        if num and (self.boxes_xyxy[:, 2:] < self.boxes_xyxy[:, :2]).any():
+            raise ValueError("Detections: a box has x2 < x1 or y2 < y1")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, rows: np.ndarray) -> Detections:
+        """The given rows (indices or mask), in that order."""
+        return Detections(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows])
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """No detection at all, which is a valid result."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class ImageSignals:
+    """All that stage one knows of one image: one record of a shard. Features are float16, as on disk.
+
+    Args:
+        image_id: The stable key that joins records of one image.
+        size_hw: int32 [2], pixels.
+        detections: All detections above the storing threshold.
+        pairs_ho: int32 [P, 2], rows of `detections`: the human, the object.
+        image_embedding: [D] unit-norm teacher embedding of the whole image.
+        image_similarity: [K] cosine of it to the interaction texts.
+        union_embedding: [P, M, D] unit-norm teacher embeddings of the union crop, one per crop margin.
+        union_similarity: [P, M, K] their cosines.
+        detection_feature: [N, L, D] unit-norm region features of every detection, in the joint space; a level made of
+            crops is zero for detections that take part in no pair.
+        union_feature: [P, L, D] unit-norm region features of every pair's union box.
+        spatial_map: [C, H, W] of the teacher's last spatial map, or None where the config asks for none.
+    """
+
+    image_id: str
+    size_hw: np.ndarray
+    detections: Detections
+    pairs_ho: np.ndarray
+    image_embedding: np.ndarray
+    image_similarity: np.ndarray
+    union_embedding: np.ndarray
+    union_similarity: np.ndarray
+    detection_feature: np.ndarray
+    union_feature: np.ndarray
+    spatial_map: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        num_pairs, num = len(self.pairs_ho), len(self.detections)
+        for name, rows in (
+            ("union_embedding", num_pairs),
+            ("union_similarity", num_pairs),
+            ("union_feature", num_pairs),
+            ("detection_feature", num),
+        ):
+            if len(getattr(self, name)) != rows:
+                raise ValueError(
+                    f"ImageSignals of {self.image_id}: {name} has {len(getattr(self, name))} rows, expected {rows}"
+                )
+        if num_pairs and (self.pairs_ho.min() < 0 or self.pairs_ho.max() >= num):
+            raise ValueError(f"ImageSignals of {self.image_id}: a pair names a detection outside 0..{num - 1}")
+
+
+@dataclass(frozen=True)
+class TextBank:
+    """The interaction texts in the teacher's joint space, and how the teacher turns cosine into a score.
+
+    Args:
+        text_embedding: float32 [K, D], unit norm: the knowledge bank W.
+        logit_scale: Factor on cosine (already exponentiated).
+        logit_bias: Added after the factor for sigmoid-trained teachers (SigLIP); None for softmax-trained ones (CLIP).
+        prompts: K lists of the texts whose mean each row is.
+    """
+
+    text_embedding: np.ndarray
+    logit_scale: float
+    logit_bias: float | None
+    prompts: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A batch of B images with their P pairs laid flat; tensors share one device. What a student sees.
+
+    Args:
+        image_rows: int64 [B], rows of the split.
+        size_hw: float32 [B, 2].
+        image_embedding: [B, D].
+        image_similarity: [B, K].
+        pair_image: int64 [P], ascending, 0..B-1: the image of each pair.
+        boxes_h, boxes_o: float32 [P, 4].
+        scores_h, scores_o: float32 [P].
+        labels_o: int64 [P], rows of `Vocabulary.objects`.
+        pair_rows: int64 [P], rows of the split's pair table.
+        rows_h, rows_o: int64 [P], rows of the split's detection table: who shares a human or an object.
+        human_feature, object_feature, union_feature: [P, L, D].
+        union_similarity: [P, M, K].
+        extra: Further cached fields by name that a student or teacher asked for (row-aligned to images or pairs).
+    """
+
+    image_rows: Tensor
+    size_hw: Tensor
+    image_embedding: Tensor
+    image_similarity: Tensor
+    pair_image: Tensor
+    boxes_h: Tensor
+    boxes_o: Tensor
+    scores_h: Tensor
+    scores_o: Tensor
+    labels_o: Tensor
+    pair_rows: Tensor
+    rows_h: Tensor
+    rows_o: Tensor
+    human_feature: Tensor
+    object_feature: Tensor
+    union_feature: Tensor
+    union_similarity: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.image_rows)
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.pair_image)
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """The same batch with every tensor on the device."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "extra"}
+        return replace(self, **moved, extra={name: value.to(device) for name, value in self.extra.items()})
+
+
+BranchScores = dict[str, Tensor]
+"""Row name → [P, K] scores in [0, 1] of a batch's pairs: each branch alone and, as `student`, their fusion."""
+
+
+@dataclass(frozen=True)
+class HoiLabels:
+    """Annotated interactions of a split, laid flat: only evaluation and supervised runs ever hold one.
+
+    Args:
+        image: int64 [R], row of the split.
+        boxes_h, boxes_o: float32 [R, 4], pixel-edge xyxy.
+        interaction: int64 [R], 0..K-1; a pair with several interactions has several rows.
+    """
+
+    image: np.ndarray
+    boxes_h: np.ndarray
+    boxes_o: np.ndarray
+    interaction: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Scored ⟨human, verb, object⟩ predictions of a split, laid flat.
+
+    Args:
+        image: int64 [R], row of the split.
+        boxes_h, boxes_o: float32 [R, 4], pixel-edge xyxy.
+        interaction: int64 [R].
+        score: float32 or float64 [R]; only its order within an interaction matters.
+    """
+
+    image: np.ndarray
+    boxes_h: np.ndarray
+    boxes_o: np.ndarray
+    interaction: np.ndarray
+    score: np.ndarray
+
+    def __post_init__(self) -> None:
+        num = len(self.image)
+        for f in fields(self):
+            if len(getattr(self, f.name)) != num:
+                raise ValueError(f"Triplets: {f.name} has {len(getattr(self, f.name))} rows, expected {num}")
+        if not np.isfinite(self.score).all():
+            raise ValueError("Triplets: a score is NaN or infinite")
+
+    def __len__(self) -> int:
+        return len(self.image)

@@ -1,0 +1,51 @@
+"""What training and scoring ask of a student; each method is one file beside this one.
+
+Letters: P pairs, K interactions, R images or pairs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from hoi.matching import LabelTargets
+from hoi.records import BranchScores, PairBatch
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """What one batch says of a student.
+
+    Args:
+        losses: Scalars by name, weighted already: training minimises their sum.
+        agreement: bool [R] by name: whether student and teacher put the same interaction first. Empty where no
+            teacher is asked.
+    """
+
+    losses: dict[str, Tensor]
+    agreement: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum, a scalar."""
+        first, *others = self.losses.values()
+        return sum(others, first)
+
+
+class Student(nn.Module, ABC):
+    """A network that scores the pairs of a batch from cached signals alone."""
+
+    @abstractmethod
+    def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
+        """Batch to what training minimises.
+
+        Args:
+            batch: On the student's device.
+            labels: The split's labels for `supervision: labels`, else None.
+        """
+
+    @abstractmethod
+    def branch_scores(self, batch: PairBatch) -> BranchScores:
+        """Batch to [P, K] scores in [0, 1]: `student` first, then each part alone."""

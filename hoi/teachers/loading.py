@@ -1,0 +1,226 @@
+"""A teacher section of the config to an open_clip model, its tokenizer and what it expects of images.
+
+Of open_clip only the functions are used that both its releases and its main branch keep. What open_clip would warn of,
+log or ignore (weights that are missing, another activation than the weights were trained with) is an error here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import PickleError
+from typing import Any
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from hoi.config import TeacherConfig
+from hoi.crops import CropStyle
+from hoi.errors import UserError, nearest
+from hoi.weights import RANDOM, RANDOM_SEED
+
+LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+CONFIG_FILE = "open_clip_config.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
+"""What open_clip looks for in a `local-dir:` folder."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An open_clip model in inference mode on the CPU.
+
+    Args:
+        model: CLIP, CustomTextCLIP or CoCa.
+        tokenizer: Texts to int64 tokens [K, context].
+        architecture: open_clip's model config.
+        mean, std: RGB normalisation on [0, 1].
+        style: How crops are to be cut.
+    """
+
+    model: Any
+    tokenizer: Callable[[list[str]], Tensor]
+    architecture: dict[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    style: CropStyle
+
+
+def load_model(config: TeacherConfig) -> LoadedModel:
+    """Config to a loaded model.
+
+    Raises:
+        UserError: an unknown name or tag, a missing folder, file or network, weights that do not fit, or an activation
+            that the weights were not trained with.
+    """
+    architecture = _architecture(config)
+    _check_weights_named(config, architecture)
+    with torch.random.fork_rng(devices=[]), _unlogged(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.manual_seed(RANDOM_SEED)
+        try:
+            if config.pretrained == RANDOM:
+                model, _, _ = open_clip.create_model_and_transforms(config.model, load_weights=False)
+            else:
+                # Unlike its sibling, this one does not go on with random weights where none were found.
+                model, _ = open_clip.create_model_from_pretrained(config.model, config.pretrained)
+            tokenizer = open_clip.get_tokenizer(config.model, **_tokenizer_paths(config, architecture))
+        except (
+            RuntimeError,
+            ValueError,
+            OSError,
+            EOFError,
+            LookupError,
+            TypeError,
+            PickleError,
+            SafetensorError,
+        ) as error:
+            raise UserError(
+                f"the teacher {config.model} cannot be loaded",
+                where=_where(config),
+                got=" ".join(str(error).split())[:300] or type(error).__name__,
+                fix="check teacher.model and teacher.pretrained; without a network, point them at local files",
+            ) from None
+        except ImportError as error:
+            raise UserError(
+                f"the teacher {config.model} needs a package that is not installed",
+                where=_where(config),
+                got=error,
+                fix="pip install transformers" if "transformers" in str(error) else "install it",
+            ) from None
+    mismatch = [str(w.message) for w in caught if "QuickGELU mismatch" in str(w.message)]
+    if mismatch:
+        raise UserError("the activation is not the one of the weights", where=_where(config), got=mismatch[0])
+    preprocess = model.visual.preprocess_cfg
+    size = preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise UserError("the teacher's input is not square", where=_where(config), got=f"{height} x {width}")
+    mean = tuple(float(value) for value in preprocess["mean"])
+    style = CropStyle(
+        size_px=height,
+        fill_rgb=tuple(round(255 * value) for value in mean),  # type: ignore[arg-type]
+        interpolation="bilinear" if preprocess["interpolation"] == "bilinear" else "bicubic",
+        resize_mode=preprocess.get("resize_mode") or "shortest",
+    )
+    std = tuple(float(value) for value in preprocess["std"])
+    return LoadedModel(model.eval().requires_grad_(False), tokenizer, architecture, mean, std, style)  # type: ignore[arg-type]
+
+
+def _architecture(config: TeacherConfig) -> dict[str, Any]:
+    """The model config that a name stands for."""
+    name = config.model
+    if name.startswith(LOCAL_DIR):
+        file = Path(name.removeprefix(LOCAL_DIR)) / CONFIG_FILE
+        try:
+            architecture = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
+        except FileNotFoundError:
+            raise UserError(
+                "this is no folder of an open_clip model",
+                where=file.parent,
+                expected=CONFIG_FILE,
+                fix="check teacher.model",
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise UserError("this is no open_clip model config", where=file, got=error) from None
+        return architecture
+    if name.startswith(HF_HUB):
+        try:
+            with _unlogged():
+                return open_clip.get_model_config(name)
+        except Exception as error:
+            # The hub's client raises classes of its own; whichever it is, the model is out of reach.
+            raise UserError(
+                "the model cannot be fetched from the hub",
+                where=f"teacher.model {name}",
+                got=" ".join(str(error).split())[:200],
+                fix="check the name and the network, or download the repository and use local-dir:",
+            ) from None
+    architecture = open_clip.get_model_config(name)
+    if architecture is None:
+        known = {model for model, _ in open_clip.list_pretrained()}
+        raise UserError(
+            "open_clip has no such model",
+            where="teacher.model",
+            expected=f"{nearest(name, known)}; or {HF_HUB}owner/name; or {LOCAL_DIR}folder",
+            got=name,
+        )
+    return architecture
+
+
+def _check_weights_named(config: TeacherConfig, architecture: dict[str, Any]) -> None:
+    """Exactly one thing says which weights are meant, and they were trained with the model's activation."""
+    name, pretrained = config.model, config.pretrained
+    if name.startswith((LOCAL_DIR, HF_HUB)):
+        if pretrained not in (None, RANDOM):
+            raise UserError(
+                "the weights are named twice",
+                where=f"teacher.pretrained {pretrained}",
+                expected=f"null, since {name} holds its weights (or {RANDOM})",
+            )
+        folder = Path(name.removeprefix(LOCAL_DIR))
+        found = [p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES] if name.startswith(LOCAL_DIR) else [folder]
+        if pretrained is None and not found:
+            raise UserError(
+                "the folder holds no weights", where=folder, expected=" or ".join(f"*{s}" for s in WEIGHT_SUFFIXES)
+            )
+        return
+    tags = sorted(tag for model, tag in open_clip.list_pretrained() if model == name)
+    if pretrained is None:
+        raise UserError(
+            f"the weights of {name} are not named",
+            where="teacher.pretrained",
+            expected=f"one of {', '.join(tags) or 'no published tag'}; a weight file; or {RANDOM}",
+        )
+    if pretrained == RANDOM:
+        return
+    if pretrained in tags:
+        twin = f"{name}-quickgelu"
+        if not architecture.get("quick_gelu") and (twin, pretrained) in open_clip.list_pretrained():
+            raise UserError(
+                f"the weights {pretrained} were trained with QuickGELU, which {name} does not have",
+                where="teacher.model",
+                expected=twin,
+                got=name,
+                fix=f"set teacher.model to {twin}",
+            )
+        return
+    if not Path(pretrained).is_file():
+        raise UserError(
+            f"{name} has no such weights",
+            where="teacher.pretrained",
+            expected=f"{nearest(pretrained, tags) if tags else 'no published tag'}; a weight file; or {RANDOM}",
+            got=pretrained,
+        )
+
+
+def _tokenizer_paths(config: TeacherConfig, architecture: dict[str, Any]) -> dict[str, str]:
+    """A word list that lies in the model's folder, by absolute path: open_clip looks in the working directory."""
+    bpe_path = architecture.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
+    if bpe_path is None or not config.model.startswith(LOCAL_DIR):
+        return {}
+    file = (Path(config.model.removeprefix(LOCAL_DIR)) / bpe_path).absolute()
+    if not file.is_file():
+        raise UserError("the tokenizer's word list is missing", where=file, fix="copy it into the model's folder")
+    return {"bpe_path": str(file)}
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """No log lines meanwhile: what libraries report of a download that fails becomes one error of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _where(config: TeacherConfig) -> str:
+    return f"teacher {config.model}" + (f", pretrained {config.pretrained}" if config.pretrained else "")

@@ -1,0 +1,213 @@
+"""The image towers of open_clip, opened up: one pass gives the image embedding and the maps that regions are cut from.
+
+Every region ends in the joint image-text space by the tower's own last layers:
+
+ModifiedResNet  `c4`: RoIAlign of the stride-16 map to twice the attention pool's grid, last stage, attention pool;
+                `c5`: RoIAlign of the last map to the attention pool's grid, attention pool.
+ViT             `tokens`: RoIAlign of the last block's patch tokens, mean (or the model's attentional pool), final norm,
+                projection.
+timm            `features`: RoIAlign of the trunk's feature map, then the trunk's own pooling and projection.
+
+RoIAlign samples as densely as the map (`sampling_ratio=0`): a region of the tower's own grid is returned unchanged.
+
+Letters: B images, C channels, H W cells of a map, D joint width, R regions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import roi_align
+
+from hoi.errors import UserError
+
+RESNET_STRIDE = 32
+
+
+@runtime_checkable
+class Tower(Protocol):
+    """An image tower with its regions."""
+
+    levels: tuple[str, ...]
+
+    def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Normalised pixels [B, 3, S, S] to embeddings [B, D] (any norm) and maps [B, C, H, W]."""
+        ...
+
+    def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
+        """Maps and rois [R, 5] in input pixels to one embedding [R, D] (any norm) per level."""
+        ...
+
+
+def open_tower(visual: Any, image_size_px: int, own_size_px: int) -> Tower:
+    """open_clip's `model.visual` to a Tower for whole images of another size than its crops.
+
+    Weights are shared with `visual`; only position embeddings are interpolated (bicubic), in a copy of their own.
+
+    Raises:
+        UserError: the size does not suit the tower, or the tower is of none of the three kinds.
+    """
+    if hasattr(visual, "attnpool") and hasattr(visual, "layer4"):
+        _check_size(image_size_px, RESNET_STRIDE)
+        return ResNetTower(visual, image_size_px)
+    if hasattr(visual, "trunk"):
+        if hasattr(visual.trunk, "patch_embed"):
+            _check_size(image_size_px, visual.trunk.patch_embed.patch_size[0])
+        return TimmTower(visual, image_size_px, own_size_px)
+    if hasattr(visual, "transformer") and hasattr(visual, "proj"):
+        _check_size(image_size_px, visual.patch_size[0])
+        return ViTTower(visual, image_size_px)
+    raise UserError(
+        f"the image tower {type(visual).__name__} gives no regions", expected="a ModifiedResNet, a ViT or a timm trunk"
+    )
+
+
+class ResNetTower:
+    """CLIP's own ResNet, whose attention pool lands in the joint space."""
+
+    levels: tuple[str, ...] = ("c4", "c5")
+
+    def __init__(self, visual: Any, image_size_px: int) -> None:
+        self._visual, self._whole_pool = visual, visual.attnpool
+        self._grid = _grid_of(visual.attnpool.positional_embedding)
+        if image_size_px // RESNET_STRIDE != self._grid:
+            self._whole_pool = _with_shared_weights(visual.attnpool)
+            _interpolate_positions(self._whole_pool, image_size_px // RESNET_STRIDE)
+
+    def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Tower`; the maps are C4 (stride 16) and C5 (stride 32)."""
+        found = self._visual.forward_intermediates(pixels, indices=[3, 4], intermediates_only=True)
+        c4, c5 = found["image_intermediates"]
+        return self._whole_pool(c5), (c4, c5)
+
+    def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
+        """See `Tower`."""
+        c4, c5 = maps
+        fine = _align(c4, rois, 2 * self._grid, RESNET_STRIDE // 2)
+        coarse = _align(c5, rois, self._grid, RESNET_STRIDE)
+        return self._visual.attnpool(self._visual.layer4(fine)), self._visual.attnpool(coarse)
+
+
+class ViTTower:
+    """CLIP's own vision transformer."""
+
+    levels: tuple[str, ...] = ("tokens",)
+
+    def __init__(self, visual: Any, image_size_px: int) -> None:
+        self._visual, self._stride = visual, visual.patch_size[0]
+        self._grid = _grid_of(visual.positional_embedding)
+        if image_size_px // self._stride != self._grid:
+            self._visual = _with_shared_weights(visual)
+            _interpolate_positions(self._visual, image_size_px // self._stride)
+
+    def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Tower`; the map holds the last block's patch tokens, before the final norm and the projection."""
+        found = self._visual.forward_intermediates(pixels, indices=1)
+        return found["image_features"], (found["image_intermediates"][-1],)
+
+    def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
+        """See `Tower`; the mean of a region takes the place of the class token."""
+        tokens = _align(maps[-1], rois, self._grid, self._stride).flatten(2).transpose(1, 2)
+        visual = self._visual
+        if visual.attn_pool is not None:
+            # CoCa: the pool's first query is the one that contrastive training used.
+            pooled = visual.ln_post(visual.attn_pool(tokens))[:, 0]
+        elif visual.pool_type == "avg" and not visual.final_ln_after_pool:
+            pooled = visual.ln_post(tokens).mean(1)
+        else:
+            pooled = visual.ln_post(tokens.mean(1))
+        return (pooled @ visual.proj,)
+
+
+class TimmTower:
+    """A timm trunk with open_clip's projection: convolutional, or a transformer with any pooling (SigLIP)."""
+
+    levels: tuple[str, ...] = ("features",)
+
+    def __init__(self, visual: Any, image_size_px: int, own_size_px: int) -> None:
+        if image_size_px != own_size_px:
+            visual = _with_shared_weights(visual)
+            visual.set_input_size(image_size_px)
+        self._visual, self._trunk = visual, visual.trunk
+        weight = next(visual.parameters())
+        with torch.inference_mode():
+            probe = torch.zeros(1, 3, image_size_px, image_size_px, dtype=weight.dtype, device=weight.device)
+            cells = self._map(self._trunk.forward_features(probe)).shape[-1]
+        self._stride = image_size_px / cells
+        self._grid = max(1, round(own_size_px / self._stride))
+
+    def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Tower`; the map is what the trunk's head pools."""
+        features = self._trunk.forward_features(pixels)
+        return self._visual.head(self._trunk.forward_head(features)), (self._map(features),)
+
+    def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
+        """See `Tower`; for transformers the mean of a region takes the place of each prefix token."""
+        aligned = _align(maps[-1], rois, self._grid, self._stride)
+        if self._prefix is not None:
+            tokens = aligned.flatten(2).transpose(1, 2)
+            prefix = tokens.mean(1, keepdim=True).expand(-1, self._prefix, -1)
+            features = torch.cat([prefix, tokens], dim=1)
+        else:
+            features = aligned.permute(0, 2, 3, 1) if self._channels_last else aligned
+        return (self._visual.head(self._trunk.forward_head(features)),)
+
+    @property
+    def _prefix(self) -> int | None:
+        """Tokens before the patches' own, or None for a trunk that keeps maps."""
+        return getattr(self._trunk, "num_prefix_tokens", None)
+
+    @property
+    def _channels_last(self) -> bool:
+        return getattr(self._trunk, "output_fmt", "NCHW") == "NHWC"
+
+    def _map(self, features: Tensor) -> Tensor:
+        if features.ndim == 4:
+            return features.permute(0, 3, 1, 2) if self._channels_last else features
+        tokens = features[:, self._prefix or 0 :]
+        side = math.isqrt(tokens.shape[1])
+        return tokens.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+
+
+def _align(spatial_map: Tensor, rois: Tensor, cells: int, stride: int | float) -> Tensor:
+    """RoIAlign of rois in input pixels to [R, C, cells, cells]."""
+    return roi_align(
+        spatial_map, rois.to(spatial_map.dtype), cells, spatial_scale=1 / stride, sampling_ratio=0, aligned=True
+    )
+
+
+def _grid_of(positions: Tensor) -> int:
+    """Side of the grid of position embeddings [1 + side², C]."""
+    return math.isqrt(len(positions) - 1)
+
+
+def _with_shared_weights(module: Any) -> Any:
+    """A copy of a module whose parameters and buffers are the same tensors."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
+
+
+def _interpolate_positions(module: Any, side: int) -> None:
+    """Position embeddings [1 + old², C] become [1 + side², C]; the first, of the pooled or class token, stays."""
+    positions = module.positional_embedding.detach()
+    old = _grid_of(positions)
+    grid = positions[1:].float().T.reshape(1, -1, old, old)
+    resized = functional.interpolate(grid, (side, side), mode="bicubic", antialias=True, align_corners=False)
+    resized = resized.flatten(2)[0].T.to(positions.dtype)
+    module.positional_embedding = nn.Parameter(torch.cat([positions[:1], resized]), requires_grad=False)
+
+
+def _check_size(image_size_px: int, stride: int) -> None:
+    if image_size_px % stride:
+        raise UserError(
+            "the whole images' side does not suit the image tower",
+            where="teacher.image_size_px",
+            expected=f"a multiple of {stride}",
+            got=image_size_px,
+        )

@@ -1,0 +1,159 @@
+"""Stage one: every image through detector and teacher once, into shards that students read.
+
+Three sentences: make a plan; run the missing shards; seal the manifest.
+
+    python -m stages.teacher_cache [--config pipeline.yaml] [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from cache.atomic import sole_builder
+from cache.manifest import read_manifest
+from cache.plan import SplitPlan, is_complete, plan_split, splits_of
+from cache.request import request_parts
+from cache.schedule import open_pool
+from hoi.config import PipelineConfig
+from hoi.errors import UserError, run_program
+from stages.command_line import stage_config
+
+if TYPE_CHECKING:
+    from cache.models import ExtractorFactory
+    from cache.split_build import SplitBuild
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What stage one did for a split, and what is there now."""
+
+    split: str
+    folder: Path
+    num_images: int
+    num_failed: int
+    num_pairs: int
+    num_bytes: int
+    num_shards: int
+    num_built: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What stage one did."""
+
+    splits: tuple[SplitReport, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [
+            f"{s.split}: {s.num_images} images ({s.num_failed} unreadable), {s.num_pairs} pairs, "
+            f"{s.num_bytes / 1e6:.1f} MB in {s.num_shards} shards, {s.num_built} built now · {s.folder}"
+            for s in self.splits
+        ]
+        nothing = " (nothing to do)" if not any(s.num_built for s in self.splits) else ""
+        return "\n".join([*lines, f"teacher cache complete in {self.seconds:.1f} s{nothing}"])
+
+
+def main(config: PipelineConfig, factory: ExtractorFactory | None = None) -> Report:
+    """Config to a complete cache of every split of its data set; what is there already is not computed again.
+
+    Args:
+        config: The pipeline file.
+        factory: Config, vocabulary and device to what extracts signals from images; None for the product's own.
+
+    Raises:
+        UserError: settings that differ from the cache's, too many unreadable images, a full disk, failed shards.
+    """
+    start = time.monotonic()
+    request = request_parts(config)
+    plans = [plan_split(config, split) for split in splits_of(config)]
+    missing = [plan for plan in plans if not is_complete(plan, request)]
+    num_built = build_missing(config, missing, request, factory) if missing else {}
+    return Report(tuple(_report(plan, num_built.get(plan.split, 0)) for plan in plans), time.monotonic() - start)
+
+
+def build_missing(
+    config: PipelineConfig, plans: list[SplitPlan], request: dict[str, Any], factory: ExtractorFactory | None
+) -> dict[str, int]:
+    """Splits that are not complete to complete ones, sealed when all of them are built.
+
+    Returns:
+        Number of shards that were built, by split.
+    """
+    # Imported here: these bring torch, which takes seconds that a run with nothing to do should not spend.
+    from cache.models import load_extractor
+    from cache.split_build import SplitBuild
+
+    with sole_builder(Path(config.cache.folder)):
+        builds = {plan.split: SplitBuild(plan, config, request) for plan in plans}
+        run_missing(config, builds, factory or load_extractor)
+        for build in builds.values():
+            build.seal()
+    return {split: build.num_built for split, build in builds.items()}
+
+
+def run_missing(config: PipelineConfig, builds: dict[str, SplitBuild], factory: ExtractorFactory) -> None:
+    """Runs the missing shards of the splits, with a progress bar in images and a journal of timings.
+
+    Raises:
+        UserError: as `SplitBuild.take`, or tasks that failed for good, after all others were done.
+    """
+    from cache.models import release
+    from cache.split_build import JOURNAL_NAME, SHOWN
+
+    for build in builds.values():
+        build.unseal()
+    if all(build.is_finished for build in builds.values()):
+        return
+    total = sum(build.plan.num_images for build in builds.values())
+    try:
+        with open_pool(config.cache) as pool, tqdm(total=total, unit="image", desc="teacher cache") as bar:
+            bar.update(sum(build.num_images_done for build in builds.values()))
+            for build in builds.values():
+                if build.has_lost_bank:
+                    bar.update(sum(build.take(outcome) for outcome in pool.run([build.bank_task(factory)])))
+                    bar.update(build.look())
+            begin = [build.bank_task(factory) for build in builds.values() if build.bank is None]
+            shards = [task for build in builds.values() for task in build.shard_tasks(factory)]
+            for outcome in pool.run([*begin, *shards]):
+                bar.update(builds[outcome.task.group].take(outcome))
+    finally:
+        release()
+    failed = {name: error for build in builds.values() for name, error in build.errors.items()}
+    if failed:
+        reasons = [f"{name}: {error.strip().splitlines()[-1]}" for name, error in failed.items()]
+        raise UserError(
+            f"{len(failed)} of {len(begin) + len(shards)} tasks failed",
+            where=f"{config.cache.folder}, tracebacks in {JOURNAL_NAME} of each split",
+            got="; ".join(reasons[:SHOWN]),
+            fix="run the same command again: finished shards are kept",
+        )
+
+
+def _report(plan: SplitPlan, num_built: int) -> SplitReport:
+    manifest = read_manifest(plan.folder)
+    assert manifest is not None
+    return SplitReport(
+        plan.split,
+        plan.folder,
+        manifest.num_images,
+        len(manifest.failed),
+        sum(shard.num_pairs for shard in manifest.shards),
+        sum(shard.num_bytes for shard in manifest.shards),
+        len(manifest.shards),
+        num_built,
+    )
+
+
+def _command() -> None:
+    config = stage_config("Stage one: images to the teacher cache. Run it again to go on after an interruption.")
+    print(main(config))
+
+
+if __name__ == "__main__":
+    run_program(_command)

@@ -1,0 +1,225 @@
+"""Stage two: every student and seed of the pipeline file to trained weights, from the cache alone.
+
+No image, detector or teacher is opened. Labels are read for `supervision: labels` only, whose code alone imports them.
+
+    python -m stages.train [--config pipeline.yaml] [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache.dataset import CacheSplit
+from hoi.config import PipelineConfig, StudentConfig
+from hoi.errors import UserError, run_program
+from hoi.matching import LabelTargets
+from hoi.provenance import commit, library_versions
+from hoi.records import HoiLabels
+from hoi.runs import RunFolder
+from hoi.students import Student, build_student
+from hoi.training import choose_device, fit
+from stages.command_line import stage_config
+
+LIBRARIES = ("torch", "numpy", "safetensors", "h5py")
+BATCH_IMAGES = 64
+"""Images scored at once when `supervision: labels` chooses among its checkpoints."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """One student and seed.
+
+    Args:
+        name: In the pipeline file.
+        seed: Of weights, order and dropout.
+        folder: Where its weights lie.
+        seconds: What training took, or None where it was finished before.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """All students and seeds of the pipeline file, trained."""
+
+    runs: list[TrainedRun]
+
+    def __str__(self) -> str:
+        spent = [run.seconds for run in self.runs if run.seconds is not None]
+        return f"{len(self.runs)} students trained, {len(spent)} of them now in {sum(spent):.1f} s"
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What labels give to a student that is trained with them, and nothing to the others.
+
+    Args:
+        labels: Of the training split.
+        quality: Student to its mean average precision on the tuning split.
+    """
+
+    labels: LabelTargets | None = None
+    quality: Callable[[Student], float] | None = None
+
+
+def main(config: PipelineConfig) -> TrainReport:
+    """Trains what is not trained yet; a run of other settings in the way is refused before anything starts.
+
+    Raises:
+        UserError: no cache, a cache or a run of other settings, a split without pairs, wrong annotations.
+    """
+    torch.set_num_threads(config.train.threads)
+    device = choose_device(config.train.device)
+    split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
+    if split.num_pairs == 0:
+        raise UserError(
+            "no image of the training split has a pair, so there is nothing to learn",
+            where=split.folder,
+            expected="people and objects in at least some images",
+            fix="lower pairs.min_score, or check the images and the detector",
+        )
+    jobs = [
+        (name, seed, run_folder(config, name, seed, split.fingerprint))
+        for name in config.students
+        for seed in config.train.seeds
+    ]
+    status = {folder.path: folder.status() for _, _, folder in jobs}
+    if any(config.students[name].supervision == "labels" for name, _, _ in jobs):
+        _annotations(config)
+    runs = []
+    for name, seed, folder in jobs:
+        is_finished = status[folder.path] == "finished"
+        seconds = None if is_finished else _train(config, name, seed, split, folder, device)
+        runs.append(TrainedRun(name, seed, folder.path, seconds))
+        done = "finished before" if seconds is None else f"trained in {seconds:.1f} s"
+        print(f"{name} seed {seed}: {done} · {folder.path}", flush=True)
+    return TrainReport(runs)
+
+
+def run_folder(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> RunFolder:
+    """Where a student of the pipeline file is trained, and all that decides its weights.
+
+    Args:
+        config: The pipeline.
+        name: Of the student in it.
+        seed: One of `train.seeds`.
+        fingerprint: Of the training split's cache.
+    """
+    student = config.students[name]
+    by_labels = student.supervision == "labels"
+    # Labels choose among checkpoints by the final score, so there scoring and checkpoints decide the weights as well.
+    not_deciding = set() if by_labels else set(StudentConfig.READ_WHEN_SCORING)
+    elsewhere = {"seeds", "device"} | (set() if by_labels else {"checkpoint_every"})
+    settings = {
+        "student": student.model_dump(mode="json", exclude=not_deciding),
+        "train": config.train.model_dump(mode="json", exclude=elsewhere),
+        "seed": seed,
+        "cache": fingerprint,
+        **({"tune_split": config.evaluation.tune_split} if by_labels else {}),
+    }
+    return RunFolder(Path(config.output) / "runs" / name / f"seed-{seed}", student, settings)
+
+
+def _train(
+    config: PipelineConfig, name: str, seed: int, split: CacheSplit, folder: RunFolder, device: torch.device
+) -> float:
+    start = time.monotonic()
+    settings = config.students[name]
+    supervision = _supervision(config, settings, split, device) if settings.supervision == "labels" else Supervision()
+    student, progress = fit(
+        build_student(settings, split.text_bank, split.vocabulary, split.axes["L"], seed),
+        split,
+        config.train,
+        seed=seed,
+        device=device,
+        labels=supervision.labels,
+        quality=supervision.quality,
+        run=folder,
+        title=f"{name} seed {seed}",
+    )
+    seconds = time.monotonic() - start
+    folder.finish(
+        student,
+        {
+            "name": name,
+            "seconds": round(seconds, 2),
+            "chosen_epoch": progress.best_epoch or progress.epoch,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "versions": library_versions(LIBRARIES),
+            "commit": commit(),
+            "fingerprint": split.fingerprint,
+            "config": config.model_dump(mode="json"),
+        },
+    )
+    return seconds
+
+
+def _supervision(
+    config: PipelineConfig, settings: StudentConfig, split: CacheSplit, device: torch.device
+) -> Supervision:
+    """Annotations of the training split as targets, and those of the tuning split as judge of the checkpoints."""
+    from hoi.evaluation.hico import evaluate
+    from hoi.matching import label_targets
+    from hoi.scoring import score_split
+    from stages.cached_split import open_split
+
+    vocabulary = split.vocabulary
+    # Labels join images by row, so these splits must hold the data set's own images in its own order.
+    open_split(config, config.train.split)
+    tune_split = open_split(config, config.evaluation.tune_split)
+    labels, tune_labels = _annotations(config)
+
+    def quality(student: Student) -> float:
+        batches = tune_split.batches(BATCH_IMAGES)
+        triplets = score_split(student, batches, vocabulary, settings.score_exponent, device)["student"]
+        nothing = np.zeros(len(vocabulary), bool)
+        full = evaluate(triplets, tune_labels, len(vocabulary), nothing, nothing, protocol="official").full
+        return 0.0 if full is None else full
+
+    return Supervision(label_targets(split.batches(BATCH_IMAGES), labels, vocabulary, split.num_images), quality)
+
+
+def _annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
+    """The labels of the training split and of the tuning split, or what is wrong with them."""
+    from hoi.datasets.labels import load_labels
+
+    if config.evaluation.tune_split in (config.train.split, config.evaluation.split):
+        raise UserError(
+            "checkpoints would be chosen on a split that trains or evaluates",
+            where="evaluation.tune_split",
+            expected="a split of its own",
+            got=config.evaluation.tune_split,
+            fix="set evaluation.tune_split, or take the students with supervision: labels out",
+        )
+    train_labels, tune_labels = (
+        load_labels(config.dataset, name) for name in (config.train.split, config.evaluation.tune_split)
+    )
+    for name, found in ((config.train.split, train_labels), (config.evaluation.tune_split, tune_labels)):
+        if not len(found):
+            raise UserError(
+                f"split '{name}' has no annotated interaction",
+                where="supervision: labels",
+                expected="at least one",
+                got="none",
+                fix="annotate some of its images, or choose another split",
+            )
+    return train_labels, tune_labels
+
+
+def _command() -> None:
+    config = stage_config("Stage two: the teacher cache to trained students. Run it again to go on.")
+    print(main(config))
+
+
+if __name__ == "__main__":
+    run_program(_command)

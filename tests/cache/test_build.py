@@ -1,0 +1,111 @@
+"""One task makes one shard, in this process too; what it must not mix, it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cache.build
+from cache.build import build_bank, build_shard
+from cache.manifest import Receipt, read_bank_receipt, read_receipt
+from cache.models import release
+from cache.plan import finished_receipt, plan_split, receipt_from_file
+from cache.request import request_parts
+from cache.shard import inspect_shard
+from hoi.config import PipelineConfig
+from hoi.errors import UserError
+from tests.random_signals import AXES, RandomSignals, photo_pipeline
+
+
+@pytest.fixture(autouse=True)
+def _no_models_left() -> Iterator[None]:
+    yield
+    release()
+
+
+def begin(config: PipelineConfig) -> str:
+    plan = plan_split(config, "test")
+    arguments = (str(plan.folder), plan.images_per_shard, plan.num_images, plan.image_ids_sha256)
+    receipt = build_bank(config.model_dump_json(), json.dumps(request_parts(config)), *arguments, RandomSignals)
+    return str(receipt["fingerprint"])
+
+
+def build(config: PipelineConfig, index: int, fingerprint: str = "") -> Receipt:
+    plan = plan_split(config, "test")
+    s = plan.shards[index]
+    arguments = (str(plan.folder), s.split, s.index, s.start, s.stop, s.image_ids_sha256, fingerprint, RandomSignals)
+    return Receipt.from_dict(build_shard(config.model_dump_json(), *arguments))
+
+
+def test_the_receipt_says_what_the_file_holds_and_is_small(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    (tmp_path / "images" / "03.png").write_bytes(b"no image")
+    receipt = build(config, 1)
+    path = tmp_path / "cache" / "test" / "shard-00001.h5"
+    assert receipt == read_receipt(path) == receipt_from_file(inspect_shard(path))
+    assert receipt.failed == (("03.png", "the file is no image"),)
+    assert (receipt.num_images, receipt.num_pairs, receipt.num_detections) == (2, 1, 2)
+    assert receipt.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(json.dumps(receipt.to_dict())) < 600
+
+
+def test_arguments_and_results_are_plain(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    begin(config)
+    bank = read_bank_receipt(tmp_path / "cache" / "test")
+    assert bank is not None
+    assert bank.axes == AXES
+    assert bank.request == request_parts(config)
+    assert bank.made_with["versions"]["random"] == "1"
+    assert "random" not in json.dumps(bank.parts["teacher"])
+
+
+def test_models_other_than_those_that_began_the_split_are_refused_by_key(tmp_path: Path) -> None:
+    fingerprint = begin(photo_pipeline(tmp_path))
+    other = photo_pipeline(tmp_path, teacher={"precision": "bf16"})
+    with pytest.raises(UserError, match=r"other settings .* teacher.precision \(cache: fp32, now: bf16\)"):
+        build(other, 0, fingerprint)
+    assert not (tmp_path / "cache" / "test" / "shard-00000.h5").exists()
+
+
+def test_images_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    arguments = (config.model_dump_json(), str(tmp_path / "cache" / "test"), "test", 0, 0, 2, "0" * 64, "")
+    with pytest.raises(UserError, match=r"the images changed .* split 'test', rows 0 to 2"):
+        build_shard(*arguments, RandomSignals)
+
+
+def test_a_shard_that_goes_through_the_models_in_parts_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = photo_pipeline(tmp_path, num_pairs=(2, 0, 1, 3, 1), cache={"images_per_shard": 5})
+    (tmp_path / "images" / "01.png").write_bytes(b"")
+    whole = build(config, 0).sha256
+    monkeypatch.setattr(cache.build, "MAX_PIXEL_BYTES", 8 * 9 * 3 * 2)
+    assert build(config, 0).sha256 == whole
+    header = inspect_shard(tmp_path / "cache" / "test" / "shard-00000.h5")
+    assert np.diff(header.table("pair_offsets")).tolist() == [2, 0, 1, 3, 1]
+
+
+def test_a_finished_shard_is_known_and_a_foreign_one_refused(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    fingerprint = begin(config)
+    receipt = build(config, 0, fingerprint)
+    plan = plan_split(config, "test")
+    bank = read_bank_receipt(plan.folder)
+    assert bank is not None
+    assert finished_receipt(plan.folder, plan.shards[0], fingerprint, bank.parts) == receipt
+    assert finished_receipt(plan.folder, plan.shards[1], fingerprint, bank.parts) is None
+    path = plan.folder / "shard-00000.h5"
+    path.with_suffix(".json").unlink()
+    assert finished_receipt(plan.folder, plan.shards[0], fingerprint, bank.parts) == receipt
+    (plan.folder / "shard-00001.h5").write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"this shard holds other images than planned .* from row 2 .* from row 0"):
+        finished_receipt(plan.folder, plan.shards[1], fingerprint, bank.parts)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert finished_receipt(plan.folder, plan.shards[0], fingerprint, bank.parts) is None

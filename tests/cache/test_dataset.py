@@ -1,0 +1,193 @@
+"""Batches hold exactly what the records held, in both modes; a cache that is not the right one is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.dataset import CacheSplit, Mode
+from cache.sharded_table import ShardedTable
+from hoi.config import PipelineConfig
+from hoi.datasets import load_vocabulary, open_images
+from hoi.errors import UserError
+from hoi.records import ImageSignals
+from stages import teacher_cache
+from tests.random_signals import RandomSignals, photo_pipeline
+
+NUM_PAIRS = (2, 0, 1, 5, 3, 1)
+UNREADABLE = 4
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
+    folder = tmp_path_factory.mktemp("dataset")
+    config = photo_pipeline(folder, NUM_PAIRS, teacher={"spatial_map": True})
+    (folder / "images" / f"{UNREADABLE:02d}.png").write_bytes(b"no image")
+    teacher_cache.main(config, RandomSignals)
+    return config
+
+
+@pytest.fixture(params=["memory", "mapped"])
+def split(config: PipelineConfig, request: pytest.FixtureRequest) -> CacheSplit:
+    mode: Mode = request.param
+    return CacheSplit.open(config.cache.folder, "test", mode=mode)
+
+
+@pytest.fixture(scope="module")
+def records(config: PipelineConfig) -> list[ImageSignals | None]:
+    source = open_images(config.dataset, "test")
+    extractor = RandomSignals(config, load_vocabulary(config.dataset), "cpu")
+    rows = range(len(NUM_PAIRS))
+    return [extractor.extract([source.image_ids[r]], [source.read(r)])[0] if r != UNREADABLE else None for r in rows]
+
+
+@pytest.mark.parametrize("rows", [[0], [1], [3, 0], [5, 3, 2, 1, 0], [2, 2]])
+def test_a_batch_holds_what_the_records_held(
+    split: CacheSplit, records: list[ImageSignals | None], rows: list[int]
+) -> None:
+    batch = split.batch(np.array(rows), extra=("spatial_map", "union_embedding"))
+    chosen = [record for record in (records[row] for row in rows) if record is not None]
+    humans = [r.pairs_ho[:, 0] for r in chosen]
+    objects = [r.pairs_ho[:, 1] for r in chosen]
+    expected = {
+        "size_hw": np.stack([r.size_hw for r in chosen]),
+        "image_embedding": np.stack([r.image_embedding for r in chosen]),
+        "image_similarity": np.stack([r.image_similarity for r in chosen]),
+        "pair_image": np.repeat(np.arange(len(rows)), [len(h) for h in humans]),
+        "boxes_h": np.concatenate([r.detections.boxes_xyxy[h] for r, h in zip(chosen, humans, strict=True)]),
+        "boxes_o": np.concatenate([r.detections.boxes_xyxy[o] for r, o in zip(chosen, objects, strict=True)]),
+        "scores_h": np.concatenate([r.detections.scores[h] for r, h in zip(chosen, humans, strict=True)]),
+        "scores_o": np.concatenate([r.detections.scores[o] for r, o in zip(chosen, objects, strict=True)]),
+        "labels_o": np.concatenate([r.detections.labels[o] for r, o in zip(chosen, objects, strict=True)]),
+        "human_feature": np.concatenate([r.detection_feature[h] for r, h in zip(chosen, humans, strict=True)]),
+        "object_feature": np.concatenate([r.detection_feature[o] for r, o in zip(chosen, objects, strict=True)]),
+        "union_feature": np.concatenate([r.union_feature for r in chosen]),
+        "union_similarity": np.concatenate([r.union_similarity for r in chosen]),
+    }
+    for name, value in expected.items():
+        np.testing.assert_array_equal(getattr(batch, name).numpy(), value, err_msg=name)
+    np.testing.assert_array_equal(batch.extra["union_embedding"], np.concatenate([r.union_embedding for r in chosen]))
+    np.testing.assert_array_equal(batch.extra["spatial_map"], np.stack([r.spatial_map for r in chosen]))
+    np.testing.assert_array_equal(split.table("union_similarity")[batch.pair_rows], batch.union_similarity)
+    # Pairs of one image that share a human, or an object, and no others, share a row of the split's detections.
+    keys = [[(row, n) for row, some in zip(rows, of, strict=True) for n in some] for of in (humans, objects)]
+    for shared, detections in zip(keys, (batch.rows_h, batch.rows_o), strict=True):
+        assert [[a == b for b in shared] for a in shared] == (detections[:, None] == detections).tolist()
+    np.testing.assert_array_equal(split.boxes_xyxy[batch.rows_h], batch.boxes_h)
+    np.testing.assert_array_equal(split.boxes_xyxy[batch.rows_o], batch.boxes_o)
+    floats = (batch.size_hw, batch.union_similarity, batch.human_feature, batch.boxes_h, batch.extra["spatial_map"])
+    assert {t.dtype for t in floats} == {torch.float32}
+    whole = (batch.image_rows, batch.pair_image, batch.labels_o, batch.pair_rows, batch.rows_h, batch.rows_o)
+    assert {t.dtype for t in whole} == {torch.int64}
+
+
+def test_the_tables_lie_flat_over_all_shards(split: CacheSplit, records: list[ImageSignals | None]) -> None:
+    assert len(split.manifest.shards) == 3
+    assert split.image_ids == [f"{row:02d}.png" for row in range(6)]
+    assert split.is_readable.tolist() == [row != UNREADABLE for row in range(6)]
+    assert np.diff(split.pair_offsets).tolist() == [2, 0, 1, 5, 0, 1]
+    assert np.diff(split.detection_offsets).tolist() == [3, 0, 2, 6, 0, 2]
+    assert (split.num_images, split.num_pairs) == (6, 9)
+    assert split.pair_image.tolist() == [0, 0, 2, 3, 3, 3, 3, 3, 5]
+    kept = [r for r in records if r is not None]
+    np.testing.assert_array_equal(split.boxes_xyxy, np.concatenate([r.detections.boxes_xyxy for r in kept]))
+    first = [0, 3, 5, 11]
+    expected = [r.pairs_ho + start for r, start in zip([r for r in kept if len(r.pairs_ho)], first, strict=True)]
+    np.testing.assert_array_equal(split.pairs_ho, np.concatenate(expected))
+
+
+def test_the_vocabulary_and_the_texts_come_with_it(split: CacheSplit, config: PipelineConfig) -> None:
+    vocabulary = load_vocabulary(config.dataset)
+    bank = RandomSignals(config, vocabulary, "cpu").text_bank
+    assert split.vocabulary == vocabulary
+    np.testing.assert_array_equal(split.text_bank.text_embedding, bank.text_embedding)
+    assert (split.text_bank.logit_scale, split.text_bank.logit_bias) == (50.0, None)
+    assert split.text_bank.prompts == bank.prompts
+
+
+def test_an_epoch_holds_every_readable_image_once(split: CacheSplit) -> None:
+    def rows(rng: np.random.Generator | None) -> list[int]:
+        return [row for batch in split.batches(2, rng) for row in batch.image_rows.tolist()]
+
+    assert rows(None) == [0, 1, 2, 3, 5]
+    shuffled = rows(np.random.default_rng(1))
+    assert sorted(shuffled) == [0, 1, 2, 3, 5] != shuffled
+    assert rows(np.random.default_rng(1)) == shuffled
+
+
+def test_an_unreadable_image_or_an_unknown_field_is_no_batch(split: CacheSplit) -> None:
+    with pytest.raises(ValueError, match="asks for an unreadable image"):
+        split.batch(np.array([0, UNREADABLE]))
+    for name in ("mystery", "scores", "image_id", "pair_offsets"):
+        with pytest.raises(ValueError, match=f"no field '{name}' of images or pairs"):
+            split.batch(np.array([0]), extra=(name,))
+
+
+def test_it_opens_anew_in_another_process(split: CacheSplit) -> None:
+    split.batch(np.array([0]))
+    sent = pickle.dumps(split)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(
+        pickle.loads(sent).batch(np.array([3])).union_feature, split.batch(np.array([3])).union_feature
+    )
+
+
+def test_rows_are_found_in_many_parts_as_in_one() -> None:
+    whole = np.random.default_rng(0).normal(size=(20, 2, 3))
+    rows = np.random.default_rng(1).integers(0, 20, 50)
+    for cuts in ([], [5], [0, 0, 3, 19], [1, 2, 20]):
+        parts = np.split(whole, cuts)
+        for in_memory in (True, False):
+            table = ShardedTable(parts, in_memory)
+            np.testing.assert_array_equal(table.take(rows), whole[rows])
+            np.testing.assert_array_equal(table.whole(), whole)
+            assert table.take(np.zeros(0, np.int64)).shape == (0, 2, 3)
+
+
+def copy_of(config: PipelineConfig, folder: Path) -> Path:
+    shutil.copytree(config.cache.folder, folder, dirs_exist_ok=True)
+    return folder / "test"
+
+
+def test_a_cache_that_is_not_there_or_not_complete_is_refused(config: PipelineConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no teacher cache · where: .*/test .* next: make teacher-cache"):
+        CacheSplit.open(tmp_path, "test")
+    folder = copy_of(config, tmp_path)
+    (folder / "shard-00001.h5").unlink()
+    with pytest.raises(UserError, match=r"a file of this teacher cache is missing .* next: make teacher-cache"):
+        CacheSplit.open(tmp_path, "test")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"not complete .* expected: manifest.json .* next: make teacher-cache"):
+        CacheSplit.open(tmp_path, "test")
+
+
+def test_other_settings_are_refused(config: PipelineConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"made with other settings .* expected: fingerprint abc"):
+        CacheSplit.open(config.cache.folder, "test", expected_fingerprint="abc")
+    other = config.model_copy(update={"pairs": config.pairs.model_copy(update={"max_humans": 3})})
+    with pytest.raises(UserError, match=r"other settings .* pairs.max_humans \(cache: 15, now: 3\)"):
+        CacheSplit.open(config.cache.folder, "test", config=other)
+    fingerprint = CacheSplit.open(config.cache.folder, "test", config=config).fingerprint
+    CacheSplit.open(config.cache.folder, "test", expected_fingerprint=fingerprint)
+
+
+def test_a_damaged_or_foreign_shard_is_refused(config: PipelineConfig, tmp_path: Path) -> None:
+    folder = copy_of(config, tmp_path)
+    first = folder / "shard-00000.h5"
+    whole = first.read_bytes()
+    first.write_bytes(b"x" * len(whole))
+    with pytest.raises(UserError, match=r"a shard is damaged · where: .*shard-00000.h5 .* next: delete"):
+        CacheSplit.open(tmp_path, "test")
+    first.write_bytes(whole)
+    manifest = folder / "manifest.json"
+    plain = json.loads(manifest.read_text())
+    plain["shards"][1]["image_ids_sha256"] = "0" * 64
+    manifest.write_text(json.dumps(plain))
+    with pytest.raises(UserError, match=r"a shard does not belong to this cache · where: .*shard-00001.h5"):
+        CacheSplit.open(tmp_path, "test")

@@ -1,0 +1,59 @@
+"""The field table is what FORMAT.md says, and tables that break a rule are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cache
+from cache.schema import FIELDS, check_tables, fields_of
+from cache.shard import SHARD_ATTRIBUTES
+from cache.tables import pack_tables
+from tests.random_signals import AXES, MAP_AXES, random_signals
+
+DOCUMENT = (Path(cache.__file__).parent / "FORMAT.md").read_text()
+
+
+def rows_of_table(first_heading: str) -> list[list[str]]:
+    lines = DOCUMENT[DOCUMENT.index(f"| {first_heading} |") :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]
+
+
+def test_the_document_and_the_schema_hold_the_same_fields() -> None:
+    documented = [[cell.replace("¦", "|") for cell in row] for row in rows_of_table("field")]
+    assert documented == [
+        [f.name, f.dtype, f.rows, ", ".join(map(str, f.axes)), "yes" if f.required else "no", f.meaning] for f in FIELDS
+    ]
+
+
+def test_the_document_and_the_code_hold_the_same_attributes() -> None:
+    assert [row[0] for row in rows_of_table("attribute")] == list(SHARD_ATTRIBUTES)
+
+
+def test_an_optional_field_is_there_exactly_if_all_its_letters_are() -> None:
+    assert "spatial_map" not in {f.name for f in fields_of(AXES)}
+    assert "spatial_map" not in {f.name for f in fields_of({**AXES, "C": 2})}
+    assert "spatial_map" in {f.name for f in fields_of({**AXES, **MAP_AXES})}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("scores", None, "fields differ from the schema: scores"),
+        ("mystery", np.zeros(2), "fields differ from the schema: mystery"),
+        ("scores", np.zeros(5, "<f8"), "scores has dtype float64, expected <f4"),
+        ("union_feature", np.zeros((3, 2, 5), "<f2"), r"union_feature has shape \(3, 2, 5\), expected \(3, 2, 4\)"),
+        ("pair_offsets", np.array([0, 4, 3]), "pair_offsets must hold 3 numbers that start at 0 and never fall"),
+        ("detection_offsets", np.array([1, 3, 5]), "detection_offsets must hold 3 numbers"),
+        ("pairs_ho", np.array([[0, 1], [0, 2], [0, 1]], "<i4"), "pairs_ho names a detection outside its image"),
+        ("image_id", np.array([b"a", b"a"]), "image_id holds duplicates"),
+    ],
+)
+def test_a_table_that_breaks_a_rule_is_named(field: str, value: np.ndarray | None, message: str) -> None:
+    tables = pack_tables(["a", "b"], [random_signals("a", 2, 2), random_signals("b", 3, 1)], AXES)
+    check_tables(tables, AXES)
+    changed = {name: table for name, table in {**tables, field: value}.items() if table is not None}
+    with pytest.raises(ValueError, match=message):
+        check_tables(changed, AXES)

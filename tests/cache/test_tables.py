@@ -1,0 +1,61 @@
+"""Records go into flat tables, and every value is found again where the offsets say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cache.schema import FIELDS
+from cache.tables import pack_tables
+from hoi.records import ImageSignals
+from tests.random_signals import AXES, MAP_AXES, random_signals
+
+
+@pytest.mark.parametrize("counts", [[], [(0, 0)], [(1, 0)], [(2, 1)], [(3, 5), (0, 0), (1, 1), (4, 2)]])
+def test_every_field_of_every_record_is_found_again(counts: list[tuple[int, int]]) -> None:
+    records = [random_signals(f"img{i}", n, p, with_map=True) for i, (n, p) in enumerate(counts)]
+    tables = pack_tables([r.image_id for r in records], records, {**AXES, **MAP_AXES})
+    compared = 0
+    for row, record in enumerate(records):
+        detections = slice(*tables["detection_offsets"][row : row + 2])
+        pairs = slice(*tables["pair_offsets"][row : row + 2])
+        assert tables["image_id"][row].decode() == record.image_id
+        for field in FIELDS:
+            source = record.detections if field.name in ("boxes_xyxy", "scores", "labels") else record
+            if field.is_text or field.rows == "offset" or field.name == "status":
+                continue
+            rows = {"image": row, "detection": detections, "pair": pairs}[field.rows]
+            np.testing.assert_array_equal(tables[field.name][rows], getattr(source, field.name))
+            compared += 1
+    assert compared == 12 * len(records)
+    assert tables["boxes_xyxy"].shape == (sum(n for n, _ in counts), 4)
+
+
+def test_an_unreadable_image_keeps_its_slot_with_its_reason() -> None:
+    outcomes: list[ImageSignals | str] = [random_signals("a", 2, 1), "the file is missing", random_signals("c", 1, 0)]
+    tables = pack_tables(["a", "b", "c"], outcomes, AXES)
+    assert tables["status"].tolist() == [0, 1, 0]
+    assert tables["status_reason"].tolist() == [b"", b"the file is missing", b""]
+    assert tables["detection_offsets"].tolist() == [0, 2, 2, 3]
+    assert tables["pair_offsets"].tolist() == [0, 1, 1, 1]
+    assert not tables["image_embedding"][1].any()
+
+
+def test_a_shard_of_unreadable_images_alone_has_the_right_shapes() -> None:
+    tables = pack_tables(["ä"], ["x" * 1000], {**AXES, **MAP_AXES})
+    assert tables["union_similarity"].shape == (0, 2, 3)
+    assert tables["spatial_map"].shape == (1, 2, 3, 1)
+    assert tables["image_id"][0].decode() == "ä"
+    assert len(tables["status_reason"][0]) == 400
+
+
+def test_signals_in_the_wrong_place_or_shape_are_refused() -> None:
+    record = random_signals("a", 2, 1)
+    with pytest.raises(ValueError, match="signals of image a came in the place of b"):
+        pack_tables(["b"], [record], AXES)
+    with pytest.raises(ValueError, match=r"image_similarity of image a has shape \(1,\), expected \(3,\)"):
+        pack_tables(["a"], [replace(record, image_similarity=np.ones(1, np.float16))], AXES)
+    with pytest.raises(ValueError, match="spatial_map of image a has shape None"):
+        pack_tables(["a"], [record], {**AXES, **MAP_AXES})

@@ -1,0 +1,95 @@
+"""Windows worked out by hand, and what a crop then shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from hoi.crops import CropMode, CropStyle, ResizeMode, boxes_in_window, crop_windows, cut_crop, whole_image_window
+
+FILL = (10, 20, 30)
+STYLE = CropStyle(size_px=8, fill_rgb=FILL, interpolation="bicubic", resize_mode="shortest")
+HEIGHT, WIDTH = 100, 200
+
+
+def window(
+    box: list[float], mode: CropMode = "square", margin: float = 1.0, resize_mode: ResizeMode = "shortest"
+) -> list[list[int]]:
+    found = crop_windows(np.array([box], np.float32), margin, mode, (HEIGHT, WIDTH), resize_mode)[0].tolist()
+    return [found[:4], found[4:]]
+
+
+def test_square_is_centred_and_shows_the_image_around_the_box() -> None:
+    # 40 wide, 20 high, centre (60, 50): a square of 40.
+    assert window([40, 40, 80, 60]) == [[40, 30, 80, 70]] * 2
+    # x 1.5: a square of 60.
+    assert window([40, 40, 80, 60], margin=1.5) == [[30, 20, 90, 80]] * 2
+
+
+def test_square_is_padded_where_the_image_ends() -> None:
+    # 20 wide, 100 high, centre (10, 50): a square of 100 from x = -40.
+    assert window([0, 0, 20, 100]) == [[-40, 0, 60, 100], [0, 0, 60, 100]]
+
+
+def test_pad_shows_the_box_alone_on_a_square() -> None:
+    assert window([40, 40, 80, 60], "pad") == [[40, 30, 80, 70], [40, 40, 80, 60]]
+
+
+def test_squash_stretches_the_box_and_cuts_its_margin_where_the_image_ends() -> None:
+    assert window([40, 40, 80, 60], "squash") == [[40, 40, 80, 60]] * 2
+    # x 2 about (10, 10): from -10 to 30, of which the image has 0 to 30.
+    assert window([0, 0, 20, 20], "squash", margin=2.0) == [[0, 0, 30, 30]] * 2
+
+
+def test_model_follows_the_models_own_transform() -> None:
+    assert window([40, 40, 80, 60], "model", resize_mode="shortest") == [[50, 40, 70, 60]] * 2
+    assert window([40, 40, 80, 60], "model", resize_mode="longest") == window([40, 40, 80, 60], "pad")
+    assert window([40, 40, 80, 60], "model", resize_mode="squash") == window([40, 40, 80, 60], "squash")
+
+
+@pytest.mark.parametrize("mode", ["square", "pad", "squash", "model"])
+@pytest.mark.parametrize(
+    "box", [[50, 50, 50, 50], [0, 0, 0, 0], [200, 100, 200, 100], [199, 99, 200, 100], [7, 0, 7, 100]]
+)
+def test_an_empty_box_still_shows_a_pixel_of_the_image(mode: CropMode, box: list[float]) -> None:
+    canvas, content = window(box, mode, margin=1.15)
+    for x0, y0, x1, y1 in (canvas, content):
+        assert x1 > x0
+        assert y1 > y0
+    assert 0 <= content[0] < content[2] <= WIDTH
+    assert 0 <= content[1] < content[3] <= HEIGHT
+    crop = cut_crop(torch.full((3, HEIGHT, WIDTH), 200, dtype=torch.uint8), np.array(canvas + content), 8, STYLE)
+    assert crop.shape == (3, 8, 8)
+
+
+def test_no_box_gives_no_window() -> None:
+    assert crop_windows(np.zeros((0, 4), np.float32), 1.15, "square", (5, 5), "shortest").shape == (0, 8)
+
+
+def test_the_whole_image_lies_in_the_middle_of_a_square() -> None:
+    assert whole_image_window((100, 200)).tolist() == [0, -50, 200, 150, 0, 0, 200, 100]
+    # Box (20, 10, 60, 30) in a 200 px square that begins at y = -50, shown at half size.
+    found = boxes_in_window(np.array([[20, 10, 60, 30]], np.float32), whole_image_window((100, 200)), 100)
+    assert found.tolist() == [[10, 30, 30, 40]]
+
+
+def test_a_crop_of_its_own_size_is_the_images_pixels_with_the_fill_colour_beyond() -> None:
+    image = torch.arange(3 * 4 * 8, dtype=torch.uint8).view(3, 4, 8)
+    crop = cut_crop(image, whole_image_window((4, 8)), 8, STYLE)
+    assert torch.equal(crop[:, 2:6], image)
+    for channel in range(3):
+        assert (crop[channel, [0, 1, 6, 7]] == FILL[channel]).all()
+
+
+def test_integer_resize_equals_the_antialiased_float_one_to_a_grey_level() -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    image = torch.from_numpy(rows).permute(2, 0, 1)
+    box = np.array([[5, 5, 65, 65]], np.float32)
+    crop = cut_crop(image, crop_windows(box, 1.0, "square", (90, 70), "shortest")[0], 24, STYLE)
+    floats = image[None, :, 5:65, 5:65].float()
+    expected = functional.interpolate(floats, (24, 24), mode="bicubic", antialias=True)[0].clamp(0, 255)
+    assert (crop.float() - expected).abs().max() <= 1.0
+    plain = functional.interpolate(floats, (24, 24), mode="bicubic")[0].clamp(0, 255)
+    assert (plain - expected).abs().max() > 20

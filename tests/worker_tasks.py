@@ -1,0 +1,37 @@
+"""Functions that worker processes import, for tests of the scheduling."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from hoi.errors import UserError
+
+
+def double(number: int) -> dict[str, Any]:
+    return {"number": 2 * number, "process": os.getpid(), "environment": dict(os.environ)}
+
+
+def break_until(marks: str, number: int) -> dict[str, Any]:
+    """Raises until it was called this many times before."""
+    calls = len(list(Path(marks).iterdir()))
+    (Path(marks) / str(calls)).touch()
+    if calls < number:
+        raise RuntimeError(f"call {calls}")
+    return {"calls": calls}
+
+
+def die_once(mark: str) -> dict[str, Any]:
+    """Kills its worker at the first call."""
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def complain(marks: str) -> dict[str, Any]:
+    """A user's mistake."""
+    (Path(marks) / str(len(list(Path(marks).iterdir())))).touch()
+    raise UserError("the folder is gone", where="worker", fix="bring it back")
