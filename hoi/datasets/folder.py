@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hoi.config import FolderDataset, read_yaml
+from hoi.config import FolderDataset
 from hoi.datasets.images import SUFFIXES, read_image
 from hoi.errors import UserError
+from hoi.strict_yaml import read_yaml
 from hoi.vocabulary import PERSON, Vocabulary
 
 
