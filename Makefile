@@ -9,7 +9,8 @@ empty :=
 space := $(empty) $(empty)
 capitals := A% B% C% D% E% F% G% H% I% J% K% L% M% N% O% P% Q% R% S% T% U% V% W% X% Y% Z%
 overrides := $(filter-out $(capitals),$(subst \$(space),<space>,$(MAKEOVERRIDES)))
-STAGE_ARGS = --config $(CONFIG) $(foreach given,$(overrides),'$(subst <space>, ,$(given))')
+OVERRIDES = $(foreach given,$(overrides),'$(subst <space>, ,$(given))')
+STAGE_ARGS = --config $(CONFIG) $(OVERRIDES)
 
 # Cores are often shared: spinning OpenMP threads stall each other.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -19,7 +20,9 @@ export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo teacher-cache train eval test lint format world-weights world-check benchmarks clean
+.PHONY: help setup demo teacher-cache train eval sweep bench report hicodet vcoco doctor audit score \
+	cache-plan cache-info cache-verify cache-repair cache-rescore cache-export cache-pull \
+	test lint format chaos benchmarks growth world-weights world-check clean
 
 help: ## this list
 	@echo "usage: make TARGET [CONFIG=pipeline.yaml] [section.key=value ...]"
@@ -48,6 +51,51 @@ train: setup ## stage two: students, from the cache alone
 eval: setup ## stage three: average precision of students and baselines
 	@$(PY) -m stages.evaluate $(STAGE_ARGS)
 
+sweep: setup ## grid or list of students x seeds against one cache, to one table (CONFIG=examples/ablation.yaml)
+	@$(PY) -m stages.sweep --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/ablation.yaml,$(CONFIG)) $(OVERRIDES)
+
+bench: setup ## the README's rows over two worlds and five seeds, to outputs/bench
+	@$(PY) -m stages.bench $(ARGS)
+
+report: setup ## one self-contained page of the results: tables, curves, pictures
+	@$(PY) -m stages.report $(STAGE_ARGS) $(ARGS)
+
+hicodet: setup ## HICO-DET from files on disk to results: doctor, plan, cache, gates, train, eval, audit (DATA=folder)
+	@$(PY) -m stages.hicodet --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/hicodet.yaml,$(CONFIG)) $(OVERRIDES)
+
+vcoco: setup ## the same for V-COCO (DATA=folder)
+	@$(PY) -m stages.hicodet --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/vcoco.yaml,$(CONFIG)) $(OVERRIDES)
+
+doctor: setup ## what is missing or wrong in what the pipeline file names, and the line that mends it (ALL=1: every file)
+	@$(PY) -m stages.doctor $(STAGE_ARGS) $(if $(ALL),--all) $(if $(JSON),--json $(JSON))
+
+audit: setup ## which labels, splits and training data touched the results
+	@$(PY) -m stages.audit $(STAGE_ARGS) $(ARGS)
+
+score: setup ## average precision of anybody's predictions: make score ARGS='--dataset hicodet --annotations ...'
+	@$(PY) -m stages.score $(ARGS)
+
+cache-plan: setup ## what a build would take: shards, bytes, minutes (SAMPLE=8 times some images)
+	@$(PY) -m stages.teacher_cache plan $(if $(SAMPLE),--sample $(SAMPLE)) $(STAGE_ARGS)
+
+cache-info: setup ## what the cache is
+	@$(PY) -m stages.teacher_cache info $(STAGE_ARGS)
+
+cache-verify: setup ## sizes, hashes and tables of every file (RECOMPUTE=8 runs the models on 8 images again, SEED=0)
+	@$(PY) -m stages.teacher_cache verify $(if $(RECOMPUTE),--recompute $(RECOMPUTE)) $(if $(SEED),--seed $(SEED)) $(STAGE_ARGS)
+
+cache-repair: setup ## make missing, bad and failed parts again
+	@$(PY) -m stages.teacher_cache repair $(STAGE_ARGS)
+
+cache-rescore: setup ## other prompts or vocabulary from the cached embeddings (TO=folder)
+	@$(PY) -m stages.teacher_cache rescore $(if $(TO),--to '$(TO)') $(STAGE_ARGS)
+
+cache-export: setup ## one image's records as JSON (IMAGE=id, TOP=5)
+	@$(PY) -m stages.teacher_cache export $(if $(IMAGE),'$(IMAGE)') $(if $(TOP),--top $(TOP)) $(STAGE_ARGS)
+
+cache-pull: setup ## a finished cache from any location, verified (URL=..., TO=folder)
+	@$(PY) -m stages.teacher_cache pull $(if $(URL),'$(URL)') $(if $(TO),--to '$(TO)') $(STAGE_ARGS)
+
 test: setup ## all tests
 	$(PY) -m pytest -n 2 $(ARGS)
 
@@ -60,14 +108,20 @@ format: setup ## let ruff rewrite what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+chaos: setup ## kill, break and disturb stage one, counted (about five minutes; some cases need root)
+	@OMP_NUM_THREADS=1 $(PY) -m tests.chaos $(ARGS)
+
 world-weights: setup ## train the embedded world's CLIP and detector again (CPU, about half an hour each)
 	@$(PY) -m stages.world_weights $(ARGS)
 
 world-check: setup ## measure the committed CLIP and detector of the embedded world
 	@$(PY) -m stages.world_weights --check
 
-benchmarks: setup ## ratios of speed, measured side by side (a few minutes; benchmarks/README.md)
-	@for name in evaluation reader training extraction; do $(PY) -m benchmarks.$$name && echo || exit; done
+benchmarks: setup ## ratios of speed, measured side by side (half an hour; benchmarks/README.md)
+	@for name in evaluation reader training extraction workers memory; do $(PY) -m benchmarks.$$name && echo || exit; done
+
+growth: setup ## the cache at scale, small sizes (ARGS=--full for HICO-DET's size and ten million images)
+	@$(PY) -m benchmarks.growth $(ARGS)
 
 clean: ## remove outputs (caches, runs, results); the environment stays
 	rm -rf outputs

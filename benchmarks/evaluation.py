@@ -1,15 +1,23 @@
 """The evaluators on synthetic sets of full size: HICO-DET's rule against a plain loop over predictions, and V-COCO's.
 
+Reading and checking the same predictions as JSON lines stands beside them: it takes longer than scoring them.
+
 python -m benchmarks.evaluation
 """
 
 from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
 from hoi.evaluation import hico, vcoco
 from hoi.evaluation.hico import PROTOCOLS, min_pair_iou
+from hoi.evaluation.json_lines import read_json_lines
+from hoi.evaluation.predictions import Images, Reader
 from hoi.records import HoiLabels, Triplets
 
 HICO_IMAGES, HICO_TRUTHS, HICO_PREDICTIONS, NUM_INTERACTIONS = 9_658, 33_405, 270_000, 600
@@ -32,15 +40,20 @@ def measure(num_rounds: int = NUM_ROUNDS) -> str:
     ap = hico.evaluate(predictions, labels, NUM_INTERACTIONS, rare).ap
     if not np.allclose(ap, plain_loop(predictions, labels), rtol=0, atol=1e-12):
         raise ValueError("the plain loop gives other average precisions")
-    rounds = run_in_turn(
-        {
-            "hico.evaluate": lambda: hico.evaluate(predictions, labels, NUM_INTERACTIONS, rare),
-            "a new score for matched predictions": lambda: hico.score_matches(matches, predictions.score, rare, rare),
-            "plain loop": lambda: plain_loop(predictions, labels),
-            "vcoco.evaluate": lambda: vcoco.evaluate(rows, truth),
-        },
-        num_rounds,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path, reader = _write_lines(predictions, Path(folder)), Reader(Images(_names(), _sizes()), clip=True)
+        rounds = run_in_turn(
+            {
+                "hico.evaluate": lambda: hico.evaluate(predictions, labels, NUM_INTERACTIONS, rare),
+                "a new score for matched predictions": lambda: hico.score_matches(
+                    matches, predictions.score, rare, rare
+                ),
+                "plain loop": lambda: plain_loop(predictions, labels),
+                "vcoco.evaluate": lambda: vcoco.evaluate(rows, truth),
+                "reading JSON lines": lambda: reader.triplets(read_json_lines(path), NUM_INTERACTIONS),
+            },
+            num_rounds,
+        )
     return ratio_table(
         f"evaluation, HICO-DET {HICO_IMAGES} images, {HICO_TRUTHS} truths, {HICO_PREDICTIONS} predictions; "
         f"V-COCO {VCOCO_IMAGES} images, {VCOCO_PERSONS} persons, {VCOCO_ROWS} rows",
@@ -49,8 +62,30 @@ def measure(num_rounds: int = NUM_ROUNDS) -> str:
             ("plain loop", "hico.evaluate"),
             ("a new score for matched predictions", "hico.evaluate"),
             ("vcoco.evaluate", "hico.evaluate"),
+            ("reading JSON lines", "hico.evaluate"),
         ],
     )
+
+
+def _names() -> list[str]:
+    return [f"HICO_test2015_{image + 1:08d}.jpg" for image in range(HICO_IMAGES)]
+
+
+def _sizes() -> np.ndarray:
+    return np.full((HICO_IMAGES, 2), 680)
+
+
+def _write_lines(predictions: Triplets, folder: Path) -> Path:
+    """Triplets to a file of JSON lines, 0-based inclusive."""
+    names, inclusive = _names(), np.array([0, 0, 1, 1])
+    columns = (predictions.image, predictions.boxes_h - inclusive, predictions.boxes_o - inclusive)
+    rows = zip(*(column.tolist() for column in (*columns, predictions.interaction, predictions.score)), strict=True)
+    keys = ("file_name", "human_xyxy", "object_xyxy", "interaction", "score")
+    path = folder / "predictions.jsonl"
+    with open(path, "w", encoding="utf-8") as file:
+        for image, *rest in rows:
+            file.write(json.dumps(dict(zip(keys, (names[image], *rest), strict=True))) + "\n")
+    return path
 
 
 def hico_set() -> tuple[Triplets, HoiLabels]:

@@ -1,79 +1,139 @@
-"""Stage one on a shard's worth of the world against its bare forward passes, and against the usual way.
+"""Stage one's task, one shard from image files to a finished file, against its bare forward passes and the usual way.
 
-    python -m benchmarks.extraction
+    python -m benchmarks.extraction                       # every case
+    python -m benchmarks.extraction world ViT-B-16-quickgelu --rounds 5
 
-CPU, with the threads that the config gives to a worker; images are drawn beforehand.
+With the threads that a worker has (one); decoding has a second core where there is one.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch.nn import functional
 
+from benchmarks.full_size import DETECTOR, full_size_pipeline, image_kind
 from benchmarks.side_by_side import ratio_table, run_in_turn
+from cache.build import build_shard
+from cache.models import Held, hold, load_extractor, release
+from cache.plan import plan_split
+from cache.tables import pack_tables
+from cache.writing import write_shard
 from hoi.boxes import union_boxes
 from hoi.config import PipelineConfig, load_config
 from hoi.crops import crop_windows
-from hoi.datasets import load_vocabulary, open_images
-from hoi.extraction import Extractor
+from hoi.datasets import open_images
 from hoi.pairing import pair_detections
-from hoi.vocabulary import Vocabulary
 
 CONFIG = "pipeline.yaml"
+WORLD = "world"
+CLIPS = ("ViT-B-16-quickgelu", "RN50-quickgelu")
+CASES = (WORLD, *CLIPS, DETECTOR)
+NUM_IMAGES = {WORLD: 64, DETECTOR: 2}
+NUM_PHOTOGRAPHS = 8
+"""Images of the other cases, a full batch of them: a forward pass of ViT-B/16 takes a tenth of a second per crop."""
 NUM_ROUNDS = 3
 ENCODERS = ("encode_crops", "encode_images", "encode_regions")
 
 Call = Callable[[], object]
 
 
-def measure(config: PipelineConfig, num_rounds: int = NUM_ROUNDS) -> str:
-    """The ratio table of a pipeline on the first shard of its training split."""
-    torch.set_num_threads(config.cache.threads)
-    vocabulary = load_vocabulary(config.dataset)
-    source = open_images(config.dataset, config.train.split)
-    image_ids = list(source.image_ids[: config.cache.images_per_shard])
-    images = [source.read(row) for row in range(len(image_ids))]
-    extractor = Extractor(config, vocabulary, "cpu")
-    with recorded_forwards(extractor) as forwards:
-        signals = extractor.extract(image_ids, images)
-    num_pairs = sum(len(record.pairs_ho) for record in signals)
+def measure(case: str, device: str, num_rounds: int = NUM_ROUNDS, num_images: int | None = None) -> str:
+    """The ratio table of one case."""
+    num = num_images or NUM_IMAGES.get(case, NUM_PHOTOGRAPHS)
+    with tempfile.TemporaryDirectory() as folder:
+        if case == WORLD:
+            overrides = [f"cache.folder={folder}/cache", f"cache.images_per_shard={num}", f"cache.device={device}"]
+            config, kind = load_config(CONFIG, overrides), "scenes at 192 px"
+        else:
+            clip, detector = (CLIPS[1], "torchvision") if case == DETECTOR else (case, "precomputed")
+            config, kind = full_size_pipeline(Path(folder), clip, num, device, detector), image_kind()
+        try:
+            return _compare(f"{case} on {device}, {num} {kind}", config, num_rounds)
+        finally:
+            release()
+
+
+def _compare(title: str, config: PipelineConfig, num_rounds: int) -> str:
+    split = config.train.split if config.dataset.name == "world" else "test"
+    config_json, plan = config.model_dump_json(), plan_split(config, split)
+    shard = plan.shards[0]
+    held = hold(config_json, load_extractor)
+    source = open_images(config.dataset, split)
+    rows, ids = range(shard.num_images), list(source.image_ids[: shard.num_images])
+    with recorded_forwards(held.extractor) as forwards:
+        signals = held.extractor.extract(ids, [source.read(row) for row in rows])
+
+    def stage_one() -> object:
+        arguments = (shard.split, shard.index, shard.start, shard.stop, shard.image_ids_sha256, "")
+        return build_shard(config_json, str(plan.folder), *arguments)
+
+    def bare() -> None:
+        for forward in forwards:
+            forward()
+        if held.device == "cuda":
+            torch.cuda.synchronize()
+
+    def write() -> object:
+        axes = held.extractor.axes
+        tables = pack_tables(ids, list(signals), axes)
+        made_with = {"parts": held.parts, "fingerprint": held.fingerprint, "axes": axes}
+        return write_shard(plan.folder, tables, index=0, start=0, image_ids_sha256=shard.image_ids_sha256, **made_with)
+
     ways: dict[str, Call] = {
-        "stage one": lambda: extractor.extract(image_ids, images),
-        "bare forward passes": lambda: [forward() for forward in forwards],
-        "the usual way": UsualWay(config, vocabulary, extractor).over(image_ids, images),
+        "stage one": stage_one,
+        "bare forward passes": bare,
+        "the usual way": UsualWay(held).over(ids, source.read),
+        "reading alone": lambda: [source.read(row) for row in rows],
+        "packing and writing": write,
     }
+    num_pairs = sum(len(record.pairs_ho) for record in signals)
+    margins = len(config.teacher.crop.margins)
     return ratio_table(
-        f"stage one, {len(images)} images, {num_pairs} pairs, {len(config.teacher.crop.margins)} margins, "
-        f"{len(forwards)} forward passes",
+        f"{title}, {num_pairs} pairs, {margins} margin{'s' * (margins > 1)}, {len(forwards)} forward passes",
         run_in_turn(ways, num_rounds),
-        [("stage one", "bare forward passes"), ("the usual way", "stage one")],
+        [
+            ("stage one", "bare forward passes"),
+            ("the usual way", "stage one"),
+            ("reading alone", "stage one"),
+            ("packing and writing", "stage one"),
+        ],
     )
 
 
 @contextmanager
-def recorded_forwards(extractor: Extractor) -> Iterator[list[Call]]:
+def recorded_forwards(extractor: Any) -> Iterator[list[Call]]:
     """Notes each forward pass that the extractor makes, with a copy of its tensors, as a call that repeats it alone.
 
-    The detector is the world's, whose network is at hand.
+    A detector that looks boxes up makes none. A call of torchvision's network includes what its `forward` does beside:
+    resizing and suppression.
     """
     forwards: list[Call] = []
-    teacher: Any = extractor._teacher
-    detector: Any = extractor._detector
-    net = detector._net
+    teacher, detector = extractor._teacher, extractor._detector
+    net = getattr(detector, "_net", None) or getattr(detector, "_model", None)
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(copy(inner) for inner in value)
+        return value.clone() if isinstance(value, torch.Tensor) else value
 
     def note(run: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-        copies = tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in arguments)
+        copies = copy(arguments)
         forwards.append(lambda: run(*copies))
 
     @torch.inference_mode()
-    def detect(*arguments: torch.Tensor) -> object:
+    def detect(*arguments: Any) -> object:
+        assert net is not None
         return net(*arguments)
 
     def recording(encode: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,13 +143,14 @@ def recorded_forwards(extractor: Extractor) -> Iterator[list[Call]]:
 
         return encode_and_note
 
-    hook = net.register_forward_pre_hook(lambda _, arguments: note(detect, arguments))
+    hook = net.register_forward_pre_hook(lambda _, arguments: note(detect, arguments)) if net is not None else None
     for name in ENCODERS:
         setattr(teacher, name, recording(getattr(teacher, name)))
     try:
         yield forwards
     finally:
-        hook.remove()
+        if hook is not None:
+            hook.remove()
         for name in ENCODERS:
             delattr(teacher, name)
 
@@ -100,16 +161,16 @@ class UsualWay:
     It gives less than stage one: no crops of single boxes, no similarities, and nothing is written.
     """
 
-    def __init__(self, config: PipelineConfig, vocabulary: Vocabulary, extractor: Extractor) -> None:
-        self._config, self._person = config, vocabulary.person_idx
+    def __init__(self, held: Held) -> None:
+        extractor: Any = held.extractor
+        self._config, self._person, self._device = held.config, held.vocabulary.person_idx, held.device
         self._detector, self._style = extractor._detector, extractor._teacher.crop_style
-        teacher = config.teacher
-        self._model, self._transform = open_clip.create_model_from_pretrained(teacher.model, teacher.pretrained)
-        self._model.eval()
+        self._model = extractor._teacher._model
+        self._transform = image_transform_v2(PreprocessCfg(**self._model.visual.preprocess_cfg), is_train=False)
 
-    def over(self, image_ids: list[str], images: list[np.ndarray]) -> Call:
+    def over(self, image_ids: list[str], read: Callable[[int], np.ndarray]) -> Call:
         """The call that goes through the images."""
-        return lambda: [self._image(image_id, image) for image_id, image in zip(image_ids, images, strict=True)]
+        return lambda: [self._image(image_id, read(row)) for row, image_id in enumerate(image_ids)]
 
     @torch.inference_mode()
     def _image(self, image_id: str, image: np.ndarray) -> list[torch.Tensor]:
@@ -123,8 +184,27 @@ class UsualWay:
         return embeddings
 
     def _encode(self, picture: Image.Image) -> torch.Tensor:
-        return functional.normalize(self._model.encode_image(self._transform(picture)[None]), dim=-1)
+        pixels = self._transform(picture)[None].to(self._device)
+        return functional.normalize(self._model.encode_image(pixels), dim=-1).cpu()
+
+
+def main() -> None:
+    """The cases that the command line names, on every device that is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default all")
+    parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
+    parser.add_argument("--images", type=int, default=None, help="images of each case")
+    given = parser.parse_args()
+    for foreign in set(given.cases) - set(CASES):
+        parser.error(f"there is no case {foreign}")
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for case in given.cases or CASES:
+        for device in devices:
+            print(measure(case, device, given.rounds, given.images), end="\n\n", flush=True)
+    if "cuda" not in devices:
+        print("not run: anything on a GPU (there is none here)")
+    print(f"cores: {len(os.sched_getaffinity(0))}, load in the last minute: {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
-    print(measure(load_config(CONFIG)))
+    main()

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from hoi.errors import UserError
 
 TEMPORARY_SUFFIX = ".part"
+WORKERS_NAME = ".workers"
+"""Folder in the cache folder in which a build and its workers find one another, while it runs."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -123,7 +126,7 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def sole_builder(folder: Path) -> Iterator[None]:
-    """Keeps a second builder out of a cache folder while the first one runs, and clears what a killed one left.
+    """Keeps a second builder out of a cache folder while the first one runs, and clears what killed processes left.
 
     The lock belongs to the process, so a killed builder leaves none behind.
 
@@ -142,6 +145,13 @@ def sole_builder(folder: Path) -> Iterator[None]:
             raise UserError(
                 "another process is building this cache", where=folder, fix="wait for it, or set another cache.folder"
             ) from None
-        for leftover in folder.glob(f"*/.*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+        _clear(folder)
         yield
+        # Of workers that died while others went on. After a mistake some may still be writing, so not then.
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    for leftover in folder.glob(f"*/.*{TEMPORARY_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(folder / WORKERS_NAME, ignore_errors=True)

@@ -5,7 +5,6 @@ Everything here also runs without dask.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,14 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from cache.atomic import remove_file, write_atomically, write_json
 from cache.fingerprint import refuse_other_settings
-from cache.manifest import BANK_NAME, BankReceipt, Receipt, read_bank_receipt, shard_name
+from cache.manifest import BankReceipt, read_bank_receipt
 from cache.models import ExtractorFactory, Held, device_name, hold, load_extractor
 from cache.plan import hash_of_ids
-from cache.schema import SCHEMA_VERSION
-from cache.shard import encode_file
 from cache.tables import pack_tables
+from cache.writing import write_bank, write_shard
 from hoi.datasets import ImageSource, UnreadableImage, open_images
 from hoi.errors import UserError
 from hoi.provenance import library_versions
@@ -32,10 +29,8 @@ from hoi.records import ImageSignals
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "h5py", "numpy", "pillow", "dask", "distributed")
 READERS = 2
-READ_AHEAD = 8
-"""Images decoded before they are needed, and threads that do it."""
-MAX_PIXEL_BYTES = 256 << 20
-"""Decoded images that are held at once; a shard of photographs goes through the models in parts of this size."""
+READ_AHEAD = 16
+"""Images decoded before they are needed, and threads that do it while the models run."""
 
 
 def build_bank(
@@ -60,20 +55,7 @@ def build_bank(
         The fields of a `BankReceipt`.
     """
     held = hold(config_json, factory)
-    bank = held.extractor.text_bank
-    attributes = {
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": held.fingerprint,
-        "logit_scale": float(bank.logit_scale),
-        **({} if bank.logit_bias is None else {"logit_bias": float(bank.logit_bias)}),
-    }
-    tables = {
-        "text_embedding": np.ascontiguousarray(bank.text_embedding, "<f4"),
-        "prompts": _json_text([list(texts) for texts in bank.prompts]),
-        "vocabulary": _json_text(held.vocabulary.to_dict()),
-    }
-    data = encode_file(tables, attributes)
-    receipt = BankReceipt(
+    begun = BankReceipt(
         fingerprint=held.fingerprint,
         parts=held.parts,
         request=json.loads(request_json),
@@ -81,22 +63,14 @@ def build_bank(
         image_ids_sha256=image_ids_sha256,
         num_images=num_images,
         axes=dict(held.extractor.axes),
-        sha256=hashlib.sha256(data).hexdigest(),
-        num_bytes=len(data),
+        sha256="",
+        num_bytes=0,
         made_with={
             "versions": {**library_versions(LIBRARIES), **held.extractor.provenance().get("versions", {})},
             "device": device_name(held.device),
         },
     )
-    path = Path(folder) / BANK_NAME
-    remove_file(path.with_suffix(".json"))
-    write_atomically(path, data)
-    write_json(path.with_suffix(".json"), asdict(receipt))
-    return asdict(receipt)
-
-
-def _json_text(plain: Any) -> np.ndarray:
-    return np.array(json.dumps(plain, ensure_ascii=False).encode(), dtype="S")
+    return asdict(write_bank(Path(folder), held.extractor.text_bank, held.vocabulary, begun))
 
 
 def build_shard(
@@ -125,11 +99,10 @@ def build_shard(
     Raises:
         UserError: this worker sees other images or has other models than the split was begun with, or cannot write.
     """
-    held = hold(config_json, factory)
-    path = Path(folder) / shard_name(index)
+    held = hold(as_begun(config_json, Path(folder)), factory)
     if fingerprint not in ("", held.fingerprint):
-        begun = read_bank_receipt(path.parent)
-        refuse_other_settings(path.parent, begun.parts if begun is not None else {}, held.parts)
+        begun = read_bank_receipt(Path(folder))
+        refuse_other_settings(Path(folder), begun.parts if begun is not None else {}, held.parts)
     source = _source(held, split)
     image_ids = list(source.image_ids[start:stop])
     if hash_of_ids(image_ids) != image_ids_sha256:
@@ -139,35 +112,32 @@ def build_shard(
             fix="leave the folder as it is and run the same command again",
         )
     tables = pack_tables(image_ids, _outcomes(held, source, range(start, stop)), held.extractor.axes)
-    attributes = {
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": held.fingerprint,
-        "fingerprint_parts": held.parts,
-        "split": split,
-        "index": index,
-        "start": start,
-        "num_images": len(image_ids),
-        "image_ids_sha256": image_ids_sha256,
-        "axes": dict(held.extractor.axes),
-    }
-    data = encode_file(tables, attributes)
-    reasons = tables["status_reason"].tolist()
-    receipt = Receipt(
-        name=path.name,
-        fingerprint=held.fingerprint,
+    receipt = write_shard(
+        Path(folder),
+        tables,
+        index=index,
+        start=start,
         image_ids_sha256=image_ids_sha256,
-        num_images=len(image_ids),
-        num_detections=len(tables["scores"]),
-        num_pairs=len(tables["pairs_ho"]),
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        failed=tuple((image_ids[row], reasons[row].decode()) for row in np.flatnonzero(tables["status"])),
+        parts=held.parts,
+        fingerprint=held.fingerprint,
+        axes=held.extractor.axes,
     )
-    # In this order a kill leaves a shard without a receipt, never a receipt of another shard.
-    remove_file(path.with_suffix(".json"))
-    write_atomically(path, data)
-    write_json(path.with_suffix(".json"), receipt.to_dict())
     return receipt.to_dict()
+
+
+def as_begun(config_json: str, folder: Path) -> str:
+    """A resolved config, with `teacher.precision: auto` as what the split was begun with, if it was.
+
+    That choice is made by the clock, so it is made once; other settings are left for the fingerprint to judge.
+    """
+    config = json.loads(config_json)
+    if config["teacher"]["precision"] != "auto":
+        return config_json
+    bank = read_bank_receipt(folder)
+    if bank is None:
+        return config_json
+    config["teacher"]["precision"] = bank.parts["teacher"]["precision"]
+    return json.dumps(config)
 
 
 def _source(held: Held, split: str) -> ImageSource:
@@ -178,23 +148,19 @@ def _source(held: Held, split: str) -> ImageSource:
 
 def _outcomes(held: Held, source: ImageSource, rows: Sequence[int]) -> list[ImageSignals | str]:
     """Rows of a split to their signals, or the reason why an image could not be read."""
-    image_ids, outcomes = source.image_ids, dict[int, ImageSignals | str]()
-    waiting: dict[int, np.ndarray] = {}
+    outcomes: dict[int, ImageSignals | str] = {}
+    readable: list[int] = []
 
-    def extract() -> None:
-        if waiting:
-            signals = held.extractor.extract([image_ids[row] for row in waiting], list(waiting.values()))
-            outcomes.update(zip(waiting, signals, strict=True))
-            waiting.clear()
+    def decoded() -> Iterator[tuple[str, np.ndarray]]:
+        for row, image in _read_ahead(source, rows):
+            if isinstance(image, str):
+                outcomes[row] = image
+            else:
+                readable.append(row)
+                yield source.image_ids[row], image
 
-    for row, image in _read_ahead(source, rows):
-        if isinstance(image, str):
-            outcomes[row] = image
-            continue
-        if sum(i.nbytes for i in waiting.values()) + image.nbytes > MAX_PIXEL_BYTES:
-            extract()
-        waiting[row] = image
-    extract()
+    signals = held.extractor.extract_stream(decoded())
+    outcomes.update(zip(readable, signals, strict=True))
     return [outcomes[row] for row in rows]
 
 

@@ -1,7 +1,7 @@
 """A finished split of the cache to batches: what students and evaluation read, with no image, detector or teacher.
 
-Tables of a split are the shards' tables, one after the other. They lie in memory, or stay on disk and are mapped.
-Small columns (offsets, boxes, scores, labels, pairs) are always in memory.
+Tables of a split are the shards' tables, one after the other. They lie in memory, or stay on disk and are mapped. What
+is known per image (ids, sizes, offsets) comes from the split's index; a shard is opened when it is first touched.
 
 Letters: n images of the split, N detections, P pairs, K interactions, D joint width, M crop margins, L levels,
 B images of a batch.
@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from cache.fingerprint import refuse_other_settings, settings_parts
-from cache.manifest import BANK_NAME, MANIFEST_NAME, Manifest, has_all_files, read_manifest
-from cache.schema import BY_NAME, READABLE, fields_of
-from cache.shard import BrokenFile, Header, inspect_shard, read_header, read_text
-from cache.sharded_table import ShardedTable
+from cache.batches import BatchMaker
+from cache.fingerprint import refuse_other_settings, refuse_replaced_files, settings_parts
+from cache.gather import JoinedTables, Kind, MappedTables, Tables
+from cache.index import BUILD, LazyShard, SplitIndex, open_index
+from cache.manifest import BANK_NAME, INDEX_NAME, MANIFEST_NAME, Manifest, has_all_files, read_manifest
+from cache.schema import READABLE, fields_of, shape_of
+from cache.shard import Header, read_header, read_text
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.records import PairBatch, TextBank
@@ -33,7 +34,8 @@ Mode = Literal["auto", "memory", "mapped"]
 
 SHARE_OF_MEMORY = 0.5
 """`auto` loads a split whose tables take less than this share of the memory that is free."""
-_BUILD = "make teacher-cache (CONFIG=your pipeline file)"
+PLANNED_IMAGES = 512
+"""Images of an epoch whose rows are worked out at once, before their features are read batch by batch."""
 
 
 class CacheSplit:
@@ -42,14 +44,15 @@ class CacheSplit:
     Tables keep their dtype on disk; batches are float32.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, headers: list[Header], mode: Mode) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, index: SplitIndex, mode: Mode) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._headers = headers
+        self._index = index
+        self._shards = [LazyShard(folder, manifest, index, number) for number in range(len(manifest.shards))]
         self._mode = mode
         size = sum(shard.num_bytes for shard in manifest.shards)
         self.is_mapped = mode == "mapped" or (mode == "auto" and size > SHARE_OF_MEMORY * _free_bytes())
-        self._tables: dict[str, ShardedTable] = {}
+        self._makers: dict[torch.device | None, BatchMaker] = {}
 
     @classmethod
     def open(
@@ -60,7 +63,9 @@ class CacheSplit:
         mode: Mode = "auto",
         config: PipelineConfig | None = None,
     ) -> CacheSplit:
-        """A split's folder to its reader; every shard's header is checked, no table is read yet.
+        """A split's folder to its reader: manifest, index, and the sizes of all files; no shard is opened yet.
+
+        A shard is checked to be the manifest's when a row of it is first touched, which raises the same errors.
 
         Args:
             folder: The cache's folder, `cache.folder` of the config.
@@ -74,23 +79,25 @@ class CacheSplit:
         """
         path = Path(folder) / split
         manifest = read_manifest(path)
-        if manifest is None:
+        if manifest is None or manifest.index is None:
             what = "there is no teacher cache" if not path.is_dir() else "this teacher cache is not complete"
-            raise UserError(what, where=path, expected=MANIFEST_NAME, got="none", fix=_BUILD)
+            expected = MANIFEST_NAME if manifest is None else INDEX_NAME
+            raise UserError(what, where=path, expected=expected, got="none", fix=BUILD)
         if expected_fingerprint is not None and manifest.bank.fingerprint != expected_fingerprint:
             raise UserError(
                 "this cache was made with other settings",
                 where=path,
                 expected=f"fingerprint {expected_fingerprint}",
                 got=manifest.bank.fingerprint,
-                fix=_BUILD,
+                fix=BUILD,
             )
         if config is not None:
             made_with, now = manifest.made_with["config"], config.model_dump(mode="json")
             refuse_other_settings(path, settings_parts(made_with, split), settings_parts(now, split))
+            refuse_replaced_files(path, manifest.bank.request, now)
         if not has_all_files(path, manifest):
-            raise UserError("a file of this teacher cache is missing or has another size", where=path, fix=_BUILD)
-        return cls(path, manifest, [_checked_header(path, manifest, row) for row in range(len(manifest.shards))], mode)
+            raise UserError("a file of this teacher cache is missing or has another size", where=path, fix=BUILD)
+        return cls(path, manifest, open_index(path, manifest), mode)
 
     def __reduce__(self) -> tuple[Callable[..., CacheSplit], tuple[Any, ...]]:
         """Opens anew in another process, instead of sending tables there."""
@@ -121,28 +128,28 @@ class CacheSplit:
 
     @cached_property
     def image_ids(self) -> list[str]:
-        """n stable keys; unreadable images keep their row."""
-        return [image_id for header in self._headers for image_id in read_text(header.table("image_id"))]
+        """n stable keys; unreadable images keep their row. Made when first asked for: a million of them take 70 MB."""
+        return read_text(self._index.columns["image_id"])
 
     @cached_property
     def is_readable(self) -> np.ndarray:
         """bool [n]: False for an image that could not be read; it has no detection and no pair."""
-        return self.table("status") == READABLE
+        return self._index.columns["status"] == READABLE
 
-    @cached_property
+    @property
     def size_hw(self) -> np.ndarray:
-        """int32 [n, 2], pixels."""
-        return self.table("size_hw")
+        """int32 [n, 2], pixels; mapped."""
+        return self._index.columns["size_hw"]
 
-    @cached_property
+    @property
     def detection_offsets(self) -> np.ndarray:
-        """int64 [n + 1]: rows of the detection tables."""
-        return self._offsets("detection_offsets")
+        """int64 [n + 1]: rows of the detection tables; mapped."""
+        return self._index.columns["detection_offsets"]
 
-    @cached_property
+    @property
     def pair_offsets(self) -> np.ndarray:
-        """int64 [n + 1]: rows of the pair tables."""
-        return self._offsets("pair_offsets")
+        """int64 [n + 1]: rows of the pair tables; mapped."""
+        return self._index.columns["pair_offsets"]
 
     @cached_property
     def pair_image(self) -> np.ndarray:
@@ -174,7 +181,9 @@ class CacheSplit:
 
         In memory mode this is no copy.
         """
-        return self._table(name).whole()
+        if self.is_mapped:
+            return np.concatenate([shard.rows(name) for shard in self._shards])
+        return self._joined.whole(name).numpy()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -192,12 +201,14 @@ class CacheSplit:
             tuple(tuple(texts) for texts in self._bank.json("prompts")),
         )
 
-    def batch(self, image_rows: np.ndarray, extra: Sequence[str] = ()) -> PairBatch:
-        """Rows of the split to a batch of their pairs, float32, on the CPU.
+    def batch(self, image_rows: np.ndarray, extra: Sequence[str] = (), device: torch.device | None = None) -> PairBatch:
+        """Rows of the split to a batch of their pairs, float32.
 
         Args:
             image_rows: int [B], readable images.
             extra: Further fields by name (`spatial_map`, `union_embedding`, ...), for `PairBatch.extra`.
+            device: Where fields are kept whole from the first batch on, for the batch to be made there; None for the
+                CPU, from memory or mapped shards.
 
         Raises:
             ValueError: an image is unreadable, or the cache lacks a field of `extra`.
@@ -205,99 +216,84 @@ class CacheSplit:
         image_rows = np.asarray(image_rows, np.int64)
         if not self.is_readable[image_rows].all():
             raise ValueError("a batch asks for an unreadable image; take rows where `is_readable`")
-        pair_image, pair_rows = _ragged_rows(self.pair_offsets, image_rows)
-        humans, objects = self.pairs_ho[pair_rows].T
-        return PairBatch(
-            image_rows=torch.from_numpy(image_rows),
-            size_hw=_float(self.size_hw[image_rows]),
-            image_embedding=self._gather("image_embedding", image_rows),
-            image_similarity=self._gather("image_similarity", image_rows),
-            pair_image=torch.from_numpy(pair_image),
-            boxes_h=torch.from_numpy(self.boxes_xyxy[humans]),
-            boxes_o=torch.from_numpy(self.boxes_xyxy[objects]),
-            scores_h=torch.from_numpy(self.scores[humans]),
-            scores_o=torch.from_numpy(self.scores[objects]),
-            labels_o=torch.from_numpy(self.labels[objects]),
-            pair_rows=torch.from_numpy(pair_rows),
-            rows_h=torch.from_numpy(humans.astype(np.int64)),
-            rows_o=torch.from_numpy(objects.astype(np.int64)),
-            human_feature=self._gather("detection_feature", humans),
-            object_feature=self._gather("detection_feature", objects),
-            union_feature=self._gather("union_feature", pair_rows),
-            union_similarity=self._gather("union_similarity", pair_rows),
-            extra={name: self._extra(name, image_rows, pair_rows) for name in extra},
-        )
+        self._check_extra(extra)
+        return next(self._maker(device).make([image_rows], extra))
 
     def batches(
-        self, batch_images: int, rng: np.random.Generator | None = None, extra: Sequence[str] = ()
+        self,
+        batch_images: int,
+        rng: np.random.Generator | None = None,
+        extra: Sequence[str] = (),
+        device: torch.device | None = None,
     ) -> Iterator[PairBatch]:
         """Every readable image once, in batches; the last may be smaller.
 
         Args:
             batch_images: B.
             rng: Shuffles the images, or None for their own order.
-            extra: As in `batch`.
+            extra, device: As in `batch`.
         """
         rows = np.flatnonzero(self.is_readable)
         if rng is not None:
             rows = rng.permutation(rows)
-        for start in range(0, len(rows), batch_images):
-            yield self.batch(rows[start : start + batch_images], extra)
+        batches = [rows[start : start + batch_images] for start in range(0, len(rows), batch_images)]
+        return self.batches_of(batches, extra, device)
 
-    def _gather(self, name: str, rows: np.ndarray) -> Tensor:
-        return _float(self._table(name).take(rows))
+    def batches_of(
+        self, image_rows: Sequence[np.ndarray], extra: Sequence[str] = (), device: torch.device | None = None
+    ) -> Iterator[PairBatch]:
+        """The batches of the given images.
 
-    def _extra(self, name: str, image_rows: np.ndarray, pair_rows: np.ndarray) -> Tensor:
-        field = BY_NAME.get(name)
-        if field is None or field not in fields_of(self.axes) or field.rows not in ("image", "pair") or field.is_text:
-            raise ValueError(f"this cache has no field '{name}' of images or pairs")
-        return self._gather(name, image_rows if field.rows == "image" else pair_rows)
+        Args:
+            image_rows: int64 [B] each, readable images.
+            extra, device: As in `batch`.
+        """
+        self._check_extra(extra)
+        largest = max(map(len, image_rows), default=0)
+        at_once = max(1, PLANNED_IMAGES // max(1, largest))
+        for start in range(0, len(image_rows), at_once):
+            yield from self._maker(device).make(image_rows[start : start + at_once], extra)
 
-    def _table(self, name: str) -> ShardedTable:
-        if name not in self._tables:
-            parts = [header.table(name, mapped=self.is_mapped) for header in self._headers]
-            self._tables[name] = ShardedTable(parts, in_memory=not self.is_mapped)
-        return self._tables[name]
+    def _check_extra(self, names: Sequence[str]) -> None:
+        known = {field.name for field in fields_of(self.axes) if field.rows in ("image", "pair") and not field.is_text}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"this cache has no field '{name}' of images or pairs")
 
-    def _offsets(self, name: str) -> np.ndarray:
-        counts = [np.diff(header.table(name)) for header in self._headers]
-        return np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
+    def _maker(self, device: torch.device | None) -> BatchMaker:
+        if device not in self._makers:
+            here: Tables = self._mapped if self.is_mapped else self._joined
+            there = here if device is None else self._joined_on(device)
+            self._makers[device] = BatchMaker(
+                self.size_hw, self.detection_offsets, self.pair_offsets, here, there, self.vocabulary.no_object_idx
+            )
+        return self._makers[device]
+
+    def _joined_on(self, device: torch.device) -> JoinedTables:
+        return self._joined if device.type == "cpu" else JoinedTables(self._shard_rows, len(self._shards), device)
+
+    @cached_property
+    def _joined(self) -> JoinedTables:
+        return JoinedTables(self._shard_rows, len(self._shards))
+
+    @cached_property
+    def _mapped(self) -> MappedTables:
+        images = self._index.columns["shard_offsets"]
+        starts: dict[Kind, np.ndarray] = {
+            "image": images,
+            "detection": self.detection_offsets[images],
+            "pair": self.pair_offsets[images],
+        }
+        fields = [field for field in fields_of(self.axes) if field.rows in starts and not field.is_text]
+        templates = {field.name: (np.dtype(field.dtype), shape_of(field, 0, self.axes)[1:]) for field in fields}
+        return MappedTables(self._shard_rows, starts, templates)
+
+    def _shard_rows(self, shard: int, name: str) -> np.ndarray:
+        return self._shards[shard].rows(name)
 
     @cached_property
     def _bank(self) -> Header:
         return read_header(self.folder / BANK_NAME)
-
-
-def _checked_header(folder: Path, manifest: Manifest, row: int) -> Header:
-    path = folder / manifest.shards[row].name
-    try:
-        header = inspect_shard(path)
-    except BrokenFile as error:
-        raise UserError("a shard is damaged", where=path, got=error, fix=f"delete {path}, then {_BUILD}") from None
-    expected = (manifest.bank.fingerprint, manifest.split, manifest.shards[row].image_ids_sha256)
-    got = tuple(header.attributes[name] for name in ("fingerprint", "split", "image_ids_sha256"))
-    if got != expected:
-        raise UserError(
-            "a shard does not belong to this cache",
-            where=path,
-            expected=f"fingerprint {expected[0][:12]}, split {expected[1]}, ids {expected[2][:12]}",
-            got=f"fingerprint {got[0][:12]}, split {got[1]}, ids {got[2][:12]}",
-            fix=f"delete {path}, then {_BUILD}",
-        )
-    return header
-
-
-def _ragged_rows(offsets: np.ndarray, image_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images to their rows of a ragged table: (image of the batch, row of the table), each int64 [P]."""
-    starts = offsets[image_rows]
-    counts = offsets[image_rows + 1] - starts
-    before = np.cumsum(counts) - counts
-    image = np.repeat(np.arange(len(image_rows)), counts)
-    return image, np.arange(counts.sum()) + (starts - before)[image]
-
-
-def _float(rows: np.ndarray) -> Tensor:
-    return torch.from_numpy(rows).float()
 
 
 def _free_bytes() -> int:

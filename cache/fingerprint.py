@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from hoi.errors import UserError
 
-DATASET_PLACES = {"images", "annotations", "vocabulary", "splits"}
+LOCAL_FOLDER = "local-dir:"
+DATASET_PLACES = {"root", "images", "image_list", "image_lists", "annotations", "instances", "vocabulary", "splits"}
 """Dataset keys that say where things are or which images there are; ids, vocabulary and files stand for themselves."""
 
 
@@ -25,6 +27,62 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def files_as_hashes(section: dict[str, Any]) -> dict[str, Any]:
+    """A section of a config, as plain data, with files and folders of weights as hashes of their bytes."""
+    return {key: _hash_of(value) if _is_here(value) else value for key, value in section.items()}
+
+
+def _is_here(value: Any) -> bool:
+    """Whether a value names a file, or a folder in open_clip's way, that is on this machine."""
+    if not isinstance(value, str):
+        return False
+    folder = value.removeprefix(LOCAL_FOLDER)
+    return Path(folder).is_dir() if folder != value else Path(value).is_file()
+
+
+def _hash_of(value: str) -> str:
+    if not value.startswith(LOCAL_FOLDER):
+        own, *bases = [file_sha256(path) for path in _with_bases(Path(value))]
+        return f"sha256:{digest_of([own, *bases]) if bases else own}"
+    folder = Path(value.removeprefix(LOCAL_FOLDER))
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return LOCAL_FOLDER + digest_of([[p.relative_to(folder).as_posix(), file_sha256(p)] for p in files])
+
+
+def _with_bases(path: Path) -> list[Path]:
+    """A file and, if it is a detectron2 config, the configs that it is based on, as far as they are here."""
+    files = [path.resolve()]
+    while files[-1].suffix in (".yaml", ".yml"):
+        text = files[-1].read_text(encoding="utf-8", errors="replace")
+        named = re.search(r"^_BASE_:\s*[\"']?([^\"'\s#]+)", text, re.MULTILINE)
+        base = None if named is None else (files[-1].parent / Path(named.group(1)).expanduser()).resolve()
+        if base is None or not base.is_file() or base in files:
+            break
+        files.append(base)
+    return files
+
+
+def refuse_replaced_files(folder: Path, request: dict[str, Any], config: dict[str, Any]) -> None:
+    """Nothing, if the weight files of a config that are here are those that a cache was made with.
+
+    Training needs none of them, so one that is elsewhere is not asked for; one that is here may have been replaced.
+
+    Args:
+        folder: The split's folder.
+        request: What the split was begun with (`cache.request.request_parts`).
+        config: Resolved, as plain data.
+
+    Raises:
+        UserError: a file under the config's path is another one; names its key.
+    """
+    here: dict[str, Any] = {}
+    cached: dict[str, Any] = {}
+    for name in ("detector", "teacher"):
+        values = files_as_hashes({key: value for key, value in config[name].items() if _is_here(value)})
+        here[name], cached[name] = values, {key: request[name].get(key) for key in values}
+    refuse_other_settings(folder, cached, here)
 
 
 def settings_parts(config: dict[str, Any], split: str) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from hoi.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
 BANK_NAME = "bank.h5"
+INDEX_NAME = "index.h5"
+JOURNAL_NAME = "journal.jsonl"
 FORMAT_NAME = "hoi-distill teacher cache"
 
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
@@ -91,6 +95,19 @@ class BankReceipt:
 
 
 @dataclass(frozen=True)
+class IndexReceipt:
+    """What is known of a split's index without opening it.
+
+    Args:
+        sha256: Hash of its bytes.
+        num_bytes: Size of the file.
+    """
+
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A complete split.
 
@@ -99,12 +116,14 @@ class Manifest:
         bank: What it was made from.
         shards: One receipt per shard, in order.
         made_with: Resolved config, commit, versions, device.
+        index: Of the index; None where the split was sealed without one, and so is not complete.
     """
 
     split: str
     bank: BankReceipt
     shards: tuple[Receipt, ...]
     made_with: dict[str, Any]
+    index: IndexReceipt | None = None
 
     @property
     def num_images(self) -> int:
@@ -114,6 +133,11 @@ class Manifest:
     def failed(self) -> list[tuple[str, str]]:
         """(image id, reason) of every unreadable image of the split."""
         return [pair for shard in self.shards for pair in shard.failed]
+
+
+def hash_of_shards(receipts: Iterable[Receipt]) -> str:
+    """Receipts, in order, to SHA-256 over their shards' own, each followed by a line feed."""
+    return hashlib.sha256("".join(receipt.sha256 + "\n" for receipt in receipts).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -128,6 +152,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "num_pairs": sum(shard.num_pairs for shard in manifest.shards),
         "num_bytes": sum(shard.num_bytes for shard in manifest.shards),
         "bank": asdict(manifest.bank),
+        "index": asdict(manifest.index) if manifest.index is not None else None,
         "shards": [shard.to_dict() for shard in manifest.shards],
         "made_with": manifest.made_with,
     }
@@ -141,27 +166,43 @@ def read_manifest(folder: Path) -> Manifest | None:
         UserError: the file is damaged, or of another schema version.
     """
     path = folder / MANIFEST_NAME
-    rebuild = f"delete {path} and run make teacher-cache again: finished shards are kept"
     try:
         plain = read_json(path)
         if plain is None:
             return None
-        if plain["format"] != FORMAT_NAME or plain["schema_version"] != SCHEMA_VERSION:
-            raise UserError(
-                "this cache has another schema version",
-                where=path,
-                expected=SCHEMA_VERSION,
-                got=plain["schema_version"],
-                fix=f"delete {folder} and run make teacher-cache, or use the release that made it",
-            )
-        return Manifest(
-            plain["split"],
-            BankReceipt(**plain["bank"]),
-            tuple(Receipt.from_dict(shard) for shard in plain["shards"]),
-            plain["made_with"],
-        )
+        fix = f"delete {folder} and run make teacher-cache, or use the release that made it"
+        return parse_manifest(plain, path, fix)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        rebuild = f"delete {path} and run make teacher-cache again: finished shards are kept"
         raise UserError("this manifest is damaged", where=path, got=repr(error), fix=rebuild) from None
+
+
+def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
+    """The JSON of a manifest to a Manifest.
+
+    Args:
+        plain: As `write_manifest` wrote it.
+        where, fix: For the message about another schema version.
+
+    Raises:
+        UserError: it is of another schema version.
+        ValueError, KeyError, TypeError, AttributeError: it is damaged.
+    """
+    if plain["format"] != FORMAT_NAME or plain["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            "this cache has another schema version",
+            where=where,
+            expected=SCHEMA_VERSION,
+            got=plain["schema_version"],
+            fix=fix,
+        )
+    return Manifest(
+        plain["split"],
+        BankReceipt(**plain["bank"]),
+        tuple(Receipt.from_dict(shard) for shard in plain["shards"]),
+        plain["made_with"],
+        IndexReceipt(**plain["index"]) if plain.get("index") is not None else None,
+    )
 
 
 def read_bank_receipt(folder: Path) -> BankReceipt | None:
@@ -198,6 +239,9 @@ def has_size(path: Path, num_bytes: int) -> bool:
 
 def has_all_files(folder: Path, manifest: Manifest) -> bool:
     """Whether every file that a manifest lists is there with its size; hashes are not taken."""
-    return read_bank_receipt(folder) == manifest.bank and all(
-        has_size(folder / shard.name, shard.num_bytes) for shard in manifest.shards
+    return (
+        read_bank_receipt(folder) == manifest.bank
+        and manifest.index is not None
+        and has_size(folder / INDEX_NAME, manifest.index.num_bytes)
+        and all(has_size(folder / shard.name, shard.num_bytes) for shard in manifest.shards)
     )

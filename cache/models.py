@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from cache.fingerprint import digest_of
 from cache.request import fingerprint_parts
@@ -32,6 +33,10 @@ class Extracts(Protocol):
         ...
 
     def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]: ...
+
+    def extract_stream(self, images: Iterable[tuple[str, np.ndarray]]) -> list[ImageSignals]:
+        """The same from pairs of id and image, which come as they are decoded."""
+        ...
 
     def provenance(self) -> dict[str, Any]: ...
 
@@ -77,14 +82,12 @@ def hold(config_json: str, factory: ExtractorFactory) -> Held:
     config = PipelineConfig.model_validate_json(config_json)
     # OpenMP keeps its thread count per thread, and a task may run in any of them.
     torch.set_num_threads(config.cache.threads)
+    # numpy's products are summed in another order with more threads.
+    threadpool_limits(config.cache.threads, user_api="blas")
     if _held and _held[0].key == (config_json, factory):
         return _held[0]
     release()
-    device = config.cache.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no GPU here", where=platform.node(), expected="cache.device=cpu or auto", got="cuda")
+    device = resolve_device(config.cache.device)
     vocabulary = load_vocabulary(config.dataset)
     extractor = factory(config, vocabulary, device)
     parts = json.loads(
@@ -93,6 +96,19 @@ def hold(config_json: str, factory: ExtractorFactory) -> Held:
     held = Held((config_json, factory), config, vocabulary, device, extractor, parts, digest_of(parts), sources={})
     _held.append(held)
     return held
+
+
+def resolve_device(device: str) -> str:
+    """`auto` to what is there: `cuda` or `cpu`.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU here", where=platform.node(), expected="cache.device=cpu or auto", got="cuda")
+    return device
 
 
 def device_name(device: str) -> str:

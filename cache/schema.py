@@ -1,12 +1,13 @@
-"""Which fields a shard holds, as a table: names, dtypes, shapes, units. FORMAT.md says the same in words.
+"""Which fields a shard and the index of a split hold, as tables: names, dtypes, shapes, units. FORMAT.md says the same.
 
 Letters: n images of a shard, N detections, P pairs, K interactions, D the teacher's joint width, M crop margins,
-L levels of region features, C, H, W channels, height and width of the teacher's spatial map.
+L levels of region features, C, H, W channels, height and width of the teacher's spatial map; S shards of a split,
+F fields of a shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 
 SCHEMA_VERSION = 1
 
-Rows = Literal["image", "detection", "pair", "offset"]
+Rows = Literal["image", "detection", "pair", "offset", "shard", "shard offset", "field"]
 
 READABLE = 0
 UNREADABLE = 1
@@ -22,12 +23,12 @@ UNREADABLE = 1
 
 @dataclass(frozen=True)
 class Field:
-    """One HDF5 dataset of a shard.
+    """One HDF5 dataset of a shard or of an index.
 
     Args:
         name: Name of the dataset, and of the value in `hoi.records.ImageSignals` where there is one.
         dtype: Little-endian numpy dtype, or `utf8` for fixed-length UTF-8 text padded with NUL.
-        rows: What one row is; `offset` datasets have one row more than there are images.
+        rows: What one row is; `offset` datasets have one row more than there are images, `shard offset` than shards.
         axes: Sizes of the axes after the first: a number, or a letter of which a cache has one size.
         meaning: Unit, range and convention.
         required: Whether every shard has it; an optional field is in all shards of a split or in none.
@@ -79,11 +80,23 @@ FIELDS = (
 
 BY_NAME = {field.name: field for field in FIELDS}
 
+INDEX_FIELDS = (
+    Field("image_id", "utf8", "image", (), "as in the shards, one shard after the other"),
+    Field("size_hw", "<i4", "image", (2,), "as in the shards"),
+    Field("status", "|u1", "image", (), "as in the shards"),
+    Field("detection_offsets", "<i8", "offset", (), "as in the shards, but rows of the split"),
+    Field("pair_offsets", "<i8", "offset", (), "as in the shards, but rows of the split"),
+    Field("shard_offsets", "<i8", "shard offset", (), "shard s holds images [s] up to, not including, [s + 1]"),
+    Field("field", "utf8", "field", (), "names of the F fields of every shard, in the order of its table"),
+    Field("byte_offset", "<i8", "shard", ("F",), "byte of the file where the field's rows start; 0 if it has no row"),
+    Field("row_bytes", "<i8", "shard", ("F",), "bytes of one row of the field; only text differs between shards"),
+)
 
-def fields_of(axes: Iterable[str]) -> tuple[Field, ...]:
+
+def fields_of(axes: Iterable[str], table: Sequence[Field] = FIELDS) -> tuple[Field, ...]:
     """The fields of a cache whose axes are known: the required ones, and optional ones all of whose axes are there."""
     known = set(axes)
-    return tuple(field for field in FIELDS if field.required or {a for a in field.axes if isinstance(a, str)} <= known)
+    return tuple(field for field in table if field.required or {a for a in field.axes if isinstance(a, str)} <= known)
 
 
 def shape_of(field: Field, num_rows: int, axes: Mapping[str, int]) -> tuple[int, ...]:

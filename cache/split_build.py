@@ -9,7 +9,17 @@ from typing import Any
 
 from cache.atomic import append_line, remove_file
 from cache.build import build_bank, build_shard
-from cache.manifest import MANIFEST_NAME, BankReceipt, Manifest, Receipt, read_manifest, write_manifest
+from cache.index import write_index
+from cache.manifest import (
+    INDEX_NAME,
+    JOURNAL_NAME,
+    MANIFEST_NAME,
+    BankReceipt,
+    Manifest,
+    Receipt,
+    read_manifest,
+    write_manifest,
+)
 from cache.models import ExtractorFactory
 from cache.plan import ShardPlan, SplitPlan, begun_with, finished_receipt
 from cache.schedule import Outcome, Task
@@ -17,7 +27,6 @@ from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.provenance import commit
 
-JOURNAL_NAME = "journal.jsonl"
 SHOWN = 5
 """Failures that an error message lists before it says how many more there are."""
 
@@ -32,12 +41,13 @@ class SplitBuild:
         self.num_built = 0
         self.errors: dict[str, str] = {}
         self._config = config
-        self._request = request
+        self.request = request
 
     def unseal(self) -> None:
-        """Takes up what is there, then drops the manifest: the split is not complete until it is sealed again."""
+        """Takes up what is there, then drops manifest and index: the split is not complete until it is sealed again."""
         self.look()
         remove_file(self.plan.folder / MANIFEST_NAME)
+        remove_file(self.plan.folder / INDEX_NAME)
 
     def look(self) -> int:
         """Takes up the shards that are there; those with unreadable images are tried again unless they were sealed.
@@ -72,7 +82,7 @@ class SplitBuild:
         """The task that begins the split."""
         arguments = (
             self._config.model_dump_json(),
-            json.dumps(self._request),
+            json.dumps(self.request),
             str(self.plan.folder),
             self.plan.images_per_shard,
             self.plan.num_images,
@@ -117,11 +127,14 @@ class SplitBuild:
             return 0
         if outcome.task.function is build_bank:
             self.bank = BankReceipt(**outcome.result)
+            self.check()
             return 0
         receipt = Receipt.from_dict(outcome.result)
         self.receipts[int(receipt.name.removeprefix("shard-").removesuffix(".h5"))] = receipt
         self.num_built += 1
-        self.check()
+        # To look at every shard after each would take as long as the square of their number.
+        if receipt.failed or (self.bank is not None and receipt.fingerprint != self.bank.fingerprint):
+            self.check()
         return receipt.num_images
 
     def check(self) -> None:
@@ -149,7 +162,7 @@ class SplitBuild:
                 )
 
     def seal(self) -> None:
-        """Writes the manifest: from now on the split is complete."""
+        """Writes the index, then the manifest: from now on the split is complete."""
         self.check()
         assert self.bank is not None
         made_with = {
@@ -158,4 +171,5 @@ class SplitBuild:
             **self.bank.made_with,
         }
         receipts = tuple(self.receipts[shard.index] for shard in self.plan.shards)
-        write_manifest(self.plan.folder, Manifest(self.plan.split, self.bank, receipts, made_with))
+        index = write_index(self.plan.folder, self.plan.split, self.bank.fingerprint, receipts)
+        write_manifest(self.plan.folder, Manifest(self.plan.split, self.bank, receipts, made_with, index))

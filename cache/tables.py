@@ -81,3 +81,31 @@ def _clip(reason: str) -> str:
 def _text(values: Sequence[str]) -> np.ndarray:
     encoded = [value.encode() for value in values]
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
+
+
+def unpack_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> list[ImageSignals | str]:
+    """The tables of a shard back to what was known of each image: what `pack_tables` was given."""
+    return [unpack_image(tables, row, axes) for row in range(len(tables["image_id"]))]
+
+
+def unpack_image(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str, int]) -> ImageSignals | str:
+    """One row of a shard's tables to the image's signals, or to the reason why it could not be read.
+
+    Values are views of the tables, but for labels: they are int64, as detectors give them.
+    """
+    if tables["status"][row] == UNREADABLE:
+        return tables["status_reason"][row].decode()
+    of_rows: dict[str, int | slice] = {
+        "image": row,
+        "detection": slice(*tables["detection_offsets"][row : row + 2]),
+        "pair": slice(*tables["pair_offsets"][row : row + 2]),
+    }
+    values = {
+        field.name: tables[field.name][of_rows[field.rows]]
+        for field in fields_of(axes)
+        if field.rows in of_rows and not field.is_text
+    }
+    del values["status"]
+    boxes, scores, labels = (values.pop(name) for name in ("boxes_xyxy", "scores", "labels"))
+    detections = Detections(boxes, scores, labels.astype(np.int64))
+    return ImageSignals(image_id=tables["image_id"][row].decode(), detections=detections, **values)

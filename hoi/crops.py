@@ -90,6 +90,31 @@ def crop_windows(
     return np.concatenate([canvas, content], axis=1).astype(np.int32)
 
 
+def share_windows(
+    windows: Int[np.ndarray, "P 8"], merge_px: float, size_px: int
+) -> tuple[Int[np.ndarray, "U 8"], Int[np.ndarray, " P"]]:
+    """Windows of one image to the distinct ones, in order of their edges, and each window's row among these.
+
+    Args:
+        merge_px: Pixels of the crop by which the edges of windows that share one may differ; each that is left stands
+            for the later ones near it. At 0 only equal windows share.
+        size_px: Side of the crop.
+    """
+    distinct, row_of = np.unique(windows, axis=0, return_inverse=True)
+    row_of = row_of.reshape(-1)
+    if merge_px == 0:
+        return distinct, row_of
+    kept: list[int] = []
+    kept_of = np.zeros(len(distinct), np.int64)
+    for row, window in enumerate(distinct):
+        tolerance = np.tile(window[2:4] - window[:2], 4) * (merge_px / size_px)
+        near = np.flatnonzero((np.abs(distinct[kept] - window) <= tolerance).all(axis=1))
+        kept_of[row] = near[0] if len(near) else len(kept)
+        if not len(near):
+            kept.append(row)
+    return distinct[kept], kept_of[row_of]
+
+
 def whole_image_window(size_hw: tuple[int, int]) -> Int[np.ndarray, " 8"]:
     """The window of the whole image, centred on the smallest square that holds it."""
     height, width = size_hw

@@ -6,6 +6,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+INTERRUPTED = "interrupted: finished parts are kept; run the same command again to go on"
+
 
 class UserError(Exception):
     """A mistake that its user can mend: printed as one line, without a traceback, and the exit code is 2.
@@ -66,7 +68,7 @@ def run_program(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: finished parts are kept; run the same command again to go on", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         if error.errno is None:

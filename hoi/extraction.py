@@ -9,8 +9,11 @@ Letters: N detections, P pairs, M margins, K interactions, L levels, D joint wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import open_clip
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from hoi.boxes import union_boxes
 from hoi.config import PipelineConfig
-from hoi.crops import boxes_in_window, crop_windows, cut_crop, whole_image_window
+from hoi.crops import CropStyle, boxes_in_window, crop_windows, cut_crop, share_windows, whole_image_window
 from hoi.detectors import build_detector
 from hoi.pairing import pair_detections
 from hoi.records import Detections, ImageSignals
@@ -29,13 +32,18 @@ from hoi.vocabulary import Vocabulary
 
 IMAGE_BATCH = 8
 """Whole images of one forward pass, if the batch size allows: few, since a call with fewer still pays for all."""
+CHUNK_IMAGES = 16
+MAX_CHUNK_BYTES = 256 << 20
+"""Decoded images that are held at once, whichever limit comes first; the detector sees them together."""
+CUT_AHEAD = 256
+"""Crops that are cut before they are needed, on a CPU."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One image with its geometry worked out, before any pixel is encoded."""
+    """One image with its geometry worked out; its pixels are let go once its crops are cut."""
 
-    pixels: Tensor
+    image_id: str
     size_hw: tuple[int, int]
     detections: Detections
     pairs_ho: np.ndarray
@@ -67,6 +75,7 @@ class Extractor:
         self._detector = build_detector(config.detector, vocabulary, device, config.dataset)
         self._teacher = build_teacher(config.teacher, device)
         self._map_levels = self._teacher.levels if "map" in config.teacher.regions else ()
+        self._crop_px, self._image_px = self._teacher.crop_style.size_px, self._teacher.image_size_px
         self.text_bank = self._teacher.text_bank(vocabulary)
         self.axes = self._axes()
 
@@ -76,42 +85,37 @@ class Extractor:
         Raises:
             UserError: a look-up detector does not know an image.
         """
-        if not images:
-            return []
+        return self.extract_stream(zip(image_ids, images, strict=True))
+
+    def extract_stream(self, images: Iterable[tuple[str, np.ndarray]]) -> list[ImageSignals]:
+        """As `extract`, from (image id, image): asked for a few at a time, so that the next ones are decoded meanwhile.
+
+        The parts leave no trace in crops and whole images, whose batches run across them.
+        """
+        jobs: list[_Job] = []
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            found = self._detector.detect(images, image_ids)
-            jobs = [self._plan(image, detections) for image, detections in zip(images, found, strict=True)]
-            crop_embeddings = self._encode_crops(jobs)
-            image_embeddings, maps = self._encode_images(jobs)
+            batch_size = self._config.teacher.batch_size
+            crops = _Batches(lambda batch: (self._teacher.encode_crops(batch),), self._blank(batch_size, self._crop_px))
+            whole = _Batches(self._encode_images, self._blank(min(IMAGE_BATCH, batch_size), self._image_px))
+            with _Cutter(self._teacher.crop_style, self._device) as cutter:
+                for chunk in _chunks(images):
+                    jobs += self._begin(chunk, cutter, crops, whole)
+            if not jobs:
+                return []
+            encoded = crops.finish()
+            image_embeddings, *maps = whole.finish()
             region_levels = [self._encode_regions(jobs, maps)] if "map" in self._config.teacher.regions else []
+        num_windows = [len(job.windows) for job in jobs]
+        none = np.zeros((0, self.axes["D"]), np.float32)
+        crop_embeddings = _split(encoded[0].cpu().numpy() if encoded else none, num_windows)
         if "crop" in self._config.teacher.regions:
             region_levels.append(
-                [_crop_features(job, crops)[:, None] for job, crops in zip(jobs, crop_embeddings, strict=True)]
+                [_crop_features(job, rows)[:, None] for job, rows in zip(jobs, crop_embeddings, strict=True)]
             )
-        spatial = maps[-1] if self._config.teacher.spatial_map else None
-        records = []
-        for row, (image_id, job) in enumerate(zip(image_ids, jobs, strict=True)):
-            # Similarities come from the stored embeddings, so that scoring a cache again gives what it holds.
-            image_embedding = image_embeddings[row].astype(np.float16)
-            union_embedding = crop_embeddings[row][job.window_of_pair].astype(np.float16)
-            features = np.concatenate([level[row] for level in region_levels], axis=1)
-            num = len(job.detections)
-            records.append(
-                ImageSignals(
-                    image_id=image_id,
-                    size_hw=np.array(job.size_hw, np.int32),
-                    detections=job.detections,
-                    pairs_ho=job.pairs_ho,
-                    image_embedding=image_embedding,
-                    image_similarity=self._similarity(image_embedding),
-                    union_embedding=union_embedding,
-                    union_similarity=self._similarity(union_embedding),
-                    detection_feature=features[:num].astype(np.float16),
-                    union_feature=features[num:].astype(np.float16),
-                    spatial_map=None if spatial is None else spatial[row].float().cpu().numpy().astype(np.float16),
-                )
-            )
-        return records
+        features = [np.concatenate(levels, axis=1) for levels in zip(*region_levels, strict=True)]
+        spatial = maps[-1].float().cpu().numpy() if self._config.teacher.spatial_map else [None] * len(jobs)
+        rows = zip(jobs, image_embeddings.cpu().numpy(), crop_embeddings, features, spatial, strict=True)
+        return [self._record(*row) for row in rows]
 
     def provenance(self) -> dict[str, object]:
         """Everything that changes a record's content, in plain JSON types.
@@ -141,14 +145,32 @@ class Extractor:
             "L": len(self._map_levels) + ("crop" in self._config.teacher.regions),
         }
         if self._config.teacher.spatial_map:
-            side = self._teacher.image_size_px
-            maps = self._teacher.encode_images(torch.zeros(1, 3, side, side, dtype=torch.uint8)).maps
+            maps = self._teacher.encode_images(
+                torch.zeros(1, 3, self._image_px, self._image_px, dtype=torch.uint8)
+            ).maps
             axes |= dict(zip("CHW", maps[-1].shape[1:], strict=True))
         return axes
 
-    def _plan(self, image: np.ndarray, detections: Detections) -> _Job:
+    def _begin(
+        self, chunk: Sequence[tuple[str, np.ndarray]], cutter: _Cutter, crops: _Batches, whole: _Batches
+    ) -> list[_Job]:
+        """Images that are at hand together to jobs; their distinct windows and the whole of each go to the batches."""
+        found = self._detector.detect([image for _, image in chunk], [image_id for image_id, _ in chunk])
+        jobs = [self._plan(*pair, detections) for pair, detections in zip(chunk, found, strict=True)]
+        pixels = [torch.from_numpy(np.array(image, order="C")).to(self._device).permute(2, 0, 1) for _, image in chunk]
+        windows = ((of, window) for of, job in zip(pixels, jobs, strict=True) for window in job.windows)
+        for crop in cutter.cut(windows, self._crop_px):
+            crops.add(crop)
+        whole_windows = ((of, whole_image_window(job.size_hw)) for of, job in zip(pixels, jobs, strict=True))
+        for crop in cutter.cut(whole_windows, self._image_px):
+            whole.add(crop)
+        return jobs
+
+    def _plan(self, image_id: str, image: np.ndarray, detections: Detections) -> _Job:
         size_hw = (image.shape[0], image.shape[1])
-        pairs_ho = pair_detections(detections, self._vocabulary.person_idx, self._config.pairs)
+        pairs_ho = pair_detections(
+            detections, self._vocabulary.person_idx, self._config.pairs, with_itself=self._vocabulary.has_no_object
+        )
         unions = union_boxes(detections.boxes_xyxy, pairs_ho)
         crop, resize_mode = self._config.teacher.crop, self._teacher.crop_style.resize_mode
         windows = np.stack(
@@ -158,11 +180,10 @@ class Extractor:
         boxes = detections.boxes_xyxy[paired]
         windows_of_boxes = crop_windows(boxes, crop.margins[0], crop.mode, size_hw, resize_mode)
         every = np.concatenate([windows.reshape(-1, 8), windows_of_boxes])
-        distinct, window_of = np.unique(every, axis=0, return_inverse=True)
-        window_of_pair, window_of_paired = np.split(window_of.reshape(-1), [windows.shape[0] * windows.shape[1]])
-        pixels = torch.from_numpy(np.array(image, order="C")).to(self._device).permute(2, 0, 1)
+        distinct, window_of = share_windows(every, crop.merge_px, self._crop_px)
+        window_of_pair, window_of_paired = np.split(window_of, [windows.shape[0] * windows.shape[1]])
         return _Job(
-            pixels,
+            image_id,
             size_hw,
             detections,
             pairs_ho,
@@ -173,39 +194,16 @@ class Extractor:
             window_of_paired,
         )
 
-    def _encode_crops(self, jobs: Sequence[_Job]) -> list[np.ndarray]:
-        """Every image's distinct windows to embeddings, float32 [U, D]; crops of all images fill common batches."""
-        style, batch_size = self._teacher.crop_style, self._config.teacher.batch_size
-        batch = self._blank(batch_size, style.size_px)
-        flat = [(job.pixels, window) for job in jobs for window in job.windows]
-        encoded = []
-        for start in range(0, len(flat), batch_size):
-            chunk = flat[start : start + batch_size]
-            for row, (pixels, window) in enumerate(chunk):
-                batch[row] = cut_crop(pixels, window, style.size_px, style)
-            batch[len(chunk) :] = 0
-            encoded.append(self._teacher.encode_crops(batch)[: len(chunk)].cpu().numpy())
-        width = self.axes["D"]
-        return _split(np.concatenate([np.zeros((0, width), np.float32), *encoded]), [len(job.windows) for job in jobs])
-
-    def _encode_images(self, jobs: Sequence[_Job]) -> tuple[np.ndarray, tuple[Tensor, ...]]:
-        """Whole images to embeddings, float32 [B, D], and maps [B, C, H, W]."""
-        side, style = self._teacher.image_size_px, self._teacher.crop_style
-        embeddings, maps = [], []
-        batch_size = min(IMAGE_BATCH, self._config.teacher.batch_size)
-        for start in range(0, len(jobs), batch_size):
-            chunk = jobs[start : start + batch_size]
-            batch = self._blank(batch_size, side)
-            for row, job in enumerate(chunk):
-                batch[row] = cut_crop(job.pixels, whole_image_window(job.size_hw), side, style)
-            whole = self._teacher.encode_images(batch)
-            embeddings.append(whole.embedding[: len(chunk)].cpu().numpy())
-            maps.append([level[: len(chunk)] for level in whole.maps])
-        return np.concatenate(embeddings), tuple(torch.cat(level) for level in zip(*maps, strict=True))
+    def _encode_images(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Whole images to embeddings [B, D] and the maps [B, C, H, W] that something is made of."""
+        whole = self._teacher.encode_images(batch)
+        if "map" in self._config.teacher.regions:
+            return (whole.embedding, *whole.maps)
+        return (whole.embedding, whole.maps[-1]) if self._config.teacher.spatial_map else (whole.embedding,)
 
     def _encode_regions(self, jobs: Sequence[_Job], maps: Sequence[Tensor]) -> list[np.ndarray]:
         """Every image's detections, then its pairs' unions, to features of the map, float32 [N + P, L', D]."""
-        side, batch_size = self._teacher.image_size_px, self._config.teacher.batch_size
+        side, batch_size = self._image_px, self._config.teacher.batch_size
         regions, rows_of, start = [], [], 0
         for row, job in enumerate(jobs):
             boxes = np.concatenate([job.detections.boxes_xyxy, job.unions])
@@ -228,8 +226,108 @@ class Extractor:
         zeros = torch.zeros(batch_size, 3, size_px, size_px, dtype=torch.uint8, device=self._device)
         return zeros.contiguous(memory_format=torch.channels_last)
 
+    def _record(
+        self, job: _Job, image: np.ndarray, crops: np.ndarray, features: np.ndarray, spatial_map: np.ndarray | None
+    ) -> ImageSignals:
+        # Similarities come from the stored embeddings, so that scoring a cache again gives what it holds.
+        image_embedding = image.astype(np.float16)
+        union_embedding = crops[job.window_of_pair].astype(np.float16)
+        num = len(job.detections)
+        return ImageSignals(
+            image_id=job.image_id,
+            size_hw=np.array(job.size_hw, np.int32),
+            detections=job.detections,
+            pairs_ho=job.pairs_ho,
+            image_embedding=image_embedding,
+            image_similarity=self._similarity(image_embedding),
+            union_embedding=union_embedding,
+            union_similarity=self._similarity(union_embedding),
+            detection_feature=features[:num].astype(np.float16),
+            union_feature=features[num:].astype(np.float16),
+            spatial_map=None if spatial_map is None else spatial_map.astype(np.float16),
+        )
+
     def _similarity(self, embedding: np.ndarray) -> np.ndarray:
-        return (embedding.astype(np.float32) @ self.text_bank.text_embedding.T).astype(np.float16)
+        return similarity(embedding, self.text_bank.text_embedding)
+
+
+def similarity(embedding: np.ndarray, text_embedding: np.ndarray) -> np.ndarray:
+    """Embeddings as stored, float16 [..., D], and texts, float32 [K, D], to cosines, float16 [..., K].
+
+    The last bits depend on the number of axes, so whoever scores again calls it as the extractor does: with [D] for an
+    image, and [P, M, D] for pairs.
+    """
+    return (embedding.astype(np.float32) @ text_embedding.T).astype(np.float16)
+
+
+class _Cutter:
+    """Cuts crops in order: on a CPU in a thread of its own, while a batch of earlier ones is being encoded."""
+
+    def __init__(self, style: CropStyle, device: str) -> None:
+        self._style = style
+        # A thread starts with as many OpenMP threads as there are cores, whatever its maker has.
+        threads = (torch.get_num_threads(),)
+        self._pool = ThreadPoolExecutor(1, "cutter", torch.set_num_threads, threads) if device == "cpu" else None
+
+    def __enter__(self) -> _Cutter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def cut(self, windows: Iterable[tuple[Tensor, np.ndarray]], size_px: int) -> Iterator[Tensor]:
+        """Pairs of an image and a window to crops, uint8 [3, S, S]."""
+        if self._pool is None:
+            yield from (cut_crop(pixels, window, size_px, self._style) for pixels, window in windows)
+            return
+        futures = (self._pool.submit(cut_crop, *pair, size_px, self._style) for pair in windows)
+        ahead = deque(islice(futures, CUT_AHEAD))
+        while ahead:
+            crop = ahead.popleft().result()
+            ahead.extend(islice(futures, 1))
+            yield crop
+
+
+class _Batches:
+    """Rows that come one at a time, to forward passes of one shape."""
+
+    def __init__(self, encode: Callable[[Tensor], tuple[Tensor, ...]], blank: Tensor) -> None:
+        self._encode, self._batch, self._filled = encode, blank, 0
+        self._encoded: list[tuple[Tensor, ...]] = []
+
+    def add(self, row: Tensor) -> None:
+        """Takes a row [3, S, S]; a full batch is encoded."""
+        self._batch[self._filled] = row
+        self._filled += 1
+        if self._filled == len(self._batch):
+            self._run()
+
+    def finish(self) -> tuple[Tensor, ...]:
+        """All rows' encodings, one tensor for each that `encode` gives, still on the device; none of no rows."""
+        if self._filled:
+            self._batch[self._filled :] = 0
+            self._run()
+        return tuple(torch.cat(each) for each in zip(*self._encoded, strict=True))
+
+    def _run(self) -> None:
+        self._encoded.append(tuple(each[: self._filled] for each in self._encode(self._batch)))
+        self._filled = 0
+
+
+def _chunks(images: Iterable[tuple[str, np.ndarray]]) -> Iterator[list[tuple[str, np.ndarray]]]:
+    """Images to lists of at most `CHUNK_IMAGES`, and of more than one only up to `MAX_CHUNK_BYTES`."""
+    chunk: list[tuple[str, np.ndarray]] = []
+    for image_id, image in images:
+        if chunk and image.nbytes + sum(other.nbytes for _, other in chunk) > MAX_CHUNK_BYTES:
+            yield chunk
+            chunk = []
+        chunk.append((image_id, image))
+        if len(chunk) == CHUNK_IMAGES:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _crop_features(job: _Job, embeddings: np.ndarray) -> np.ndarray:

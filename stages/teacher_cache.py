@@ -3,10 +3,13 @@
 Three sentences: make a plan; run the missing shards; seal the manifest.
 
     python -m stages.teacher_cache [--config pipeline.yaml] [section.key=value ...]
+
+A verb in front asks for something else than building: plan, info, verify, repair, rescore, export or pull.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from cache.atomic import sole_builder
-from cache.manifest import read_manifest
+from cache.manifest import JOURNAL_NAME, read_manifest
 from cache.plan import SplitPlan, is_complete, plan_split, splits_of
 from cache.request import request_parts
 from cache.schedule import open_pool
@@ -104,7 +107,8 @@ def run_missing(config: PipelineConfig, builds: dict[str, SplitBuild], factory: 
         UserError: as `SplitBuild.take`, or tasks that failed for good, after all others were done.
     """
     from cache.models import release
-    from cache.split_build import JOURNAL_NAME, SHOWN
+    from cache.split_build import SHOWN
+    from cache.worker_check import worker_check
 
     for build in builds.values():
         build.unseal()
@@ -112,7 +116,11 @@ def run_missing(config: PipelineConfig, builds: dict[str, SplitBuild], factory: 
         return
     total = sum(build.plan.num_images for build in builds.values())
     try:
-        with open_pool(config.cache) as pool, tqdm(total=total, unit="image", desc="teacher cache") as bar:
+        with (
+            worker_check(config, next(iter(builds.values())).request) as check,
+            open_pool(config.cache, check, leave=release) as pool,
+            tqdm(total=total, unit="image", desc="teacher cache") as bar,
+        ):
             bar.update(sum(build.num_images_done for build in builds.values()))
             for build in builds.values():
                 if build.has_lost_bank:
@@ -150,9 +158,18 @@ def _report(plan: SplitPlan, num_built: int) -> SplitReport:
     )
 
 
-def _command() -> None:
-    config = stage_config("Stage one: images to the teacher cache. Run it again to go on after an interruption.")
-    print(main(config))
+def _command() -> int:
+    verb, *rest = sys.argv[1:] or ["build"]
+    if verb.startswith("-") or "=" in verb:
+        verb, rest = "build", sys.argv[1:]
+    if verb != "build":
+        from stages.cache_verbs import run_verb
+
+        return run_verb(verb, rest)
+    print(
+        main(stage_config("Stage one: images to the teacher cache. Run it again to go on after an interruption.", rest))
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,10 @@ class RandomSignals:
             seed = int(hashlib.sha256(image.tobytes()).hexdigest()[:8], 16)
             records.append(random_signals(image_id, num_pairs and num_pairs + 1, num_pairs, seed, self.with_map))
         return records
+
+    def extract_stream(self, images: Iterable[tuple[str, np.ndarray]]) -> list[ImageSignals]:
+        pairs = list(images)
+        return self.extract([image_id for image_id, _ in pairs], [image for _, image in pairs])
 
 
 class FailingSignals(RandomSignals):

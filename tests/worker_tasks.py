@@ -35,3 +35,8 @@ def complain(marks: str) -> dict[str, Any]:
     """A user's mistake."""
     (Path(marks) / str(len(list(Path(marks).iterdir())))).touch()
     raise UserError("the folder is gone", where="worker", fix="bring it back")
+
+
+def leave_mark(mark: str) -> None:
+    """What a worker that lives on does at the end."""
+    Path(mark).touch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ class DrawnSignals:
 
     def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
         return [self._extract(image_id, image) for image_id, image in zip(image_ids, images, strict=True)]
+
+    def extract_stream(self, images: Iterable[tuple[str, np.ndarray]]) -> list[ImageSignals]:
+        return [self._extract(image_id, image) for image_id, image in images]
 
     def _extract(self, image_id: str, image: np.ndarray) -> ImageSignals:
         annotation = annotate(scene_of(image_id))

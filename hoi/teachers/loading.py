@@ -59,7 +59,7 @@ def load_model(config: TeacherConfig) -> LoadedModel:
         UserError: an unknown name or tag, a missing folder, file or network, weights that do not fit, or an activation
             that the weights were not trained with.
     """
-    architecture = _architecture(config)
+    architecture = read_architecture(config)
     _check_weights_named(config, architecture)
     with torch.random.fork_rng(devices=[]), _unlogged(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -113,8 +113,12 @@ def load_model(config: TeacherConfig) -> LoadedModel:
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, architecture, mean, std, style)  # type: ignore[arg-type]
 
 
-def _architecture(config: TeacherConfig) -> dict[str, Any]:
-    """The model config that a name stands for."""
+def read_architecture(config: TeacherConfig) -> dict[str, Any]:
+    """The model config that a teacher's name stands for, without any weights.
+
+    Raises:
+        UserError: an unknown name, a folder without a config, or a hub that does not answer.
+    """
     name = config.model
     if name.startswith(LOCAL_DIR):
         file = Path(name.removeprefix(LOCAL_DIR)) / CONFIG_FILE

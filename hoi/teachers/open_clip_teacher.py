@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,10 @@ TEXT_BATCH = 64
 """Texts of one forward pass. Not padded: the texts of a vocabulary always come together."""
 MIN_PRECISION_COSINE = 0.999
 """Least agreement of a lower precision with fp32, on synthetic crops, at start."""
+MIN_PRECISION_SPEEDUP = 1.3
+"""What `auto` asks of a lower precision: enough that a busy machine does not decide differently tomorrow."""
+_LOWER = {"cpu": ("bf16",), "cuda": ("bf16", "fp16")}
+"""What `auto` tries. In fp16 a CPU is slow."""
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,8 +57,8 @@ class OpenClipTeacher:
         self.image_size_px = config.image_size_px or loaded.style.size_px
         self._tower = open_tower(self._model.visual, self.image_size_px, loaded.style.size_px)
         self.levels = self._tower.levels
-        self._dtype = _AUTOCAST[config.precision]
-        if self._dtype is not None:
+        self._precision = self._fastest_precision() if config.precision == "auto" else config.precision
+        if self._precision != "fp32":
             self._check_precision()
 
     @torch.inference_mode()
@@ -63,7 +68,8 @@ class OpenClipTeacher:
         tokens = self._tokenizer([text for texts in prompts for text in texts])
         embeddings = [self._model.encode_text(chunk.to(self._device)).float() for chunk in tokens.split(TEXT_BATCH)]
         each = functional.normalize(torch.cat(embeddings), dim=-1)
-        rows = each.unflatten(0, (len(prompts), -1)).mean(1)
+        # Templates of `no_interaction` may be fewer or more than the others.
+        rows = torch.stack([texts.mean(0) for texts in each.split([len(texts) for texts in prompts])])
         bias = getattr(self._model, "logit_bias", None)
         return TextBank(
             functional.normalize(rows, dim=-1).cpu().numpy(),
@@ -75,19 +81,19 @@ class OpenClipTeacher:
     @torch.inference_mode()
     def encode_crops(self, crops: Tensor) -> Tensor:
         """See `Teacher`."""
-        return self._encode(crops, self._dtype)
+        return self._encode(crops, self._precision)
 
     @torch.inference_mode()
     def encode_images(self, images: Tensor) -> WholeImages:
         """See `Teacher`."""
-        with self._precision(self._dtype):
+        with self._autocast(self._precision):
             embedding, maps = self._tower.whole(self._normalised(images))
         return WholeImages(_unit(embedding), maps)
 
     @torch.inference_mode()
     def encode_regions(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
         """See `Teacher`."""
-        with self._precision(self._dtype):
+        with self._autocast(self._precision):
             levels = self._tower.regions(maps, regions.to(self._device))
         return torch.stack([_unit(level) for level in levels], dim=1)
 
@@ -108,6 +114,7 @@ class OpenClipTeacher:
             "crop_size_px": style.size_px,
             "crop_mode": self._config.crop.mode,
             "crop_margins": list(self._config.crop.margins),
+            **({"crop_merge_px": self._config.crop.merge_px} if self._config.crop.merge_px else {}),
             "fill_rgb": list(style.fill_rgb),
             "interpolation": style.interpolation,
             "resize_mode": style.resize_mode,
@@ -117,12 +124,12 @@ class OpenClipTeacher:
                 level for region in self._config.regions for level in (self.levels if region == "map" else [region])
             ],
             "spatial_map": self._config.spatial_map,
-            "precision": self._config.precision,
+            "precision": self._precision,
             "batch_size": self._config.batch_size,
         }
 
-    def _encode(self, crops: Tensor, dtype: torch.dtype | None) -> Tensor:
-        with self._precision(dtype):
+    def _encode(self, crops: Tensor, precision: str) -> Tensor:
+        with self._autocast(precision):
             embedding = self._model.encode_image(self._normalised(crops))
         return _unit(embedding)
 
@@ -133,25 +140,52 @@ class OpenClipTeacher:
         rows.div_(255).sub_(self._mean.repeat(floats.shape[3])).div_(self._std.repeat(floats.shape[3]))
         return floats
 
-    def _precision(self, dtype: torch.dtype | None) -> torch.autocast:
+    def _autocast(self, precision: str) -> torch.autocast:
+        dtype = _AUTOCAST[precision]
         return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
-    @torch.inference_mode()
     def _check_precision(self) -> None:
         """Refuses a precision that moves embeddings: weights may overflow in fp16, or lose too much in bf16."""
-        size = self.crop_style.size_px
-        coarse = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
-        crops = functional.interpolate(coarse, (size, size), mode="bilinear").to(torch.uint8)
-        cosine = (self._encode(crops, self._dtype) * self._encode(crops, None)).sum(-1).min().item()
+        cosine = self._agreement(self._precision)
         # Written so that NaN, which compares as False, is refused too.
         if not cosine > MIN_PRECISION_COSINE:
             raise UserError(
-                f"precision {self._config.precision} changes the teacher's embeddings",
+                f"precision {self._precision} changes the teacher's embeddings",
                 where="teacher.precision",
                 expected=f"a cosine above {MIN_PRECISION_COSINE} with fp32",
                 got=f"{cosine:.5f}",
-                fix="set teacher.precision to fp32" + (" or bf16" if self._config.precision == "fp16" else ""),
+                fix="set teacher.precision to fp32" + (" or bf16" if self._precision == "fp16" else ""),
             )
+
+    def _fastest_precision(self) -> str:
+        """The fastest precision that keeps the embeddings, or fp32 where none is clearly faster."""
+        faithful = [p for p in _LOWER[self._device.type] if self._agreement(p) > MIN_PRECISION_COSINE]
+        seconds = {precision: self._seconds(precision) for precision in faithful}
+        fastest = min(faithful, key=seconds.__getitem__, default="fp32")
+        clearly = fastest != "fp32" and self._seconds("fp32") > MIN_PRECISION_SPEEDUP * seconds[fastest]
+        return fastest if clearly else "fp32"
+
+    @torch.inference_mode()
+    def _agreement(self, precision: str) -> float:
+        """Least cosine with fp32 over a few smooth synthetic crops."""
+        crops = self._synthetic_crops(4)
+        return (self._encode(crops, precision) * self._encode(crops, "fp32")).sum(-1).min().item()
+
+    @torch.inference_mode()
+    def _seconds(self, precision: str) -> float:
+        """The best time of a few forward passes: of whole batches on a GPU, of a few crops on a CPU."""
+        crops = self._synthetic_crops(4 if self._device.type == "cpu" else self._config.batch_size)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            self._encode(crops, precision).cpu()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def _synthetic_crops(self, number: int) -> Tensor:
+        size = self.crop_style.size_px
+        coarse = torch.rand(number, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
+        return functional.interpolate(coarse, (size, size), mode="bilinear").to(self._device, torch.uint8)
 
 
 def _unit(embedding: Tensor) -> Tensor:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import multiprocessing
+import os
 import pickle
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cache import dataset
 from cache.dataset import CacheSplit, Mode
-from cache.sharded_table import ShardedTable
 from hoi.config import PipelineConfig
 from hoi.datasets import load_vocabulary, open_images
 from hoi.errors import UserError
-from hoi.records import ImageSignals
+from hoi.records import ImageSignals, PairBatch
 from stages import teacher_cache
 from tests.random_signals import RandomSignals, photo_pipeline
 
@@ -138,16 +142,48 @@ def test_it_opens_anew_in_another_process(split: CacheSplit) -> None:
     )
 
 
-def test_rows_are_found_in_many_parts_as_in_one() -> None:
-    whole = np.random.default_rng(0).normal(size=(20, 2, 3))
-    rows = np.random.default_rng(1).integers(0, 20, 50)
-    for cuts in ([], [5], [0, 0, 3, 19], [1, 2, 20]):
-        parts = np.split(whole, cuts)
-        for in_memory in (True, False):
-            table = ShardedTable(parts, in_memory)
-            np.testing.assert_array_equal(table.take(rows), whole[rows])
-            np.testing.assert_array_equal(table.whole(), whole)
-            assert table.take(np.zeros(0, np.int64)).shape == (0, 2, 3)
+def test_batches_that_are_planned_together_are_the_ones_that_are_asked_for_alone(
+    split: CacheSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [split.batch(np.array(rows), ("union_embedding", "spatial_map")) for rows in ([0, 1], [2, 3], [5])]
+    for planned in (1, 4, 512):
+        monkeypatch.setattr(dataset, "PLANNED_IMAGES", planned)
+        together = list(split.batches(2, extra=("union_embedding", "spatial_map")))
+        assert [digest(batch) for batch in together] == [digest(batch) for batch in alone]
+
+
+def test_a_batch_without_pairs_and_one_without_images_have_no_rows(split: CacheSplit) -> None:
+    for rows in ([1], []):
+        batch = split.batch(np.array(rows, np.int64))
+        assert (batch.num_images, batch.num_pairs) == (len(rows), 0)
+        assert batch.union_similarity.shape == (0, *split.table("union_similarity").shape[1:])
+        assert batch.human_feature.shape == (0, *split.table("detection_feature").shape[1:])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_several_processes_read_what_this_one_reads(config: PipelineConfig, method: str) -> None:
+    modes: tuple[Mode, ...] = ("memory", "mapped")
+    splits = [CacheSplit.open(config.cache.folder, "test", mode=mode) for mode in modes]
+    expected = [epoch_digests(split) for split in splits]
+    assert not [name for name in open_files() if name.endswith(".h5")]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(epoch_digests, splits, chunksize=1) == expected
+
+
+def digest(batch: PairBatch) -> str:
+    """Name, dtype, shape and bytes of everything that a batch holds."""
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "extra"}
+    parts = sorted({**tensors, **batch.extra}.items())
+    described = [f"{name} {t.dtype} {tuple(t.shape)}".encode() + t.numpy().tobytes() for name, t in parts]
+    return hashlib.sha256(b"".join(described)).hexdigest()
+
+
+def epoch_digests(split: CacheSplit) -> list[str]:
+    return [digest(batch) for batch in split.batches(1, np.random.default_rng(0))]
+
+
+def open_files() -> list[str]:
+    return [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
 
 
 def copy_of(config: PipelineConfig, folder: Path) -> Path:
@@ -183,11 +219,11 @@ def test_a_damaged_or_foreign_shard_is_refused(config: PipelineConfig, tmp_path:
     whole = first.read_bytes()
     first.write_bytes(b"x" * len(whole))
     with pytest.raises(UserError, match=r"a shard is damaged · where: .*shard-00000.h5 .* next: delete"):
-        CacheSplit.open(tmp_path, "test")
+        CacheSplit.open(tmp_path, "test").table("scores")
     first.write_bytes(whole)
     manifest = folder / "manifest.json"
     plain = json.loads(manifest.read_text())
     plain["shards"][1]["image_ids_sha256"] = "0" * 64
     manifest.write_text(json.dumps(plain))
     with pytest.raises(UserError, match=r"a shard does not belong to this cache · where: .*shard-00001.h5"):
-        CacheSplit.open(tmp_path, "test")
+        CacheSplit.open(tmp_path, "test").table("scores")

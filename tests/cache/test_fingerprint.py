@@ -9,16 +9,22 @@ from typing import Any
 
 import pytest
 
+from cache.dataset import CacheSplit
 from cache.fingerprint import (
     differing_keys,
     digest_of,
     refuse_other_settings,
     settings_parts,
 )
+from cache.models import hold, load_extractor, release
 from cache.request import fingerprint_parts, request_parts
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from tests.random_signals import photo_pipeline
+from stages.teacher_cache import main
+from tests.random_signals import RandomSignals, photo_pipeline
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "hoi" / "world" / "weights"
 
 
 def with_weights(folder: Path, content: bytes, **sections: Any) -> PipelineConfig:
@@ -29,6 +35,20 @@ def with_weights(folder: Path, content: bytes, **sections: Any) -> PipelineConfi
     sections.setdefault("detector", {})["weights"] = str(folder / "detector.pth")
     sections.setdefault("teacher", {})["model"] = f"local-dir:{folder / 'model'}"
     return photo_pipeline(folder, **sections)
+
+
+def test_a_detectron2_config_stands_for_the_configs_that_it_is_based_on(tmp_path: Path) -> None:
+    def asked() -> Any:
+        config = {"name": "detectron2", "config_file": str(tmp_path / "zoo" / "own.yaml"), "weights": "random"}
+        return request_parts(photo_pipeline(tmp_path / "photos", detector=config))["detector"]["config_file"]
+
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "own.yaml").write_text('_BASE_: "../base.yaml"  # of the zoo\nMODEL:\n  MASK_ON: False\n')
+    (tmp_path / "base.yaml").write_text("_BASE_: zoo/own.yaml\nINPUT:\n  MIN_SIZE_TEST: 800\n")
+    before = asked()
+    assert asked() == before
+    (tmp_path / "base.yaml").write_text("INPUT:\n  MIN_SIZE_TEST: 640\n")
+    assert asked() != before
 
 
 def test_a_moved_data_set_or_weight_file_asks_for_the_same_cache(tmp_path: Path) -> None:
@@ -102,3 +122,102 @@ def test_settings_are_compared_without_files_and_for_one_split(tmp_path: Path) -
     assert differing_keys(settings_parts(here, "test"), settings_parts(there, "test")) == [
         "dataset.splits.test (cache: 1.0, now: 0.5)"
     ]
+
+
+def test_training_notices_weights_that_were_replaced_under_their_path_and_misses_none_that_are_gone(
+    tmp_path: Path,
+) -> None:
+    config = with_weights(tmp_path, b"1")
+    main(config, RandomSignals)
+    CacheSplit.open(config.cache.folder, "test", config=config)
+    (tmp_path / "model" / "weights.safetensors").write_bytes(b"2")
+    with pytest.raises(UserError, match=r"made with other settings .* got: teacher.model \(cache: local-dir:"):
+        CacheSplit.open(config.cache.folder, "test", config=config)
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "detector.pth").unlink()
+    CacheSplit.open(config.cache.folder, "test", config=config)
+
+
+@pytest.fixture(scope="module")
+def world_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A pipeline with copies of the world's own weights, to say it again with one thing changed."""
+    folder = tmp_path_factory.mktemp("world")
+    shutil.copytree(WEIGHTS / "clip", folder / "clip")
+    shutil.copy(WEIGHTS / "detector.safetensors", folder)
+
+    def pipeline(**sections: Any) -> PipelineConfig:
+        detector = {"name": "world", "weights": str(folder / "detector.safetensors"), **sections.pop("detector", {})}
+        teacher = {"model": f"local-dir:{folder / 'clip'}", "pretrained": None, "batch_size": 8}
+        plain = photo_pipeline(folder).model_dump(mode="json")
+        plain |= {"detector": detector, "teacher": {**teacher, **sections.pop("teacher", {})}}
+        plain |= {name: {**plain[name], **section} for name, section in sections.items()}
+        return PipelineConfig.model_validate_json(json.dumps(plain))
+
+    yield pipeline
+    release()
+
+
+def said_by_models(config: PipelineConfig) -> tuple[str, dict[str, Any]]:
+    held = hold(config.model_dump_json(), load_extractor)
+    return held.fingerprint, held.parts
+
+
+@pytest.mark.parametrize(
+    ("sections", "keys"),
+    [
+        ({"detector": {"min_score": 0.1}}, ["detector.min_score"]),
+        ({"detector": {"max_detections": 9}}, ["detector.max_detections"]),
+        ({"detector": {"nms_iou": 0.6}}, ["detector.nms_iou"]),
+        ({"pairs": {"min_score": 0.3}}, ["pairs.min_score"]),
+        ({"pairs": {"max_objects": 2}}, ["pairs.max_objects"]),
+        ({"teacher": {"crop": {"mode": "pad"}}}, ["teacher.crop_mode"]),
+        ({"teacher": {"crop": {"margins": [1.0]}}}, ["teacher.crop_margins"]),
+        ({"teacher": {"image_size_px": 128}}, ["teacher.image_size_px"]),
+        ({"teacher": {"regions": ["map"]}}, ["teacher.levels"]),
+        ({"teacher": {"spatial_map": True}}, ["teacher.spatial_map"]),
+        ({"teacher": {"precision": "bf16"}}, ["teacher.precision"]),
+        ({"teacher": {"batch_size": 9}}, ["teacher.batch_size"]),
+        ({"teacher": {"prompts": ["{phrase}"]}}, ["teacher.prompts", "teacher.tokens_sha256"]),
+        ({"cache": {"threads": 2}}, ["num_threads"]),
+    ],
+    ids=str,
+)
+def test_the_models_say_every_setting_that_changes_content(
+    world_models: Any, sections: dict[str, Any], keys: list[str]
+) -> None:
+    fingerprint, parts = said_by_models(world_models())
+    changed, now = said_by_models(world_models(**sections))
+    assert [text.split(" (")[0] for text in differing_keys(parts, now)] == keys
+    assert changed != fingerprint
+
+
+def test_the_models_say_their_weights_and_vocabulary(world_models: Any, tmp_path: Path) -> None:
+    base = world_models()
+    _, parts = said_by_models(base)
+
+    def differences(**sections: Any) -> list[str]:
+        return [text.split(" (")[0] for text in differing_keys(parts, said_by_models(world_models(**sections))[1])]
+
+    flipped = bytearray((WEIGHTS / "detector.safetensors").read_bytes())
+    flipped[-1] ^= 1
+    (tmp_path / "detector.safetensors").write_bytes(flipped)
+    assert differences(detector={"weights": str(tmp_path / "detector.safetensors")}) == ["detector.weights_sha256"]
+    shutil.copytree(WEIGHTS / "clip", tmp_path / "clip")
+    [weights] = (tmp_path / "clip").glob("*.safetensors")
+    flipped = bytearray(weights.read_bytes())
+    flipped[-1] ^= 1
+    weights.write_bytes(flipped)
+    assert differences(teacher={"model": f"local-dir:{tmp_path / 'clip'}"}) == ["teacher.weights_sha256"]
+    (tmp_path / "vocabulary.yaml").write_text("[{verb: ride, object: bicycle}, {verb: pet, object: dog}]")
+    assert differences(dataset={"vocabulary": str(tmp_path / "vocabulary.yaml")}) == ["vocabulary"]
+
+
+def test_the_models_say_no_place_and_nothing_of_the_work(world_models: Any, tmp_path: Path) -> None:
+    shutil.copytree(WEIGHTS / "clip", tmp_path / "clip")
+    shutil.copy(WEIGHTS / "detector.safetensors", tmp_path)
+    elsewhere = world_models(
+        detector={"weights": str(tmp_path / "detector.safetensors")},
+        teacher={"model": f"local-dir:{tmp_path / 'clip'}"},
+        cache={"folder": str(tmp_path / "c"), "images_per_shard": 3, "workers": 5, "scheduler": "tcp://host:1"},
+    )
+    assert said_by_models(elsewhere) == said_by_models(world_models())

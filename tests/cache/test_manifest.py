@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from cache.manifest import BankReceipt, Manifest, Receipt, read_manifest, read_receipt, write_manifest
+from cache.manifest import (
+    BankReceipt,
+    IndexReceipt,
+    Manifest,
+    Receipt,
+    has_all_files,
+    hash_of_shards,
+    read_manifest,
+    read_receipt,
+    write_manifest,
+)
 from hoi.errors import UserError
 
 BANK = BankReceipt("f", {"a": 1}, {"b": 2}, 2, "ids", 3, {"K": 3}, "sha", 10, {"device": "cpu"})
 RECEIPT = Receipt("shard-00000.h5", "f", "ids", 2, 5, 4, 3, "sha", (("b", "missing"),))
-MANIFEST = Manifest("train", BANK, (RECEIPT, replace(RECEIPT, name="shard-100000.h5", failed=())), {"commit": None})
+SHARDS = (RECEIPT, replace(RECEIPT, name="shard-100000.h5", failed=()))
+MANIFEST = Manifest("train", BANK, SHARDS, {"commit": None}, IndexReceipt("sha", 4))
 
 
 def test_it_comes_back(tmp_path: Path) -> None:
@@ -21,6 +33,29 @@ def test_it_comes_back(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == MANIFEST
     assert read_manifest(tmp_path / "elsewhere") is None
     assert (MANIFEST.num_images, MANIFEST.failed) == (4, [("b", "missing")])
+
+
+def test_one_that_was_sealed_without_an_index_comes_back_and_is_not_complete(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    for name, size in (("bank.h5", 10), ("index.h5", 4), *((shard.name, 3) for shard in SHARDS)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    (tmp_path / "bank.json").write_text(json.dumps(asdict(BANK)))
+    assert has_all_files(tmp_path, MANIFEST)
+    (tmp_path / "index.h5").write_bytes(b"xxx")
+    assert not has_all_files(tmp_path, MANIFEST)
+    path = tmp_path / "manifest.json"
+    plain = json.loads(path.read_text())
+    del plain["index"]
+    path.write_text(json.dumps(plain))
+    old = read_manifest(tmp_path)
+    assert old == replace(MANIFEST, index=None)
+    assert not has_all_files(tmp_path, old)
+
+
+def test_the_hash_of_shards_is_over_their_hashes_in_order() -> None:
+    receipts = [replace(RECEIPT, sha256=text) for text in ("ab", "c")]
+    assert hash_of_shards(receipts) == hashlib.sha256(b"ab\nc\n").hexdigest()
+    assert hash_of_shards(receipts) != hash_of_shards(receipts[::-1])
 
 
 @pytest.mark.parametrize("name", ["../shard-00000.h5", "/etc/passwd", "shard-1.h5", "shard-00000.h5/..", ""])

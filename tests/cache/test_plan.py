@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from cache.plan import hash_of_ids, plan_split, splits_of
+import cache.plan
+from cache.plan import doubled_id, hash_of_ids, plan_shards, plan_split, splits_of
 from hoi.errors import UserError
 from tests.random_signals import photo_pipeline
 
@@ -25,6 +27,37 @@ def test_five_images_at_two_a_shard_are_three_shards(tmp_path: Path) -> None:
 
 def test_ids_are_hashed_apart() -> None:
     assert len({hash_of_ids(ids) for ids in (["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"], [])}) == 5
+
+
+def test_a_hash_of_ids_is_that_of_all_of_them_joined_however_many_are_hashed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = [f"bär-{row}" for row in range(7)]
+    expected = hashlib.sha256("".join(image_id + "\0" for image_id in ids).encode()).hexdigest()
+    for at_once in (1, 3, 7, 100):
+        monkeypatch.setattr(cache.plan, "IDS_AT_ONCE", at_once)
+        assert hash_of_ids(ids) == expected
+
+
+class Colliding(str):
+    """An id whose hash says nothing."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 7
+
+
+def test_ids_are_doubled_only_where_they_are_equal_not_where_their_hashes_are() -> None:
+    assert doubled_id([Colliding("a"), Colliding("b"), "c"]) is None
+    assert doubled_id([Colliding("a"), Colliding("b"), Colliding("b"), "c"]) == "b"
+    assert doubled_id(["a"]) is None
+    assert doubled_id(["a", "b", "b", "c", "c", "c", "d"]) == "c"
+
+
+def test_a_plan_of_ids_alone_is_that_of_a_split(tmp_path: Path) -> None:
+    ids = [f"{row:02d}.png" for row in range(5)]
+    assert plan_shards(ids, "test", tmp_path / "cache" / "test", 2) == plan_split(photo_pipeline(tmp_path), "test")
 
 
 def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:

@@ -5,12 +5,25 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
+from distributed import LocalCluster
 
-from cache.schedule import KEPT_BYTES, RETRIES, Pool, SynchronousPool, Task, open_pool, worker_environment
+from cache import schedule
+from cache.schedule import (
+    KEPT_BYTES,
+    RETRIES,
+    Pool,
+    SynchronousPool,
+    Task,
+    default_workers,
+    open_pool,
+    worker_environment,
+)
 from hoi.config import CacheConfig
 from hoi.errors import UserError
 from tests import worker_tasks
@@ -27,8 +40,10 @@ ALLOCATOR = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 @pytest.fixture(scope="module")
 def local_pool() -> Iterator[Pool]:
     with pytest.MonkeyPatch.context() as patch:
-        # What stands in the environment already goes before what dask is told.
-        for name in (*THREADS, *ALLOCATOR):
+        # What stands in the environment goes before what dask is told, but for the threads that the config asks for.
+        for name in THREADS:
+            patch.setenv(name, "7")
+        for name in ALLOCATOR:
             patch.delenv(name, raising=False)
         with open_pool(settings(scheduler="local", workers=2, threads=2)) as pool:
             yield pool
@@ -95,6 +110,51 @@ def test_each_worker_sees_one_gpu_in_turn() -> None:
     seen = [worker_environment(number, ["2", "5"]) for number in range(3)]
     assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["2", "5", "2"]
     assert worker_environment(0, []) == {}
+
+
+def test_default_workers_are_bounded_by_cores_and_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 64 << 30)
+    assert [default_workers(threads) for threads in (1, 2, 4, 16)] == [6, 3, 1, 1]
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 5 << 30)
+    assert default_workers(1) == 2
+
+
+def test_the_shell_has_its_thread_variables_back_after_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with open_pool(settings(scheduler="local", workers=1)):
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("1", "1")
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ
+
+
+def test_a_cluster_is_joined_once_it_has_a_worker_and_left_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "mark"
+    monkeypatch.setattr(schedule, "FIRST_WORKER_S", 0.2)
+    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster:
+        joined = settings(scheduler=cluster.scheduler_address)
+        with pytest.raises(UserError, match=r"this cluster has no workers .* --nthreads 1"), open_pool(joined):
+            pass
+        cluster.scale(1)
+        cluster.wait_for_workers(1)
+        with open_pool(joined, leave=partial(worker_tasks.leave_mark, str(mark))) as pool:
+            [outcome] = pool.run([Task("g", "a", worker_tasks.double, (1,))])
+            assert outcome.error is None
+            assert not mark.exists()
+        assert mark.exists()
+
+
+def test_a_scheduler_that_is_not_there_is_named() -> None:
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}):
+        for address, reason in (("tcp://127.0.0.1:1", "127.0.0.1:1"), ("tls://127.0.0.1:1", "ssl_context")):
+            with (
+                pytest.raises(UserError, match=f"no scheduler answers .*{reason}"),
+                open_pool(settings(scheduler=address)),
+            ):
+                pass
 
 
 def test_an_unknown_scheduler_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The field table is what FORMAT.md says, and tables that break a rule are named."""
+"""The field tables are what FORMAT.md says, and tables that break a rule are named."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import cache
-from cache.schema import FIELDS, check_tables, fields_of
+from cache.index import INDEX_ATTRIBUTES
+from cache.schema import FIELDS, INDEX_FIELDS, check_tables, fields_of
 from cache.shard import SHARD_ATTRIBUTES
 from cache.tables import pack_tables
 from tests.random_signals import AXES, MAP_AXES, random_signals
@@ -18,18 +19,22 @@ DOCUMENT = (Path(cache.__file__).parent / "FORMAT.md").read_text()
 
 def rows_of_table(first_heading: str) -> list[list[str]]:
     lines = DOCUMENT[DOCUMENT.index(f"| {first_heading} |") :].split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]
+    cells = [[cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]
+    return [[cell.replace("¦", "|") for cell in row] for row in cells]
 
 
 def test_the_document_and_the_schema_hold_the_same_fields() -> None:
-    documented = [[cell.replace("¦", "|") for cell in row] for row in rows_of_table("field")]
-    assert documented == [
+    assert rows_of_table("field") == [
         [f.name, f.dtype, f.rows, ", ".join(map(str, f.axes)), "yes" if f.required else "no", f.meaning] for f in FIELDS
+    ]
+    assert rows_of_table("field of the index") == [
+        [f.name, f.dtype, f.rows, ", ".join(map(str, f.axes)), f.meaning] for f in INDEX_FIELDS
     ]
 
 
 def test_the_document_and_the_code_hold_the_same_attributes() -> None:
     assert [row[0] for row in rows_of_table("attribute")] == list(SHARD_ATTRIBUTES)
+    assert [row[0] for row in rows_of_table("attribute of the index")] == list(INDEX_ATTRIBUTES)
 
 
 def test_an_optional_field_is_there_exactly_if_all_its_letters_are() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cache.schema import FIELDS
-from cache.tables import pack_tables
+from cache.tables import pack_tables, unpack_tables
 from hoi.records import ImageSignals
 from tests.random_signals import AXES, MAP_AXES, random_signals
 
@@ -59,3 +59,13 @@ def test_signals_in_the_wrong_place_or_shape_are_refused() -> None:
         pack_tables(["a"], [replace(record, image_similarity=np.ones(1, np.float16))], AXES)
     with pytest.raises(ValueError, match="spatial_map of image a has shape None"):
         pack_tables(["a"], [record], {**AXES, **MAP_AXES})
+
+
+def test_tables_unpack_to_what_was_packed() -> None:
+    outcomes: list[ImageSignals | str] = [random_signals("a", 3, 4), "the file is missing", random_signals("c", 0, 0)]
+    tables = pack_tables(["a", "b", "c"], outcomes, AXES)
+    unpacked = unpack_tables(tables, AXES)
+    assert unpacked[1] == "the file is missing"
+    again = pack_tables(["a", "b", "c"], unpacked, AXES)
+    for name, table in tables.items():
+        np.testing.assert_array_equal(again[name], table)

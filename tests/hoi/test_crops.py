@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hoi.crops import CropMode, CropStyle, ResizeMode, boxes_in_window, crop_windows, cut_crop, whole_image_window
+from hoi.crops import (
+    CropMode,
+    CropStyle,
+    ResizeMode,
+    boxes_in_window,
+    crop_windows,
+    cut_crop,
+    share_windows,
+    whole_image_window,
+)
 
 FILL = (10, 20, 30)
 STYLE = CropStyle(size_px=8, fill_rgb=FILL, interpolation="bicubic", resize_mode="shortest")
@@ -66,6 +75,26 @@ def test_an_empty_box_still_shows_a_pixel_of_the_image(mode: CropMode, box: list
 
 def test_no_box_gives_no_window() -> None:
     assert crop_windows(np.zeros((0, 4), np.float32), 1.15, "square", (5, 5), "shortest").shape == (0, 8)
+
+
+def test_only_equal_windows_share_a_crop_unless_more_is_asked_for() -> None:
+    # Canvases of 40 px shown at 20: a pixel of the image is half a pixel of the crop.
+    one, next_to_it, two_away = ([left, 0, left + 40, 40] * 2 for left in (10, 11, 12))
+    windows = np.array([two_away, one, next_to_it, one], np.int32)
+    distinct, row_of = share_windows(windows, 0.0, 20)
+    assert distinct.tolist() == [one, next_to_it, two_away]
+    assert row_of.tolist() == [2, 0, 1, 0]
+    # The first stands for the one beside it, and that one for nobody: nothing drifts along a chain.
+    distinct, row_of = share_windows(windows, 0.5, 20)
+    assert distinct.tolist() == [one, two_away]
+    assert row_of.tolist() == [1, 0, 0, 0]
+    assert share_windows(windows, 0.49, 20)[0].tolist() == [one, next_to_it, two_away]
+
+
+def test_windows_with_other_content_share_no_crop() -> None:
+    windows = np.array([[0, 0, 40, 40, 0, 0, 40, 40], [0, 0, 40, 40, 0, 10, 40, 30]], np.int32)
+    assert len(share_windows(windows, 0.5, 20)[0]) == 2
+    assert share_windows(windows[:0], 0.5, 20)[0].shape == (0, 8)
 
 
 def test_the_whole_image_lies_in_the_middle_of_a_square() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import hoi.extraction
 from hoi.boxes import union_boxes
 from hoi.config import parse_config
 from hoi.crops import crop_windows, cut_crop
@@ -257,6 +260,53 @@ def test_a_record_does_not_depend_on_its_neighbours(
             np.testing.assert_allclose(
                 getattr(record, array).astype(np.float32), getattr(expected, array).astype(np.float32), atol=5e-4
             )
+
+
+@pytest.mark.parametrize("limits", [{"CHUNK_IMAGES": 2}, {"CHUNK_IMAGES": 1}, {"MAX_CHUNK_BYTES": 60_000}])
+def test_the_parts_in_which_images_come_leave_no_trace(
+    extractor: Extractor, records: dict[str, ImageSignals], limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(hoi.extraction, name, value)
+    found = extractor.extract(*images())
+    assert [record.image_id for record in found] == list(records)
+    for record in found:
+        for array in (*ARRAYS, "union_similarity", "spatial_map"):
+            assert getattr(record, array).tobytes() == getattr(records[record.image_id], array).tobytes()
+
+
+def test_images_are_asked_for_a_few_at_a_time_and_let_go(extractor: Extractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hoi.extraction, "CHUNK_IMAGES", 2)
+    given: list[weakref.ref[np.ndarray]] = []
+    held = []
+
+    def decoded() -> Iterator[tuple[str, np.ndarray]]:
+        for name in "abcde" * 2:
+            held.append(sum(image() is not None for image in given))
+            _, [image] = images(name)
+            image = image.copy()
+            given.append(weakref.ref(image))
+            yield name, image
+            del image
+
+    assert len(extractor.extract_stream(decoded())) == 10
+    assert max(held) <= 4
+
+
+def test_nearly_equal_crops_are_encoded_once_where_that_is_asked_for(
+    folder: Path, records: dict[str, ImageSignals]
+) -> None:
+    merged = build(folder, regions=["crop"], crop={"margins": [1.15, 1.0], "merge_px": 8.0})
+    assert merged.provenance()["teacher"] == {
+        **build(folder, regions=["crop"]).provenance()["teacher"],  # type: ignore[dict-item]
+        "crop_merge_px": 8.0,
+    }
+    num_crops = {}
+    for name, extractor in {"merged": merged, "exact": build(folder, regions=["crop"])}.items():
+        [record] = extractor.extract(*images("a"))
+        num_crops[name] = len(np.unique(record.union_embedding.reshape(-1, 16), axis=0))
+    # Image a has three unions at two margins; those at 1.15 are up to 7 of 64 pixels beyond those at 1.
+    assert num_crops["merged"] < num_crops["exact"]
 
 
 def test_no_image_gives_no_record(extractor: Extractor) -> None:

@@ -74,7 +74,7 @@ def test_what_is_finished_is_not_done_again_and_one_lost_shard_is_built_alone(
 ) -> None:
     monkeypatch.chdir(ROOT)
     before = shards(config)
-    assert len(before) == (3 + 2 + 2) + 3
+    assert len(before) == (3 + 2 + 2) + 2 * 3, "each split has a bank and an index beside its shards"
     assert "nothing to do" in str(teacher_cache.main(config))
     assert [run.seconds for run in train.main(config).runs] == [None] * len(config.students)
     lost = Path(config.cache.folder) / "train" / "shard-00001.h5"

@@ -27,7 +27,7 @@ def built(report: Report) -> list[int]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """All that is content: shards, receipts, text bank."""
+    """All that is content: shards, receipts, text bank, index."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -39,7 +39,7 @@ def test_a_second_run_builds_nothing_and_a_fresh_one_gives_the_same_bytes(tmp_pa
     first = main(photo_pipeline(tmp_path), RandomSignals)
     before = hashes(tmp_path / "cache")
     assert built(first) == [3]
-    assert len(before) == 3 + 3 + 1
+    assert len(before) == 3 + 3 + 2
     assert built(main(photo_pipeline(tmp_path), RandomSignals)) == [0]
     fresh = photo_pipeline(tmp_path, cache={"folder": str(tmp_path / "fresh")})
     assert built(main(fresh, RandomSignals)) == [3]
@@ -57,7 +57,7 @@ def test_a_deleted_shard_is_the_only_one_that_is_built_again(tmp_path: Path) -> 
     assert CacheSplit.open(config.cache.folder, "test", config=config).num_images == 5
 
 
-@pytest.mark.parametrize("lost", ["bank.json", "bank.h5", "shard-00001.json", "manifest.json"])
+@pytest.mark.parametrize("lost", ["bank.json", "bank.h5", "shard-00001.json", "index.h5", "manifest.json"])
 def test_any_other_lost_file_is_made_again_without_building_a_shard(tmp_path: Path, lost: str) -> None:
     config = photo_pipeline(tmp_path)
     main(config, RandomSignals)
@@ -202,7 +202,7 @@ def test_the_real_parts_give_the_same_bytes_on_this_process_and_on_workers(
         overrides = [*SMALL_WORLD, f"cache.folder={tmp_path / scheduler}", f"cache.scheduler={scheduler}"]
         assert built(main(load_config("pipeline.yaml", [*overrides, "cache.workers=2"]))) == [2, 1]
     assert hashes(tmp_path / "synchronous") == hashes(tmp_path / "local")
-    assert len(hashes(tmp_path / "local")) == 2 * 3 + 2
+    assert len(hashes(tmp_path / "local")) == 2 * 3 + 2 * 2
     split = CacheSplit.open(tmp_path / "local", "train")
     assert (split.num_images, len(split.axes)) == (5, 4)
     assert split.num_pairs > 0

@@ -1,0 +1,84 @@
+"""Two workers against one: the shards of the world through the pool that stage one uses, both pools warm.
+
+    python -m benchmarks.workers [--rounds 3] [--shards 8] [--images 64]
+
+Start-up is left out: each pool has built all the shards once before anything is measured, so its workers hold their
+models. On a machine with fewer than two free cores the ratio says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from contextlib import ExitStack
+from functools import partial
+
+from benchmarks.side_by_side import ratio_table, run_in_turn
+from cache.build import build_shard
+from cache.plan import plan_split
+from cache.schedule import Pool, Task, open_pool
+from hoi.config import PipelineConfig, load_config
+
+CONFIG = "pipeline.yaml"
+NUM_ROUNDS = 3
+NUM_SHARDS = 8
+"""Even, so that two workers end together."""
+IMAGES_PER_SHARD = 64
+NUM_WORKERS = (1, 2)
+
+
+def measure(
+    num_rounds: int = NUM_ROUNDS, num_shards: int = NUM_SHARDS, images_per_shard: int = IMAGES_PER_SHARD
+) -> str:
+    """The ratio table."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        ways = {}
+        for number in NUM_WORKERS:
+            config = load_config(
+                CONFIG,
+                [
+                    f"cache.folder={folder}/{number}",
+                    "cache.scheduler=local",
+                    f"cache.workers={number}",
+                    f"cache.images_per_shard={images_per_shard}",
+                    f"dataset.splits={{train: {num_shards * images_per_shard}}}",
+                ],
+            )
+            pool = stack.enter_context(open_pool(config.cache))
+            ways[_name(number)] = partial(build_all, pool, config)
+        rounds = run_in_turn(ways, num_rounds)
+    one, two = map(_name, NUM_WORKERS)
+    title = f"{num_shards} shards of {images_per_shard} images of the world, {len(os.sched_getaffinity(0))} cores"
+    return ratio_table(title, rounds, [(one, two)])
+
+
+def build_all(pool: Pool, config: PipelineConfig) -> None:
+    """Builds every shard of the training split, whether it is there or not."""
+    plan, config_json = plan_split(config, "train"), config.model_dump_json()
+    tasks = []
+    for s in plan.shards:
+        arguments = (config_json, str(plan.folder), s.split, s.index, s.start, s.stop, s.image_ids_sha256, "")
+        tasks.append(Task(s.split, s.name, build_shard, arguments))
+    for outcome in pool.run(tasks):
+        if outcome.error is not None:
+            raise RuntimeError(outcome.error)
+
+
+def _name(number: int) -> str:
+    return f"{number} worker{'s' * (number > 1)}"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
+    parser.add_argument("--shards", type=int, default=NUM_SHARDS)
+    parser.add_argument("--images", type=int, default=IMAGES_PER_SHARD)
+    given = parser.parse_args()
+    print(measure(given.rounds, given.shards, given.images))
+    print(f"load in the last minute: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A split whose features are kept on the device that trains, so that its batches are made there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cache.batches import FEATURES
+from cache.dataset import CacheSplit
+from cache.schema import BY_NAME, shape_of
+from hoi.errors import UserError
+from hoi.records import PairBatch
+
+SHARE_OF_GPU = 0.5
+"""`auto` keeps a split on a GPU where its features take at most this share of the memory that is free there."""
+
+
+@dataclass(frozen=True)
+class ResidentSplit:
+    """A split's batches, made on a device where its features are put with the first of them.
+
+    Args:
+        split: The cache.
+        device: Where to.
+    """
+
+    split: CacheSplit
+    device: torch.device
+
+    @property
+    def num_images(self) -> int:
+        return self.split.num_images
+
+    def batches(
+        self, batch_images: int, rng: np.random.Generator | None = None, extra: Sequence[str] = ()
+    ) -> Iterator[PairBatch]:
+        """See `CacheSplit.batches`; the values are the same."""
+        return self.split.batches(batch_images, rng, extra, self.device)
+
+
+def training_source(
+    split: CacheSplit, device: torch.device, resident: Literal["auto", "never", "always"]
+) -> CacheSplit | ResidentSplit:
+    """The split itself, or kept on the device, as `train.resident` says.
+
+    Raises:
+        UserError: it is always to be kept on a GPU that has no room for it.
+    """
+    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    return ResidentSplit(split, device) if is_resident(feature_bytes(split), free_bytes, resident) else split
+
+
+def is_resident(num_bytes: int, free_bytes: int | None, resident: Literal["auto", "never", "always"]) -> bool:
+    """Whether features are kept on the device.
+
+    Args:
+        num_bytes: What they take.
+        free_bytes: What a GPU has room for, or None for the CPU.
+        resident: `train.resident`.
+
+    Raises:
+        UserError: as `training_source`.
+    """
+    if resident == "always" and free_bytes is not None and num_bytes > free_bytes:
+        raise UserError(
+            "the GPU has no room for the cached features",
+            where="train.resident",
+            expected=f"{num_bytes / 1e9:.1f} GB free",
+            got=f"{free_bytes / 1e9:.1f} GB",
+            fix="set train.resident: auto",
+        )
+    fits = free_bytes is not None and num_bytes <= SHARE_OF_GPU * free_bytes
+    return resident == "always" or (resident == "auto" and fits)
+
+
+def feature_bytes(split: CacheSplit) -> int:
+    """What the features of a split's batches take on a device."""
+    num_rows = {"image": split.num_images, "detection": int(split.detection_offsets[-1]), "pair": split.num_pairs}
+    fields = [BY_NAME[name] for name in FEATURES]
+    return sum(
+        int(np.prod(shape_of(field, num_rows[field.rows], split.axes))) * np.dtype(field.dtype).itemsize
+        for field in fields
+    )

@@ -1,0 +1,110 @@
+"""Bytes follow from the schema, minutes from the journal, and what nobody knows is said to be assumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.estimate import axes_of, bytes_per_image, journal_seconds, pair_cap
+from hoi.config import PipelineConfig, TeacherConfig
+from hoi.teachers import build_teacher
+from stages.cache_estimates import info, plan
+from stages.teacher_cache import main
+from tests.random_signals import AXES, RandomSignals, photo_pipeline, random_signals
+from tests.small_teachers import VISION, write_model
+
+
+def test_bytes_of_an_image_are_those_of_its_tables() -> None:
+    record = random_signals("x" * 32, num_detections=4, num_pairs=7)
+    arrays = [value for name, value in vars(record).items() if isinstance(value, np.ndarray)]
+    detections = 4 * (4 * 4 + 4 + 4)
+    # Status, reason and two offsets; the index holds id, size, status and offsets once more.
+    bookkeeping = (32 + 1 + 1 + 16) + (32 + 8 + 1 + 16)
+    assert bytes_per_image(AXES, 4, 7) == sum(a.nbytes for a in arrays) + detections + bookkeeping
+
+
+def with_teacher(config: PipelineConfig, **changes: object) -> PipelineConfig:
+    teacher = TeacherConfig.model_validate({**config.teacher.model_dump(), **changes})
+    return config.model_copy(update={"teacher": teacher})
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit", "timm_convolution"])
+def test_axes_are_known_without_weights(tmp_path: Path, kind: str) -> None:
+    changes = {"model": write_model(tmp_path / kind, kind), "regions": ["map", "crop"], "spatial_map": True}
+    config = with_teacher(photo_pipeline(tmp_path), **changes)
+    axes = axes_of(config)
+    teacher = build_teacher(config.teacher, "cpu")
+    assert (axes["K"], axes["D"], axes["M"]) == (3, 16, 1)
+    assert axes["L"] == len(teacher.levels) + 1
+    if kind == "timm_convolution":
+        assert "C" not in axes
+        assert "spatial maps are not counted" in str(plan(config))
+    else:
+        import torch
+
+        side = VISION[kind]["image_size"]
+        maps = teacher.encode_images(torch.zeros(1, 3, side, side, dtype=torch.uint8)).maps
+        assert [axes[letter] for letter in "CHW"] == list(maps[-1].shape[1:])
+
+
+@pytest.mark.parametrize(("humans", "objects", "detections"), [(15, 15, 100), (3, 2, 100), (4, 9, 6), (1, 1, 1)])
+def test_the_pair_cap_is_the_most_that_the_policy_gives(
+    tmp_path: Path, humans: int, objects: int, detections: int
+) -> None:
+    config = photo_pipeline(
+        tmp_path,
+        pairs={"max_humans": humans, "max_objects": objects},
+        detector={"max_detections": detections},
+    )
+    counts = [(h, min(objects, detections - h)) for h in range(min(humans, detections) + 1)]
+    assert pair_cap(config) == max(h * (h + o - 1) for h, o in counts)
+
+
+def test_a_plan_says_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path, teacher={"model": write_model(tmp_path / "clip")})
+    before = sorted(tmp_path.rglob("*"))
+    text = str(plan(config))
+    assert "test: 5 images, 3 shards: 0 finished, 3 missing" in text
+    assert "20.0 detections, 15.0 pairs; assumed" in text
+    assert "time: unknown" in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_measures_what_is_finished(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    main(config, RandomSignals)
+    folder = tmp_path / "cache" / "test"
+    assert "test: 5 images, 3 shards: 3 finished" in str(plan(config))
+    assert "nothing missing" in str(plan(config))
+    (folder / "shard-00002.h5").unlink()
+    report = plan(config)
+    [split] = report.splits
+    sizes = [(folder / f"shard-0000{i}.h5").stat().st_size for i in (0, 1)]
+    assert (split.num_finished, split.num_missing_images, split.bytes_finished) == (2, 1, sum(sizes))
+    assert (report.density.pairs, report.density.detections) == (8 / 4, 11 / 4)
+    assert sum(sizes) / 4 < split.bytes_missing < 3 * sum(sizes) / 4
+    lines = [{"task": f"test/shard-0000{i}.h5", "seconds": seconds} for i, seconds in enumerate((2.0, 6.0, 2.0))]
+    text = "\n".join(json.dumps(line) for line in [{"task": "test/bank", "seconds": 50.0}, *lines])
+    (folder / "journal.jsonl").write_text(text + '\n{"cut sho')
+    # Shards of 2, 2 and 1 images: 1, 3 and 2 seconds for each.
+    assert journal_seconds([folder]) == 2.0
+    assert "time: about 0.0 minutes with 1 worker" in str(plan(config))
+    assert plan(config).splits[0].worker_seconds == 2.0
+
+
+def test_info_says_what_a_cache_is_finished_or_not(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    (tmp_path / "images" / "02.png").write_bytes(b"no image")
+    main(config, RandomSignals)
+    text = info(tmp_path / "cache")
+    assert "test: complete" in text
+    assert "5 of 5 images (1 unreadable)" in text
+    assert "unreadable: 02.png: the file is no image" in text
+    assert "teacher.precision: fp32" in text
+    assert "random 1" in text
+    (tmp_path / "cache" / "test" / "manifest.json").unlink()
+    (tmp_path / "cache" / "test" / "shard-00000.h5").unlink()
+    assert "test: not complete: 2 of 3 shards" in info(tmp_path / "cache")

@@ -1,0 +1,227 @@
+"""The index says what the shards say, is made from them alone, and lets no row of another shard through."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.dataset import CacheSplit
+from cache.index import LazyShard, index_tables, open_index, write_index
+from cache.manifest import Manifest, read_manifest, write_manifest
+from cache.schema import FIELDS, INDEX_FIELDS, shape_of
+from cache.shard import SHARD_ATTRIBUTES, Header, MappedFile, encode_file, inspect_shard, read_header
+from cache.tables import pack_tables
+from hoi.config import PipelineConfig
+from hoi.errors import UserError
+from stages import teacher_cache
+from tests.random_signals import AXES, RandomSignals, photo_pipeline, random_signals
+
+NUM_PAIRS = (2, 0, 1, 5, 0, 0, 3)
+UNREADABLE = 2
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
+    """Seven images in four shards: one is unreadable, and the third shard has no detection."""
+    folder = tmp_path_factory.mktemp("index")
+    config = photo_pipeline(folder, NUM_PAIRS, teacher={"spatial_map": True})
+    (folder / "images" / f"{UNREADABLE:02d}.png").write_bytes(b"no image")
+    teacher_cache.main(config, RandomSignals)
+    return config
+
+
+@pytest.fixture
+def folder(config: PipelineConfig, tmp_path: Path) -> Path:
+    """A copy of the split, to be spoiled."""
+    shutil.copytree(config.cache.folder, tmp_path / "cache")
+    return tmp_path / "cache" / "test"
+
+
+def manifest_of(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return manifest
+
+
+def shards_of(folder: Path) -> list[Header]:
+    return [inspect_shard(path) for path in sorted(folder.glob("shard-*.h5"))]
+
+
+def test_its_tables_have_the_dtypes_and_shapes_of_the_document(folder: Path) -> None:
+    header = read_header(folder / "index.h5")
+    num_rows = {"image": 7, "offset": 8, "shard": 4, "shard offset": 5, "field": len(FIELDS)}
+    assert set(header.locations) == {field.name for field in INDEX_FIELDS}
+    for field in INDEX_FIELDS:
+        location = header.locations[field.name]
+        assert location.shape == shape_of(field, num_rows[field.rows], {"F": len(FIELDS)}), field.name
+        assert location.dtype.kind == "S" if field.is_text else location.dtype == np.dtype(field.dtype), field.name
+
+
+def test_every_field_of_every_shard_is_found_without_its_header(folder: Path) -> None:
+    manifest = manifest_of(folder)
+    index = open_index(folder, manifest)
+    assert list(index.fields) == [field.name for field in FIELDS]
+    for number, shard in enumerate(shards_of(folder)):
+        lazy = LazyShard(folder, manifest, index, number)
+        for name in index.fields:
+            assert index.location(number, name) == shard.locations[name]
+            rows = lazy.rows(name)
+            np.testing.assert_array_equal(rows, shard.table(name))
+            assert not rows.flags.writeable or not rows.size
+    with pytest.raises(KeyError, match="mystery"):
+        LazyShard(folder, manifest, index, 0).rows("mystery")
+
+
+def test_its_columns_are_the_shards_one_after_the_other(folder: Path) -> None:
+    columns = open_index(folder, manifest_of(folder)).columns
+    shards = shards_of(folder)
+    for name in ("image_id", "size_hw", "status"):
+        np.testing.assert_array_equal(columns[name], np.concatenate([shard.table(name) for shard in shards]))
+    assert columns["status"].tolist() == [row == UNREADABLE for row in range(7)]
+    assert columns["pair_offsets"].tolist() == [0, 2, 2, 2, 7, 7, 7, 10]
+    assert columns["detection_offsets"].tolist() == [0, 3, 3, 3, 9, 9, 9, 13]
+    assert columns["shard_offsets"].tolist() == [0, 2, 4, 6, 7]
+
+
+def test_it_is_made_again_with_the_same_bytes_from_the_shards_alone(config: PipelineConfig, folder: Path) -> None:
+    path = folder / "index.h5"
+    before, manifest = path.read_bytes(), manifest_of(folder)
+    path.unlink()
+    assert write_index(folder, "test", manifest.bank.fingerprint, manifest.shards) == manifest.index
+    assert path.read_bytes() == before
+
+    plain = json.loads((folder / "manifest.json").read_text())
+    del plain["index"]
+    (folder / "manifest.json").write_text(json.dumps(plain))
+    path.unlink()
+    with pytest.raises(UserError, match=r"this teacher cache is not complete .* expected: index.h5 · got: none · next"):
+        CacheSplit.open(folder.parent, "test")
+    again = config.model_copy(update={"cache": config.cache.model_copy(update={"folder": str(folder.parent)})})
+    assert [split.num_built for split in teacher_cache.main(again, RandomSignals).splits] == [0]
+    assert path.read_bytes() == before
+    assert manifest_of(folder).index == manifest.index
+
+
+def test_opening_reads_no_shard_and_a_shard_is_mapped_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def inspect(path: Path, *arguments: object) -> Header:
+        opened.append(path.name)
+        return inspect_shard(path)
+
+    monkeypatch.setattr("cache.index.inspect_shard", inspect)
+    split = CacheSplit.open(folder.parent, "test", mode="mapped")
+    assert (split.num_images, split.num_pairs, split.image_ids[3]) == (7, 10, "03.png")
+    assert split.size_hw[UNREADABLE].tolist() == [0, 0]
+    assert opened == []
+    batches = [split.batch(np.array([3])) for _ in range(2)]
+    np.testing.assert_array_equal(batches[0].union_feature, batches[1].union_feature)
+    assert opened == ["shard-00001.h5"]
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    assert [line.rpartition("/")[2] for line in maps if "shard-" in line] == ["shard-00001.h5"]
+
+
+def test_a_mapping_that_the_system_refuses_is_said_in_one_line(tmp_path: Path) -> None:
+    large = tmp_path / "shard-00000.h5"
+    large.touch()
+    os.truncate(large, 1 << 34)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), hard))
+    try:
+        with pytest.raises(UserError, match=r"does not map this file .* got: Cannot allocate memory · next: raise"):
+            MappedFile(large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_a_foreign_shard_of_the_right_size_is_refused_before_a_row_of_it_is_read(folder: Path) -> None:
+    path = folder / "shard-00001.h5"
+    whole, header = path.read_bytes(), inspect_shard(path)
+
+    def put(data: bytes) -> None:
+        path.write_bytes(data + b"\0" * (len(whole) - len(data)))
+
+    tables = {name: header.table(name) for name in header.locations}
+    put(encode_file(tables, {**header.attributes, "fingerprint": "f" * 64}))
+    split = CacheSplit.open(folder.parent, "test")
+    with pytest.raises(UserError, match=r"does not belong to this cache .* got: fingerprint ffffffffffff, split test"):
+        split.batch(np.array([3]))
+    put(encode_file(tables, {**header.attributes, "schema_version": 7}))
+    with pytest.raises(UserError, match=r"another schema version .* expected: 1 · got: 7"):
+        CacheSplit.open(folder.parent, "test").batch(np.array([3]))
+
+    # The same images, made with the same settings, but with fewer pairs: an earlier state of the same shard.
+    signals = ["no image", random_signals("03.png", 2, 1, with_map=True)]
+    fewer = pack_tables(["02.png", "03.png"], signals, header.attributes["axes"])
+    put(encode_file(fewer, header.attributes))
+    with pytest.raises(
+        UserError, match=r"does not belong .* expected: size_hw int32 \(2, 2\) at byte \d+ · got: size_hw"
+    ):
+        CacheSplit.open(folder.parent, "test").batch(np.array([3]))
+    path.write_bytes(whole)
+    assert CacheSplit.open(folder.parent, "test").batch(np.array([3])).num_pairs == 5
+
+
+def test_an_index_of_other_shards_or_a_damaged_one_is_refused(folder: Path) -> None:
+    path, manifest = folder / "index.h5", manifest_of(folder)
+    whole = path.read_bytes()
+    path.write_bytes(b"x" * len(whole))
+    with pytest.raises(UserError, match=r"this index is damaged · where: .*index.h5 .* next: delete .*index.h5, then"):
+        CacheSplit.open(folder.parent, "test")
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"a file of this teacher cache is missing or has another size"):
+        CacheSplit.open(folder.parent, "test")
+    path.write_bytes(whole)
+    changed = json.loads((folder / "manifest.json").read_text())
+    changed["shards"][2]["sha256"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"this index is of other shards than the manifest: shards_sha256"):
+        CacheSplit.open(folder.parent, "test")
+    write_manifest(folder, manifest)
+    assert CacheSplit.open(folder.parent, "test").num_images == 7
+
+
+def test_a_shard_that_is_not_its_receipts_stops_the_sealing(folder: Path) -> None:
+    manifest = manifest_of(folder)
+    shutil.copy(folder / "shard-00001.h5", folder / "shard-00000.h5")
+    with pytest.raises(UserError, match=r"does not belong to this cache · where: .*shard-00000.h5"):
+        write_index(folder, "test", manifest.bank.fingerprint, manifest.shards)
+    (folder / "shard-00000.h5").unlink()
+    with pytest.raises(UserError, match=r"a shard is damaged · where: .*shard-00000.h5"):
+        write_index(folder, "test", manifest.bank.fingerprint, manifest.shards)
+
+
+def test_ids_of_any_length_stand_beside_one_another_and_other_numbers_of_images_are_refused(tmp_path: Path) -> None:
+    shards = []
+    for number, ids in enumerate((["a"], ["bär", "b"], ["c"])):
+        path = tmp_path / f"shard-{number:05d}.h5"
+        signals = [random_signals(image_id, number, number) for image_id in ids]
+        path.write_bytes(
+            encode_file(pack_tables(ids, signals, AXES), dict.fromkeys(SHARD_ATTRIBUTES, 1) | {"axes": AXES})
+        )
+        shards.append(inspect_shard(path))
+    _, tables = index_tables(shards, 4)
+    assert [image_id.decode() for image_id in tables["image_id"].tolist()] == ["a", "bär", "b", "c"]
+    assert tables["row_bytes"][:, 0].tolist() == [1, 4, 1]
+    assert tables["byte_offset"][0, [field.name for field in FIELDS].index("scores")] == 0
+    for wrong in (3, 5):
+        with pytest.raises(ValueError):
+            index_tables(shards, wrong)
+
+
+def test_shards_of_another_kind_have_an_index_of_their_own_fields(folder: Path) -> None:
+    table = [field for field in FIELDS if field.rows == "image" or field.name.startswith("pair_")]
+    shards = shards_of(folder)
+    axes, tables = index_tables(shards, 7, table)
+    assert set(tables) == {field.name for field in INDEX_FIELDS} - {"detection_offsets"}
+    assert [name.decode() for name in tables["field"]] == [field.name for field in table]
+    assert tables["byte_offset"].shape == (4, len(table))
+    assert axes == shards[0].attributes["axes"]

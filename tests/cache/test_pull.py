@@ -1,0 +1,166 @@
+"""What is pulled is whole or absent, every byte is checked, and no manifest reaches out of its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from cache.pull import pull_split
+from cache.verify import verify_split
+from hoi.errors import UserError
+from stages.cached_split import open_split
+from stages.teacher_cache import main
+from tests.random_signals import RandomSignals, photo_pipeline
+
+URL = "memory://caches/photos"
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Iterator[fsspec.AbstractFileSystem]:
+    """A finished cache of three shards in a file system that is none."""
+    main(photo_pipeline(tmp_path), RandomSignals)
+    store = fsspec.filesystem("memory")
+    for path in (tmp_path / "cache" / "test").glob("*.*"):
+        store.pipe(f"/caches/photos/test/{path.name}", path.read_bytes())
+    yield store
+    store.rm("/caches", recursive=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".h5", ".json")}
+
+
+def change(store: fsspec.AbstractFileSystem, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edits the manifest that is pulled."""
+    plain = json.loads(store.cat("/caches/photos/test/manifest.json"))
+    edit(plain)
+    store.pipe("/caches/photos/test/manifest.json", json.dumps(plain).encode())
+
+
+def test_a_pulled_split_is_the_one_that_was_made(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
+    seen: list[int] = []
+    report = pull_split(URL, "test", tmp_path / "to", seen.append)
+    assert contents(tmp_path / "to" / "test") == contents(tmp_path / "cache" / "test")
+    assert (report.num_files, report.num_kept, sum(seen)) == (5, 0, report.num_bytes)
+    config = photo_pipeline(tmp_path, cache={"folder": str(tmp_path / "to")})
+    assert open_split(config, "test").num_images == 5
+    again = pull_split(URL, "test", tmp_path / "to", seen.append)
+    assert (again.num_kept, again.num_bytes) == (5, 0)
+
+
+def test_a_plain_folder_is_a_location_too(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
+    pull_split(f"file://{tmp_path / 'cache'}/", "test", tmp_path / "to", id)
+    assert contents(tmp_path / "to" / "test") == contents(tmp_path / "cache" / "test")
+
+
+def test_an_interrupted_pull_has_no_manifest_and_goes_on_with_what_is_missing(
+    tmp_path: Path, remote: fsspec.AbstractFileSystem
+) -> None:
+    whole = remote.cat("/caches/photos/test/shard-00001.h5")
+    remote.rm("/caches/photos/test/shard-00001.h5")
+    with pytest.raises(UserError, match=r"no such file .*shard-00001.h5"):
+        pull_split(URL, "test", tmp_path / "to", id)
+    assert not (tmp_path / "to" / "test" / "manifest.json").exists()
+    here = {path.name for path in (tmp_path / "to" / "test").glob("*.h5")}
+    remote.pipe("/caches/photos/test/shard-00001.h5", whole)
+    report = pull_split(URL, "test", tmp_path / "to", id)
+    assert report.num_kept == len(here)
+    assert verify_split(tmp_path / "to" / "test") == []
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-1], lambda d: d + b"x", lambda d: d[:-5] + bytes([d[-5] ^ 1]) + d[-4:]]
+)
+def test_a_file_that_differs_from_its_manifest_is_not_written(
+    tmp_path: Path, remote: fsspec.AbstractFileSystem, damage: Callable[[bytes], bytes]
+) -> None:
+    path = "/caches/photos/test/shard-00002.h5"
+    remote.pipe(path, damage(remote.cat(path)))
+    with pytest.raises(UserError, match=r"differs from what its manifest says .*shard-00002.h5 .* expected: \d+ bytes"):
+        pull_split(URL, "test", tmp_path / "to", id)
+    assert not (tmp_path / "to" / "test" / "shard-00002.h5").exists()
+    assert not (tmp_path / "to" / "test" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../outside.h5", "/tmp/outside.h5", "shard-00001.h5/../../x", "shard-00001.h5\n", "shard-٠٠٠٠١.h5", ""]
+)
+def test_names_that_are_none_of_the_format_are_refused(
+    tmp_path: Path, remote: fsspec.AbstractFileSystem, name: str
+) -> None:
+    change(remote, lambda plain: plain["shards"][1].update(name=name))
+    with pytest.raises(UserError, match=r"this manifest is damaged .*photos/test/manifest.json"):
+        pull_split(URL, "test", tmp_path / "deep" / "to", id)
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (lambda m: m["shards"].reverse(), "not numbered from 0 on"),
+        (lambda m: m["shards"][0].update(num_bytes=-1), "malformed"),
+        (lambda m: m["shards"][0].update(sha256="00"), "malformed"),
+        (lambda m: m["index"].update(num_bytes="9"), "malformed"),
+        (lambda m: m.update(index=None), "names no index"),
+        (lambda m: m.update(split="../up"), "it is of split '../up'"),
+        (lambda m: m["bank"].update(fingerprint="f" * 64), "not the hash of its parts"),
+        (lambda m: m.pop("shards"), "shards"),
+    ],
+)
+def test_a_malformed_manifest_is_refused_before_anything_is_written(
+    tmp_path: Path, remote: fsspec.AbstractFileSystem, edit: Callable[[dict[str, Any]], object], text: str
+) -> None:
+    change(remote, edit)
+    with pytest.raises(UserError, match=rf"this manifest is damaged .*{text}"):
+        pull_split(URL, "test", tmp_path / "to", id)
+    assert not (tmp_path / "to").exists()
+
+
+def test_another_schema_version_is_refused_by_name(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
+    change(remote, lambda plain: plain.update(schema_version=99))
+    with pytest.raises(UserError, match=r"another schema version .* expected: 1 · got: 99"):
+        pull_split(URL, "test", tmp_path / "to", id)
+
+
+def test_a_link_in_the_way_is_replaced_and_what_it_points_to_is_left_alone(
+    tmp_path: Path, remote: fsspec.AbstractFileSystem
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"precious")
+    (tmp_path / "to" / "test").mkdir(parents=True)
+    for name in ("shard-00000.h5", "shard-00001.json", "manifest.json"):
+        os.symlink(outside, tmp_path / "to" / "test" / name)
+    (tmp_path / "to" / "test" / "manifest.json").unlink()
+    pull_split(URL, "test", tmp_path / "to", id)
+    assert outside.read_bytes() == b"precious"
+    assert contents(tmp_path / "to" / "test") == contents(tmp_path / "cache" / "test")
+
+
+def test_another_cache_in_the_way_is_left_alone(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
+    other = photo_pipeline(tmp_path, teacher={"precision": "bf16"}, cache={"folder": str(tmp_path / "to")})
+    main(other, RandomSignals)
+    before = contents(tmp_path / "to" / "test")
+    for name in ("nothing", "manifest.json"):
+        (tmp_path / "to" / "test" / name).unlink(missing_ok=True)
+        before.pop(name, None)
+        with pytest.raises(UserError, match=r"another cache is in this folder .* got: fingerprint"):
+            pull_split(URL, "test", tmp_path / "to", id)
+        assert contents(tmp_path / "to" / "test") == before
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://nowhere", r"there is no such file · where: memory://nowhere/test/manifest.json"),
+        ("gopher://host/cache", r"the location cannot be read .* got: ValueError: Protocol not known: gopher"),
+    ],
+)
+def test_an_unreachable_location_is_one_line(tmp_path: Path, url: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pull_split(url, "test", tmp_path / "to", id)

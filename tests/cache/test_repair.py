@@ -1,0 +1,128 @@
+"""Repair makes what is bad again, and only that; the cache is then the undisturbed one, and nothing was thrown away."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cache.verify import verify_split
+from hoi.errors import UserError
+from stages.cache_upkeep import repair
+from stages.teacher_cache import main
+from tests.random_signals import RandomSignals, photo_pipeline
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a split but its journal and what was set aside."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.suffix != ".jsonl"}
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.h5")}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+def swap(path: Path) -> None:
+    shutil.copy(path.with_name("shard-00000.h5"), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("shard-00001.h5", Path.unlink),
+        ("shard-00001.h5", cut),
+        ("shard-00001.h5", flip),
+        ("shard-00001.h5", swap),
+        ("shard-00001.json", Path.unlink),
+        ("shard-00001.json", cut),
+        ("bank.h5", flip),
+        ("bank.json", cut),
+        ("index.h5", flip),
+        ("manifest.json", cut),
+        ("manifest.json", Path.unlink),
+    ],
+)
+def test_after_repair_the_cache_is_the_undisturbed_one(tmp_path: Path, name: str, damage: object) -> None:
+    config = photo_pipeline(tmp_path)
+    main(config, RandomSignals)
+    folder = tmp_path / "cache" / "test"
+    before, written = contents(folder), times(folder)
+    assert repair(config, RandomSignals) == []
+    damage(folder / name)  # type: ignore[operator]
+    bad = (folder / name).read_bytes() if (folder / name).exists() else None
+    if name == "shard-00001.json" and bad is None:
+        # A receipt may be missing, so nothing is wrong, and the next repair that finds something brings it back.
+        (folder / "index.h5").unlink()
+    done = repair(config, RandomSignals)
+    assert contents(folder) == before
+    assert verify_split(folder) == []
+    rebuilt = {other for other, time in times(folder).items() if time != written[other]}
+    assert rebuilt == ({name} if name == "shard-00001.h5" else set())
+    assert f"{len(rebuilt)} shards built" in done[-1]
+    if bad is not None:
+        assert (folder / "quarantine" / f"{name}.1").read_bytes() == bad
+        lines = [json.loads(line) for line in (folder / "quarantine" / "reasons.jsonl").read_text().splitlines()]
+        assert f"{name}.1" in {line["file"] for line in lines}
+
+
+def test_a_shard_beyond_the_last_and_leftovers_go(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    main(config, RandomSignals)
+    folder = tmp_path / "cache" / "test"
+    before = contents(folder)
+    shutil.copy(folder / "shard-00001.h5", folder / "shard-00009.h5")
+    (folder / ".x.part").write_bytes(b"half")
+    repair(config, RandomSignals)
+    assert contents(folder) == before
+    assert (folder / "quarantine" / "shard-00009.h5.1").exists()
+
+
+def test_images_that_can_be_read_by_now_are_taken_in(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path, cache={"max_failed_share": 0.5})
+    images, folder = tmp_path / "images", tmp_path / "cache" / "test"
+    main(config, RandomSignals)
+    undisturbed = contents(folder)
+    shutil.rmtree(tmp_path / "cache")
+    kept = (images / "02.png").read_bytes()
+    for name in ("02.png", "04.png"):
+        (images / name).write_bytes(b"no image")
+    main(config, RandomSignals)
+    assert repair(config, RandomSignals) == []
+    (images / "02.png").write_bytes(kept)
+    written = times(folder)
+    done = repair(config, RandomSignals)
+    assert done[0].startswith("test/shard-00001.h5: failed: unreadable when it was built, and readable now: 02.png")
+    assert [n for n, t in times(folder).items() if t != written[n]] == ["shard-00001.h5"]
+    assert contents(folder)["shard-00001.h5"] == undisturbed["shard-00001.h5"]
+
+
+def test_a_config_of_other_settings_moves_nothing(tmp_path: Path) -> None:
+    main(photo_pipeline(tmp_path), RandomSignals)
+    folder = tmp_path / "cache" / "test"
+    flip(folder / "shard-00001.h5")
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"made with other settings .* pairs.max_humans"):
+        repair(photo_pipeline(tmp_path, pairs={"max_humans": 2}), RandomSignals)
+    assert contents(folder) == before
+    assert not (folder / "quarantine").exists()
+
+
+def test_another_shard_size_in_the_config_does_not_matter(tmp_path: Path) -> None:
+    main(photo_pipeline(tmp_path), RandomSignals)
+    folder = tmp_path / "cache" / "test"
+    before = contents(folder)["shard-00001.h5"]
+    flip(folder / "shard-00001.h5")
+    repair(photo_pipeline(tmp_path, cache={"images_per_shard": 5}), RandomSignals)
+    assert contents(folder)["shard-00001.h5"] == before

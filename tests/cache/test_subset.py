@@ -1,0 +1,50 @@
+"""Fewer images of a split, as a training source of their own."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from cache.dataset import CacheSplit
+from cache.resident import ResidentSplit
+from cache.subset import FirstImages
+from hoi.config import PipelineConfig
+from hoi.training import BatchSource
+from stages import teacher_cache
+from tests.random_signals import RandomSignals, photo_pipeline
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> CacheSplit:
+    config: PipelineConfig = photo_pipeline(tmp_path_factory.mktemp("dataset"), (2, 0, 1, 5, 3, 1))
+    teacher_cache.main(config, RandomSignals)
+    return CacheSplit.open(config.cache.folder, "test")
+
+
+def test_a_larger_number_keeps_the_smaller_ones_images_and_all_of_them_are_the_split(split: CacheSplit) -> None:
+    assert isinstance(FirstImages(split, 3), BatchSource)
+    chosen = [set(FirstImages(split, number).rows.tolist()) for number in (1, 3, 5, 6, 99)]
+    assert [len(rows) for rows in chosen] == [1, 3, 5, 6, 6]
+    assert all(fewer <= more for fewer, more in pairwise(chosen))
+    assert FirstImages(split, 99).num_images == 6
+
+
+@pytest.mark.parametrize("is_resident", [False, True])
+def test_its_batches_are_those_of_the_split_where_it_holds_all_images(split: CacheSplit, is_resident: bool) -> None:
+    source = ResidentSplit(split, torch.device("cpu")) if is_resident else split
+    names = ("union_embedding",)
+    usual = split.batches(4, np.random.default_rng(2), names)
+    for ours, theirs in zip(FirstImages(source, 6).batches(4, np.random.default_rng(2), names), usual, strict=True):
+        assert torch.equal(ours.image_rows, theirs.image_rows)
+        assert torch.equal(ours.pair_rows, theirs.pair_rows)
+        assert torch.equal(ours.union_similarity, theirs.union_similarity)
+        assert torch.equal(ours.extra["union_embedding"], theirs.extra["union_embedding"])
+
+
+def test_every_chosen_image_comes_once_an_epoch_and_no_other(split: CacheSplit) -> None:
+    few = FirstImages(split, 3)
+    seen = torch.cat([batch.image_rows for batch in few.batches(2, np.random.default_rng(0))])
+    assert sorted(seen.tolist()) == few.rows.tolist()

@@ -1,0 +1,130 @@
+"""Workers that cannot take part, or differ from the others, are named before they get a task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cache.atomic import WORKERS_NAME
+from cache.request import request_parts
+from cache.schedule import Task, open_pool
+from cache.worker_check import Answer, WorkerCheck, worker_check
+from hoi.config import PipelineConfig
+from hoi.errors import UserError
+from tests import worker_tasks
+from tests.random_signals import photo_pipeline
+
+SAME = {"python": "3.12.1", "torch": "2.15.0", "device": "cpu"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PipelineConfig:
+    return photo_pipeline(tmp_path, cache={"scheduler": "local", "workers": 1})
+
+
+@pytest.fixture
+def check(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerCheck]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    with worker_check(config, request_parts(config)) as made:
+        assert made is not None
+        yield made
+
+
+def answer(problems: tuple[str, ...] = (), **facts: str) -> Answer:
+    return Answer("somewhere, process 7", {**SAME, **facts}, problems, None)
+
+
+def test_a_worker_like_the_driver_passes_and_what_it_wrote_is_cleared(config: PipelineConfig) -> None:
+    with worker_check(config, request_parts(config)) as made:
+        assert made is not None
+        with open_pool(config.cache, made) as pool:
+            [outcome] = pool.run([Task("g", "a", worker_tasks.double, (1,))])
+            assert outcome.error is None
+            # The driver's token, what the worker answered at the start, and again before its first task.
+            assert len(list((Path(config.cache.folder) / WORKERS_NAME).iterdir())) == 3
+    assert list(Path(config.cache.folder).iterdir()) == []
+
+
+def test_the_worker_that_differs_is_named_with_what_differs(check: WorkerCheck) -> None:
+    answers = {"tcp://a:1": answer(), "tcp://b:1": answer(torch="2.14.1"), "tcp://c:1": answer()}
+    with pytest.raises(UserError) as caught:
+        check.settle(answers)
+    assert "got: tcp://b:1 (somewhere, process 7): torch is 2.14.1, elsewhere 2.15.0 · next:" in str(caught.value)
+    with pytest.raises(UserError, match=r"tcp://b:1 .*: device is cuda, elsewhere cpu"):
+        check.settle({"tcp://a:1": answer(), "tcp://b:1": answer(device="cuda")})
+    with pytest.raises(UserError, match=r"tcp://b:1 .*: timm is 1\.0, elsewhere absent"):
+        check.settle({"tcp://a:1": answer(), "tcp://b:1": answer(timm="1.0")})
+    assert check.settle({"tcp://a:1": answer(), "tcp://c:1": answer()}).facts == SAME
+
+
+def test_a_worker_without_this_product_is_named(check: WorkerCheck) -> None:
+    answers = {"tcp://a:1": answer(), "tcp://b:1": ModuleNotFoundError("No module named 'cache'")}
+    with pytest.raises(UserError, match=r"got: tcp://b:1: .*No module named 'cache'\); install hoi-distill there · "):
+        check.settle(answers)
+
+
+def test_what_a_worker_writes_must_arrive(check: WorkerCheck, config: PipelineConfig) -> None:
+    given = check.answer(slots=1)
+    assert given.written is not None
+    check.settle({"tcp://a:1": given})
+    (Path(config.cache.folder) / given.written).unlink()
+    with pytest.raises(UserError, match=r"tcp://a:1 .* what it writes into .*/cache does not arrive here"):
+        check.settle({"tcp://a:1": given})
+
+
+def test_another_folder_under_the_same_name_is_found_out(check: WorkerCheck, config: PipelineConfig) -> None:
+    folder = Path(config.cache.folder)
+    folder.rename(folder.with_name("elsewhere"))
+    assert check.answer(slots=1).problems == (
+        f"it does not see the driver's cache folder as {folder}; "
+        "mount the shared folder there, or give an absolute cache.folder that all machines share",
+    )
+    folder.with_name("elsewhere").rename(folder)
+
+
+def test_images_that_only_the_driver_can_read_are_named(check: WorkerCheck, tmp_path: Path) -> None:
+    (tmp_path / "images" / "00.png").unlink()
+    [problem] = check.answer(slots=1).problems
+    assert problem == ("it cannot read the first image of split 'test' (unreadable: 00.png, the file is missing)")
+
+
+def test_other_files_under_the_names_of_the_pipeline_are_found_out(check: WorkerCheck, tmp_path: Path) -> None:
+    (tmp_path / "vocabulary.yaml").write_text("[{verb: ride, object: horse}]")
+    assert check.answer(slots=1).problems == ("the pipeline names other files there: vocabulary differ",)
+    (tmp_path / "vocabulary.yaml").unlink()
+    [problem] = check.answer(slots=1).problems
+    assert "vocabulary.yaml" in problem
+    assert f"working directory {os.getcwd()}" in problem
+
+
+def test_threads_and_slots_are_asked_for(check: WorkerCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    slots, threads = check.answer(slots=8).problems
+    assert slots == "it runs 8 tasks at once; start it with --nthreads 1"
+    assert threads == ("numpy would compute with 3 threads, cache.threads is 1; start it with OMP_NUM_THREADS=1")
+
+
+def test_a_gpu_that_is_not_there_is_named(check: WorkerCheck, config: PipelineConfig) -> None:
+    plain = config.model_dump(mode="json")
+    plain["cache"]["device"] = "cuda"
+    on_gpu = PipelineConfig.model_validate(plain, strict=False).model_dump_json()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: False)
+        [problem] = replace(check, config_json=on_gpu).answer(slots=1).problems
+    assert problem.startswith("there is no GPU here")
+
+
+def test_a_worker_that_joins_later_is_held_to_what_the_first_ones_agreed_on(check: WorkerCheck) -> None:
+    agreed = check.settle({"tcp://a:1": check.answer(slots=1)})
+    assert agreed.facts is not None
+    other = replace(agreed, facts={**agreed.facts, "h5py": "3.1"})
+    with pytest.raises(UserError, match=r"got: .*, which joined later: h5py is .*, elsewhere 3\.1 · "):
+        other.admit(slots=1)
+    agreed.admit(slots=1)
+    # It has passed, and is not asked again.
+    other.admit(slots=1)

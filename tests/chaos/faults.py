@@ -1,0 +1,257 @@
+"""What goes wrong with files, disks, clocks and second builders: each is found, named and mended, and nothing is mixed.
+
+A fault is a function of an empty folder. It returns what was said of it, and raises AssertionError where that was not
+right.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.repair import set_aside
+from cache.verify import verify_split
+from hoi.config import PipelineConfig
+from hoi.errors import UserError
+from stages.teacher_cache import main
+from tests.chaos.content import content_of
+from tests.chaos.drivers import SlowSignals, small_build, start
+from tests.chaos.kills import check_content
+from tests.random_signals import RandomSignals, photo_pipeline
+
+ROOT = Path(__file__).parents[2]
+SHARD = "shard-00007.h5"
+
+
+class NotHere(Exception):
+    """A fault that cannot be made on this machine; the text says why."""
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A complete cache and its content."""
+
+    config: PipelineConfig
+    split: Path
+    content: dict[str, str]
+
+    def check(self) -> None:
+        check_content(Path(self.config.cache.folder), self.content)
+
+
+def sealed(folder: Path) -> Sealed:
+    config = small_build(folder, folder / "cache")
+    main(config, RandomSignals)
+    return Sealed(config, folder / "cache" / "test", content_of(folder / "cache"))
+
+
+def found_by_verify(cache: Sealed, pattern: str) -> str:
+    """The problems that `verify` names; then bad files are set aside and the missing ones are built."""
+    problems = verify_split(cache.split)
+    said = "; ".join(map(str, problems))
+    assert re.search(pattern, said), f"verify says: {said or 'nothing'}"
+    set_aside(cache.split, problems)
+    main(cache.config, RandomSignals)
+    shutil.rmtree(cache.split / "quarantine", ignore_errors=True)
+    cache.check()
+    return said
+
+
+def truncated_shard(folder: Path) -> str:
+    """A shard that lost its end: the next build sees it by its size and makes it again."""
+    cache = sealed(folder)
+    shard = cache.split / SHARD
+    shard.write_bytes(shard.read_bytes()[:-1])
+    said = "; ".join(map(str, verify_split(cache.split)))
+    assert re.search(rf"{SHARD}: truncated", said), said
+    report = main(cache.config, RandomSignals)
+    assert report.splits[0].num_built == 1
+    cache.check()
+    return said
+
+
+def flipped_byte(folder: Path) -> str:
+    """One bit at a random place of every file that is content."""
+    cache, draw = sealed(folder), random.Random(0)
+    said = []
+    for name in (SHARD, "bank.h5", "index.h5"):
+        path = cache.split / name
+        data = bytearray(path.read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        said.append(found_by_verify(cache, re.escape(name)))
+    return "; ".join(said)
+
+
+def deleted_shard(folder: Path) -> str:
+    """A shard that is gone: it alone is built again."""
+    cache = sealed(folder)
+    (cache.split / SHARD).unlink()
+    said = "; ".join(map(str, verify_split(cache.split)))
+    assert re.search(rf"{SHARD}: missing", said), said
+    assert main(cache.config, RandomSignals).splits[0].num_built == 1
+    cache.check()
+    return said
+
+
+def foreign_shard(folder: Path) -> str:
+    """The shard of another cache under the same name, with and without a manifest that says otherwise."""
+    cache = sealed(folder)
+    other = photo_pipeline(folder, (3,) * 40, teacher={"precision": "bf16"}, cache={"folder": str(folder / "other")})
+    main(other, RandomSignals)
+    foreign = (folder / "other" / "test" / SHARD).read_bytes()
+    small_build(folder, folder / "cache")
+    (cache.split / SHARD).write_bytes(foreign)
+    said = [found_by_verify(cache, rf"{SHARD}: (foreign|truncated|changed)")]
+    (cache.split / SHARD).write_bytes(foreign)
+    (cache.split / "manifest.json").unlink()
+    said.append(refused(cache.config, r"other settings .*teacher\.precision \(cache: bf16, now: fp32\)"))
+    assert (cache.split / SHARD).read_bytes() == foreign
+    (cache.split / SHARD).write_bytes((cache.split / "shard-00003.h5").read_bytes())
+    said.append(refused(cache.config, "holds other images than planned"))
+    (cache.split / SHARD).unlink()
+    main(cache.config, RandomSignals)
+    cache.check()
+    return "; ".join(said)
+
+
+def refused(config: PipelineConfig, pattern: str) -> str:
+    """What stage one says when it refuses."""
+    try:
+        main(config, RandomSignals)
+    except UserError as error:
+        said = str(error)
+    else:
+        raise AssertionError(f"not refused, expected: {pattern}")
+    assert re.search(pattern, said), f"refused with: {said}"
+    return said
+
+
+def half_written_file(folder: Path) -> str:
+    """What a kill leaves under a temporary name is never taken for a shard, and is cleared."""
+    cache = sealed(folder)
+    shard = cache.split / SHARD
+    half = cache.split / f".{SHARD}.0123abcd.part"
+    half.write_bytes(shard.read_bytes()[:1000])
+    said = "; ".join(map(str, verify_split(cache.split)))
+    assert re.search(r"\.part: stray", said), said
+    shard.unlink()
+    main(cache.config, RandomSignals)
+    assert not half.exists()
+    cache.check()
+    return said
+
+
+def two_builders(folder: Path) -> str:
+    """Six at once on one folder: one builds, the others are refused, and nothing is mixed."""
+    main(small_build(folder, folder / "alone"), RandomSignals)
+    config = small_build(folder, folder / "cache")
+    drivers = [start(config, SlowSignals) for _ in range(6)]
+    assert sorted(driver.wait() for driver in drivers) == [0, 2, 2, 2, 2, 2]
+    said = {driver.report.read_text() for driver in drivers if driver.wait() == 2}
+    assert all(re.search("another process is building this cache", text) for text in said), said
+    check_content(folder / "cache", content_of(folder / "alone"))
+    return f"one built, five were told: {said.pop()}"
+
+
+def jumping_clock(folder: Path) -> str:
+    """A clock that jumps by hours at every look, and files from the future, change nothing."""
+    cache = sealed(folder)
+    again = small_build(folder, folder / "jumping")
+    real, draw = time.time, random.Random(1)
+    time.time = lambda: real() + draw.uniform(-20_000, 20_000)
+    try:
+        driver = start(again)
+        assert driver.wait() == 0, driver.report.read_text()
+    finally:
+        time.time = real
+    for path in (folder / "jumping").rglob("*"):
+        os.utime(path, (real() + 1e6, real() + 1e6) if hash(path.name) % 2 else (0, 0))
+    assert main(again, RandomSignals).splits[0].num_built == 0
+    (folder / "jumping" / "test" / SHARD).unlink()
+    assert main(again, RandomSignals).splits[0].num_built == 1
+    check_content(folder / "jumping", cache.content)
+    return "the same bytes, and nothing is built twice"
+
+
+def full_disk(folder: Path) -> str:
+    """A disk of 200 KB: what fits is kept, and with more room the build goes on."""
+    said = mounted(
+        folder,
+        "mount -t tmpfs -o size=200k none {cache}",
+        "import os; "
+        "refused(config, r'the disk is full .*what is finished is kept'); "
+        "done = len(list(Path(config.cache.folder).glob('test/shard-*.h5'))); assert 0 < done < 20, done; "
+        "os.system('mount -o remount,size=20m ' + config.cache.folder); "
+        "built = main(config, RandomSignals).splits[0].num_built; assert built <= 20 - done + 1, built; "
+        "check_content(Path(config.cache.folder), content_of(Path(config.cache.folder).with_name('alone'))); "
+        "print(done, 'shards fitted,', built, 'were built with more room')",
+    )
+    return said
+
+
+def read_only_folder(folder: Path) -> str:
+    """A folder that is mounted read-only: refused in one line, the cache in it is untouched and can be read."""
+    cache = sealed(folder)
+    (cache.split / SHARD).unlink()
+    said = mounted(
+        folder,
+        "mount --bind {cache} {cache} && mount -o remount,bind,ro {cache}",
+        "print(refused(config, r'the folder cannot be written .*Read-only file system .*mend its permissions'))",
+    )
+    main(cache.config, RandomSignals)
+    cache.check()
+    return said
+
+
+def mounted(folder: Path, mount: str, code: str) -> str:
+    """Runs Python on a small build with something mounted on its cache folder, seen by that program alone.
+
+    Raises:
+        NotHere: this machine does not let us mount.
+    """
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    main(small_build(folder, folder / "alone"), RandomSignals)
+    permitted = shutil.which("unshare") and not subprocess.run(["unshare", "--mount", "true"], check=False).returncode
+    if not permitted:
+        raise NotHere("no mount namespaces are permitted")
+    program = textwrap.dedent(
+        f"""
+        from pathlib import Path
+        from tests.chaos.faults import *
+        config = small_build(Path({str(folder)!r}), Path({str(cache)!r}))
+        {code}
+        """
+    )
+    script = f"{mount.format(cache=cache)} || exit 77; exec {sys.executable} -c {shlex.quote(program)}"
+    command = ["unshare", "--mount", "bash", "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        raise NotHere(" ".join(done.stderr.split()))
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
+
+
+Fault = Callable[[Path], str]
+FAULTS: tuple[Fault, ...] = (
+    truncated_shard,
+    flipped_byte,
+    deleted_shard,
+    foreign_shard,
+    half_written_file,
+    read_only_folder,
+    full_disk,
+    two_builders,
+    jumping_clock,
+)
