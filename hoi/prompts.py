@@ -9,7 +9,7 @@ import re
 from string import Formatter
 
 from hoi.errors import UserError
-from hoi.vocabulary import NO_INTERACTION, Vocabulary
+from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, Vocabulary
 
 FIELDS = {
     "prompts": ("verb_ing", "object", "a_object", "phrase"),
@@ -67,7 +67,7 @@ def interaction_prompts(
     """Every interaction to its texts, one per template.
 
     `no_interaction` takes templates of its own. A phrase of the vocabulary stands where the template says `{phrase}`,
-    or else where it says `{verb_ing} {a_object}`, for whatever verb.
+    or else where it says `{verb_ing} {a_object}`, for whatever verb. A verb without object has its -ing form as phrase.
 
     Raises:
         UserError: a template asks for an unknown field, or leaves no place for a phrase.
@@ -85,6 +85,8 @@ def interaction_prompts(
 
 
 def _fill(template: str, verb: str, object_name: str, phrase: str | None) -> str:
+    if object_name == NO_OBJECT and phrase is None:
+        phrase = verb_ing(verb)
     wording = f"{verb_ing(verb)} {a_object(object_name)}"
     if phrase is not None and "{phrase}" not in template:
         template, places = re.subn(r"\{verb_ing\} \{(a_)?object\}", "{phrase}", template)

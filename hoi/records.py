@@ -61,7 +61,8 @@ class ImageSignals:
         image_id: The stable key that joins records of one image.
         size_hw: int32 [2], pixels.
         detections: All detections above the storing threshold.
-        pairs_ho: int32 [P, 2], rows of `detections`: the human, the object.
+        pairs_ho: int32 [P, 2], rows of `detections`: the human, the object. Both are the same for what a person does
+            alone, which only some vocabularies speak of.
         image_embedding: [D] unit-norm teacher embedding of the whole image.
         image_similarity: [K] cosine of it to the interaction texts.
         union_embedding: [P, M, D] unit-norm teacher embeddings of the union crop, one per crop margin.
@@ -129,7 +130,7 @@ class PairBatch:
         pair_image: int64 [P], ascending, 0..B-1: the image of each pair.
         boxes_h, boxes_o: float32 [P, 4].
         scores_h, scores_o: float32 [P].
-        labels_o: int64 [P], rows of `Vocabulary.objects`.
+        labels_o: int64 [P], rows of `Vocabulary.objects`; `no_object` for a human paired with itself.
         pair_rows: int64 [P], rows of the split's pair table.
         rows_h, rows_o: int64 [P], rows of the split's detection table: who shares a human or an object.
         human_feature, object_feature, union_feature: [P, L, D].
@@ -181,7 +182,8 @@ class HoiLabels:
     Args:
         image: int64 [R], row of the split.
         boxes_h, boxes_o: float32 [R, 4], pixel-edge xyxy.
-        interaction: int64 [R], 0..K-1; a pair with several interactions has several rows.
+        interaction: int64 [R], 0..K-1; a pair with several interactions has several rows. What a person does alone has
+            the human's box twice.
     """
 
     image: np.ndarray

@@ -17,6 +17,8 @@ from hoi.errors import UserError
 
 NO_INTERACTION = "no_interaction"
 PERSON = "person"
+NO_OBJECT = "no_object"
+"""The object of what a person does alone, as standing: no detector gives it, and each human is paired with itself."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Vocabulary:
     """The closed set of names that a run speaks of; row order is the meaning of every `_idx`.
 
     Args:
-        objects: O names of the classes that a detector may give; `person` is among them.
+        objects: O names of the classes that a detector may give; `person` is among them, and `no_object` may be.
         verbs: V names; `no_interaction` may be among them.
         interactions: K (verb name, object name) pairs, without duplicates.
         phrases: K texts that name the interaction in place of the prompt's own wording, or None for that wording.
@@ -70,6 +72,16 @@ class Vocabulary:
     def person_idx(self) -> int:
         """Row of the human class in `objects`."""
         return self.objects.index(PERSON)
+
+    @property
+    def has_no_object(self) -> bool:
+        """Whether there are interactions without object, for which each human is paired with itself."""
+        return NO_OBJECT in self.objects
+
+    @cached_property
+    def no_object_idx(self) -> int | None:
+        """Row of `no_object` in `objects`, if it is there."""
+        return self.objects.index(NO_OBJECT) if self.has_no_object else None
 
     @cached_property
     def object_of(self) -> np.ndarray:

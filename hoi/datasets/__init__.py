@@ -8,6 +8,10 @@ from __future__ import annotations
 from hoi.config import DatasetConfig
 from hoi.datasets.base import ImageSource, UnreadableImage
 from hoi.datasets.folder import FolderImages, read_vocabulary
+from hoi.datasets.hicodet import HicodetImages
+from hoi.datasets.hicodet_classes import hicodet_vocabulary
+from hoi.datasets.vcoco import VcocoImages
+from hoi.datasets.vcoco_vocabulary import vcoco_vocabulary
 from hoi.datasets.world import WorldImages, world_identity, world_vocabulary
 from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
@@ -22,16 +26,24 @@ def open_images(config: DatasetConfig, split: str) -> ImageSource:
         UserError: the data set has no such split, or the split has no image.
     """
     check_split(config, split)
-    source: ImageSource = WorldImages(config, split) if config.name == "world" else FolderImages(config, split)
+    source = _images(config, split)
     if not source.image_ids:
         raise UserError(
             f"split '{split}' of the data set is empty",
-            where=getattr(config, "images", f"dataset {config.name}"),
+            where=getattr(config, "images", getattr(config, "root", f"dataset {config.name}")),
             expected="at least one image",
             got="none",
             fix="check the folder and the shares in dataset.splits",
         )
     return source
+
+
+def _images(config: DatasetConfig, split: str) -> ImageSource:
+    if config.name == "world":
+        return WorldImages(config, split)
+    if config.name == "vcoco":
+        return VcocoImages(config, split)
+    return HicodetImages(config, split) if config.name == "hicodet" else FolderImages(config, split)
 
 
 def check_split(config: DatasetConfig, split: str) -> None:
@@ -48,7 +60,11 @@ def check_split(config: DatasetConfig, split: str) -> None:
 
 def load_vocabulary(config: DatasetConfig) -> Vocabulary:
     """The objects, verbs and interactions that a data set speaks of."""
-    return world_vocabulary() if config.name == "world" else read_vocabulary(config.vocabulary)
+    if config.name == "world":
+        return world_vocabulary()
+    if config.name == "vcoco":
+        return vcoco_vocabulary(config.vocabulary)
+    return hicodet_vocabulary() if config.name == "hicodet" else read_vocabulary(config.vocabulary)
 
 
 def identity(config: DatasetConfig) -> dict[str, object]:

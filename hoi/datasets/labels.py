@@ -12,13 +12,14 @@ import numpy as np
 from hoi.config import DatasetConfig, FolderDataset, WorldDataset
 from hoi.datasets import check_split, load_vocabulary, open_images
 from hoi.datasets.folder import FolderImages
+from hoi.datasets.hicodet import HALVES, half_of
+from hoi.datasets.hicodet_classes import RARE_BELOW, rare
+from hoi.datasets.hicodet_labels import find_annotations, hicodet_labels
+from hoi.datasets.vcoco_labels import vcoco_labels
 from hoi.datasets.world import scene_of
 from hoi.errors import UserError
 from hoi.records import HoiLabels
 from hoi.world import annotate
-
-RARE_BELOW = 10
-"""An interaction with fewer training pairs is rare (HICO-DET's rule)."""
 
 
 @lru_cache(maxsize=8)
@@ -51,16 +52,34 @@ def load_labels(config: DatasetConfig, split: str) -> HoiLabels:
     check_split(config, split)
     if config.name == "world":
         return _labels_of_world(config.seed, split, config.splits[split])
-    return _labels_of_folder(config, split)
+    if config.name == "vcoco":
+        return vcoco_labels(config, split)
+    return hicodet_labels(config, split) if config.name == "hicodet" else _labels_of_folder(config, split)
 
 
-def has_labels(config: DatasetConfig) -> bool:
-    """Whether the data set has annotations at all; without any, stage three reports agreement only."""
+def has_labels(config: DatasetConfig, split: str = "test") -> bool:
+    """Whether a split has annotations, or the config says so; without any, stage three reports agreement only."""
+    if config.name == "hicodet":
+        return find_annotations(config, half_of(split)) is not None
     return config.name == "world" or config.annotations is not None
 
 
+def label_files(config: DatasetConfig) -> list[Path]:
+    """The files that annotations are read from, as far as they are there; which of them changed, their bytes tell."""
+    if config.name == "hicodet":
+        named = [find_annotations(config, half) for half in HALVES]
+    elif config.name == "vcoco":
+        folder = [] if config.annotations is None else sorted(Path(config.annotations).glob("*.json*"))
+        named = [*folder, None if config.instances is None else Path(config.instances)]
+    else:
+        named = [Path(config.annotations)] if config.name == "folder" and config.annotations is not None else []
+    return [path for path in named if path is not None and path.is_file()]
+
+
 def rare_mask(config: DatasetConfig, train_split: str) -> np.ndarray:
-    """bool [K]: interactions with fewer than ten annotated pairs in the training split."""
+    """bool [K]: interactions with fewer than ten pairs in the training split; HICO-DET's are the official 138."""
+    if config.name == "hicodet":
+        return rare()
     labels = load_labels(config, train_split)
     return np.bincount(labels.interaction, minlength=len(load_vocabulary(config))) < RARE_BELOW
 

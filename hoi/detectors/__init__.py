@@ -28,6 +28,10 @@ def build_detector(config: DetectorConfig, vocabulary: Vocabulary, device: str, 
         from hoi.detectors.torchvision import TorchvisionDetector
 
         return TorchvisionDetector(config, vocabulary, device)
+    if config.name == "detectron2":
+        from hoi.detectors.detectron2 import Detectron2Detector
+
+        return Detectron2Detector(config, vocabulary, device)
     if config.name == "precomputed":
         from hoi.detectors.precomputed import PrecomputedDetector
 

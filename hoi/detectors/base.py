@@ -12,7 +12,7 @@ from hoi.config import DetectorCommon
 from hoi.errors import UserError
 from hoi.prompts import spaced
 from hoi.records import Detections
-from hoi.vocabulary import Vocabulary
+from hoi.vocabulary import NO_OBJECT, Vocabulary
 
 
 @runtime_checkable
@@ -39,7 +39,7 @@ def match_classes(class_names: Sequence[str], vocabulary: Vocabulary, where: str
     """
     rows = {spaced(name).lower(): row for row, name in enumerate(vocabulary.objects)}
     matched = np.array([rows.get(spaced(name).lower(), -1) for name in class_names], dtype=np.int64)
-    missing = [name for row, name in enumerate(vocabulary.objects) if row not in matched]
+    missing = [name for row, name in enumerate(vocabulary.objects) if row not in matched and name != NO_OBJECT]
     if missing:
         raise UserError(
             f"the detector does not know {len(missing)} of the vocabulary's {len(vocabulary.objects)} objects",

@@ -51,8 +51,15 @@ class PrecomputedDetector:
         """See `Detector`."""
         return {"name": "precomputed", **self._digests, **kept_settings(self._config)}
 
+    def lists(self, image_id: str) -> bool:
+        """Whether `instances` knows an image of the data set."""
+        return self._number(image_id) is not None
+
+    def _number(self, image_id: str) -> Any:
+        return self._image_of.get(image_id, self._image_of.get(PurePosixPath(image_id).name))
+
     def _detect(self, size_hw: tuple[int, int], image_id: str) -> Detections:
-        number = self._image_of.get(image_id, self._image_of.get(PurePosixPath(image_id).name))
+        number = self._number(image_id)
         if number is None:
             raise UserError(
                 "the precomputed detections do not list an image of the data set",

@@ -5,8 +5,8 @@ Letters: K interactions, I images, S resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class ResultRow:
         result: Every interaction's AP.
         resampled: For intervals of differences.
         knobs: What made the row.
+        further: What another evaluation says of it, by that evaluation's name.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ResultRow:
     result: HicoResult
     resampled: ResampledMap
     knobs: dict[str, Any]
+    further: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self, num_images: int) -> dict[str, Any]:
         """The plain form that goes into results.json."""
@@ -48,6 +50,7 @@ class ResultRow:
             **{name: None if value is None else round(value, 4) for name, value in self.means.items()},
             "num_images": num_images,
             "num_positives": int(self.result.num_positives.sum()),
+            **self.further,
             "knobs": self.knobs,
         }
 
@@ -89,11 +92,19 @@ class Examiner:
         vocabulary: Whose interactions.
         rare: bool [K].
         num_resamples: S.
+        further: Triplets to what another evaluation says of them, by name.
     """
 
     def __init__(
-        self, labels: HoiLabels, num_images: int, vocabulary: Vocabulary, rare: np.ndarray, num_resamples: int
+        self,
+        labels: HoiLabels,
+        num_images: int,
+        vocabulary: Vocabulary,
+        rare: np.ndarray,
+        num_resamples: int,
+        further: Callable[[Triplets], dict[str, Any]] = lambda _: {},
     ) -> None:
+        self._further = further
         self.labels, self.num_images, self.vocabulary, self.rare = labels, num_images, vocabulary, rare
         self.num_pairs = annotated_pairs(labels, num_images)
         self._resamples = Resamples.draw(num_resamples, num_images, seed=0)
@@ -114,7 +125,8 @@ class Examiner:
             several.full,
         )
         means = {n: None if value is None else 100 * value for n, value in zip(MEANS, fractions, strict=True)}
-        return ResultRow(name, seed, means, result, resample_map(matches, predictions.score, self._resamples), knobs)
+        resampled = resample_map(matches, predictions.score, self._resamples)
+        return ResultRow(name, seed, means, result, resampled, knobs, self._further(predictions))
 
 
 def annotated_pairs(labels: HoiLabels, num_images: int) -> np.ndarray:

@@ -5,7 +5,7 @@ Letters: R triplets, P pairs, K interactions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from hoi.evaluation.hico import match, score_matches
 from hoi.records import BranchScores, HoiLabels, PairBatch
-from hoi.scoring import Scorer, score_split
+from hoi.scoring import Scorer, extra_of, score_split
 from hoi.vocabulary import Vocabulary
 
 EXPONENTS = (1.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.4, 2.0, 2.8)
@@ -53,13 +53,13 @@ class Tuner:
 
     def __init__(
         self,
-        batches: Callable[[], Iterable[PairBatch]],
+        batches: Callable[[Sequence[str]], Iterable[PairBatch]],
         labels: HoiLabels,
         vocabulary: Vocabulary,
         device: torch.device,
     ) -> None:
         self.batches, self.vocabulary, self.device = batches, vocabulary, device
-        detected = score_split(_DetectionScore(), batches(), vocabulary, 1.0, device)["detection"]
+        detected = score_split(_DetectionScore(), batches(()), vocabulary, 1.0, device)["detection"]
         self._detection_score = detected.score
         self._matches = match(detected, labels, len(vocabulary), protocol="official")
 
@@ -73,7 +73,7 @@ class Tuner:
         tried: list[Tuned] = []
         none_marked = self.vocabulary.is_no_interaction & False
         for choice, scorer in enumerate(scorers):
-            plain = score_split(scorer, self.batches(), self.vocabulary, 0.0, self.device)[name].score
+            plain = score_split(scorer, self.batches(extra_of(scorer)), self.vocabulary, 0.0, self.device)[name].score
             for exponent in EXPONENTS:
                 score = plain * self._detection_score**exponent
                 result = score_matches(self._matches, score, none_marked, none_marked)

@@ -47,7 +47,7 @@ def tuner(detection: list[float]) -> Tuner:
         union_similarity=torch.zeros(4, 1, 1),
     )
     labels = HoiLabels(np.array([0, 1]), boxes[:2].numpy(), boxes[:2].numpy(), np.zeros(2, int))
-    return Tuner(lambda: [batch], labels, VOCABULARY, CPU)
+    return Tuner(lambda extra: [batch], labels, VOCABULARY, CPU)
 
 
 def test_the_best_scorer_is_found_with_the_plainest_exponent_among_equals() -> None:

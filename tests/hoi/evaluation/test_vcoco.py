@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoi.evaluation.vcoco import ACTION_ROLES, ACTIONS, KEYS, VcocoPredictions, VcocoResult, VcocoTruth, evaluate
+from hoi.datasets.vcoco_actions import ACTION_ROLES, ACTIONS, KEYS
+from hoi.evaluation.vcoco import VcocoPredictions, VcocoResult, VcocoTruth, evaluate
 
 PERSON, ANOTHER, BALL, CUP = (0, 0, 10, 20), (50, 0, 60, 20), (10, 10, 16, 16), (30, 30, 36, 36)
 KICK = ACTIONS.index("kick")

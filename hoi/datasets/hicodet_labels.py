@@ -1,0 +1,95 @@
+"""HICO-DET's annotated pairs, joined to the images of a split by file name."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from hoi.config import HicodetDataset
+from hoi.datasets.hicodet import OFFICIAL_FOLDER, Half, HicodetImages, half_of, image_names
+from hoi.datasets.hicodet_files import HicodetAnnotations, read_annotations
+from hoi.errors import UserError
+from hoi.records import HoiLabels
+
+USUAL_NAMES: dict[Half, tuple[str, ...]] = {
+    "train2015": ("instances_train2015.json", "anno_bbox.mat", "trainval_hico.json"),
+    "test2015": ("instances_test2015.json", "anno_bbox.mat", "test_hico.json"),
+}
+"""File names in use; the first that is there is read."""
+SHOWN = 3
+
+
+def find_annotations(config: HicodetDataset, half: Half) -> Path | None:
+    """The annotation file of a half: the one that the config names, or the first of the usual ones at `root`."""
+    named = getattr(config.annotations, half, None)
+    if named is not None:
+        return Path(named)
+    root = Path(config.root)
+    folders = [root, root / "annotations", root / OFFICIAL_FOLDER, root / OFFICIAL_FOLDER / "annotations"]
+    if root.name == OFFICIAL_FOLDER:
+        folders.append(root.parent)
+    found = (folder / name for name in USUAL_NAMES[half] for folder in folders if (folder / name).is_file())
+    return next(found, None)
+
+
+def read_half(config: HicodetDataset, half: Half) -> HicodetAnnotations:
+    """All that is annotated in a half; a file is read once per process.
+
+    Raises:
+        UserError: no annotation file, or one that is wrong.
+    """
+    path = find_annotations(config, half)
+    if path is None:
+        raise UserError(
+            f"there are no annotations of HICO-DET's {half}",
+            where=config.root,
+            expected=f"{' or '.join(USUAL_NAMES[half])} in it or in annotations/ in it",
+            got="none of them",
+            fix=f"put one there, or set dataset.annotations.{half} to a file",
+        )
+    return _read_once(path, half)
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: Path, half: Half) -> HicodetAnnotations:
+    return read_annotations(path, half)
+
+
+def hicodet_labels(config: HicodetDataset, split: str) -> HoiLabels:
+    """The annotated pairs of a split, `image` a row of `HicodetImages(config, split).image_ids`.
+
+    An image without annotations counts as one without a pair.
+
+    Raises:
+        UserError: no annotations, or annotated images that the half does not have, which an average precision would
+            silently miss.
+    """
+    half = half_of(split)
+    annotations = read_half(config, half)
+    if getattr(config.image_lists, half, None) is None:
+        _refuse_missing_images(config, half, annotations)
+    rows_of_split = {name: row for row, name in enumerate(HicodetImages(config, split).image_ids)}
+    row_of = np.array([rows_of_split.get(name, -1) for name in annotations.file_names], np.int64)
+    image = row_of[annotations.image]
+    of_split = np.flatnonzero(image >= 0)
+    of_split = of_split[np.argsort(image[of_split], kind="stable")]
+    return HoiLabels(
+        image[of_split],
+        annotations.boxes_h[of_split],
+        annotations.boxes_o[of_split],
+        annotations.interaction[of_split],
+    )
+
+
+def _refuse_missing_images(config: HicodetDataset, half: Half, annotations: HicodetAnnotations) -> None:
+    missing = sorted(set(annotations.file_names) - set(image_names(config, half)))
+    if missing:
+        raise UserError(
+            f"{len(missing)} annotated images of {half} are not in the image folder",
+            where=find_annotations(config, half),
+            expected=f"all of its {len(annotations.file_names)} images",
+            got=f"no {', '.join(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}",
+            fix=f"put them there, or set dataset.image_lists.{half} to a list of the images that are to count",
+        )

@@ -1,0 +1,206 @@
+"""detectron2's detectors: any YAML config with its weights. detectron2 itself is imported when a detector is built.
+
+`detectron2.model_zoo` is never imported: it needs `pkg_resources`, which setuptools no longer has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from hoi.config import Detectron2DetectorConfig
+from hoi.detectors.base import keep_detections, kept_settings, match_classes
+from hoi.errors import UserError
+from hoi.records import Detections
+from hoi.vocabulary import Vocabulary
+from hoi.weights import RANDOM, RANDOM_SEED, load_weights, read_weights, weights_sha256
+
+RAW_DETECTIONS = 1000
+"""Boxes that the model itself may keep: those of classes outside the vocabulary must not use up `max_detections`."""
+INSTALL = (
+    "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git (it compiles against the "
+    "installed torch; needs a C++ compiler and minutes), or use detector.name torchvision"
+)
+NOT_SAVED = ("pixel_mean", "pixel_std")
+"""Old files hold these constants of the config, and the anchors; today's models make them and expect none."""
+
+
+class Detectron2Detector:
+    """A model of detectron2; images are treated as its `DefaultPredictor` does, one by one."""
+
+    def __init__(self, config: Detectron2DetectorConfig, vocabulary: Vocabulary, device: str) -> None:
+        self._config, self._device = config, device
+        cfg = _read_config(config, device)
+        where = f"detector detectron2, {config.config_file}"
+        self._labels = match_classes(_class_names(cfg, config, where), vocabulary, where)
+        self._model = _build_model(cfg, config, where)
+        self._resize, self._format = _resizer(cfg), cfg.INPUT.FORMAT
+        self._sha256 = weights_sha256(self._model)
+        self._config_sha256 = _config_sha256(cfg)
+        self._model.eval().requires_grad_(False).to(device)
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
+        """See `Detector`."""
+        return [self._detect(image) for image in images]
+
+    def provenance(self) -> dict[str, object]:
+        """See `Detector`."""
+        return {
+            "name": "detectron2",
+            "config_sha256": self._config_sha256,
+            "weights_sha256": self._sha256,
+            **kept_settings(self._config),
+        }
+
+    def _detect(self, image: np.ndarray) -> Detections:
+        channels = image if self._format == "RGB" else image[:, :, ::-1]
+        resized = self._resize.get_transform(channels).apply_image(channels)
+        pixels = torch.from_numpy(np.ascontiguousarray(resized.astype(np.float32).transpose(2, 0, 1)))
+        height, width = image.shape[:2]
+        [found] = self._model([{"image": pixels.to(self._device), "height": height, "width": width}])
+        instances = found["instances"].to("cpu")
+        return keep_detections(
+            instances.pred_boxes.tensor.numpy(),
+            instances.scores.numpy(),
+            self._labels[instances.pred_classes.numpy()],
+            (height, width),
+            self._config,
+            nms=True,
+        )
+
+
+def _read_config(config: Detectron2DetectorConfig, device: str) -> Any:
+    """Config file to detectron2's settings, with our thresholds in place of its own."""
+    try:
+        from detectron2.config import get_cfg
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "detectron2"
+        raise UserError(
+            "detectron2 is not installed" if missing else "detectron2 is installed, but cannot be imported",
+            where="detector.name detectron2",
+            got=None if missing else error,
+            fix=INSTALL,
+        ) from None
+    path = Path(config.config_file)
+    if not path.is_file():
+        raise UserError(
+            "there is no such detectron2 config",
+            where=path,
+            fix="set detector.config_file to a file of detectron2's folder configs, as "
+            "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
+        )
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError("only detectron2's YAML configs are read", where=path, expected="a .yaml file")
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except (yaml.YAMLError, KeyError, ValueError, AssertionError, OSError) as error:
+        raise UserError("this is no config of the installed detectron2", where=path, got=error) from None
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
+    cfg.TEST.DETECTIONS_PER_IMAGE = RAW_DETECTIONS
+    for head in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
+        head.SCORE_THRESH_TEST, head.NMS_THRESH_TEST = config.min_score, config.nms_iou
+    cfg.freeze()
+    return cfg
+
+
+def _class_names(cfg: Any, config: Detectron2DetectorConfig, where: str) -> list[str]:
+    """The model's classes by contiguous number: the user's list, or the metadata of the config's test data set."""
+    from detectron2.data import MetadataCatalog
+
+    names = config.classes
+    if names is None:
+        tested = list(cfg.DATASETS.TEST)
+        names = MetadataCatalog.get(tested[0]).get("thing_classes") if tested else None
+        if names is None:
+            raise UserError(
+                "the config's test data set names no classes",
+                where=where,
+                expected="a data set that detectron2 knows, as coco_2017_val",
+                got=tested[0] if tested else "none",
+                fix="set detector.classes to the model's class names in order",
+            )
+    heads = {"GeneralizedRCNN": cfg.MODEL.ROI_HEADS, "RetinaNet": cfg.MODEL.RETINANET}
+    head = heads.get(cfg.MODEL.META_ARCHITECTURE)
+    if head is not None and len(names) != head.NUM_CLASSES:
+        raise UserError(
+            "the names of the classes do not fit the model",
+            where=where,
+            expected=f"{head.NUM_CLASSES} names",
+            got=len(names),
+            fix="set detector.classes to the model's class names in order",
+        )
+    return list(names)
+
+
+def _build_model(cfg: Any, config: Detectron2DetectorConfig, where: str) -> torch.nn.Module:
+    from detectron2.modeling import build_model
+
+    state = None if config.weights == RANDOM else _read_state(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        # On the CPU, whatever the device: the generator of a GPU would draw other random weights.
+        model = build_model(_on_cpu(cfg))
+    if state is not None:
+        expected = model.state_dict().keys()
+        kept = {name: value for name, value in state.items() if name in expected or not _is_constant(name)}
+        load_weights(model, kept, f"{where}, weights {config.weights}")
+    return model
+
+
+def _on_cpu(cfg: Any) -> Any:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _is_constant(name: str) -> bool:
+    return name in NOT_SAVED or "anchor_generator.cell_anchors" in name
+
+
+def _read_state(config: Detectron2DetectorConfig) -> dict[str, Tensor]:
+    path = Path(config.weights)
+    if path.suffix != ".pkl":
+        return read_weights(path)
+    if not config.trust_pickle:
+        raise UserError(
+            "a .pkl file may run code when it is read",
+            where=path,
+            expected="a .safetensors or .pth file",
+            fix="set detector.trust_pickle: true if you trust whoever made the file",
+        )
+    if not path.is_file():
+        raise UserError("there is no such weight file", where=path, fix="check the path")
+    try:
+        with open(path, "rb") as file:
+            # The zoo's files hold NumPy arrays that Python 2 wrote.
+            content = pickle.load(file, encoding="latin1")
+        return {name: torch.from_numpy(np.array(value)) for name, value in content["model"].items()}
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            "the weight file is none of detectron2's model zoo",
+            where=path,
+            expected="a pickled {model: arrays by name}",
+            got=f"{type(error).__name__}: {error}",
+        ) from None
+
+
+def _resizer(cfg: Any) -> Any:
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    return ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
+
+
+def _config_sha256(cfg: Any) -> str:
+    """SHA-256 over all settings as resolved, without the device."""
+    return hashlib.sha256(_on_cpu(cfg).dump().encode()).hexdigest()

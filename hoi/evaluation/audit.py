@@ -1,0 +1,169 @@
+"""What touched a result: labels that were read and for what, and what detector and teacher were trained on.
+
+Facts come from what made the row (its knobs and the resolved config), not from its name.
+
+Source of the training data: torchvision's and detectron2's model cards, open_clip's list of pretrained weights, COCO's
+2017 release (train2017 = train2014 and 35,504 images of val2014) and V-COCO (test: 4,946 images of val2014).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hoi.config import PipelineConfig
+
+UNKNOWN = "unknown"
+COCO_2017 = "COCO train2017: boxes and classes"
+_TEACHERS = (
+    ("mscoco", "a public image-text set, then the captions of COCO"),
+    ("openai", "OpenAI's WIT, 400 M image-text pairs, not public"),
+    ("laion400m", "LAION-400M image-text pairs"),
+    ("laion2b", "LAION-2B image-text pairs"),
+    ("laion5b", "LAION-5B image-text pairs"),
+    ("datacomp", "DataComp image-text pairs"),
+    ("commonpool", "CommonPool image-text pairs"),
+    ("metaclip", "MetaCLIP image-text pairs"),
+    ("dfn", "DFN image-text pairs"),
+    ("webli", "WebLI image-text pairs, not public"),
+    ("yfcc15m", "YFCC-15M image-text pairs (Flickr)"),
+    ("cc12m", "Conceptual 12M image-text pairs"),
+)
+"""Part of open_clip's tag → what such weights were trained on."""
+
+
+def audit(config: PipelineConfig, rows: Sequence[dict[str, Any]], dropped: dict[str, Any]) -> dict[str, Any]:
+    """A run's resolved config and result rows to what touched them.
+
+    Args:
+        config: That made the rows.
+        rows: As in results.json: `name`, `seed`, `knobs`.
+        dropped: Zero-shot split → what it takes out of the training labels.
+    """
+    detector, teacher = detector_training_data(config), teacher_training_data(config)
+    return {
+        "data_set": config.dataset.name,
+        "splits": {"train": config.train.split, "evaluated": config.evaluation.split},
+        "detector": detector,
+        "teacher": teacher,
+        "rare_list": _rare_list(config),
+        "zero_shot_dropped": dropped,
+        "warnings": _warnings(config, detector, teacher),
+        "rows": [{"name": row["name"], "seed": row["seed"], **audit_row(config, row["knobs"])} for row in rows],
+    }
+
+
+def audit_row(config: PipelineConfig, knobs: dict[str, Any]) -> dict[str, Any]:
+    """What made a row to the HOI labels that were read for it.
+
+    Returns:
+        `supervision` (none, teacher or labels) and `labels_read`: purpose → split, or None.
+    """
+    supervision = knobs.get("supervision", "none")
+    by_labels = supervision == "labels"
+    return {
+        "supervision": supervision,
+        "labels_read": {
+            "training": config.train.split if by_labels else None,
+            "choosing the epoch": config.evaluation.tune_split if by_labels else None,
+            "tuning": knobs.get("tuned_on"),
+            "grading": config.evaluation.split,
+        },
+        "num_settings_tried": knobs.get("num_tried", 0),
+    }
+
+
+def detector_training_data(config: PipelineConfig) -> dict[str, str]:
+    """The detector and what its weights were trained on, as far as that is known."""
+    detector = config.detector
+    weights = str(getattr(detector, "weights", getattr(detector, "results", "none")))
+    known = UNKNOWN
+    if config.evaluation.detector_trained_on is not None:
+        known = config.evaluation.detector_trained_on
+    elif detector.name == "world" and Path(weights).as_posix().endswith("hoi/world/weights/detector.safetensors"):
+        known = "scenes of the world's split `detector`: boxes and classes"
+    elif detector.name == "ground_truth":
+        known = "nothing: boxes and classes of the evaluated images themselves"
+    elif weights == "random":
+        known = "nothing: random weights"
+    elif detector.name == "torchvision" and (weights == "DEFAULT" or weights.startswith("COCO")):
+        known = COCO_2017
+    elif detector.name == "detectron2" and "COCO-" in str(getattr(detector, "config_file", "")):
+        known = f"{COCO_2017}, if the weights are the model zoo's for this config"
+    return {"name": detector.name, "weights": weights, "trained_on": known}
+
+
+def teacher_training_data(config: PipelineConfig) -> dict[str, str]:
+    """The teacher and what its weights were trained on, as far as that is known."""
+    teacher = config.teacher
+    tag = f"{teacher.model} {teacher.pretrained or ''}".lower()
+    known = next((data for part, data in _TEACHERS if part in tag), UNKNOWN)
+    if config.evaluation.teacher_trained_on is not None:
+        known = config.evaluation.teacher_trained_on
+    elif teacher.pretrained == "random":
+        known = "nothing: random weights"
+    elif teacher.model.endswith("hoi/world/weights/clip"):
+        known = "scenes of the world's split `clip`: images and captions"
+    return {"name": teacher.model, "weights": str(teacher.pretrained), "trained_on": known}
+
+
+def _rare_list(config: PipelineConfig) -> str:
+    if config.dataset.name == "hicodet":
+        return "the official 138, from the counts of HICO-DET's training labels"
+    return f"counts of the labels of split {config.train.split}"
+
+
+def _warnings(config: PipelineConfig, detector: dict[str, str], teacher: dict[str, str]) -> list[str]:
+    saw_coco = "coco" in f"{detector['trained_on']}".lower()
+    found = []
+    if config.dataset.name == "vcoco" and saw_coco:
+        found.append(
+            "the detector was trained on COCO train2017, which holds all images of V-COCO's training and validation "
+            "split, and those of its test split that are not in val2017 (35,504 of the 40,504 images of val2014 are "
+            "not): boxes of test images were seen in training. Count them with --training-images"
+        )
+    if config.dataset.name == "vcoco" and "coco" in teacher["trained_on"].lower():
+        found.append("the teacher was trained on captions of COCO images, V-COCO's among them")
+    if config.dataset.name == "hicodet" and saw_coco:
+        found.append("HICO's images are from Flickr, as COCO's are: whether the detector saw some of them is not known")
+    for part, data in (("detector", detector), ("teacher", teacher)):
+        if data["trained_on"] == UNKNOWN:
+            found.append(f"what the {part} was trained on is not known; say it in evaluation.{part}_trained_on")
+    if detector["name"] == "ground_truth":
+        found.append("the detections are annotated boxes: an upper bound, no result")
+    if config.evaluation.zero_shot and any(s.supervision == "labels" for s in config.students.values()):
+        found.append(
+            "students with supervision: labels were trained with the labels of unseen interactions: their unseen means "
+            "are no zero-shot results"
+        )
+    found.append(
+        "the branch that the student is compared with last is the best one by labels of the evaluated split, in that "
+        "branch's favour"
+    )
+    return found
+
+
+def format_audit(found: dict[str, Any]) -> str:
+    """An audit to the text that is printed: one line a method, then what is known of the models."""
+    lines = [["", "supervision", "labels for training", "for choosing and tuning", "for grading"]]
+    for row in found["rows"]:
+        read = row["labels_read"]
+        chosen = read["tuning"] or read["choosing the epoch"]
+        tried = f" ({row['num_settings_tried']} settings)" if row["num_settings_tried"] else ""
+        line = [row["name"], row["supervision"], read["training"] or "–", f"{chosen}{tried}" if chosen else "–"]
+        if [*line, read["grading"]] not in lines:
+            lines.append([*line, read["grading"]])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    models = [
+        f"{part}: {found[part]['name']}, weights {found[part]['weights']}, trained on {found[part]['trained_on']}"
+        for part in ("detector", "teacher")
+    ]
+    rare = f"rare interactions: {found['rare_list']}"
+    drops = [
+        f"zero-shot {name}: training without its {drop['num_pairs']} pairs loses {drop['num_unseen']} unseen and "
+        f"{drop['num_seen']} seen labels"
+        for name, drop in found["zero_shot_dropped"].items()
+    ]
+    return "\n".join([*table, "", *models, rare, *drops, *(f"warning: {warning}" for warning in found["warnings"])])

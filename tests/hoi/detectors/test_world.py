@@ -1,0 +1,33 @@
+"""The embedded world's detector: what it finds in an image does not depend on the other images of a call."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hoi.config import WorldDataset, WorldDetectorConfig
+from hoi.datasets.world import scene_of, world_image_id, world_vocabulary
+from hoi.detectors import Detector, build_detector
+from hoi.world import render
+
+IDS = [world_image_id(7, "test", index) for index in range(3)]
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    config = WorldDetectorConfig(name="world")
+    return build_detector(config, world_vocabulary(), "cpu", WorldDataset(name="world"))
+
+
+@pytest.mark.parametrize("num", [2, 20])
+def test_an_image_has_the_same_detections_alone_and_among_others_of_any_size(detector: Detector, num: int) -> None:
+    scenes = [render(scene_of(image_id)) for image_id in IDS]
+    scenes[1] = np.ascontiguousarray(scenes[1][:150, :170])
+    together = (scenes * num)[:num]
+    found = detector.detect(together, [f"{row}" for row in range(num)])
+    for row, image in enumerate(together[:3]):
+        [alone] = detector.detect([image], ["alone"])
+        assert len(alone) > 1
+        assert found[row].labels.tolist() == alone.labels.tolist()
+        np.testing.assert_allclose(found[row].boxes_xyxy, alone.boxes_xyxy, atol=1e-3)
+        np.testing.assert_allclose(found[row].scores, alone.scores, atol=1e-5)
