@@ -13,7 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-Aggregation = Literal["max", "logsumexp", "softmax_mean"]
+Aggregation = Literal["max", "logsumexp", "softmax_mean", "noisy_or"]
+
+
+MIN_CHANCE = 1e-30
+"""Least score of a noisy or. What lies below learns nothing from it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,17 @@ class ScoreForm:
         negative_entropy = torch.xlogy(targets, targets) + torch.xlogy(1 - targets, 1 - targets)
         return (cross_entropy + negative_entropy).sum(-1)
 
+    def aggregate(
+        self, logits: Float[Tensor, "P K"], pair_image: Int64[Tensor, " P"], num_images: int, how: Aggregation
+    ) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
+        """Logits of pairs to those of their images, to be read in this form again; see `aggregate` and `noisy_or`."""
+        if how == "noisy_or":
+            chance, has_pairs = noisy_or(self.scores(logits), pair_image, num_images)
+            aggregated = chance.log() if self.kind == "softmax" else chance.logit()
+        else:
+            aggregated, has_pairs = aggregate(logits / self.temperature, pair_image, num_images, how)
+        return aggregated * self.temperature, has_pairs
+
 
 def mean_over_images(
     values: Float[Tensor, " P"], pair_image: Int64[Tensor, " P"], num_images: int
@@ -63,7 +78,10 @@ def mean_over_images(
 
 
 def aggregate(
-    logits: Float[Tensor, "P K"], pair_image: Int64[Tensor, " P"], num_images: int, how: Aggregation
+    logits: Float[Tensor, "P K"],
+    pair_image: Int64[Tensor, " P"],
+    num_images: int,
+    how: Literal["max", "logsumexp", "softmax_mean"],
 ) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
     """Pair logits to image logits, interaction by interaction; one pair alone passes unchanged.
 
@@ -90,6 +108,27 @@ def aggregate(
     if how == "logsumexp":
         return shift + total.log(), has_pairs
     return logits.new_zeros(shape).index_add(0, pair_image, weights / total[pair_image] * logits), has_pairs
+
+
+def noisy_or(
+    chance: Float[Tensor, "P K"], pair_image: Int64[Tensor, " P"], num_images: int
+) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
+    """Scores of pairs to 1 − Π(1 − score) over each image's pairs: that one of them, at least, does it.
+
+    Args:
+        chance: In [0, 1].
+        pair_image: Each pair's image, 0..B-1.
+        num_images: B.
+
+    Returns:
+        In (0, 1), ends left out so that logarithms and gradients are finite, and which images have pairs.
+    """
+    eps = torch.finfo(chance.dtype).eps
+    missed = chance.new_zeros(num_images, chance.shape[1]).index_add(
+        0, pair_image, torch.log1p(-chance.clamp(max=1 - eps))
+    )
+    has_pairs = torch.bincount(pair_image, minlength=num_images) > 0
+    return (-torch.expm1(missed)).clamp(min=MIN_CHANCE, max=1 - eps), has_pairs
 
 
 def focal_loss(

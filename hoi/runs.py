@@ -1,6 +1,7 @@
 """The folder of one training run: checkpoint while it lasts, weights and record when it is done.
 
     metrics.jsonl       one line an epoch
+    tensorboard/        the same, where `train.tensorboard` asks for it
     state.safetensors   the last checkpoint; gone when the run is done
     model.safetensors   the weights
     run.json            settings, fingerprint, versions; written last, so its presence means complete
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,18 +111,18 @@ class RunFolder:
         _replace(self.path / "run.json", text.encode())
         (self.path / "state.safetensors").unlink(missing_ok=True)
 
-    def load_student(self, bank: TextBank, vocabulary: Vocabulary, num_levels: int) -> Student:
+    def load_student(self, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]) -> Student:
         """The trained student, in evaluation mode on the CPU.
 
         Args:
-            bank, vocabulary, num_levels: Of the cache that it was trained from.
+            bank, vocabulary, axes: Of the cache that it was trained from.
 
         Raises:
             UserError: no finished run, a run of other settings, or damaged weights.
         """
         if self.status() != "finished":
             self.record()
-        student = build_student(self.student, bank, vocabulary, num_levels)
+        student = build_student(self.student, bank, vocabulary, axes)
         path = self.path / "model.safetensors"
         try:
             student.load_state_dict(load_file(path))

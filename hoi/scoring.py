@@ -26,6 +26,11 @@ class Scorer(Protocol):
         ...
 
 
+def extra_of(scorer: Scorer) -> tuple[str, ...]:
+    """The cached fields beyond the usual that a scorer reads: those that a student names, none for a baseline."""
+    return getattr(scorer, "extra_fields", ())
+
+
 def score_triplets(
     batch: PairBatch, pair_scores: Float[Tensor, "P K"], vocabulary: Vocabulary, exponent: float
 ) -> Triplets:

@@ -1,43 +1,32 @@
 """A student and a split's cached signals to a trained student, going on from the last checkpoint.
 
 Every epoch draws its order and its dropout from (seed, epoch) alone, so a run that was interrupted and resumed ends
-with the same weights, bit for bit, as one that was not.
+with the same weights, bit for bit, as one that was not. Several processes end with those of one but for the order of
+sums, and but for dropout, which each of them draws for itself.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hoi.boards import Board
 from hoi.config import TrainConfig
+from hoi.distributed import ALONE, Group, local_gpu
 from hoi.errors import UserError
 from hoi.matching import LabelTargets
-from hoi.records import PairBatch
+from hoi.precision import choose_precision
 from hoi.runs import RunFolder
-from hoi.students import StepLosses, Student
+from hoi.steps import BatchSource, Loop
+from hoi.students import Student
 
-WARM_UP = 0.05
-"""Share of the steps over which the learning rate rises."""
-
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """A split that hands out its images in batches."""
-
-    @property
-    def num_images(self) -> int: ...
-
-    def batches(self, batch_images: int, rng: np.random.Generator | None) -> Iterator[PairBatch]:
-        """Every image once, shuffled by `rng`, or in order where it is None."""
-        ...
+__all__ = ["BatchSource", "Progress", "choose_device", "fit"]
 
 
 @dataclass
@@ -58,18 +47,28 @@ class Progress:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to the device to compute on.
+    """`auto`, `cpu` or `cuda` to the device to compute on; each process that torchrun started has its own.
 
     Raises:
         UserError: an unknown name, or a GPU that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.split(":")[0] not in ("cpu", "cuda"):
         raise UserError("an unknown device", where="train.device", expected="auto, cpu or cuda", got=name)
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("no GPU can be used here", where="train.device", got=name, fix="set train.device: auto")
-    return torch.device(name)
+    own = local_gpu()
+    if name != "cuda" or own is None:
+        return torch.device(name)
+    if own >= torch.cuda.device_count():
+        raise UserError(
+            "more processes than GPUs were started",
+            where="torchrun --nproc_per_node",
+            expected=f"at most {torch.cuda.device_count()}",
+            got=f"process {own + 1} on this machine",
+        )
+    return torch.device("cuda", own)
 
 
 def fit(
@@ -83,12 +82,13 @@ def fit(
     quality: Callable[[Student], float] | None = None,
     run: RunFolder | None = None,
     title: str = "",
+    group: Group = ALONE,
 ) -> tuple[Student, Progress]:
     """Trains a student for `config.epochs` epochs: AdamW, a short linear warm-up, cosine to zero.
 
     Args:
         student: Untrained; it is trained in place.
-        source: The training split.
+        source: The training split, or this process's share of its batches.
         config: Epochs, batch, learning rate.
         seed: Of order and dropout.
         device: Where to compute.
@@ -97,6 +97,7 @@ def fit(
             kept. Without it the last epoch's are.
         run: Where metrics and checkpoints go, and whence an interrupted run goes on; None keeps nothing.
         title: Stands before the progress bar; empty for no bar.
+        group: Who trains together; the first process alone asks for quality and writes.
 
     Returns:
         The student in evaluation mode, and where the run stands.
@@ -108,12 +109,16 @@ def fit(
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    progress = Progress()
-    if run is not None and run.status() == "started":
-        progress = _resume(run, student, optimizer)
+    kept = group.ask_first(lambda: run.load_state() if run is not None and run.status() == "started" else None)
+    progress = Progress() if kept is None else _resume(*kept, student, optimizer)
+    group.copy_first(student)
+    if not group.is_first:
+        run, quality, title = None, None, ""
     if run is not None:
         run.keep_metrics(progress.epoch)
-    loop = _Loop(student, optimizer, source, config, seed, device, labels)
+    board = Board(run.path / "tensorboard", progress.epoch) if run is not None and config.tensorboard else None
+    precision = choose_precision(config.precision, device)
+    loop = Loop(student, optimizer, source, config, seed, device, labels, group, precision)
     done = progress.epoch * loop.steps_per_epoch
     start, first_epoch = time.monotonic(), progress.epoch
     with tqdm(total=loop.num_steps, initial=done, desc=title, unit="step", disable=None if title else True) as bar:
@@ -129,91 +134,16 @@ def fit(
                 record["images_per_s"] = source.num_images / (now - epoch_start)
                 record["eta_s"] = (now - start) / (progress.epoch - first_epoch) * (config.epochs - progress.epoch)
                 run.log({"epoch": progress.epoch, **record})
+                if board is not None:
+                    board.log(progress.epoch, record)
                 if at_checkpoint:
                     _save(run, student, optimizer, progress)
-    if progress.best_epoch is not None:
+    if board is not None:
+        board.close()
+    if progress.best_epoch is not None and group.is_first:
         student.load_state_dict(progress.best)
+    group.copy_first(student)
     return student.eval(), progress
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """What stays the same from epoch to epoch."""
-
-    student: Student
-    optimizer: torch.optim.Optimizer
-    source: BatchSource
-    config: TrainConfig
-    seed: int
-    device: torch.device
-    labels: LabelTargets | None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.source.num_images / self.config.batch_images)
-
-    @property
-    def num_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
-
-    def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """One pass over the split to the means that metrics.jsonl keeps."""
-        self.student.train()
-        sums: dict[str, float] = {}
-        hits: dict[str, list[int]] = {}
-        num_steps = 0
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]))
-            shuffle = np.random.default_rng((self.seed, epoch))
-            for batch in self.source.batches(self.config.batch_images, shuffle):
-                rate = _learning_rate(
-                    self.config.learning_rate, epoch * self.steps_per_epoch + num_steps, self.num_steps
-                )
-                _add(sums, hits, *self._step(batch, rate))
-                num_steps += 1
-                bar.set_postfix(loss=f"{sums['loss'] / num_steps:.3f}", refresh=False)
-                bar.update()
-                if not math.isfinite(sums["loss"]):
-                    raise UserError(
-                        "the loss is no longer finite",
-                        where=f"seed {self.seed}, epoch {epoch + 1}",
-                        fix="lower train.learning_rate",
-                    )
-        means = {name: value / num_steps for name, value in sums.items()}
-        means |= {f"agreement_{name}": found / max(of, 1) for name, (found, of) in hits.items()}
-        return {**means, "learning_rate": rate}
-
-    def _step(self, batch: PairBatch, rate: float) -> tuple[StepLosses, Tensor]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        step = self.student.losses(batch.to(self.device), self.labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        step.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_gradient)
-        self.optimizer.step()
-        return step, norm
-
-
-def _add(sums: dict[str, float], hits: dict[str, list[int]], step: StepLosses, norm: Tensor) -> None:
-    values = {
-        "loss": step.total,
-        **{f"loss_{name}": value for name, value in step.losses.items()},
-        "gradient_norm": norm,
-    }
-    for name, value in values.items():
-        sums[name] = sums.get(name, 0.0) + float(value.detach())
-    for name, agrees in step.agreement.items():
-        so_far = hits.setdefault(name, [0, 0])
-        so_far[0] += int(agrees.sum())
-        so_far[1] += agrees.numel()
-
-
-def _learning_rate(highest: float, step: int, num_steps: int) -> float:
-    """Linear from near zero over the first `WARM_UP` of all steps, then half a cosine to zero."""
-    warm_up = max(1, round(WARM_UP * num_steps))
-    if step < warm_up:
-        return highest * (step + 1) / warm_up
-    return highest * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
 
 
 def _choose(progress: Progress, student: Student, quality: Callable[[Student], float]) -> float:
@@ -237,8 +167,9 @@ def _save(run: RunFolder, student: Student, optimizer: torch.optim.Optimizer, pr
     run.save_state(tensors, header)
 
 
-def _resume(run: RunFolder, student: Student, optimizer: torch.optim.Optimizer) -> Progress:
-    tensors, header = run.load_state()
+def _resume(
+    tensors: dict[str, Tensor], header: dict[str, str], student: Student, optimizer: torch.optim.Optimizer
+) -> Progress:
     parts: dict[str, dict[str, Tensor]] = {"student": {}, "best": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")

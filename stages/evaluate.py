@@ -8,7 +8,7 @@ is to say.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +17,24 @@ from tqdm import tqdm
 
 from cache.atomic import write_json
 from cache.dataset import CacheSplit
-from hoi.baselines import DetectorPrior, DirectClip, DirectClipLevels, GatedDirectClip, direct_settings, setting_knobs
 from hoi.config import PipelineConfig
-from hoi.datasets.labels import has_labels, load_labels, rare_mask
-from hoi.errors import UserError, run_program
-from hoi.evaluation.rows import Comparison, Examiner, ResultRow, compare, per_class
+from hoi.datasets.hicodet_classes import unseen
+from hoi.datasets.labels import has_labels, load_labels
+from hoi.errors import run_program
+from hoi.evaluation.audit import audit, audit_row
+from hoi.evaluation.rows import Comparison, ResultRow, compare, per_class
 from hoi.evaluation.table import best_of, format_agreement, format_comparison, format_table, means_over_seeds
-from hoi.evaluation.tuning import Tuner
+from hoi.evaluation.vcoco_rows import format_vcoco, vcoco_means
+from hoi.evaluation.zero_shot import check_zero_shot, drop_unseen, format_zero_shot, in_percent, zero_shot_means
 from hoi.provenance import commit, library_versions
-from hoi.records import HoiLabels, PairBatch
-from hoi.scoring import score_split
-from hoi.students import Student
 from hoi.training import choose_device
 from stages.cached_split import open_split
 from stages.command_line import stage_config
+from stages.grading import BATCH_IMAGES, GATED, PLAIN, STUDENT, TUNED, Grader, Run, row_name
 from stages.train import run_folder
 
-BATCH_IMAGES = 64
-STUDENT, TUNED, GATED = "student", "direct_clip_tuned", "direct_clip_gated"
-GATE_EXPONENTS = (0.5, 0.25, 1.0)
-"""Tried on validation for direct CLIP; the students' own is fixed in the pipeline file."""
 BRANCHES = ("global", "union", "human_object")
-UNGATED = "ungated"
 LIBRARIES = ("torch", "numpy", "open_clip_torch", "h5py", "safetensors")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trained student, in evaluation mode on the evaluation's device.
-
-    Args:
-        name: In the pipeline file.
-        seed: Of its training.
-        student: The network.
-    """
-
-    name: str
-    seed: int
-    student: Student
 
 
 @dataclass(frozen=True)
@@ -68,6 +48,7 @@ class Report:
         agreement: By student, then branch: the share of images or pairs on which student and teacher put the same
             interaction first, over all seeds.
         files: What was written.
+        zero_shot: Splits whose unseen and seen means are shown.
     """
 
     title: str
@@ -75,6 +56,7 @@ class Report:
     comparisons: list[Comparison]
     agreement: dict[str, dict[str, float]]
     files: list[Path]
+    zero_shot: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         if self.rows:
@@ -83,6 +65,10 @@ class Report:
                 format_table(self.rows),
                 "\n".join(format_comparison(found) for found in self.comparisons),
             ]
+            if self.rows[0].further:
+                parts.append(format_vcoco(vcoco_means(self.rows)))
+            if self.zero_shot:
+                parts.append(format_zero_shot(self.rows, self.zero_shot))
         else:
             parts = [f"{self.title}, no annotations: no average precision", format_agreement(self.agreement)]
         return "\n\n".join([*filter(None, parts), "\n".join(f"wrote {path}" for path in self.files)])
@@ -94,21 +80,23 @@ def main(config: PipelineConfig) -> Report:
     Raises:
         UserError: no cache, no trained student, a cache or a run of other settings, wrong annotations.
     """
+    check_zero_shot(config)
     torch.set_num_threads(config.train.threads)
     split = open_split(config, config.evaluation.split)
     device = choose_device(config.train.device)
     runs = list(_load_runs(config, split, device))
     agreement = _agreement(config, split, runs, device)
-    rows = list(_grade(config, split, runs, device)) if has_labels(config.dataset) else []
-    return _write(config, split, rows, _comparisons(rows), agreement, device)
+    is_labelled = has_labels(config.dataset, config.evaluation.split)
+    rows = list(_grade(Grader(config, split, device), runs)) if is_labelled else []
+    return _write(config, split, rows, _comparisons(config, rows), agreement, device)
 
 
 def _load_runs(config: PipelineConfig, split: CacheSplit, device: torch.device) -> Iterator[Run]:
     for name in config.students:
         for seed in config.train.seeds:
             folder = run_folder(config, name, seed, split.fingerprint)
-            student = folder.load_student(split.text_bank, split.vocabulary, split.axes["L"])
-            yield Run(name, seed, student.to(device))
+            student = folder.load_student(split.text_bank, split.vocabulary, split.axes)
+            yield Run(name, seed, config.students[name], student.to(device))
 
 
 def _agreement(
@@ -117,9 +105,9 @@ def _agreement(
     agreeing: dict[str, dict[str, list[torch.Tensor]]] = {}
     with torch.inference_mode():
         for run in runs:
-            if config.students[run.name].supervision == "labels":
+            if run.settings.supervision == "labels":
                 continue
-            for batch in split.batches(BATCH_IMAGES):
+            for batch in split.batches(BATCH_IMAGES, extra=run.student.extra_fields):
                 for branch, agrees in run.student.losses(batch.to(device), None).agreement.items():
                     agreeing.setdefault(run.name, {}).setdefault(branch, []).append(agrees.cpu())
     return {
@@ -128,95 +116,41 @@ def _agreement(
     }
 
 
-def _grade(config: PipelineConfig, split: CacheSplit, runs: list[Run], device: torch.device) -> Iterator[ResultRow]:
-    vocabulary = split.vocabulary
-    labels = _labels(config, config.evaluation.split)
-    examiner = Examiner(
-        labels, split.num_images, vocabulary, rare_mask(config.dataset, config.train.split), config.evaluation.bootstrap
-    )
-    tuner = _open_tuner(config, device)
-
-    prior = score_split(DetectorPrior(vocabulary), split.batches(BATCH_IMAGES), vocabulary, 1.0, device)
-    yield examiner.grade("detector_prior", None, prior["detector_prior"], {"score_exponent": 1.0})
-
-    settings, margins = direct_settings(split.text_bank, split.axes["M"]), config.teacher.crop.margins
-    plain = DirectClipLevels(DirectClip(split.text_bank, vocabulary, settings[0], "direct_clip"))
-    for name, triplets in score_split(plain, split.batches(BATCH_IMAGES), vocabulary, 1.0, device).items():
-        yield examiner.grade(name, None, triplets, setting_knobs(settings[0], 1.0, margins))
-
-    scorers = [DirectClip(split.text_bank, vocabulary, setting, TUNED) for setting in settings]
-    best = tuner.tune(tqdm(scorers, desc="tuning direct CLIP", unit="setting", disable=None, leave=False), TUNED)
-    chosen = score_split(scorers[best.choice], split.batches(BATCH_IMAGES), vocabulary, best.exponent, device)
-    knobs = setting_knobs(settings[best.choice], best.exponent, margins)
-    yield examiner.grade(TUNED, None, chosen[TUNED], {**knobs, **best.to_dict(config.evaluation.tune_split)})
-
-    gates = [GatedDirectClip(scorers[best.choice], exponent, GATED) for exponent in GATE_EXPONENTS]
-    best_gate = tuner.tune(gates, GATED)
-    chosen = score_split(gates[best_gate.choice], split.batches(BATCH_IMAGES), vocabulary, best_gate.exponent, device)
-    knobs |= {"gate_exponent": GATE_EXPONENTS[best_gate.choice], "score_exponent": best_gate.exponent}
-    yield examiner.grade(GATED, None, chosen[GATED], {**knobs, **best_gate.to_dict(config.evaluation.tune_split)})
-
+def _grade(grader: Grader, runs: list[Run]) -> Iterator[ResultRow]:
+    yield from grader.baselines()
     for run in tqdm(runs, desc="scoring students", unit="run", disable=None, leave=False):
-        yield from _grade_run(config, split, run, examiner, tuner, device)
+        yield from grader.run(run)
 
 
-def _grade_run(
-    config: PipelineConfig, split: CacheSplit, run: Run, examiner: Examiner, tuner: Tuner, device: torch.device
-) -> Iterator[ResultRow]:
-    settings = config.students[run.name]
-    exponent, knobs = settings.score_exponent, settings.model_dump(mode="json")
-    parts: tuple[str, ...] = (*BRANCHES, *([UNGATED] if settings.gate_exponent > 0 else []), STUDENT)
-    if settings.supervision == "labels":
-        best = tuner.tune([run.student], STUDENT)
-        exponent, parts = best.exponent, (STUDENT,)
-        knobs |= best.to_dict(config.evaluation.tune_split)
-    scored = score_split(run.student, split.batches(BATCH_IMAGES), split.vocabulary, exponent, device)
-    for part in parts:
-        yield examiner.grade(row_name(run.name, part), run.seed, scored[part], {**knobs, "score_exponent": exponent})
-
-
-def row_name(student: str, part: str) -> str:
-    """A student's name in the pipeline file and one of its parts to the name in the result table."""
-    if student == STUDENT:
-        return part
-    return student if part == STUDENT else f"{student}/{part}"
-
-
-def _labels(config: PipelineConfig, split: str) -> HoiLabels:
-    labels = load_labels(config.dataset, split)
-    if not len(labels):
-        raise UserError(
-            f"split '{split}' has no annotated interaction",
-            where="evaluation",
-            expected="at least one, for average precision",
-            fix="choose another evaluation.split or evaluation.tune_split, or set dataset.annotations: null",
-        )
-    return labels
-
-
-def _open_tuner(config: PipelineConfig, device: torch.device) -> Tuner:
-    name = config.evaluation.tune_split
-    if name == config.evaluation.split:
-        raise UserError(
-            "tuning on the evaluated split would make its figures worthless",
-            where="evaluation.tune_split",
-            expected="another split",
-            got=name,
-        )
-    split = open_split(config, name)
-
-    def batches() -> Iterator[PairBatch]:
-        return split.batches(BATCH_IMAGES)
-
-    return Tuner(batches, _labels(config, name), split.vocabulary, device)
-
-
-def _comparisons(rows: list[ResultRow]) -> list[Comparison]:
+def _comparisons(config: PipelineConfig, rows: list[ResultRow]) -> list[Comparison]:
+    """The row `student`, or without one every student of the teacher, against direct CLIP and its own best branch."""
     names = {row.name for row in rows}
-    if STUDENT not in names:
-        return []
-    others = [TUNED, GATED, *([best_of(rows, BRANCHES)] if names & set(BRANCHES) else [])]
-    return [compare(rows, STUDENT, other) for other in others]
+    taught = [name for name, settings in config.students.items() if settings.supervision == "teacher"]
+    direct = [name for name in (TUNED, GATED) if name in names] or [PLAIN]
+    found = []
+    for student in [STUDENT] if STUDENT in names else taught if rows else []:
+        branches = [name for part in BRANCHES if (name := row_name(student, part)) in names]
+        others = [*direct, *([best_of(rows, branches)] if branches else [])]
+        found += [compare(rows, student, other) for other in others]
+    return found
+
+
+def _dropped(config: PipelineConfig) -> dict[str, dict[str, int]]:
+    """What each zero-shot split takes out of the training labels; nothing without either of them."""
+    if not config.evaluation.zero_shot or not has_labels(config.dataset, config.train.split):
+        return {}
+    labels = load_labels(config.dataset, config.train.split)
+    return {name: asdict(drop_unseen(labels, unseen(name))[1]) for name in config.evaluation.zero_shot}
+
+
+def _plain(config: PipelineConfig, rows: list[ResultRow], num_images: int) -> list[dict[str, Any]]:
+    """Rows as they go into results.json, each with its zero-shot means in percent and the labels read for it."""
+    plain = []
+    for row in rows:
+        means = zero_shot_means(row.result, config.evaluation.zero_shot)
+        further = {"zero_shot": in_percent(means)} if means else {}
+        plain.append({**row.to_dict(num_images), **further, "audit": audit_row(config, row.knobs)})
+    return plain
 
 
 def _write(
@@ -227,34 +161,43 @@ def _write(
     agreement: dict[str, dict[str, float]],
     device: torch.device,
 ) -> Report:
-    folder = Path(config.output)
-    summary = {
+    folder, means = Path(config.output), means_over_seeds(rows)
+    summary: dict[str, Any] = {
         "split": config.evaluation.split,
         "num_images": split.num_images,
         "num_pairs": split.num_pairs,
-        "means": means_over_seeds(rows),
+        "means": means,
         "comparisons": [found.to_dict() for found in comparisons],
+        "against_tuned": [compare(rows, row["name"], TUNED).to_dict() for row in means if row["name"] != TUNED],
         "agreement": agreement,
         "config": config.model_dump(mode="json"),
+        "zero_shot_dropped": _dropped(config) if rows else {},
         "fingerprint": split.fingerprint,
         "commit": commit(),
         "versions": library_versions(LIBRARIES),
         "device": device.type,
     }
     contents: dict[str, Any] = {}
+    if rows and rows[0].further:
+        summary["vcoco"] = vcoco_means(rows)
     if rows:
         contents["per_class.json"] = per_class(rows, split.vocabulary)
     contents["summary.json"] = summary
     if rows:
+        plain = _plain(config, rows, split.num_images)
+        contents["audit.json"] = audit(config, plain, summary["zero_shot_dropped"])
         # Last, so that a full disk leaves no result table that is newer than what explains it.
-        contents["results.json"] = [row.to_dict(split.num_images) for row in rows]
+        contents["results.json"] = plain
     for name, plain in contents.items():
         write_json(folder / name, plain)
     positives = f", {int(rows[0].result.num_positives.sum())} annotated interactions" if rows else ""
     title = (
         f"{config.name}, split {config.evaluation.split}: {split.num_images} images, {split.num_pairs} pairs{positives}"
     )
-    return Report(title, rows, comparisons, agreement, [folder / name for name in contents])
+    if rows and TUNED not in {row.name for row in rows}:
+        title += f"\nsplit {config.evaluation.tune_split} has no annotations: no {TUNED}, no {GATED}"
+    files = [folder / name for name in contents]
+    return Report(title, rows, comparisons, agreement, files, config.evaluation.zero_shot)
 
 
 def _command() -> None:

@@ -3,6 +3,7 @@
 No image, detector or teacher is opened. Labels are read for `supervision: labels` only, whose code alone imports them.
 
     python -m stages.train [--config pipeline.yaml] [section.key=value ...]
+    torchrun --nproc_per_node=N -m stages.train ...    on N GPUs, or with N processes on a CPU
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from cache.dataset import CacheSplit
+from cache.resident import training_source
+from cache.subset import FirstImages
+from hoi.boards import check_tensorboard
 from hoi.config import PipelineConfig, StudentConfig
+from hoi.distributed import ALONE, Group, is_first_process, join
 from hoi.errors import UserError, run_program
 from hoi.matching import LabelTargets
+from hoi.precision import choose_precision
 from hoi.provenance import commit, library_versions
 from hoi.records import HoiLabels
 from hoi.runs import RunFolder
 from hoi.students import Student, build_student
-from hoi.training import choose_device, fit
+from hoi.training import BatchSource, choose_device, fit
 from stages.command_line import stage_config
 
 LIBRARIES = ("torch", "numpy", "safetensors", "h5py")
@@ -79,7 +86,42 @@ def main(config: PipelineConfig) -> TrainReport:
         UserError: no cache, a cache or a run of other settings, a split without pairs, wrong annotations.
     """
     torch.set_num_threads(config.train.threads)
+    if config.train.tensorboard:
+        check_tensorboard()
     device = choose_device(config.train.device)
+    choose_precision(config.train.precision, device)
+    with join(device) as group:
+        return _train_all(config, device, group)
+
+
+def _train_all(config: PipelineConfig, device: torch.device, group: Group) -> TrainReport:
+    split = open_training_split(config)
+    jobs = [
+        (name, seed, run_folder(config, name, seed, split.fingerprint))
+        for name in config.students
+        for seed in config.train.seeds
+    ]
+    status = group.ask_first(lambda: {folder.path: folder.status() for _, _, folder in jobs})
+    if any(config.students[name].supervision == "labels" for name, _, _ in jobs):
+        check_annotations(config)
+    source = open_source(config, split, device, group)
+    runs = []
+    for name, seed, folder in jobs:
+        is_finished = status[folder.path] == "finished"
+        seconds = None if is_finished else train_run(config, name, seed, split, source, folder, device, group=group)
+        runs.append(TrainedRun(name, seed, folder.path, seconds))
+        if group.is_first:
+            done = "finished before" if seconds is None else f"trained in {seconds:.1f} s"
+            print(f"{name} seed {seed}: {done} · {folder.path}", flush=True)
+    return TrainReport(runs)
+
+
+def open_training_split(config: PipelineConfig) -> CacheSplit:
+    """The cache of the split that students are trained on.
+
+    Raises:
+        UserError: no cache, a cache of other settings, or a split without pairs.
+    """
     split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
     if split.num_pairs == 0:
         raise UserError(
@@ -88,26 +130,34 @@ def main(config: PipelineConfig) -> TrainReport:
             expected="people and objects in at least some images",
             fix="lower pairs.min_score, or check the images and the detector",
         )
-    jobs = [
-        (name, seed, run_folder(config, name, seed, split.fingerprint))
-        for name in config.students
-        for seed in config.train.seeds
-    ]
-    status = {folder.path: folder.status() for _, _, folder in jobs}
-    if any(config.students[name].supervision == "labels" for name, _, _ in jobs):
-        _annotations(config)
-    runs = []
-    for name, seed, folder in jobs:
-        is_finished = status[folder.path] == "finished"
-        seconds = None if is_finished else _train(config, name, seed, split, folder, device)
-        runs.append(TrainedRun(name, seed, folder.path, seconds))
-        done = "finished before" if seconds is None else f"trained in {seconds:.1f} s"
-        print(f"{name} seed {seed}: {done} · {folder.path}", flush=True)
-    return TrainReport(runs)
+    return split
+
+
+def open_source(config: PipelineConfig, split: CacheSplit, device: torch.device, group: Group = ALONE) -> BatchSource:
+    """What training draws its batches from: the split or the first of its images, here or resident on the device.
+
+    Args:
+        config: `train.resident` and `train.max_images` are read.
+        split: The cache.
+        device: Where to compute.
+        group: Whose batches these are; each of its processes gets a share of them.
+    """
+    source = training_source(split, device, config.train.resident)
+    is_whole = config.train.max_images is None and group.size == 1
+    return source if is_whole else FirstImages(source, config.train.max_images, group)
 
 
 def run_folder(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> RunFolder:
     """Where a student of the pipeline file is trained, and all that decides its weights.
+
+    Args: as `run_settings`.
+    """
+    settings = run_settings(config, name, seed, fingerprint)
+    return RunFolder(Path(config.output) / "runs" / name / f"seed-{seed}", config.students[name], settings)
+
+
+def run_settings(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> dict[str, Any]:
+    """All that decides the weights of a student and seed, as plain data; runs of equal settings are the same run.
 
     Args:
         config: The pipeline.
@@ -119,35 +169,66 @@ def run_folder(config: PipelineConfig, name: str, seed: int, fingerprint: str) -
     by_labels = student.supervision == "labels"
     # Labels choose among checkpoints by the final score, so there scoring and checkpoints decide the weights as well.
     not_deciding = set() if by_labels else set(StudentConfig.READ_WHEN_SCORING)
-    elsewhere = {"seeds", "device"} | (set() if by_labels else {"checkpoint_every"})
-    settings = {
+    elsewhere = {"seeds", "device", "resident", "tensorboard"} | (set() if by_labels else {"checkpoint_every"})
+    if config.train.precision == "auto":
+        # What it comes to depends on the device, which is no part of a run either.
+        elsewhere |= {"precision"}
+    return {
         "student": student.model_dump(mode="json", exclude=not_deciding),
         "train": config.train.model_dump(mode="json", exclude=elsewhere),
         "seed": seed,
         "cache": fingerprint,
         **({"tune_split": config.evaluation.tune_split} if by_labels else {}),
     }
-    return RunFolder(Path(config.output) / "runs" / name / f"seed-{seed}", student, settings)
 
 
-def _train(
-    config: PipelineConfig, name: str, seed: int, split: CacheSplit, folder: RunFolder, device: torch.device
+def train_run(
+    config: PipelineConfig,
+    name: str,
+    seed: int,
+    split: CacheSplit,
+    source: BatchSource,
+    folder: RunFolder,
+    device: torch.device,
+    *,
+    with_bar: bool = True,
+    group: Group = ALONE,
 ) -> float:
+    """Trains one student and seed into its folder, going on from its last checkpoint.
+
+    Args:
+        config, name, seed: As in `run_settings`.
+        split: The cache.
+        source: What batches are drawn from: `open_source`.
+        folder: Of the run.
+        device: Where to compute.
+        with_bar: Whether a progress bar is shown.
+        group: Who trains together; the first process alone writes.
+
+    Returns:
+        Seconds that it took.
+
+    Raises:
+        UserError: the loss is no longer finite, or a file cannot be written.
+    """
     start = time.monotonic()
     settings = config.students[name]
     supervision = _supervision(config, settings, split, device) if settings.supervision == "labels" else Supervision()
     student, progress = fit(
-        build_student(settings, split.text_bank, split.vocabulary, split.axes["L"], seed),
-        split,
+        build_student(settings, split.text_bank, split.vocabulary, split.axes, seed),
+        source,
         config.train,
         seed=seed,
         device=device,
         labels=supervision.labels,
         quality=supervision.quality,
         run=folder,
-        title=f"{name} seed {seed}",
+        title=f"{name} seed {seed}" if with_bar else "",
+        group=group,
     )
     seconds = time.monotonic() - start
+    if not group.is_first:
+        return seconds
     folder.finish(
         student,
         {
@@ -155,6 +236,8 @@ def _train(
             "seconds": round(seconds, 2),
             "chosen_epoch": progress.best_epoch or progress.epoch,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "precision": choose_precision(config.train.precision, device),
+            "num_processes": group.size,
             "versions": library_versions(LIBRARIES),
             "commit": commit(),
             "fingerprint": split.fingerprint,
@@ -177,10 +260,10 @@ def _supervision(
     # Labels join images by row, so these splits must hold the data set's own images in its own order.
     open_split(config, config.train.split)
     tune_split = open_split(config, config.evaluation.tune_split)
-    labels, tune_labels = _annotations(config)
+    labels, tune_labels = check_annotations(config)
 
     def quality(student: Student) -> float:
-        batches = tune_split.batches(BATCH_IMAGES)
+        batches = tune_split.batches(BATCH_IMAGES, extra=student.extra_fields)
         triplets = score_split(student, batches, vocabulary, settings.score_exponent, device)["student"]
         nothing = np.zeros(len(vocabulary), bool)
         full = evaluate(triplets, tune_labels, len(vocabulary), nothing, nothing, protocol="official").full
@@ -189,7 +272,7 @@ def _supervision(
     return Supervision(label_targets(split.batches(BATCH_IMAGES), labels, vocabulary, split.num_images), quality)
 
 
-def _annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
+def check_annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
     """The labels of the training split and of the tuning split, or what is wrong with them."""
     from hoi.datasets.labels import load_labels
 
@@ -218,7 +301,9 @@ def _annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
 
 def _command() -> None:
     config = stage_config("Stage two: the teacher cache to trained students. Run it again to go on.")
-    print(main(config))
+    report = main(config)
+    if is_first_process():
+        print(report)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,8 @@ VOCABULARY = Vocabulary(
     ),
 )
 """K = 6. No interaction has a person or a cloud for its object."""
+AXES = {"L": 2, "M": 1}
+"""Of `make_split` as it comes."""
 
 
 def unit(array: np.ndarray) -> np.ndarray:
@@ -50,7 +52,7 @@ class Split:
         return self.whole.num_images
 
     def batch(self, image_rows: np.ndarray) -> PairBatch:
-        """Images by row, in the given order."""
+        """Images by row, in the given order, with every extra field that there is, of pairs."""
         rows = torch.as_tensor(np.asarray(image_rows, dtype=np.int64))
         pairs = [torch.nonzero(self.whole.pair_image == row).flatten() for row in rows]
         flat = torch.cat(pairs) if pairs else torch.zeros(0, dtype=torch.int64)
@@ -61,9 +63,12 @@ class Split:
             if name not in ("image_rows", "pair_image", "extra")
         }
         slots = [torch.full((len(p),), i) for i, p in enumerate(pairs)]
-        return PairBatch(image_rows=rows, pair_image=torch.cat(slots), **values)
+        extra = {name: value[flat] for name, value in self.whole.extra.items()}
+        return PairBatch(image_rows=rows, pair_image=torch.cat(slots), **values, extra=extra)
 
-    def batches(self, batch_images: int, rng: np.random.Generator | None) -> Iterator[PairBatch]:
+    def batches(
+        self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
+    ) -> Iterator[PairBatch]:
         order = np.arange(self.num_images) if rng is None else rng.permutation(self.num_images)
         for start in range(0, self.num_images, batch_images):
             yield self.batch(order[start : start + batch_images])
@@ -73,7 +78,11 @@ class Split:
 
 
 def make_split(
-    pairs_of: tuple[int, ...] = (3, 1, 0, 4, 2), levels: int = 2, seed: int = 0, logit_bias: float | None = None
+    pairs_of: tuple[int, ...] = (3, 1, 0, 4, 2),
+    levels: int = 2,
+    seed: int = 0,
+    logit_bias: float | None = None,
+    margins: int = 1,
 ) -> Split:
     """Images with the given numbers of pairs.
 
@@ -92,7 +101,7 @@ def make_split(
         base = rows.reshape(len(rows), *([1] * len(axes)), width)
         return unit(base + noise * rng.normal(size=(len(rows), *axes, width)))
 
-    union = near(texts[interaction], 0.15, 1)
+    union = near(texts[interaction], 0.15, margins)
     of_first = texts[interaction[is_first]]
     image = rng.normal(size=(num_images, width))
     image[np.array(pairs_of) > 0] = of_first + 0.1 * rng.normal(size=of_first.shape)
@@ -117,6 +126,7 @@ def make_split(
         object_feature=torch.from_numpy(near(texts[interaction], 0.3, levels)).half(),
         union_feature=torch.from_numpy(near(texts[interaction], 0.2, levels)).half(),
         union_similarity=torch.from_numpy(union @ texts.T).half(),
+        extra={"union_embedding": torch.from_numpy(union).half()},
     )
     labels = HoiLabels(
         image=pair_image[is_first],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from hoi.config import StudentConfig
@@ -16,7 +18,7 @@ METHODS = {"multilevel": MultiLevelStudent}
 
 
 def build_student(
-    config: StudentConfig, bank: TextBank, vocabulary: Vocabulary, num_levels: int, seed: int = 0
+    config: StudentConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int], seed: int = 0
 ) -> Student:
     """Settings and the teacher's texts to an untrained student on the CPU.
 
@@ -24,7 +26,7 @@ def build_student(
         config: Its `method` names the class.
         bank: The teacher's texts of the vocabulary's interactions.
         vocabulary: Which interactions an object admits.
-        num_levels: L of the cached region features.
+        axes: Sizes of the cache's letters (`CacheSplit.axes`).
         seed: Of the initial weights; torch's own random state is left as it was.
 
     Raises:
@@ -32,4 +34,4 @@ def build_student(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return METHODS[config.method](config, bank, vocabulary, num_levels)
+        return METHODS[config.method](config, bank, vocabulary, axes)

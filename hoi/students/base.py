@@ -22,10 +22,13 @@ class StepLosses:
         losses: Scalars by name, weighted already: training minimises their sum.
         agreement: bool [R] by name: whether student and teacher put the same interaction first. Empty where no
             teacher is asked.
+        counts: What a loss was divided by, a scalar by name, and 1 was taken for 0; a loss that is not named here is a
+            mean over the batch's images. With them, losses of a batch's parts add up to the batch's.
     """
 
     losses: dict[str, Tensor]
     agreement: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
@@ -35,7 +38,15 @@ class StepLosses:
 
 
 class Student(nn.Module, ABC):
-    """A network that scores the pairs of a batch from cached signals alone."""
+    """A network that scores the pairs of a batch from cached signals alone.
+
+    It may be called inside of `hoi.precision.mixed`; logits and losses are float32 all the same.
+    """
+
+    @property
+    def extra_fields(self) -> tuple[str, ...]:
+        """Cached fields beyond those of every `PairBatch` that the student reads, out of `PairBatch.extra`."""
+        return ()
 
     @abstractmethod
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:

@@ -58,6 +58,23 @@ def test_scores_that_are_not_real_pass_as_they_are_and_the_others_take_the_gate_
     torch.testing.assert_close(found[:, 0], torch.tensor([0.75**1.5, 0.25**1.5]))
 
 
+def test_other_rivals_are_the_objects_or_the_humans_pairs_alone_or_the_best_of_them() -> None:
+    """Two people share object 8, the second of whom has object 9 to itself as well."""
+    scores, humans, objects = torch.tensor([[0.6], [0.2], [0.15]]), rows(0, 1, 1), rows(8, 8, 9)
+    everything = torch.ones_like(scores, dtype=torch.bool)
+    expected = {
+        "object": [0.75, 0.25, 1],
+        "human": [1, 0.2 / 0.35, 0.15 / 0.35],
+        # The first has the largest mass of object 8; the second has a third of it, and 0.2 / 3 against its own 0.15.
+        "best": [1, 1 / 3 * (0.2 / 3) / 0.15, 1],
+    }
+    for rivals, by_hand in expected.items():
+        found = competition_gate(scores, everything, humans, objects, rivals)
+        torch.testing.assert_close(found, torch.tensor(by_hand, dtype=torch.float32), msg=rivals)
+    equal = competition_gate(torch.ones(3, 1), everything, rows(0, 1, 2), rows(8, 8, 8), "best")
+    assert equal.tolist() == [1, 1, 1]
+
+
 def test_no_pair_has_no_gate() -> None:
     assert gate([], rows(), rows()).shape == (0,)
 

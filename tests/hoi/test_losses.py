@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hoi.losses import ScoreForm, aggregate, focal_loss, mean_over_images
+from hoi.losses import ScoreForm, aggregate, focal_loss, mean_over_images, noisy_or
 
 SOFTMAX, SIGMOID = ScoreForm("softmax", 2.0), ScoreForm("sigmoid", 2.0)
 
@@ -79,6 +79,25 @@ def test_no_pair_at_all_gives_zeros_and_finite_gradients(how: str) -> None:
     some = PAIRS.clone().requires_grad_()
     aggregate(some, IMAGE, 3, how)[0].sum().backward()
     assert torch.isfinite(some.grad).all()
+
+
+def test_noisy_or_is_the_chance_that_a_pair_does_it() -> None:
+    chance, has_pairs = noisy_or(torch.tensor([[0.5, 0.0], [0.2, 1.0], [0.3, 0.4]]), IMAGE, 3)
+    torch.testing.assert_close(chance, torch.tensor([[0.6, 1.0], [0.0, 0.0], [0.3, 0.4]]))
+    assert has_pairs.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("form", [SOFTMAX, SIGMOID])
+def test_a_noisy_or_is_read_in_the_form_of_its_pairs_and_one_pair_keeps_its_scores(form: ScoreForm) -> None:
+    logits = (8 * torch.randn(6, 4, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    alone, _ = form.aggregate(logits, torch.arange(6), 6, "noisy_or")
+    torch.testing.assert_close(form.scores(alone), form.scores(logits), atol=1e-5, rtol=1e-3)
+    both, _ = form.aggregate(logits, torch.tensor([0, 0, 1, 1, 2, 2]), 4, "noisy_or")
+    by_hand = 1 - (1 - form.scores(logits[:2])).prod(0)
+    by_hand = by_hand / by_hand.sum() if form.kind == "softmax" else by_hand
+    torch.testing.assert_close(form.scores(both)[0], by_hand, atol=1e-5, rtol=1e-3)
+    form.divergence(form.scores(logits[:4].detach()), both).sum().backward()
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_mean_over_images_weighs_images_alike_and_counts_empty_ones() -> None:

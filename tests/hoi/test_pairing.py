@@ -33,6 +33,13 @@ def test_a_person_alone_an_object_alone_and_nothing_make_no_pair() -> None:
         assert result.dtype == np.int32
 
 
+def test_each_human_pairs_with_itself_where_that_is_asked_for() -> None:
+    found = detections((PERSON, 0.9), (DOG, 0.8), (PERSON, 0.7))
+    result = pair_detections(found, PERSON, PairsConfig(), with_itself=True)
+    assert result.tolist() == [[0, 0], [0, 1], [0, 2], [2, 0], [2, 1], [2, 2]]
+    assert pair_detections(detections((PERSON, 0.9)), PERSON, PairsConfig(), with_itself=True).tolist() == [[0, 0]]
+
+
 def test_detections_below_the_score_take_no_part_and_the_score_itself_counts() -> None:
     found = detections((PERSON, 0.9), (DOG, 0.5), (DOG, 0.25), (PERSON, 0.1))
     assert pairs(found, min_score=0.25) == [[0, 1], [0, 2]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from hoi.records import PairBatch
 from hoi.runs import RunFolder
 from hoi.students import Student, build_student
 from hoi.training import choose_device, fit
-from tests.synthetic import VOCABULARY, Split, make_split
+from tests.synthetic import AXES, VOCABULARY, Split, make_split
 
 CPU = torch.device("cpu")
 SPLIT = make_split((3, 1, 0, 4, 2, 5, 1))
@@ -25,7 +25,7 @@ TRAIN = TrainConfig(epochs=6, batch_images=3, checkpoint_every=2)
 
 
 def fresh(**settings: object) -> Student:
-    return build_student(StudentConfig(dropout=0.3, **settings), SPLIT.bank, VOCABULARY, 2, seed=5)
+    return build_student(StudentConfig(dropout=0.3, **settings), SPLIT.bank, VOCABULARY, AXES, seed=5)
 
 
 def run_folder(path: Path, **changes: object) -> RunFolder:
@@ -37,11 +37,13 @@ def run_folder(path: Path, **changes: object) -> RunFolder:
 class Interrupted(Split):
     """A split that fails in its third epoch, as a kill would."""
 
-    def batches(self, batch_images: int, rng: np.random.Generator | None) -> Iterator[PairBatch]:
+    def batches(
+        self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
+    ) -> Iterator[PairBatch]:
         object.__setattr__(self, "epochs_begun", getattr(self, "epochs_begun", 0) + 1)
         if self.epochs_begun == 4:
             raise KeyboardInterrupt
-        return super().batches(batch_images, rng)
+        return super().batches(batch_images, rng, extra)
 
 
 def weights_equal(one: Student, other: Student) -> bool:
@@ -100,7 +102,7 @@ def test_a_finished_run_gives_its_student_back(tmp_path: Path) -> None:
     assert run.status() == "finished"
     assert run.record()["seconds"] == 1.0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "model.safetensors", "run.json"]
-    again = run.load_student(SPLIT.bank, VOCABULARY, 2)
+    again = run.load_student(SPLIT.bank, VOCABULARY, AXES)
     assert weights_equal(again, student)
     assert not again.training
 
@@ -114,17 +116,17 @@ def test_another_runs_folder_is_refused_by_naming_the_keys(tmp_path: Path) -> No
         other.status()
     run_folder(tmp_path).finish(student, {})
     with pytest.raises(UserError, match=r"other settings.*student.dropout = 0.5"):
-        other.load_student(SPLIT.bank, VOCABULARY, 2)
+        other.load_student(SPLIT.bank, VOCABULARY, AXES)
 
 
 def test_missing_and_damaged_runs_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no finished training run.*make train"):
-        run_folder(tmp_path / "none").load_student(SPLIT.bank, VOCABULARY, 2)
+        run_folder(tmp_path / "none").load_student(SPLIT.bank, VOCABULARY, AXES)
     run = run_folder(tmp_path)
     run.finish(fresh(), {})
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:100])
     with pytest.raises(UserError, match=r"weights of a training run are missing or damaged.*model\.safetensors"):
-        run.load_student(SPLIT.bank, VOCABULARY, 2)
+        run.load_student(SPLIT.bank, VOCABULARY, AXES)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"record of a training run is damaged.*run\.json"):
         run.status()

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from hoi.config import TeacherConfig
 from hoi.errors import UserError
 from hoi.teachers import Teacher, build_teacher
+from hoi.teachers.open_clip_teacher import OpenClipTeacher
 from hoi.vocabulary import Vocabulary
 from tests.small_teachers import teacher_config, write_model
 
@@ -148,6 +149,32 @@ def test_a_folder_that_is_not_complete_is_named(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text("{")
     with pytest.raises(UserError, match="no open_clip model config"):
         build(name)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, "bf16"), (0.9, "fp32"), (2.0, "fp32")])
+def test_auto_takes_a_lower_precision_only_where_it_is_clearly_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str
+) -> None:
+    clock = {"fp32": 1.0, "bf16": seconds}
+    monkeypatch.setattr(OpenClipTeacher, "_seconds", lambda _, precision: clock[precision])
+    teacher = build_teacher(teacher_config(tmp_path, precision="auto"), "cpu")
+    named = build_teacher(teacher_config(tmp_path, precision=expected), "cpu")
+    assert teacher.provenance() == named.provenance()
+    assert torch.equal(teacher.encode_crops(crops()), named.encode_crops(crops()))
+
+
+def test_auto_leaves_a_faster_precision_that_moves_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenClipTeacher, "_seconds", lambda _, precision: {"fp32": 1.0, "bf16": 0.1}[precision])
+    monkeypatch.setattr("hoi.teachers.open_clip_teacher.MIN_PRECISION_COSINE", 1.01)
+    teacher = build_teacher(teacher_config(tmp_path, precision="auto"), "cpu")
+    assert teacher.provenance()["precision"] == "fp32"
+
+
+def test_auto_measures_this_machine(tmp_path: Path) -> None:
+    assert build_teacher(teacher_config(tmp_path, precision="auto"), "cpu").provenance()["precision"] in (
+        "fp32",
+        "bf16",
+    )
 
 
 def test_a_precision_that_moves_embeddings_is_refused(tmp_path: Path) -> None:
