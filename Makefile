@@ -61,10 +61,10 @@ report: setup ## one self-contained page of the results: tables, curves, picture
 	@$(PY) -m stages.report $(STAGE_ARGS) $(ARGS)
 
 hicodet: setup ## HICO-DET from files on disk to results: doctor, plan, cache, gates, train, eval, audit (DATA=folder)
-	@$(PY) -m stages.hicodet --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/hicodet.yaml,$(CONFIG)) $(OVERRIDES)
+	@$(PY) -m stages.hicodet --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/hicodet.yaml,$(CONFIG)) $(OVERRIDES) $(ARGS)
 
 vcoco: setup ## the same for V-COCO (DATA=folder)
-	@$(PY) -m stages.hicodet --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/vcoco.yaml,$(CONFIG)) $(OVERRIDES)
+	@$(PY) -m stages.hicodet --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/vcoco.yaml,$(CONFIG)) $(OVERRIDES) $(ARGS)
 
 doctor: setup ## what is missing or wrong in what the pipeline file names, and the line that mends it (ALL=1: every file)
 	@$(PY) -m stages.doctor $(STAGE_ARGS) $(if $(ALL),--all) $(if $(JSON),--json $(JSON))

@@ -20,6 +20,7 @@ from cache.fingerprint import refuse_other_settings
 from cache.manifest import BankReceipt, read_bank_receipt
 from cache.models import ExtractorFactory, Held, device_name, hold, load_extractor
 from cache.plan import hash_of_ids
+from cache.slot import give_up_slot
 from cache.tables import pack_tables
 from cache.writing import write_bank, write_shard
 from hoi.datasets import ImageSource, UnreadableImage, open_images
@@ -111,7 +112,9 @@ def build_shard(
             where=f"split '{split}', rows {start} to {stop}",
             fix="leave the folder as it is and run the same command again",
         )
-    tables = pack_tables(image_ids, _outcomes(held, source, range(start, stop)), held.extractor.axes)
+    outcomes = _outcomes(held, source, range(start, stop))
+    give_up_slot()
+    tables = pack_tables(image_ids, outcomes, held.extractor.axes)
     receipt = write_shard(
         Path(folder),
         tables,

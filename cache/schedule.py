@@ -19,6 +19,7 @@ from itertools import islice
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cache.slot import giving_up
 from hoi.config import CacheConfig
 from hoi.errors import UserError
 
@@ -184,14 +185,15 @@ def _on_worker(
     function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], check: WorkerCheck | None
 ) -> tuple[float, dict[str, Any] | UserError]:
     """One task, after this worker has passed the check."""
-    if check is not None:
-        from distributed import get_worker
+    from distributed import get_worker, secede
 
+    if check is not None:
         try:
             check.admit(get_worker().state.nthreads)
         except UserError as error:
             return 0.0, error
-    return _timed(function, arguments)
+    with giving_up(secede):
+        return _timed(function, arguments)
 
 
 def _ask_all(client: Any, check: WorkerCheck) -> dict[str, Answer | Exception]:
@@ -310,9 +312,13 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
 
 
 def _close(started: Any, kind: type[BaseException] | None, error: object, trace: object) -> None:
-    """Ends a client or a cluster. After Ctrl-C it has little time, and nothing that it meets hides the interruption."""
-    if kind is None or issubclass(kind, Exception):
+    """Ends a client or a cluster. What it meets hides no error; after Ctrl-C it has little time."""
+    if kind is None:
         started.close()
+        return
+    if issubclass(kind, Exception):
+        with contextlib.suppress(Exception):
+            started.close()
         return
     # At the end of this process dask would wait for workers that are still starting; they end with it in any case.
     started.shutdown_on_close = False
@@ -350,7 +356,7 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
     from distributed import Client
 
     try:
-        client = stack.enter_context(Client(address))
+        client = Client(address)
     except (OSError, asyncio.TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             "no scheduler answers",
@@ -358,6 +364,7 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
             got=str(error),
             fix="start one (dask scheduler) and its workers (dask worker ADDRESS), or set cache.scheduler=local",
         ) from None
+    stack.push(partial(_close, client))
     try:
         client.wait_for_workers(1, timeout=FIRST_WORKER_S)
     except (TimeoutError, asyncio.TimeoutError):

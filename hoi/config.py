@@ -430,7 +430,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "auto"] = "auto"
     """What the layers compute in; weights, similarities and losses stay in fp32. `auto`: bf16 on a GPU that has it."""
     tensorboard: bool = False
-    """Whether the figures of metrics.jsonl are written for TensorBoard as well, which the extra `tensorboard` brings."""
+    """Whether the figures of metrics.jsonl are written for TensorBoard, too, which the extra `tensorboard` brings."""
 
 
 class EvaluationConfig(Section):
@@ -441,6 +441,8 @@ class EvaluationConfig(Section):
     """Its labels tune the baselines `direct_clip_tuned` and `supervised`, in their favour, and nothing else."""
     bootstrap: Count = 1000
     """Paired resamples of the test images."""
+    intervals: list[Literal["rare", "non_rare", "without_no_interaction", "one_pair", "several_pairs"]] = []
+    """Means beside `full` that are resampled as well, for `make bench`; each takes as long as `full` does."""
     zero_shot: list[str] = []
     """Zero-shot splits of HICO-DET whose unseen and seen means are reported, too: `rare_first`, `non_rare_first`,
     `unseen_object`, `unseen_verb`, `uc0` to `uc4` (docs/zero-shot.md)."""

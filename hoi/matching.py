@@ -14,9 +14,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from hoi.evaluation.hico import min_pair_iou
-from hoi.records import HoiLabels, PairBatch
+from hoi.records import BranchScores, HoiLabels, PairBatch
 from hoi.vocabulary import Vocabulary
 
+CEILING = "labels_on_detections"
+"""Row name of `LabelledPairs`."""
 MIN_IOU = 0.5
 """Of the human boxes and of the object boxes."""
 
@@ -66,6 +68,24 @@ def match_pairs(batch: PairBatch, labels: HoiLabels, vocabulary: Vocabulary) -> 
     targets = np.zeros((batch.num_pairs, len(vocabulary)), bool)
     targets[pair[hit], labels.interaction[row[hit]]] = True
     return targets
+
+
+@dataclass(frozen=True)
+class LabelledPairs:
+    """Labels in the place of a method: the ceiling that detections and the pair policy leave to every method.
+
+    Args:
+        labels: Of the split that is scored.
+        vocabulary: Whose interactions the labels name.
+    """
+
+    labels: HoiLabels
+    vocabulary: Vocabulary
+
+    def branch_scores(self, batch: PairBatch) -> BranchScores:
+        """Batch to 1 where an annotated pair matches (`match_pairs`), elsewhere 0."""
+        matched = match_pairs(batch, self.labels, self.vocabulary)
+        return {CEILING: torch.from_numpy(matched).to(batch.boxes_h)}
 
 
 def label_targets(

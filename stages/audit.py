@@ -31,7 +31,11 @@ def main(config: PipelineConfig, training_images: Path | None = None) -> dict[st
     rows, summary = (_read(folder / name, config) for name in ("results.json", "summary.json"))
     made_by = parse_config(summary["config"], str(folder / "summary.json"))
     found = audit(made_by, rows, summary.get("zero_shot_dropped", {}))
-    found["sanity_gates"] = _sanity_gates(folder / "sanity.json")
+    gates = read_json(folder / "sanity.json")
+    if gates is not None:
+        # They choose nothing, but may have ended a run.
+        levels = {gate["name"]: gate["level"] for gate in gates["gates"]}
+        found["sanity_gates"] = {"labels_read": gates["labels_read"], "levels": levels}
     if training_images is not None:
         found["seen_in_training"] = _overlap(made_by, training_images)
     write_json(folder / "audit.json", found)
@@ -48,14 +52,6 @@ def _read(path: Path, config: PipelineConfig) -> Any:
             "there are no results to audit", where=path, expected=f"results of {config.name}", fix="make eval"
         )
     return content
-
-
-def _sanity_gates(path: Path) -> dict[str, Any] | None:
-    """Which labels the sanity gates read, where they were run; they choose nothing, but may have ended a run."""
-    gates = read_json(path)
-    if gates is None:
-        return None
-    return {"labels_read": gates["labels_read"], "levels": {gate["name"]: gate["level"] for gate in gates["gates"]}}
 
 
 def _overlap(config: PipelineConfig, path: Path) -> dict[str, Any]:
@@ -81,10 +77,10 @@ def _key(name: str) -> str:
 def format_result(found: dict[str, Any]) -> str:
     """The audit as printed."""
     parts = [format_audit(found)]
-    gates = found["sanity_gates"]
-    if gates is not None and gates["labels_read"] is not None:
+    judged_by = found.get("sanity_gates", {}).get("labels_read")
+    if judged_by is not None:
         parts.append(
-            f"sanity gates read the labels of split {gates['labels_read']} to judge detector and teacher before "
+            f"sanity gates read the labels of split {judged_by} to judge detector and teacher before "
             "training; no setting, checkpoint or student depends on them"
         )
     if "seen_in_training" in found:

@@ -162,13 +162,15 @@ def _write(
     device: torch.device,
 ) -> Report:
     folder, means = Path(config.output), means_over_seeds(rows)
+    names = [record["name"] for record in means]
+    direct = TUNED if TUNED in names else PLAIN
     summary: dict[str, Any] = {
         "split": config.evaluation.split,
         "num_images": split.num_images,
         "num_pairs": split.num_pairs,
         "means": means,
         "comparisons": [found.to_dict() for found in comparisons],
-        "against_tuned": [compare(rows, row["name"], TUNED).to_dict() for row in means if row["name"] != TUNED],
+        "against_direct": [compare(rows, name, direct).to_dict() for name in names if name != direct],
         "agreement": agreement,
         "config": config.model_dump(mode="json"),
         "zero_shot_dropped": _dropped(config) if rows else {},
@@ -194,7 +196,7 @@ def _write(
     title = (
         f"{config.name}, split {config.evaluation.split}: {split.num_images} images, {split.num_pairs} pairs{positives}"
     )
-    if rows and TUNED not in {row.name for row in rows}:
+    if rows and TUNED not in names:
         title += f"\nsplit {config.evaluation.tune_split} has no annotations: no {TUNED}, no {GATED}"
     files = [folder / name for name in contents]
     return Report(title, rows, comparisons, agreement, files, config.evaluation.zero_shot)

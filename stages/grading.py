@@ -24,6 +24,7 @@ from hoi.errors import UserError
 from hoi.evaluation.rows import Examiner, ResultRow
 from hoi.evaluation.tuning import Tuner
 from hoi.evaluation.vcoco_rows import vcoco_examiner
+from hoi.matching import CEILING, LabelledPairs
 from hoi.records import HoiLabels, PairBatch, Triplets
 from hoi.scoring import Scorer, extra_of, score_split
 from hoi.students import Student
@@ -68,7 +69,13 @@ class Grader:
         self.config, self.split, self.device = config, split, device
         labels, rare = labels_of(config, config.evaluation.split), rare_mask(config.dataset, config.train.split)
         self._examiner = Examiner(
-            labels, split.num_images, split.vocabulary, rare, config.evaluation.bootstrap, _further(config, split)
+            labels,
+            split.num_images,
+            split.vocabulary,
+            rare,
+            config.evaluation.bootstrap,
+            _further(config, split),
+            config.evaluation.intervals,
         )
 
     @cached_property
@@ -102,6 +109,11 @@ class Grader:
         chosen = self._score(gates[best_gate.choice], best_gate.exponent)
         knobs |= {"gate_exponent": GATE_EXPONENTS[best_gate.choice], "score_exponent": best_gate.exponent}
         yield self._examiner.grade(GATED, None, chosen[GATED], {**knobs, **best_gate.to_dict(tune_split)})
+
+    def labels_on_detections(self) -> ResultRow:
+        """What the labels themselves would give on the cached pairs: no score of these pairs does better."""
+        scored = self._score(LabelledPairs(self._examiner.labels, self.split.vocabulary), 0.0)
+        return self._examiner.grade(CEILING, None, scored[CEILING], {"score_exponent": 0.0})
 
     def run(self, run: Run, *, with_branches: bool = True) -> Iterator[ResultRow]:
         """A trained student's row, after those of its branches alone where it learned from the teacher.

@@ -62,7 +62,7 @@ class Split:
             for name in PairBatch.__dataclass_fields__
             if name not in ("image_rows", "pair_image", "extra")
         }
-        slots = [torch.full((len(p),), i) for i, p in enumerate(pairs)]
+        slots = [torch.zeros(0, dtype=torch.int64), *(torch.full((len(p),), i) for i, p in enumerate(pairs))]
         extra = {name: value[flat] for name, value in self.whole.extra.items()}
         return PairBatch(image_rows=rows, pair_image=torch.cat(slots), **values, extra=extra)
 

@@ -71,13 +71,27 @@ class Difference:
     num_resamples: int
 
 
-def resample_map(matches: Matches, score: np.ndarray, resamples: Resamples) -> ResampledMap:
-    """Scores [R] of matched predictions to mean AP on the images as they are and in every resample.
+def resample_map(
+    matches: Matches,
+    score: np.ndarray,
+    resamples: Resamples,
+    images: np.ndarray | None = None,
+    interactions: np.ndarray | None = None,
+) -> ResampledMap:
+    """Scores of matched predictions to mean AP on the images as they are and in every resample.
 
     Interactions that lose all their truth in a resample leave its mean, for every method alike.
+
+    Args:
+        matches: Of all predictions.
+        score: float64 [R].
+        resamples: Of all images.
+        images: bool [I], those that count; None for all.
+        interactions: bool [K], those that the mean is over; None for all.
     """
     as_it_is = np.ones((1, resamples.weights.shape[1]), np.int32)
-    maps = _weighted_maps(matches, score, np.concatenate([as_it_is, resamples.weights]))
+    weights = np.concatenate([as_it_is, resamples.weights])
+    maps = _weighted_maps(matches, score, weights if images is None else weights * images, interactions)
     return ResampledMap(float(maps[0]), maps[1:])
 
 
@@ -96,8 +110,10 @@ def paired_difference(a: Sequence[ResampledMap], b: Sequence[ResampledMap]) -> D
     )
 
 
-def _weighted_maps(matches: Matches, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean AP under each row of image weights [S, I], float64 [S]."""
+def _weighted_maps(
+    matches: Matches, score: np.ndarray, weights: np.ndarray, interactions: np.ndarray | None
+) -> np.ndarray:
+    """Mean AP of the chosen interactions under each row of image weights [S, I], float64 [S]."""
     ranking = rank(matches, score)
     image = matches.image[ranking.rows]
     position = np.flatnonzero(ranking.is_true)
@@ -121,8 +137,11 @@ def _weighted_maps(matches: Matches, score: np.ndarray, weights: np.ndarray) -> 
         # A level is read at the true positive that first reaches it, as the best precision from there on.
         reached = np.searchsorted(matches.levels, recall, "right")
         before = np.where(is_first, 0, np.roll(reached, 1, axis=1))
-        area = ((reached - before) * _highest_from_here(precision, interaction)).sum(1) / len(matches.levels)
-        maps[here] = area / np.maximum((num_positives[here] > 0).sum(1), 1)
+        steps = (reached - before) * _highest_from_here(precision, interaction)
+        counted = num_positives[here] > 0
+        if interactions is not None:
+            steps, counted = steps * interactions[interaction], counted & interactions
+        maps[here] = steps.sum(1) / len(matches.levels) / np.maximum(counted.sum(1), 1)
     return maps
 
 

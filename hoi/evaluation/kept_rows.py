@@ -26,6 +26,10 @@ def to_plain(row: ResultRow) -> dict[str, Any]:
         "resampled": row.resampled.resampled.tolist(),
         "knobs": row.knobs,
         "further": row.further,
+        "resampled_means": {
+            mean: {"observed": found.observed, "resampled": found.resampled.tolist()}
+            for mean, found in row.resampled_means.items()
+        },
     }
 
 
@@ -37,5 +41,10 @@ def from_plain(plain: dict[str, Any]) -> ResultRow:
         np.array(plain["is_rare"], bool),
         np.array(plain["is_no_interaction"], bool),
     )
-    resampled = ResampledMap(plain["observed"], np.array(plain["resampled"]))
-    return ResultRow(plain["name"], plain["seed"], plain["means"], result, resampled, plain["knobs"], plain["further"])
+    means = {mean: _resampled(found) for mean, found in plain["resampled_means"].items()}
+    own = {key: plain[key] for key in ("name", "seed", "means", "knobs", "further")}
+    return ResultRow(**own, result=result, resampled=_resampled(plain), resampled_means=means)
+
+
+def _resampled(plain: dict[str, Any]) -> ResampledMap:
+    return ResampledMap(plain["observed"], np.array(plain["resampled"]))

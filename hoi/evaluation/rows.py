@@ -29,9 +29,10 @@ class ResultRow:
         means: Percent, by the names in `MEANS`; None where no interaction with truth is among them. `one_pair` and
             `several_pairs` are over the images with so many annotated pairs.
         result: Every interaction's AP.
-        resampled: For intervals of differences.
+        resampled: For intervals of differences of `full`.
         knobs: What made the row.
         further: What another evaluation says of it, by that evaluation's name.
+        resampled_means: For intervals of further means, by name.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ResultRow:
     resampled: ResampledMap
     knobs: dict[str, Any]
     further: dict[str, Any] = field(default_factory=dict)
+    resampled_means: dict[str, ResampledMap] = field(default_factory=dict)
 
     def to_dict(self, num_images: int) -> dict[str, Any]:
         """The plain form that goes into results.json."""
@@ -63,12 +65,14 @@ class Comparison:
         better, than: Row names.
         difference: As fractions.
         num_seeds: Of `better` and of `than`, averaged inside each resample.
+        mean: One of `MEANS`.
     """
 
     better: str
     than: str
     difference: Difference
     num_seeds: tuple[int, int]
+    mean: str = "full"
 
     def to_dict(self) -> dict[str, Any]:
         """The plain form, in percent."""
@@ -77,6 +81,7 @@ class Comparison:
         return {
             "better": self.better,
             "than": self.than,
+            "mean": self.mean,
             **percent,
             "num_resamples": found.num_resamples,
             "num_seeds": list(self.num_seeds),
@@ -93,6 +98,7 @@ class Examiner:
         rare: bool [K].
         num_resamples: S.
         further: Triplets to what another evaluation says of them, by name.
+        intervals: Further means that are resampled.
     """
 
     def __init__(
@@ -103,8 +109,9 @@ class Examiner:
         rare: np.ndarray,
         num_resamples: int,
         further: Callable[[Triplets], dict[str, Any]] = lambda _: {},
+        intervals: Sequence[str] = (),
     ) -> None:
-        self._further = further
+        self._further, self._intervals = further, intervals
         self.labels, self.num_images, self.vocabulary, self.rare = labels, num_images, vocabulary, rare
         self.num_pairs = annotated_pairs(labels, num_images)
         self._resamples = Resamples.draw(num_resamples, num_images, seed=0)
@@ -125,8 +132,22 @@ class Examiner:
             several.full,
         )
         means = {n: None if value is None else 100 * value for n, value in zip(MEANS, fractions, strict=True)}
-        resampled = resample_map(matches, predictions.score, self._resamples)
-        return ResultRow(name, seed, means, result, resampled, knobs, self._further(predictions))
+        resampled = {
+            mean: resample_map(matches, predictions.score, self._resamples, *self._part(mean))
+            for mean in ("full", *self._intervals)
+        }
+        full = resampled.pop("full")
+        return ResultRow(name, seed, means, result, full, knobs, self._further(predictions), resampled)
+
+    def _part(self, mean: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Which images (bool [I]) and which interactions (bool [K]) one of `MEANS` is over; None for all."""
+        images = {"one_pair": self.num_pairs == 1, "several_pairs": self.num_pairs > 1}
+        interactions = {
+            "rare": self.rare,
+            "non_rare": ~self.rare,
+            "without_no_interaction": ~self.vocabulary.is_no_interaction,
+        }
+        return images.get(mean), interactions.get(mean)
 
 
 def annotated_pairs(labels: HoiLabels, num_images: int) -> np.ndarray:
@@ -136,10 +157,15 @@ def annotated_pairs(labels: HoiLabels, num_images: int) -> np.ndarray:
     return np.bincount(pairs[:, 0].astype(np.int64), minlength=num_images)
 
 
-def compare(rows: Sequence[ResultRow], better: str, than: str) -> Comparison:
-    """Two methods' rows to the interval of the difference of their means over seeds."""
-    a, b = ([row.resampled for row in rows if row.name == name] for name in (better, than))
-    return Comparison(better, than, paired_difference(a, b), (len(a), len(b)))
+def compare(rows: Sequence[ResultRow], better: str, than: str, mean: str = "full") -> Comparison:
+    """Two methods' rows to the interval of the difference of one of their means, taken over seeds."""
+    a, b = (resampled(rows, name, mean) for name in (better, than))
+    return Comparison(better, than, paired_difference(a, b), (len(a), len(b)), mean)
+
+
+def resampled(rows: Sequence[ResultRow], name: str, mean: str = "full") -> list[ResampledMap]:
+    """One of a method's means in every resample, one a seed."""
+    return [row.resampled if mean == "full" else row.resampled_means[mean] for row in rows if row.name == name]
 
 
 def per_class(rows: Sequence[ResultRow], vocabulary: Vocabulary) -> list[dict[str, Any]]:

@@ -77,8 +77,9 @@ def _cell(seeds: Sequence[ResultRow], column: str) -> str:
 def format_comparison(found: Comparison) -> str:
     """A comparison to one line."""
     d = found.difference
+    where = "" if found.mean == "full" else f", {COLUMNS.get(found.mean, found.mean)}"
     return (
-        f"{found.better} − {found.than}: {100 * d.observed:+.2f} mAP, "
+        f"{found.better} − {found.than}{where}: {100 * d.observed:+.2f} mAP, "
         f"95 % interval {100 * d.low:+.2f} to {100 * d.high:+.2f} (sd {100 * d.sd:.2f})"
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import reader
+from benchmarks import extraction, reader
 from benchmarks.side_by_side import Rounds, ratio_table, run_in_turn
 
 
@@ -23,3 +23,10 @@ def test_every_way_runs_once_unmeasured_and_then_once_a_round() -> None:
 
 def test_the_reader_is_measured_on_a_cache_of_several_shards() -> None:
     assert "70 images" in reader.measure(num_images=70, num_rounds=1)
+
+
+def test_stage_one_is_measured_against_all_that_it_is_compared_with() -> None:
+    table = extraction.measure("world", "cpu", num_rounds=1, num_images=1)
+    for way in ("bare forward passes", "stage one"):
+        assert f" / {way} " in table
+    assert "1 scenes at 192 px" in table

@@ -98,6 +98,15 @@ def test_a_killed_worker_costs_its_task_a_second_try(local_pool: Pool, tmp_path:
     assert outcome.result == {}
 
 
+def test_a_worker_begins_its_next_task_while_the_last_one_writes(tmp_path: Path) -> None:
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    both = [(one, other), (other, one)]
+    with open_pool(settings(scheduler="local", workers=1)) as pool:
+        done = list(pool.run(Task("g", mine, worker_tasks.write_while_another_computes, (mine, o)) for mine, o in both))
+    assert [outcome.result and outcome.result["met"] for outcome in done] == [True, True]
+    assert len({outcome.result["process"] for outcome in done if outcome.result}) == 1
+
+
 def test_a_second_build_beside_the_first_starts_without_a_word(local_pool: Pool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

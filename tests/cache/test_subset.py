@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cache.dataset import CacheSplit
 from cache.resident import ResidentSplit
 from cache.subset import FirstImages
 from hoi.config import PipelineConfig
+from hoi.distributed import Group
 from hoi.training import BatchSource
 from stages import teacher_cache
 from tests.random_signals import RandomSignals, photo_pipeline
@@ -48,3 +50,20 @@ def test_every_chosen_image_comes_once_an_epoch_and_no_other(split: CacheSplit) 
     few = FirstImages(split, 3)
     seen = torch.cat([batch.image_rows for batch in few.batches(2, np.random.default_rng(0))])
     assert sorted(seen.tolist()) == few.rows.tolist()
+
+
+@pytest.mark.parametrize("mode", ["memory", "mapped"])
+def test_processes_share_every_batch_even_if_one_of_them_gets_no_image(
+    split: CacheSplit, mode: Literal["memory", "mapped"]
+) -> None:
+    split = CacheSplit.open(split.folder.parent, "test", mode=mode)
+    whole = FirstImages(split, None).batches(5, np.random.default_rng(1))
+    shares = [FirstImages(split, None, Group(rank, 2)).batches(5, np.random.default_rng(1)) for rank in range(2)]
+    counts = []
+    for batch, first, second in zip(whole, *shares, strict=True):
+        counts.append((batch.num_images, first.num_images, second.num_images))
+        for name in ("image_rows", "pair_rows", "union_similarity", "human_feature", "boxes_o"):
+            together = torch.cat([getattr(first, name), getattr(second, name)])
+            assert torch.equal(together, getattr(batch, name))
+        assert torch.equal(torch.cat([first.pair_image, second.pair_image + first.num_images]), batch.pair_image)
+    assert counts == [(5, 2, 3), (1, 0, 1)]

@@ -8,12 +8,16 @@ undisturbed build gives. What this machine does not permit (mounts, network name
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+# Before tqdm is imported; the drivers that are started inherit it.
+os.environ["TQDM_DISABLE"] = "1"
 
 # Imported here, before anything is forked: a killed driver's successor then starts in milliseconds.
 import cache.build

@@ -16,9 +16,11 @@ from hoi.datasets.labels import load_labels, rare_mask
 from hoi.errors import UserError
 from hoi.evaluation.hico import evaluate
 from hoi.scoring import score_split
+from stages import audit as audit_stage
 from stages import evaluate as stage
 from stages import teacher_cache, train
 from stages.cached_split import open_split
+from stages.grading import GATE_EXPONENTS
 
 TUNED = ["direct_clip_tuned", "direct_clip_gated"]
 BASELINES = ["detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", *TUNED]
@@ -85,13 +87,13 @@ def test_every_method_has_its_rows(config: PipelineConfig, report: stage.Report)
     assert knobs["direct_clip"] == {"form": "softmax", "temperature": 1.0, "margin": 1.15, "score_exponent": 1.0}
     assert {name for name in knobs if "tuned_on" in knobs[name]} == {*TUNED, "supervised"}
     assert {knobs[name]["tuned_on"] for name in (*TUNED, "supervised")} == {"validation"}
-    assert knobs["direct_clip_gated"]["gate_exponent"] in stage.GATE_EXPONENTS
+    assert knobs["direct_clip_gated"]["gate_exponent"] in GATE_EXPONENTS
 
 
 def test_a_students_row_is_its_triplets_through_the_evaluator(config: PipelineConfig, report: stage.Report) -> None:
     split, vocabulary = open_split(config, "test"), load_vocabulary(config.dataset)
     folder = train.run_folder(config, "student", 3, split.fingerprint)
-    student = folder.load_student(split.text_bank, vocabulary, split.axes["L"])
+    student = folder.load_student(split.text_bank, vocabulary, split.axes)
     triplets = score_split(student, split.batches(64), vocabulary, 0.7, "cpu")
     labels, rare = load_labels(config.dataset, "test"), rare_mask(config.dataset, "train")
     per_class = written(config, "per_class.json")
@@ -135,7 +137,7 @@ def test_the_printed_report_holds_table_interval_and_files(config: PipelineConfi
 
 def test_a_second_evaluation_writes_the_same_bytes(config: PipelineConfig, report: stage.Report) -> None:
     before = {path: path.read_bytes() for path in report.files}
-    assert [path.name for path in before] == ["per_class.json", "summary.json", "results.json"]
+    assert [path.name for path in before] == ["per_class.json", "summary.json", "audit.json", "results.json"]
     stage.main(config)
     assert {path: path.read_bytes() for path in report.files} == before
 
@@ -192,3 +194,24 @@ def test_a_supervised_student_has_no_branches_to_be_compared_with(tmp_path: Path
     report = stage.main(config)
     assert [row.name for row in report.rows] == [*BASELINES, "student", "student"]
     assert [found.than for found in report.comparisons] == TUNED
+
+
+def test_every_row_says_which_labels_were_read_for_it_and_the_audit_lists_them(
+    config: PipelineConfig, report: stage.Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = written(config, "results.json")
+    read = {row["name"]: row["audit"]["labels_read"] for row in rows}
+    assert {row["audit"]["labels_read"]["grading"] for row in rows} == {"test"}
+    assert {name for name in read if read[name]["training"]} == {"supervised"}
+    assert {name for name in read if read[name]["tuning"]} == {*TUNED, "supervised"}
+    assert {row["name"]: row["audit"]["supervision"] for row in rows}["student"] == "teacher"
+    by_stage_three = written(config, "audit.json")
+    assert audit_stage.main(config) == by_stage_three == written(config, "audit.json")
+    assert "split `detector`" in by_stage_three["detector"]["trained_on"]
+    assert "split `clip`" in by_stage_three["teacher"]["trained_on"]
+
+
+def test_zero_shot_splits_are_for_hicodet_alone(plain: dict[str, Any]) -> None:
+    wrong = parse_config({**plain, "evaluation": {"zero_shot": ["rare_first"]}}, "test")
+    with pytest.raises(UserError, match=r"zero-shot splits are HICO-DET's .*evaluation\.zero_shot"):
+        stage.main(wrong)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
@@ -169,6 +170,39 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path: Pat
     train.main(killed)
     assert weights(killed) == weights(undisturbed)
     assert len((state.parent / "metrics.jsonl").read_text().splitlines()) == 40
+
+
+def torchrun(path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "stages.train"]
+    return subprocess.run([*command, "--config", str(path), *overrides], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_two_processes_under_torchrun_train_what_one_does(tmp_path: Path, cache: dict[str, Any]) -> None:
+    students = {"student": {"width": 32, "dropout": 0.0}, "supervised": {"supervision": "labels", "dropout": 0.0}}
+    alone, together = (
+        with_train(pipeline(tmp_path / name, cache, students=students), seeds=[0], max_images=17, epochs=2)
+        for name in ("alone", "together")
+    )
+    train.main(alone)
+    done = torchrun(write_pipeline(together, tmp_path / "together.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("student seed 0: trained in") == 1
+    for name in students:
+        one, two = (Path(config.output) / "runs" / name / "seed-0" for config in (alone, together))
+        assert sorted(p.name for p in two.iterdir()) == ["metrics.jsonl", "model.safetensors", "run.json"]
+        records = [json.loads((folder / "run.json").read_text()) for folder in (one, two)]
+        assert [record["num_processes"] for record in records] == [1, 2]
+        expected = load_file(one / "model.safetensors")
+        for key, found in load_file(two / "model.safetensors").items():
+            # Root mean square: Adam makes much of what is lost in rounding where a gradient is next to nothing.
+            assert (found - expected[key]).square().mean().sqrt() < 1e-6
+    assert [run.seconds for run in train.main(together).runs] == [None, None]
+
+
+def test_processes_under_torchrun_say_a_mistake_once(tmp_path: Path, cache: dict[str, Any]) -> None:
+    done = torchrun(write_pipeline(pipeline(tmp_path, cache), tmp_path / "small.yaml"), "cache.folder=outputs/nowhere")
+    assert done.returncode != 0
+    assert done.stderr.count("error: there is no teacher cache · where: outputs/nowhere/train") == 1
 
 
 def test_the_program_says_a_mistake_in_one_line() -> None:

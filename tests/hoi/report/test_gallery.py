@@ -1,0 +1,58 @@
+"""What the gallery shows of an image, and which images it takes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hoi.evaluation.hico import match
+from hoi.records import HoiLabels, Triplets
+from hoi.report.gallery import Judge, choose_images
+from hoi.vocabulary import NO_INTERACTION, Vocabulary
+
+VOCABULARY = Vocabulary(
+    ("person", "ball"),
+    ("hold", "sit_on", "kick", NO_INTERACTION),
+    (("hold", "ball"), ("sit_on", "ball"), ("kick", "ball"), (NO_INTERACTION, "ball")),
+)
+BOXES = np.array([[0, 0, 10, 10], [100, 0, 110, 10], [0, 100, 10, 110]], np.float32)
+
+
+def labels(rows: list[tuple[int, int, int]]) -> HoiLabels:
+    image, box, interaction = (np.array(column) for column in zip(*rows, strict=True))
+    return HoiLabels(image, BOXES[box], BOXES[box], interaction)
+
+
+def triplets(rows: list[tuple[int, int, int, float]]) -> Triplets:
+    image, box, interaction, score = (np.array(column) for column in zip(*rows, strict=True))
+    return Triplets(image, BOXES[box], BOXES[box], interaction, score)
+
+
+def test_as_many_triplets_are_shown_as_are_annotated_and_the_rest_is_missed() -> None:
+    truth = labels([(1, 0, 0), (1, 0, 1), (1, 1, 2), (1, 2, 3), (0, 0, 2)])
+    found = triplets([(1, 0, 0, 0.9), (1, 0, 3, 0.95), (1, 0, 1, 0.5), (1, 2, 2, 0.7), (1, 1, 2, 0.4), (0, 0, 2, 0.99)])
+    judge = Judge(VOCABULARY, truth)
+    shown = judge.show(1, found, match(found, truth, len(VOCABULARY), protocol="official"))
+    assert [(one.pair.verdict, one.line) for one in shown] == [
+        ("right", "hold + sit on ball (0.90, 0.50)"),
+        ("wrong", "kick ball (0.70)"),
+        ("missed", "kick ball"),
+    ]
+    assert shown[2].pair.human_xyxy == (100, 0, 110, 10)
+
+
+def test_without_labels_the_best_are_shown_and_nothing_is_judged() -> None:
+    found = triplets([(0, 0, 0, 0.1), (0, 0, 1, 0.2), (0, 1, 0, 0.3), (0, 2, 3, 0.9), (0, 2, 0, 0.4)])
+    shown = Judge(VOCABULARY, None).show(0, found, None)
+    assert [(one.pair.verdict, one.line) for one in shown] == [
+        (None, "hold ball (0.40)"),
+        (None, "hold ball (0.30)"),
+        (None, "sit on ball (0.20)"),
+    ]
+    assert Judge(VOCABULARY, None).show(1, found, None) == []
+
+
+def test_the_largest_leads_and_lags_are_taken_and_the_lot_falls_among_the_others() -> None:
+    lead = np.array([0.0, 0.5, -0.2, np.nan, 0.1, 0.0, -0.7])
+    chosen = choose_images(lead, 2, 9)
+    assert chosen == {"by lot": [0, 5], "ahead": [1, 4], "behind": [6, 2]}
+    assert choose_images(np.array([0.0, np.nan]), 2, 1) == {"by lot": [0], "ahead": [], "behind": []}

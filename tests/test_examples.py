@@ -1,0 +1,84 @@
+"""The pipeline files in examples/: each loads, names what exists, and can be planned before anything is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torchvision
+
+from hoi.config import PipelineConfig, load_config
+from hoi.datasets.vcoco import split_ids
+from hoi.strict_yaml import read_yaml
+from stages.cache_estimates import plan
+from tests.hicodet_rehearsal import made_up, write_rehearsal
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PIPELINES = sorted(
+    path for path in EXAMPLES.glob("*.yaml") if isinstance(plain := read_yaml(path), dict) and "dataset" in plain
+)
+HEADINGS = ("# Data  ", "# Weights  ", "# Disk  ", "# Time  ", "# Score  ")
+REAL = ("hicodet", "hicodet-best", "vcoco")
+
+
+def load(path: Path, monkeypatch: pytest.MonkeyPatch, data: Path, *overrides: str) -> PipelineConfig:
+    for name in ("DATA", "PHOTOS", "CLIP"):
+        monkeypatch.setenv(name, str(data))
+    return load_config(path, overrides)
+
+
+def test_the_examples_are_there() -> None:
+    assert {path.stem for path in PIPELINES} >= {*REAL, "photographs"}
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_an_example_loads_and_keeps_its_outputs_apart(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = load(path, monkeypatch, tmp_path)
+    assert config.name == path.stem
+    assert config.output == f"outputs/{path.stem}"
+    assert Path(config.cache.folder).is_relative_to(config.output)
+    assert not any(student.supervision == "labels" for student in config.students.values())
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_an_example_on_real_data_names_published_weights_and_says_what_it_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = EXAMPLES / f"{name}.yaml"
+    config = load(path, monkeypatch, tmp_path)
+    assert config.detector.name == "torchvision"
+    weights = torchvision.models.get_model_weights(config.detector.model)[config.detector.weights]
+    text = path.read_text()
+    assert weights.url.rsplit("/", 1)[1] in text or "As in examples/hicodet.yaml" in text
+    assert (config.teacher.model, config.teacher.pretrained) in open_clip.list_pretrained()
+    # OpenAI's weights want QuickGELU, and stage one refuses them without.
+    assert config.teacher.pretrained != "openai" or config.teacher.model.endswith("-quickgelu")
+    header = text[: text.index("\nname:")]
+    for heading in HEADINGS if name != "hicodet-best" else HEADINGS[1:]:
+        assert heading in header, heading
+    assert "Estimated" in header
+    assert "ublished" in header
+
+
+@pytest.mark.parametrize("name", ["hicodet", "hicodet-best"])
+def test_hicodet_can_be_planned_without_weights(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_rehearsal(tmp_path / "tree", made_up(5), 3, 2)
+    config = load(EXAMPLES / f"{name}.yaml", monkeypatch, tmp_path / "tree", f"cache.folder={tmp_path / 'cache'}")
+    estimate = plan(config)
+    assert sum(split.num_images for split in estimate.splits) == 5
+    assert (estimate.axes["K"], estimate.axes["D"]) == (600, 1024)
+    assert estimate.fits
+    assert not (tmp_path / "cache").exists()
+
+
+def test_vcoco_can_be_planned_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "images" / "val2014").mkdir(parents=True)
+    config = load(EXAMPLES / "vcoco.yaml", monkeypatch, tmp_path, f"cache.folder={tmp_path / 'cache'}")
+    estimate = plan(config)
+    assert {s.split: s.num_images for s in estimate.splits} == {
+        name: len(split_ids()[name]) for name in ("train", "validation", "test")
+    }
+    assert estimate.axes["K"] == 370
