@@ -107,9 +107,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, plain: Any) -> None:
-    """Plain data to a readable JSON file, atomically; equal data gives equal bytes."""
-    write_atomically(path, (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode())
+def write_json(path: Path, plain: Any, sort_keys: bool = True) -> None:
+    """Plain data to a readable JSON file, atomically; equal data gives equal bytes.
+
+    Args:
+        path, plain: Where, and what.
+        sort_keys: False for data whose order of keys says something, as the splits of a folder.
+    """
+    write_atomically(path, (json.dumps(plain, indent=1, sort_keys=sort_keys) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

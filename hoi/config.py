@@ -413,6 +413,7 @@ class TrainConfig(Section):
     for all seeds, so that a larger number keeps the smaller one's images."""
     epochs: Count = 20
     batch_images: Count = 32
+    """Images of a step, over all processes that train together."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     clip_gradient: Annotated[float, Field(gt=0)] = 1.0

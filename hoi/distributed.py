@@ -103,26 +103,37 @@ ALONE = Group()
 def join(device: torch.device) -> Iterator[Group]:
     """This process to its group, as torchrun's environment says; without one, it is alone.
 
-    Where several fail, as all do when one of them is gone, the first to fail says why and the others end in silence.
-
     Args:
         device: What it computes on; GPUs talk by NCCL, CPUs by gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if not _has_others():
         yield ALONE
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    yield Group(dist.get_rank(), dist.get_world_size())
+    # Not after a failure: this would wait for others, and the process ends in any case.
+    dist.destroy_process_group()
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Of processes that fail, as all do when one of them is gone, the first says why and the others end in silence."""
+    if not _has_others():
+        yield
+        return
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
     try:
-        yield Group(rank, size)
-    except BaseException:
+        yield
+    except (Exception, KeyboardInterrupt):
         if not _is_first_to_fail(store):
             raise SystemExit(ENDED_WITH_ANOTHER) from None
         raise
-    dist.destroy_process_group()
+
+
+def _has_others() -> bool:
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def local_gpu() -> int | None:

@@ -61,8 +61,9 @@ def draw_pairs(image: Image.Image | np.ndarray, pairs: Sequence[DrawnPair]) -> I
         pairs: P, possibly none.
     """
     picture = (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
-    line = max(2.0, min(picture.size) / 165)
-    font = _font("".join(pair.text for pair in pairs), max(11, round(min(picture.size) / 25)))
+    side = (picture.width * picture.height) ** 0.5
+    line = max(2.0, side / 165)
+    font = _font("".join(pair.text for pair in pairs), max(11, round(side / 22)))
     labels = [_fitted(pair.text, font, picture.width) for pair in pairs]
     sizes = [_label_size(text, font) if text else (0.0, 0.0) for text in labels]
     places = place_labels(sizes, [_wishes(pair, size) for pair, size in zip(pairs, sizes, strict=True)], picture.size)

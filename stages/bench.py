@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cache.atomic import read_json, write_atomically, write_json
+from cache.models import ExtractorFactory
 from hoi.benches import Bench, load_bench
 from hoi.config import PipelineConfig
 from hoi.errors import run_program
@@ -33,7 +34,6 @@ from stages.command_line import stage_parser
 from stages.grading import Grader
 from stages.sweep_grades import grading_digest
 from stages.sweep_table import SweepTable
-from stages.teacher_cache import ExtractorFactory
 
 DEFAULT = "examples/bench.yaml"
 LIBRARIES = ("torch", "numpy", "open_clip_torch", "h5py", "safetensors")
@@ -49,7 +49,7 @@ class World:
         num_images, num_pairs: Of the evaluated split.
         fingerprint: Of its cache.
         rows: Baselines, students, and labels on the detections.
-        comparisons, ways: As the bench file asks, of rows that were graded.
+        comparisons, ways: As the bench file asks, of rows that were graded and means that have truth.
         failed: Why a row and seed was not.
     """
 
@@ -147,6 +147,7 @@ def _world(bench: Bench, seed: int, asked: Sweep, table: SweepTable) -> World:
     split = open_split(asked.config, asked.config.evaluation.split)
     rows = [*table.baselines, *table.graded.values(), _ceiling(asked.config, split.fingerprint)]
     graded = {row.name for row in rows}
+    has_truth = {mean for mean, value in rows[0].means.items() if value is not None}
     return World(
         seed,
         asked.config,
@@ -159,6 +160,7 @@ def _world(bench: Bench, seed: int, asked: Sweep, table: SweepTable) -> World:
             for shown in bench.differences
             if {shown.better, shown.than} <= graded
             for mean in shown.means
+            if mean in has_truth
         ],
         [
             headroom(rows, way.of, way.start, way.goal)

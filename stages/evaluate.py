@@ -123,12 +123,12 @@ def _grade(grader: Grader, runs: list[Run]) -> Iterator[ResultRow]:
 
 
 def _comparisons(config: PipelineConfig, rows: list[ResultRow]) -> list[Comparison]:
-    """The row `student`, or without one every student of the teacher, against direct CLIP and its own best branch."""
+    """Every student of the teacher, and the row `student`, against direct CLIP and its own best branch."""
     names = {row.name for row in rows}
-    taught = [name for name, settings in config.students.items() if settings.supervision == "teacher"]
+    taught = [name for name, s in config.students.items() if s.supervision == "teacher" or name == STUDENT]
     direct = [name for name in (TUNED, GATED) if name in names] or [PLAIN]
     found = []
-    for student in [STUDENT] if STUDENT in names else taught if rows else []:
+    for student in taught if rows else []:
         branches = [name for part in BRANCHES if (name := row_name(student, part)) in names]
         others = [*direct, *([best_of(rows, branches)] if branches else [])]
         found += [compare(rows, student, other) for other in others]
@@ -191,7 +191,7 @@ def _write(
         # Last, so that a full disk leaves no result table that is newer than what explains it.
         contents["results.json"] = plain
     for name, plain in contents.items():
-        write_json(folder / name, plain)
+        write_json(folder / name, plain, sort_keys=name != "summary.json")
     positives = f", {int(rows[0].result.num_positives.sum())} annotated interactions" if rows else ""
     title = (
         f"{config.name}, split {config.evaluation.split}: {split.num_images} images, {split.num_pairs} pairs{positives}"

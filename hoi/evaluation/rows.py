@@ -65,14 +65,14 @@ class Comparison:
         better, than: Row names.
         difference: As fractions.
         num_seeds: Of `better` and of `than`, averaged inside each resample.
-        mean: One of `MEANS`.
+        measure: One of `MEANS`.
     """
 
     better: str
     than: str
     difference: Difference
     num_seeds: tuple[int, int]
-    mean: str = "full"
+    measure: str = "full"
 
     def to_dict(self) -> dict[str, Any]:
         """The plain form, in percent."""
@@ -81,7 +81,7 @@ class Comparison:
         return {
             "better": self.better,
             "than": self.than,
-            "mean": self.mean,
+            "measure": self.measure,
             **percent,
             "num_resamples": found.num_resamples,
             "num_seeds": list(self.num_seeds),

@@ -77,7 +77,7 @@ def _cell(seeds: Sequence[ResultRow], column: str) -> str:
 def format_comparison(found: Comparison) -> str:
     """A comparison to one line."""
     d = found.difference
-    where = "" if found.mean == "full" else f", {COLUMNS.get(found.mean, found.mean)}"
+    where = "" if found.measure == "full" else f", {COLUMNS.get(found.measure, found.measure)}"
     return (
         f"{found.better} − {found.than}{where}: {100 * d.observed:+.2f} mAP, "
         f"95 % interval {100 * d.low:+.2f} to {100 * d.high:+.2f} (sd {100 * d.sd:.2f})"

@@ -86,7 +86,7 @@ class Judge:
     def show(self, image: int, triplets: Triplets, matches: Matches | None) -> list[Shown]:
         """The best-scored triplets of an image, as many as it has annotated interactions, and what they leave out.
 
-        `no_interaction` is neither shown nor counted. Interactions of the same two boxes and verdict are one pair.
+        `no_interaction` is neither shown nor counted. Interactions of the same boxes, object and verdict are one pair.
 
         Args:
             image: Row of the split.
@@ -121,16 +121,18 @@ class Judge:
     def _group(
         self, triplets: Triplets, rows: np.ndarray, verdicts: Sequence[Verdict | None], *, with_score: bool
     ) -> list[Shown]:
-        groups: dict[tuple[Box, Box, Verdict | None], list[int]] = {}
+        # Two detections may have the same box and another class.
+        groups: dict[tuple[Box, Box, str, Verdict | None], list[int]] = {}
         for row, verdict in zip(rows.tolist(), verdicts, strict=False):
-            key = (_box(triplets.boxes_h[row]), _box(triplets.boxes_o[row]), verdict)
+            _, thing = self.vocabulary.interactions[triplets.interaction[row]]
+            key = (_box(triplets.boxes_h[row]), _box(triplets.boxes_o[row]), thing, verdict)
             groups.setdefault(key, []).append(row)
         shown = []
-        for (human, thing, verdict), members in groups.items():
-            names = [self.vocabulary.interactions[k] for k in triplets.interaction[members]]
-            words = in_words(" + ".join(verb for verb, _ in names) + f" {names[0][1]}")
+        for (box_h, box_o, thing, verdict), members in groups.items():
+            verbs = [self.vocabulary.interactions[k][0] for k in triplets.interaction[members]]
+            words = in_words(f"{' + '.join(verbs)} {thing}")
             scores = ", ".join(f"{triplets.score[row]:#.2g}" for row in members)
-            pair = DrawnPair(human, thing, words, verdict)
+            pair = DrawnPair(box_h, box_o, words, verdict)
             shown.append(Shown(pair, f"{words} ({scores})" if with_score else words))
         return shown
 

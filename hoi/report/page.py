@@ -163,7 +163,8 @@ def _percent(value: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return _minus(f"{value:+.2f}")
+    text = f"{value:+.2f}"
+    return "0.00" if float(text) == 0 else _minus(text)
 
 
 def _minus(text: str) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 
 from hoi.config import StudentConfig, TrainConfig
-from hoi.distributed import Group, join
+from hoi.distributed import Group, join, one_voice
 from hoi.errors import UserError, run_program
 from hoi.matching import LabelTargets, label_targets
 from hoi.records import PairBatch
@@ -127,7 +127,7 @@ def process(rank: int, size: int, port: int, work: Callable[[Group, Path], None]
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
 
     def program() -> None:
-        with join(CPU) as group:
+        with one_voice(), join(CPU) as group:
             work(group, folder)
 
     with (folder / f"stderr-{rank}").open("w") as file, redirect_stderr(file):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hoi.matching import label_targets, match_pairs
+from hoi.evaluation.hico import evaluate
+from hoi.matching import CEILING, LabelledPairs, label_targets, match_pairs
 from hoi.records import HoiLabels
+from hoi.scoring import score_split
 from tests.synthetic import VOCABULARY, Split, make_split
 
 HUMAN, BICYCLE = [0, 0, 100, 100], [100, 0, 200, 100]
@@ -64,3 +66,16 @@ def test_no_labels_and_no_pairs_are_fine() -> None:
     split = make_split((0, 0))
     assert match_pairs(split.whole, truth((1, HUMAN, BICYCLE, RIDE)), VOCABULARY).shape == (0, 6)
     assert not match_pairs(make_split((2,)).whole, truth(), VOCABULARY).any()
+
+
+def test_labels_on_the_cached_pairs_find_all_truth_that_has_a_pair() -> None:
+    split = make_split((3, 0, 1, 2))
+    everything = score_split(LabelledPairs(split.labels, VOCABULARY), split.batches(2, None), VOCABULARY, 0.0, "cpu")
+    triplets = everything[CEILING]
+    assert set(triplets.score) == {0.0, 1.0}
+    nothing = np.zeros(len(VOCABULARY), bool)
+    assert evaluate(triplets, split.labels, len(VOCABULARY), nothing).full == 1
+    lost = truth((1, HUMAN, BICYCLE, PUSH))
+    columns = ("image", "boxes_h", "boxes_o", "interaction")
+    more = HoiLabels(*(np.concatenate([getattr(split.labels, c), getattr(lost, c)]) for c in columns))
+    assert evaluate(triplets, more, len(VOCABULARY), nothing).full < 1

@@ -63,7 +63,9 @@ def test_before_the_first_step_the_teachers_own_branches_lose_nothing() -> None:
 def test_a_student_trained_in_bf16_has_float32_weights_and_learns_nearly_the_same() -> None:
     plain, lowered = trained("fp32"), trained("bf16")
     assert {tensor.dtype for tensor in lowered.state_dict().values()} == {torch.float32}
-    losses = [float(student.losses(SPLIT.whole, None).total.detach()) for student in (fresh(**EVERY_HEAD), plain, lowered)]
+    losses = [
+        float(student.losses(SPLIT.whole, None).total.detach()) for student in (fresh(**EVERY_HEAD), plain, lowered)
+    ]
     untrained, exact, found = losses
     assert exact < 0.9 * untrained
     assert found == pytest.approx(exact, rel=0.02)

@@ -22,8 +22,8 @@ from hoi.datasets import load_vocabulary, open_images
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet_classes import UNSEEN_SHA256, hicodet_vocabulary, unseen
 from hoi.datasets.labels import load_labels
-from hoi.errors import UserError
 from hoi.datasets.vcoco_actions import ACTION_ROLES, ACTIONS, KEYS, ROLES
+from hoi.errors import UserError
 from stages.score import main
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_hicodet.json").read_text())

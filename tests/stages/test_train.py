@@ -200,9 +200,15 @@ def test_two_processes_under_torchrun_train_what_one_does(tmp_path: Path, cache:
 
 
 def test_processes_under_torchrun_say_a_mistake_once(tmp_path: Path, cache: dict[str, Any]) -> None:
-    done = torchrun(write_pipeline(pipeline(tmp_path, cache), tmp_path / "small.yaml"), "cache.folder=outputs/nowhere")
-    assert done.returncode != 0
-    assert done.stderr.count("error: there is no teacher cache · where: outputs/nowhere/train") == 1
+    path = write_pipeline(pipeline(tmp_path, cache), tmp_path / "small.yaml")
+    for override, said in (
+        ("cache.folder=outputs/nowhere", "error: there is no teacher cache · where: outputs/nowhere/train"),
+        ("train.epoch=2", "error: unknown key"),
+    ):
+        done = torchrun(path, override)
+        assert done.returncode != 0
+        assert [line for line in done.stderr.splitlines() if "error: " in line and said in line][1:] == []
+        assert said in done.stderr
 
 
 def test_the_program_says_a_mistake_in_one_line() -> None:

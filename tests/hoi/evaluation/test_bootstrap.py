@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference, resample_map
-from hoi.evaluation.hico import evaluate, match
+from hoi.evaluation.hico import evaluate, match, score_matches
 from hoi.records import HoiLabels, Triplets
 
 NUM_IMAGES, NUM_INTERACTIONS = 12, 4
@@ -58,6 +58,23 @@ def test_a_resample_equals_evaluating_really_copied_images(case: tuple[Triplets,
     assert 0.1 < found.observed < 0.9
     as_it_is = evaluate(predictions, labels, NUM_INTERACTIONS, NONE, NONE, protocol="official")
     assert found.observed == pytest.approx(as_it_is.full, abs=1e-12)
+
+
+def test_resamples_of_some_images_and_interactions_equal_evaluating_those_alone(
+    case: tuple[Triplets, HoiLabels],
+) -> None:
+    predictions, labels = case
+    resamples = Resamples.draw(10, NUM_IMAGES, seed=0)
+    images, interactions = np.arange(NUM_IMAGES) % 3 > 0, np.arange(NUM_INTERACTIONS) % 2 > 0
+    matches = match(predictions, labels, NUM_INTERACTIONS, protocol="official")
+    found = resample_map(matches, predictions.score, resamples, images, interactions)
+    observed = score_matches(matches, predictions.score, interactions, NONE, images).rare
+    assert found.observed == pytest.approx(observed, abs=1e-12)
+    for weights, value in zip(resamples.weights * images, found.resampled, strict=True):
+        tables = Triplets(**copied(predictions, weights)), HoiLabels(**copied(labels, weights))
+        expected = evaluate(*tables, NUM_INTERACTIONS, interactions, NONE, protocol="official")
+        assert value == pytest.approx(expected.rare, abs=1e-12)
+    assert found.observed != resample_map(matches, predictions.score, resamples, images).observed
 
 
 def test_an_interaction_that_loses_all_truth_leaves_the_mean(case: tuple[Triplets, HoiLabels]) -> None:

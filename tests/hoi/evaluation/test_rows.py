@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from hoi.evaluation.bootstrap import ResampledMap
+from hoi.evaluation.headroom import headroom
+from hoi.evaluation.kept_rows import from_plain, to_plain
 from hoi.evaluation.rows import Examiner, ResultRow, annotated_pairs, compare
 from hoi.evaluation.table import format_comparison, format_table
 from hoi.records import HoiLabels, Triplets
@@ -25,7 +31,9 @@ LABELS = HoiLabels(
 )
 
 
-def graded(score: list[float], seed: int | None = None, name: str = "method") -> ResultRow:
+def graded(
+    score: list[float], seed: int | None = None, name: str = "method", intervals: tuple[str, ...] = ()
+) -> ResultRow:
     """Rows: the truth of image 0's `ride`, its `no_interaction`, image 1's first pair, and a stray in image 2."""
     rows = Triplets(
         image=np.array([0, 0, 1, 2]),
@@ -34,7 +42,8 @@ def graded(score: list[float], seed: int | None = None, name: str = "method") ->
         interaction=np.array([0, 1, 0, 0]),
         score=np.array(score),
     )
-    return Examiner(LABELS, 3, VOCABULARY, np.array([False, True]), 200).grade(name, seed, rows, {"knob": 1})
+    examiner = Examiner(LABELS, 3, VOCABULARY, np.array([False, True]), 200, intervals=intervals)
+    return examiner.grade(name, seed, rows, {"knob": 1})
 
 
 def test_annotated_pairs_are_counted_once_however_many_interactions_they_have() -> None:
@@ -69,6 +78,31 @@ def test_a_method_that_ranks_the_stray_last_is_better_and_the_difference_says_by
     assert found.to_dict()["num_resamples"] == 200
     plus = f"{good.means['full'] - bad.means['full']:+.2f}"
     assert format_comparison(found).startswith(f"good − bad: {plus} mAP, 95 % interval +0.00 to +")
+
+
+def test_further_means_are_compared_where_they_were_resampled_and_come_back_from_disk() -> None:
+    good = graded([0.9, 0.9, 0.8, 0.1], 0, "good", ("rare", "several_pairs"))
+    bad = graded([0.5, 0.9, 0.0, 0.9], 0, "bad", ("rare", "several_pairs"))
+    rows = [from_plain(json.loads(json.dumps(to_plain(row)))) for row in (good, bad)]
+    for measure in ("full", "rare", "several_pairs"):
+        found = compare(rows, "good", "bad", measure)
+        assert found.difference.observed == pytest.approx((good.means[measure] - bad.means[measure]) / 100)
+        assert found.to_dict() == compare([good, bad], "good", "bad", measure).to_dict()
+    assert format_comparison(found).startswith("good − bad, 2+ pairs: +")
+    with pytest.raises(KeyError):
+        compare(rows, "good", "bad", "one_pair")
+
+
+def test_the_way_between_two_methods_is_shared_out_by_hand() -> None:
+    def at(name: str, observed: float, *resampled: float) -> ResultRow:
+        return replace(graded([0.9] * 4, None, name), resampled=ResampledMap(observed, np.array(resampled)))
+
+    rows = [at("start", 0.2, 0.2, 0.4, 0.5), at("goal", 0.7, 0.6, 0.8, 0.5), at("of", 0.4, 0.3, 0.6, 0.9)]
+    # (0.4 − 0.2) / (0.7 − 0.2); resampled 1/4 and 1/2, and one in which start and goal are the same.
+    way = headroom(rows, "of", "start", "goal")
+    assert way.share == pytest.approx(0.4)
+    assert (way.low, way.high) == (pytest.approx(0.25625), pytest.approx(0.49375))
+    assert str(way) == "of: 40.0 % of the way from start to goal, 95 % interval 25.6 to 49.4"
 
 
 def test_the_table_aligns_and_gives_mean_and_spread_over_seeds() -> None:
