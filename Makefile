@@ -55,7 +55,7 @@ sweep: setup ## grid or list of students x seeds against one cache, to one table
 	@$(PY) -m stages.sweep --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/ablation.yaml,$(CONFIG)) $(OVERRIDES)
 
 bench: setup ## the README's rows over two worlds and five seeds, to outputs/bench
-	@$(PY) -m stages.bench $(ARGS)
+	@$(PY) -m stages.bench --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/bench.yaml,$(CONFIG)) $(OVERRIDES)
 
 report: setup ## one self-contained page of the results: tables, curves, pictures
 	@$(PY) -m stages.report $(STAGE_ARGS) $(ARGS)

@@ -103,6 +103,20 @@ def test_a_run_of_other_settings_is_refused_before_anything_is_trained(tmp_path:
     assert [run.seconds for run in train.main(with_train(scored_otherwise, checkpoint_every=1)).runs] == [None, None]
 
 
+def test_a_precision_that_was_asked_for_is_part_of_a_run_and_what_auto_comes_to_is_not(
+    tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    config = with_train(pipeline(tmp_path, cache, students=STUDENT), seeds=[0], epochs=1)
+    (run,) = train.main(config).runs
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["precision"] == "fp32"
+    assert not {"precision", "tensorboard"} & set(record["settings"]["train"])
+    with pytest.raises(
+        UserError, match=r"other settings.*expected: train\.precision = bf16 · got: train\.precision = None"
+    ):
+        train.main(with_train(config, precision="bf16"))
+
+
 def test_no_cache_and_a_cache_of_other_settings_are_refused(tmp_path: Path, cache: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"there is no teacher cache.*make teacher-cache"):
         train.main(small_pipeline(tmp_path))
