@@ -22,6 +22,7 @@ WORKERS_NAME = ".workers"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -136,7 +137,7 @@ def sole_builder(folder: Path) -> Iterator[None]:
     The lock belongs to the process, so a killed builder leaves none behind.
 
     Raises:
-        UserError: another process builds in this folder now.
+        UserError: another process builds in this folder now, or its file system has no locks to tell.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,6 +150,15 @@ def sole_builder(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(
                 "another process is building this cache", where=folder, fix="wait for it, or set another cache.folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise UserError(
+                "this file system has no file locks, so two builders could meet",
+                where=folder,
+                got=error.strerror,
+                fix="have it mounted with locks (docs/cluster.md), or build in another cache.folder and copy that",
             ) from None
         _clear(folder)
         yield

@@ -6,6 +6,7 @@ Everything here also runs without dask.
 from __future__ import annotations
 
 import json
+import platform
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from cache.fingerprint import refuse_other_settings
+from cache.fingerprint import differing_keys
 from cache.manifest import BankReceipt, read_bank_receipt
 from cache.models import ExtractorFactory, Held, device_name, hold, load_extractor
 from cache.plan import hash_of_ids
 from cache.slot import give_up_slot
-from cache.tables import pack_tables
+from cache.tables import check_finite, pack_tables
 from cache.writing import write_bank, write_shard
 from hoi.datasets import ImageSource, UnreadableImage, open_images
 from hoi.errors import UserError
@@ -29,6 +30,8 @@ from hoi.provenance import library_versions
 from hoi.records import ImageSignals
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "h5py", "numpy", "pillow", "dask", "distributed")
+SHOWN = 5
+"""Differing keys that a message lists."""
 READERS = 2
 READ_AHEAD = 16
 """Images decoded before they are needed, and threads that do it while the models run."""
@@ -55,7 +58,7 @@ def build_bank(
     Returns:
         The fields of a `BankReceipt`.
     """
-    held = hold(config_json, factory)
+    held = hold(as_begun(config_json, Path(folder)), factory)
     begun = BankReceipt(
         fingerprint=held.fingerprint,
         parts=held.parts,
@@ -99,11 +102,11 @@ def build_shard(
 
     Raises:
         UserError: this worker sees other images or has other models than the split was begun with, or cannot write.
+        ValueError: the models gave NaN or infinity.
     """
     held = hold(as_begun(config_json, Path(folder)), factory)
     if fingerprint not in ("", held.fingerprint):
-        begun = read_bank_receipt(Path(folder))
-        refuse_other_settings(Path(folder), begun.parts if begun is not None else {}, held.parts)
+        raise _other_models(Path(folder), held)
     source = _source(held, split)
     image_ids = list(source.image_ids[start:stop])
     if hash_of_ids(image_ids) != image_ids_sha256:
@@ -114,6 +117,9 @@ def build_shard(
         )
     outcomes = _outcomes(held, source, range(start, stop))
     give_up_slot()
+    for outcome in outcomes:
+        if isinstance(outcome, ImageSignals):
+            check_finite(outcome)
     tables = pack_tables(image_ids, outcomes, held.extractor.axes)
     receipt = write_shard(
         Path(folder),
@@ -128,15 +134,32 @@ def build_shard(
     return receipt.to_dict()
 
 
+def _other_models(folder: Path, held: Held) -> UserError:
+    # The driver has compared the settings, and the files that they name, before any task began.
+    begun = read_bank_receipt(folder)
+    return UserError(
+        "this worker has other models or another device than the split was begun with",
+        where=f"{platform.node()}, {folder}",
+        got="; ".join(differing_keys(begun.parts, held.parts)[:SHOWN]) if begun is not None else None,
+        fix="give all workers the same weights and device, then run the same command again: finished shards are kept",
+    )
+
+
 def as_begun(config_json: str, folder: Path) -> str:
-    """A resolved config, with `teacher.precision: auto` as what the split was begun with, if it was.
+    """A resolved config, with `teacher.precision: auto` as what its split, or else another one, was begun with.
 
     That choice is made by the clock, so it is made once; other settings are left for the fingerprint to judge.
+
+    Args:
+        config_json: The resolved config.
+        folder: The split's folder, beside which those of the config's other splits lie.
     """
     config = json.loads(config_json)
     if config["teacher"]["precision"] != "auto":
         return config_json
-    bank = read_bank_receipt(folder)
+    splits = dict.fromkeys([folder.name, *config["dataset"]["splits"]])
+    begun = (read_bank_receipt(folder.with_name(split)) for split in splits)
+    bank = next((bank for bank in begun if bank is not None), None)
     if bank is None:
         return config_json
     config["teacher"]["precision"] = bank.parts["teacher"]["precision"]

@@ -9,7 +9,6 @@ B images of a batch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from cache.fingerprint import refuse_other_settings, refuse_replaced_files, sett
 from cache.gather import JoinedTables, Kind, MappedTables, Tables
 from cache.index import BUILD, LazyShard, SplitIndex, open_index
 from cache.manifest import BANK_NAME, INDEX_NAME, MANIFEST_NAME, Manifest, has_all_files, read_manifest
+from cache.memory import free_memory_bytes
 from cache.schema import READABLE, fields_of, shape_of
 from cache.shard import Header, read_header, read_text
 from hoi.config import PipelineConfig
@@ -51,7 +51,7 @@ class CacheSplit:
         self._shards = [LazyShard(folder, manifest, index, number) for number in range(len(manifest.shards))]
         self._mode = mode
         size = sum(shard.num_bytes for shard in manifest.shards)
-        self.is_mapped = mode == "mapped" or (mode == "auto" and size > SHARE_OF_MEMORY * _free_bytes())
+        self.is_mapped = mode == "mapped" or (mode == "auto" and size > SHARE_OF_MEMORY * free_memory_bytes())
         self._makers: dict[torch.device | None, BatchMaker] = {}
 
     @classmethod
@@ -294,12 +294,3 @@ class CacheSplit:
     @cached_property
     def _bank(self) -> Header:
         return read_header(self.folder / BANK_NAME)
-
-
-def _free_bytes() -> int:
-    """Memory that a process may take now, in bytes; files that the system keeps in memory count as free."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

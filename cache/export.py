@@ -9,7 +9,7 @@ import numpy as np
 
 from cache.manifest import BANK_NAME, Manifest, read_manifest
 from cache.schema import UNREADABLE, fields_of
-from cache.shard import Header, inspect_shard, read_header
+from cache.shard import Header, inspect_shard, read_header, read_text
 from cache.tables import unpack_image
 from cache.verify import cached_splits
 from hoi.errors import UserError, nearest
@@ -33,7 +33,7 @@ def find_image(folder: Path, image_id: str, split: str | None) -> tuple[Manifest
         manifest = read_manifest(folder / name)
         for receipt in manifest.shards if manifest is not None else ():
             header = inspect_shard(folder / name / receipt.name)
-            ids = [value.decode() for value in header.table("image_id").tolist()]
+            ids = read_text(header.table("image_id"))
             if image_id in ids:
                 assert manifest is not None
                 return manifest, header, ids.index(image_id)

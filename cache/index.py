@@ -205,7 +205,9 @@ def checked_header(
     path = folder / receipt.name
     try:
         header = inspect_shard(path, table)
-    except (BrokenFile, FileNotFoundError) as error:
+    except FileNotFoundError:
+        raise UserError("a shard is missing", where=path, fix=BUILD) from None
+    except BrokenFile as error:
         raise UserError("a shard is damaged", where=path, got=error, fix=f"delete {path}, then {BUILD}") from None
     expected = (fingerprint, split, receipt.image_ids_sha256)
     got = tuple(header.attributes[name] for name in ("fingerprint", "split", "image_ids_sha256"))

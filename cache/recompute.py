@@ -14,7 +14,7 @@ from cache.fingerprint import refuse_other_settings
 from cache.manifest import Manifest
 from cache.models import Held
 from cache.schema import fields_of
-from cache.shard import inspect_shard
+from cache.shard import inspect_shard, read_text
 from cache.tables import pack_tables, unpack_image
 from hoi.datasets import UnreadableImage, open_images
 from hoi.errors import UserError
@@ -126,7 +126,7 @@ _OFFSETS = {"detection_offsets": "detections", "pair_offsets": "pairs"}
 
 
 def _ids(path: Path) -> list[str]:
-    return [value.decode() for value in inspect_shard(path).table("image_id").tolist()]
+    return read_text(inspect_shard(path).table("image_id"))
 
 
 def _stored(path: Path, row: int, axes: dict[str, int]) -> ImageSignals:

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cache.atomic import append_line, sync_folder, write_json
@@ -27,11 +27,22 @@ def mended_images(split: str, receipts: Sequence[Receipt], source: ImageSource) 
     row_of = {image_id: row for row, image_id in enumerate(source.image_ids)}
     problems = []
     for receipt in receipts:
-        mended = [i for i, _ in receipt.failed if i in row_of and _can_be_read(source, row_of[i])]
+        mended = mended_of(receipt, source, row_of)
         if mended:
             text = f"unreadable when it was built, and readable now: {', '.join(mended)}"
             problems.append(Problem(split, receipt.name, "failed", text))
     return problems
+
+
+def mended_of(receipt: Receipt, source: ImageSource, row_of: Mapping[str, int]) -> list[str]:
+    """Images of one shard that could not be read when it was built, and can be now.
+
+    Args:
+        receipt: Of the shard.
+        source: The split's images.
+        row_of: Image id to row, for those of the shard at least; one that is not there any more stays unreadable.
+    """
+    return [image_id for image_id, _ in receipt.failed if image_id in row_of and _can_be_read(source, row_of[image_id])]
 
 
 def _can_be_read(source: ImageSource, row: int) -> bool:

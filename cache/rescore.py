@@ -19,7 +19,7 @@ from cache.manifest import BankReceipt, Manifest, Receipt
 from cache.models import device_name
 from cache.plan import ShardPlan, SplitPlan
 from cache.schema import fields_of
-from cache.shard import inspect_shard
+from cache.shard import inspect_shard, read_text
 from cache.split_build import SplitBuild
 from cache.tables import pack_tables, unpack_tables
 from cache.writing import write_bank, write_shard
@@ -188,7 +188,7 @@ def rescore_split(
         },
     )
     plan = _plan(manifest, folder)
-    build = SplitBuild(plan, config, request)
+    build = SplitBuild(plan, config, request, reads_images=False)
     if build.bank is None:
         build.bank = write_bank(folder, texts.bank, texts.vocabulary, begun)
     refuse_other_settings(folder, build.bank.parts, parts)
@@ -237,7 +237,7 @@ class _Rescoring:
         header = inspect_shard(path)
         axes = self._old.axes
         tables = {field.name: header.table(field.name) for field in fields_of(axes)}
-        image_ids = [value.decode() for value in tables["image_id"].tolist()]
+        image_ids = read_text(tables["image_id"])
         outcomes = [o if isinstance(o, str) else self._image(o) for o in unpack_tables(tables, axes)]
         return write_shard(
             folder,

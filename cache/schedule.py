@@ -1,7 +1,4 @@
-"""Tasks to outcomes, on this process, on local workers or on a cluster. The only module that knows dask.
-
-A task is a function of a module and a few strings and numbers; its result is small. Arrays never come this way.
-"""
+"""Tasks to outcomes, on this process, on local workers or on a cluster. The only module that knows dask."""
 
 from __future__ import annotations
 
@@ -13,109 +10,30 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cache.slot import giving_up
+from cache.tasks import RETRIES, Attempt, Outcome, Pool, SynchronousPool, Task, outcome_of, timed_call
 from hoi.config import CacheConfig
 from hoi.errors import UserError
 
 if TYPE_CHECKING:
     from cache.worker_check import Answer, WorkerCheck
 
-RETRIES = 2
 TASKS_PER_WORKER = 2
-"""Tasks in flight per worker: one that computes, one that waits, so that a lost worker loses little."""
+"""Tasks in flight per worker: one that computes, and one that waits or already writes; a lost worker loses little."""
 MAX_DEFAULT_WORKERS = 8
 WORKER_BYTES = 2 << 30
-"""Memory that a default worker is reckoned with: torch, a detector and a teacher of the usual sizes, one shard."""
+"""Memory of a default worker: torch, a detector and a teacher of the usual sizes, a shard computed and one written."""
 INTERRUPTED_CLOSE_S = 2.0
 FIRST_WORKER_S = 60.0
 COUNT_INTERVAL_S = 5.0
 """How often the workers are counted, so that those that join later get tasks, too."""
 KEPT_BYTES = 2**30
 """What a worker's allocator keeps for its next batch. Dask's default keeps next to none, at thrice the system time."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One call on a worker.
-
-    Args:
-        group: What the task belongs to.
-        name: Readable key, unique within its group.
-        function: A function that workers can import.
-        arguments: A few strings and numbers.
-    """
-
-    group: str
-    name: str
-    function: Callable[..., dict[str, Any]]
-    arguments: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a task: its result and the seconds it took, or the traceback of its last attempt."""
-
-    task: Task
-    result: dict[str, Any] | None
-    seconds: float | None
-    error: str | None
-
-
-class Pool(Protocol):
-    """Runs tasks, in any order of completion."""
-
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Tasks to outcomes as they come. A task that fails is tried `RETRIES` times more, then given up.
-
-        Raises:
-            UserError: a task met a user's mistake; no further task is begun.
-        """
-        ...
-
-
-class SynchronousPool:
-    """One task after the other, in this process and thread."""
-
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """See `Pool.run`."""
-        for task in tasks:
-            yield _attempt_here(task)
-
-
-def _attempt_here(task: Task) -> Outcome:
-    error = ""
-    for _ in range(1 + RETRIES):
-        try:
-            seconds, result = _timed(task.function, task.arguments)
-        except Exception:
-            error = traceback.format_exc()
-        else:
-            return _outcome(task, seconds, result)
-    return Outcome(task, None, None, error)
-
-
-def _timed(
-    function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]
-) -> tuple[float, dict[str, Any] | UserError]:
-    """On a worker: a user's mistake travels as a value, so that it is neither retried nor logged."""
-    start = time.monotonic()
-    try:
-        result = function(*arguments)
-        return time.monotonic() - start, result
-    except UserError as error:
-        return time.monotonic() - start, error
-
-
-def _outcome(task: Task, seconds: float, result: dict[str, Any] | UserError) -> Outcome:
-    if isinstance(result, UserError):
-        raise result
-    return Outcome(task, result, seconds, None)
 
 
 class DaskPool:
@@ -154,7 +72,7 @@ class DaskPool:
         for future in completed:
             task = in_flight.pop(future.key)
             if future.status == "finished":
-                yield _outcome(task, *future.result())
+                yield outcome_of(task, future.result())
             elif future.status == "error":
                 yield Outcome(task, None, None, "".join(traceback.format_exception(future.exception())))
             else:
@@ -183,7 +101,7 @@ def _lost_scheduler(client: Any) -> UserError:
 
 def _on_worker(
     function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], check: WorkerCheck | None
-) -> tuple[float, dict[str, Any] | UserError]:
+) -> Attempt:
     """One task, after this worker has passed the check."""
     from distributed import get_worker, secede
 
@@ -193,7 +111,7 @@ def _on_worker(
         except UserError as error:
             return 0.0, error
     with giving_up(secede):
-        return _timed(function, arguments)
+        return timed_call(function, arguments)
 
 
 def _ask_all(client: Any, check: WorkerCheck) -> dict[str, Answer | Exception]:
@@ -392,5 +310,7 @@ def visible_devices(device: str) -> list[str]:
         return []
     import torch
 
+    # The variable may name what is no GPU: `-1`, or SLURM's `NoDevFiles`.
+    number = torch.cuda.device_count()
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named or [str(index) for index in range(torch.cuda.device_count())]
+    return named[:number] or [str(index) for index in range(number)]

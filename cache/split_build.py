@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 from cache.atomic import append_line, remove_file
@@ -22,8 +23,10 @@ from cache.manifest import (
 )
 from cache.models import ExtractorFactory
 from cache.plan import ShardPlan, SplitPlan, begun_with, finished_receipt
-from cache.schedule import Outcome, Task
+from cache.repair import mended_of
+from cache.tasks import Outcome, Task
 from hoi.config import PipelineConfig
+from hoi.datasets import ImageSource, open_images
 from hoi.errors import UserError
 from hoi.provenance import commit
 
@@ -32,16 +35,28 @@ SHOWN = 5
 
 
 class SplitBuild:
-    """What is finished, what is missing, what failed."""
+    """What is finished, what is missing, what failed.
 
-    def __init__(self, plan: SplitPlan, config: PipelineConfig, request: dict[str, Any]) -> None:
+    Args:
+        plan: Of the split.
+        config: Which is built.
+        request: What it asks for.
+        reads_images: Whether images that could not be read are tried again.
+    """
+
+    def __init__(
+        self, plan: SplitPlan, config: PipelineConfig, request: dict[str, Any], reads_images: bool = True
+    ) -> None:
         self.plan = plan
         self.bank = begun_with(plan, request)
         self.receipts: dict[int, Receipt] = {}
         self.num_built = 0
         self.errors: dict[str, str] = {}
         self._config = config
+        # One text that all tasks share: there may be many thousand of them.
+        self._config_json = config.model_dump_json()
         self.request = request
+        self._reads_images = reads_images
 
     def unseal(self) -> None:
         """Takes up what is there, then drops manifest and index: the split is not complete until it is sealed again."""
@@ -50,7 +65,7 @@ class SplitBuild:
         remove_file(self.plan.folder / INDEX_NAME)
 
     def look(self) -> int:
-        """Takes up the shards that are there; those with unreadable images are tried again unless they were sealed.
+        """Takes up the shards that are there; not sealed ones with an image that can be read by now are built again.
 
         Returns:
             Number of images in them.
@@ -60,9 +75,19 @@ class SplitBuild:
         sealed = read_manifest(self.plan.folder) is not None
         for shard in self.plan.shards:
             receipt = finished_receipt(self.plan.folder, shard, self.bank.fingerprint, self.bank.parts)
-            if receipt is not None and (sealed or not receipt.failed):
+            if receipt is not None and (sealed or not self._is_mended(shard, receipt)):
                 self.receipts[shard.index] = receipt
         return self.num_images_done
+
+    def _is_mended(self, shard: ShardPlan, receipt: Receipt) -> bool:
+        if not (receipt.failed and self._reads_images):
+            return False
+        row_of = {self._source.image_ids[row]: row for row in range(shard.start, shard.stop)}
+        return bool(mended_of(receipt, self._source, row_of))
+
+    @cached_property
+    def _source(self) -> ImageSource:
+        return open_images(self._config.dataset, self.plan.split)
 
     @property
     def is_finished(self) -> bool:
@@ -70,9 +95,14 @@ class SplitBuild:
         return self.bank is not None and len(self.receipts) == len(self.plan.shards)
 
     @property
-    def has_lost_bank(self) -> bool:
-        """Whether there are shards, but not what they were begun with: they cannot be judged until it is made again."""
-        return self.bank is None and any((self.plan.folder / shard.name).exists() for shard in self.plan.shards)
+    def begins_alone(self) -> bool:
+        """Whether no other task may run beside the one that begins the split.
+
+        So it is where there are shards, but not what they were begun with: they cannot be judged until it is made
+        again. And where a precision is to be found by the clock: two workers that look at once may differ.
+        """
+        is_auto = self._config.teacher.precision == "auto"
+        return self.bank is None and (is_auto or any((self.plan.folder / s.name).exists() for s in self.plan.shards))
 
     @property
     def num_images_done(self) -> int:
@@ -81,7 +111,7 @@ class SplitBuild:
     def bank_task(self, factory: ExtractorFactory) -> Task:
         """The task that begins the split."""
         arguments = (
-            self._config.model_dump_json(),
+            self._config_json,
             json.dumps(self.request),
             str(self.plan.folder),
             self.plan.images_per_shard,
@@ -99,7 +129,7 @@ class SplitBuild:
 
     def _shard_arguments(self, shard: ShardPlan, factory: ExtractorFactory) -> tuple[Any, ...]:
         return (
-            self._config.model_dump_json(),
+            self._config_json,
             str(self.plan.folder),
             shard.split,
             shard.index,
@@ -158,7 +188,7 @@ class SplitBuild:
                     where=self.plan.folder,
                     expected=f"fingerprint {self.bank.fingerprint[:12]} in every shard",
                     got=f"another one in {', '.join(sorted(others)[:SHOWN])}",
-                    fix=f"give all workers the same weights and device, delete {self.plan.folder}, run again",
+                    fix="give all workers the same weights and device, delete these shards, run the same command again",
                 )
 
     def seal(self) -> None:

@@ -57,6 +57,17 @@ def pack_tables(
     return tables
 
 
+def check_finite(record: ImageSignals) -> None:
+    """Nothing, if all that models said of an image are numbers: in fp16 a teacher may overflow.
+
+    Raises:
+        ValueError: a field holds NaN or infinity; names it and the image.
+    """
+    for name, value in {**vars(record.detections), **vars(record)}.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"{name} of image {record.image_id} holds NaN or infinity")
+
+
 def _exact(record: ImageSignals, name: str, shape: tuple[int, ...] | None) -> np.ndarray:
     """A record's value, without numpy's broadcasting of a wrong shape into a right one."""
     value = getattr(record, name)

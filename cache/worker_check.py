@@ -93,7 +93,8 @@ class WorkerCheck:
         written = self._write(Path(config.cache.folder), problems)
         try:
             facts |= self._read(config, problems)
-        except UserError as error:
+        # An OSError that left here would look like that of a worker which is gone.
+        except (UserError, OSError) as error:
             problems.append(f"{error} (working directory {Path.cwd()})")
         return Answer(f"{platform.node()}, process {os.getpid()}", facts, tuple(problems), written)
 

@@ -22,7 +22,8 @@ python=.venv/bin/python
 address=tcp://$(hostname):$((20000 + SLURM_JOB_ID % 20000))
 
 "$python" -m dask scheduler --host "$(hostname)" --port "${address##*:}" --no-dashboard &
-srun --kill-on-bad-exit=0 "$python" -m dask worker "$address" \
+# srun does not take the job's --cpus-per-task over by itself (Slurm 22.05 and later).
+srun --kill-on-bad-exit=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" "$python" -m dask worker "$address" \
     --nthreads 1 --memory-limit 0 --no-dashboard --local-directory "${TMPDIR:-/tmp}" &
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 

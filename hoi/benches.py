@@ -29,6 +29,14 @@ from hoi.matching import CEILING
 from hoi.strict_yaml import read_yaml
 from hoi.sweeps import BASELINES, Sweep, SweepSection, resolve_sweep
 
+OWN_KEYS = {
+    "dataset.seed": "worlds",
+    "cache.folder": "worlds",
+    "output": "output",
+    "evaluation.intervals": "differences",
+}
+"""Keys of the pipeline file that each world has for itself → where the bench file says them."""
+
 MeanName = Literal["full", "rare", "non_rare", "without_no_interaction", "one_pair", "several_pairs"]
 
 
@@ -87,12 +95,20 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     """Bench file plus `section.key=value` overrides of its pipeline file to a checked bench.
 
     Raises:
-        UserError: as `load_sweep`; a world is there twice; or a row is named that is not there.
+        UserError: as `load_sweep`; a world is there twice; a row is named that is not there; or an override is of a key
+            that the bench file sets.
     """
     plain = read_yaml(path)
     if not isinstance(plain, dict):
         raise UserError("this is no bench file", where=path, expected="keys and values", got=type(plain).__name__)
     section = parse_section(BenchSection, plain, str(path))
+    for key in (override.partition("=")[0] for override in overrides):
+        if key in OWN_KEYS:
+            raise UserError(
+                f"every world of a bench has a '{key}' of its own",
+                where="the command line",
+                fix=f"set '{OWN_KEYS[key]}' in {path}, or in a copy of it",
+            )
     seeds = [world.seed for world in section.worlds]
     if len(set(seeds)) < len(seeds):
         raise UserError("a world is there twice", where=f"{path}, key 'worlds'", got=seeds)

@@ -16,6 +16,8 @@ from hoi.evaluation.audit import audit, format_audit
 from hoi.evaluation.json_lines import read_bytes
 from stages.command_line import stage_parser
 
+LISTED = "COCO instances, {images: [{file_name}]}, or image names, one a line"
+
 
 def main(config: PipelineConfig, training_images: Path | None = None) -> dict[str, Any]:
     """Audits the results in `config.output` by the config that they were made with, and writes audit.json there.
@@ -57,14 +59,25 @@ def _read(path: Path, config: PipelineConfig) -> Any:
 def _overlap(config: PipelineConfig, path: Path) -> dict[str, Any]:
     """How many evaluated images a list of training images holds; COCO's file names join by their number."""
     text = read_bytes(path, "training images").decode("utf-8", "replace")
-    try:
-        names = [image["file_name"] for image in json.loads(text)["images"]]
-    except (ValueError, KeyError, TypeError):
-        names = text.split()
-    trained_on = {_key(name) for name in names}
+    trained_on = {_key(name) for name in _listed(text, path)}
     image_ids = open_images(config.dataset, config.evaluation.split).image_ids
     seen = sum(_key(image_id) in trained_on for image_id in image_ids)
     return {"list": str(path), "num_listed": len(trained_on), "num_evaluated": len(image_ids), "num_seen": seen}
+
+
+def _listed(text: str, path: Path) -> list[str]:
+    """Names out of COCO instances, or one a line. A list that is misread would pass for a result without a leak."""
+    if not text.lstrip().startswith(("{", "[")):
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        try:
+            names = [image["file_name"] for image in json.loads(text)["images"]]
+        except (ValueError, KeyError, TypeError) as error:
+            got = f"no {error}" if isinstance(error, KeyError) else error
+            raise UserError("this is no list of training images", where=path, expected=LISTED, got=got) from None
+    if not names:
+        raise UserError("this list names no image", where=path, expected=LISTED)
+    return names
 
 
 def _key(name: str) -> str:

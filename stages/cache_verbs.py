@@ -54,6 +54,7 @@ def rescore(config: PipelineConfig, to: Path) -> list[Rescored]:
     """
     import torch
 
+    from cache.build import as_begun
     from cache.models import resolve_device
     from cache.rescore import encode_texts, refuse_other_request, rescore_split
     from cache.shard import read_header
@@ -67,7 +68,8 @@ def rescore(config: PipelineConfig, to: Path) -> list[Rescored]:
         refuse_other_request(source / split, manifest.bank.request, request)
     torch.set_num_threads(config.cache.threads)
     device = resolve_device(config.cache.device)
-    texts = encode_texts(build_teacher(config.teacher, device), load_vocabulary(config.dataset), device)
+    begun = PipelineConfig.model_validate_json(as_begun(config.model_dump_json(), source / next(iter(manifests))))
+    texts = encode_texts(build_teacher(begun.teacher, device), load_vocabulary(config.dataset), device)
     done = []
     total = sum(manifest.num_images for manifest in manifests.values())
     with sole_builder(to), tqdm(total=total, unit="image", desc="rescore") as bar:

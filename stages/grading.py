@@ -104,10 +104,14 @@ class Grader:
         knobs = setting_knobs(settings[best.choice], best.exponent, margins)
         yield self._examiner.grade(TUNED, None, chosen[TUNED], {**knobs, **best.to_dict(tune_split)})
 
-        gates = [GatedDirectClip(scorers[best.choice], exponent, GATED) for exponent in GATE_EXPONENTS]
+        # The gate weighs a pair's scores against its rivals', so it wants a temperature of its own.
+        form, margin = settings[best.choice].form, settings[best.choice].margin
+        alike = [scorer for scorer in scorers if (scorer.setting.form, scorer.setting.margin) == (form, margin)]
+        gates = [GatedDirectClip(scorer, exponent, GATED) for scorer in alike for exponent in GATE_EXPONENTS]
         best_gate = self.tuner.tune(gates, GATED)
-        chosen = self._score(gates[best_gate.choice], best_gate.exponent)
-        knobs |= {"gate_exponent": GATE_EXPONENTS[best_gate.choice], "score_exponent": best_gate.exponent}
+        gate = gates[best_gate.choice]
+        chosen = self._score(gate, best_gate.exponent)
+        knobs = setting_knobs(gate.crop.setting, best_gate.exponent, margins) | {"gate_exponent": gate.gate_exponent}
         yield self._examiner.grade(GATED, None, chosen[GATED], {**knobs, **best_gate.to_dict(tune_split)})
 
     def labels_on_detections(self) -> ResultRow:

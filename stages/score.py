@@ -35,6 +35,10 @@ from stages.command_line import Parser
 
 FORMATS = {"hicodet": ("lines", "gen-vlkt", "qpic", "pvic"), "vcoco": ("lines", "vsrl"), "world": ("lines",)}
 ONLY_HICODET = ("known_object", "images")
+SHOWN = 5
+"""Pairs left out that are named; of more, the number."""
+TINY_PX = 2.0
+"""An object box below this, pixel edge to pixel edge, stands for no object in some result files."""
 
 
 def main(arguments: Sequence[str] | None = None) -> Score:
@@ -108,7 +112,7 @@ def _score_hicodet(options: Namespace) -> Score:
     names, vocabulary = annotations.file_names, hicodet_vocabulary()
     counts = _counted_images(options.images, names)
     allowed = None if options.known_object is None else _allowed(Path(options.known_object), names, vocabulary)
-    reader = Reader(Images(names, annotations.size_hw), inclusive=True, clip=options.clip)
+    reader = _reader(Images(names, annotations.size_hw), options, inclusive=True)
     records = _read_hicodet_predictions(options, names)
     predictions = reader.triplets(records, len(vocabulary))
     labels = HoiLabels(annotations.image, annotations.boxes_h, annotations.boxes_o, annotations.interaction)
@@ -127,11 +131,24 @@ def _score_hicodet(options: Namespace) -> Score:
     num_images = len(names) if counts is None else int(counts.sum())
     score = summarise_hico(settings, options.protocol, num_images, num, len(predictions) - num)
     score.content["zero_shot"] = zero_shot_means(list(settings.values())[-1], tuple(UNSEEN_SHA256))
-    score.notices += [f"left out of the annotations: {what}" for what in annotations.dropped[:5]]
-    if annotations.size_hw is None:
-        score.notices.append("the annotations give no image sizes, so boxes outside an image were not looked for")
+    score.notices += [f"left out of the annotations: {what}" for what in annotations.dropped[:SHOWN]]
+    if len(annotations.dropped) > SHOWN:
+        score.notices.append(f"left out of the annotations: {len(annotations.dropped) - SHOWN} more pairs")
+    if records.left_out:
+        score.notices.append(f"{records.left_out} pairs of a verb and an object make no interaction and were left out")
     _save_lines(options, records)
     return _with_notices(score, reader, predictions)
+
+
+def _reader(images: Images, options: Namespace, *, inclusive: bool) -> Reader:
+    if options.clip and images.size_hw is None:
+        raise UserError(
+            "boxes cannot be cut to images of unknown size",
+            where=options.annotations,
+            expected="annotations with image sizes",
+            fix="leave --clip out, or cut the boxes beforehand",
+        )
+    return Reader(images, inclusive, options.clip)
 
 
 def _read_hicodet_predictions(options: Namespace, names: Sequence[str]) -> Records:
@@ -181,6 +198,8 @@ def _allowed(path: Path, names: Sequence[str], vocabulary: Vocabulary) -> np.nda
 def _with_notices(score: Score, reader: Reader, predictions: Triplets | VcocoPredictions) -> Score:
     if not len(predictions.image):
         score.notices.append("the file holds no prediction, so every AP is 0")
+    if reader.images.size_hw is None:
+        score.notices.append("the annotations give no image sizes, so boxes outside an image were not looked for")
     beyond = sum(reader.num_beyond(boxes, predictions.image) for boxes in (predictions.boxes_h, predictions.boxes_o))
     if beyond:
         score.notices.append(f"{beyond} boxes reach over the border of their image; they are scored as they are")
@@ -194,9 +213,15 @@ def _score_vcoco(options: Namespace) -> Score:
     Images(labels.image_ids, None).rows_of(records, "image_id")
     split = join_instances(labels, None if options.instances is None else Path(options.instances))
     options.instances = str(split.instances)
-    reader = Reader(Images(labels.image_ids, split.size_hw), inclusive=True, clip=options.clip)
+    reader = _reader(Images(labels.image_ids, split.size_hw), options, inclusive=True)
     predictions = reader.vcoco(records)
     score = summarise_vcoco(evaluate_vcoco(predictions, split.truth), len(labels.image_ids), len(records))
+    tiny = predictions.has_object & (predictions.boxes_o[:, 2:] - predictions.boxes_o[:, :2] < TINY_PX).all(axis=1)
+    if tiny.any():
+        score.notices.append(
+            f"{int(tiny.sum())} rows have an object box of about a pixel; a row without object says null, and "
+            "scenario 1 tells the two apart"
+        )
     _save_lines(options, records)
     return _with_notices(score, reader, predictions)
 
@@ -204,10 +229,17 @@ def _score_vcoco(options: Namespace) -> Score:
 def _score_world(options: Namespace) -> Score:
     """The embedded world, or the folder of photographs, of a pipeline file: its evaluated split."""
     config = load_config(options.annotations)
+    if config.dataset.name not in ("world", "folder"):
+        raise UserError(
+            f"this pipeline file is of the data set {config.dataset.name}, whose predictions are in another frame",
+            where=options.annotations,
+            expected="dataset.name world or folder",
+            fix=f"--dataset {config.dataset.name} with its own annotation file",
+        )
     split = config.evaluation.split
     names, vocabulary = open_images(config.dataset, split).image_ids, load_vocabulary(config.dataset)
     size_hw = np.full((len(names), 2), SIZE_PX) if config.dataset.name == "world" else None
-    reader = Reader(Images(names, size_hw), inclusive=False, clip=options.clip)
+    reader = _reader(Images(names, size_hw), options, inclusive=False)
     records = _with_interactions(read_json_lines(Path(options.predictions)), vocabulary)
     predictions = reader.triplets(records, len(vocabulary))
     matches = match(predictions, load_labels(config.dataset, split), len(vocabulary), protocol=options.protocol)

@@ -18,7 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from cache.atomic import read_json
-from cache.schedule import Pool, Task, open_pool
+from cache.schedule import open_pool
+from cache.tasks import Pool, Task
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, run_program
 from hoi.evaluation.kept_rows import from_plain

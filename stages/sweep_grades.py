@@ -18,7 +18,7 @@ from stages.cached_split import open_split
 from stages.grading import Grader, Run, annotation_hashes
 from stages.sweep_runs import only_student, reason, run_of
 
-GRADES_VERSION = 2
+GRADES_VERSION = 3
 """Of the files and of what their figures mean."""
 
 

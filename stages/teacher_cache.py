@@ -123,7 +123,7 @@ def run_missing(config: PipelineConfig, builds: dict[str, SplitBuild], factory: 
         ):
             bar.update(sum(build.num_images_done for build in builds.values()))
             for build in builds.values():
-                if build.has_lost_bank:
+                if build.begins_alone:
                     bar.update(sum(build.take(outcome) for outcome in pool.run([build.bank_task(factory)])))
                     bar.update(build.look())
             begin = [build.bank_task(factory) for build in builds.values() if build.bank is None]

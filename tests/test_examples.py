@@ -63,6 +63,15 @@ def test_an_example_on_real_data_names_published_weights_and_says_what_it_takes(
     assert "ublished" in header
 
 
+@pytest.mark.parametrize("name", REAL)
+def test_best_and_faithful_are_the_same_students_everywhere(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    students = load(EXAMPLES / f"{name}.yaml", monkeypatch, tmp_path).students
+    shipped = load_config(EXAMPLES.parent / "pipeline.yaml").students
+    assert students == {kept: shipped[kept] for kept in ("faithful", "best")}
+
+
 @pytest.mark.parametrize("name", ["hicodet", "hicodet-best"])
 def test_hicodet_can_be_planned_without_weights(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_rehearsal(tmp_path / "tree", made_up(5), 3, 2)

@@ -20,15 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from hoi.datasets.coco import COCO_OBJECTS
+from hoi.datasets.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from hoi.datasets.hicodet_classes import hicodet_vocabulary
 from hoi.datasets.hicodet_parsed import Parsed, wrong_record
 from hoi.errors import UserError
 from hoi.prompts import spaced
 
-UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-OBJECT_OF_ID = dict(zip([n for n in range(1, 91) if n not in UNUSED_IDS], COCO_OBJECTS, strict=True))
-"""COCO's 91-slot category ids, ten of which are not used."""
+OBJECT_OF_ID = dict(zip(COCO_CATEGORY_IDS, COCO_OBJECTS, strict=True))
 FORMATS = "fredzzhang's instances JSON, PPDM's JSON, or anno_bbox.mat"
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -81,7 +79,7 @@ def _read_instances(plain: dict[str, Any], path: Path) -> Parsed:
 
 def _sizes(sizes: Any, path: Path) -> np.ndarray:
     try:
-        return np.array(sizes, np.int32).reshape(-1, 2)[:, ::-1].copy()
+        return np.array(sizes, np.int32).reshape(len(sizes), 2)[:, ::-1].copy()
     except (TypeError, ValueError):
         raise UserError("a size is not understood", where=path, expected="[width, height] of each image") from None
 

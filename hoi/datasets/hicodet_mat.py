@@ -7,6 +7,7 @@ from 1, `invis`}. An interaction with `invis` 1 is in the image but cannot be se
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def read_image_labels(path: str | Path, half: Half = "test2015") -> ImageLabels:
     """
     path = Path(path)
     split = half.removesuffix("2015")
-    content = _load(path, [f"list_{split}", f"anno_{split}"])
+    content = load_mat(path, [f"list_{split}", f"anno_{split}"], squeeze_me=True, struct_as_record=False)
     names = tuple(str(name) for name in np.atleast_1d(content[f"list_{split}"]))
     labels = np.atleast_2d(content[f"anno_{split}"])
     if labels.shape != (NUM_INTERACTIONS, len(names)):
@@ -71,7 +72,8 @@ def read_mat_boxes(path: Path, half: Half) -> Parsed:
     sizes: list[tuple[int, int]] = []
     rows: list[list[float]] = []
     dropped: list[str] = []
-    for image, record in enumerate(np.atleast_1d(_load(path, [key])[key])):
+    content = load_mat(path, [key], squeeze_me=True, struct_as_record=False)
+    for image, record in enumerate(np.atleast_1d(content[key])):
         where = f"{path}, {key} {image + 1}"
         try:
             names.append(str(record.filename))
@@ -107,17 +109,27 @@ def _boxes(boxes: Any) -> list[list[float]]:
     return [[float(box.x1), float(box.y1), float(box.x2), float(box.y2)] for box in np.atleast_1d(boxes)]
 
 
-def _load(path: Path, keys: list[str]) -> dict[str, Any]:
+def load_mat(path: Path, keys: list[str], **how: bool) -> dict[str, Any]:
+    """A MATLAB file to some of its variables.
+
+    Args:
+        path: The file.
+        keys: Their names.
+        how: Further arguments of `scipy.io.loadmat`.
+
+    Raises:
+        UserError: no such file, no MATLAB file, a damaged one, or one without these variables.
+    """
     # Imported here: scipy.io takes a moment that no other format needs.
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     expected = f"a MATLAB file with {' and '.join(keys)}"
     try:
-        content = loadmat(path, variable_names=keys, squeeze_me=True, struct_as_record=False)
+        content = loadmat(path, variable_names=keys, **how)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError("there is no such file", where=path, expected=expected) from None
-    except (MatReadError, NotImplementedError, ValueError, TypeError, OSError) as error:
+    except (MatReadError, NotImplementedError, ValueError, TypeError, IndexError, zlib.error, OSError) as error:
         raise UserError("this MATLAB file cannot be read", where=path, expected=expected, got=error) from None
     missing = [key for key in keys if key not in content]
     if missing:

@@ -25,6 +25,7 @@ import numpy as np
 
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet_classes import hicodet_vocabulary
+from hoi.datasets.hicodet_mat import load_mat
 from hoi.datasets.vcoco_actions import KEYS
 from hoi.errors import UserError
 from hoi.evaluation.json_lines import Records, read_bytes
@@ -43,7 +44,7 @@ def read_gen_vlkt(path: Path) -> Records:
 
 
 def read_qpic(path: Path) -> Records:
-    """A JSON list of QPIC's records to HICO-DET records; verbs that HICO has not with the object are left out.
+    """A JSON list of QPIC's records to HICO-DET records; verbs that HICO has not with the object are counted alone.
 
     Raises:
         UserError: it is none, or an image has no name: QPIC itself keeps none, CDN does.
@@ -81,6 +82,7 @@ def _of_images(
 ) -> Records:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
+    left_out = 0
     for number, image in enumerate(images, start=1):
         try:
             name, boxes = image["filename"], image["predictions"]
@@ -90,6 +92,7 @@ def _of_images(
                     raise ValueError(f"a pair of boxes {human} and {thing}, there are {len(boxes)}")
                 k = interaction(boxes, pair)
                 if k is None:
+                    left_out += 1
                     continue
                 rows.append(_row(name, boxes[human]["bbox"], boxes[thing]["bbox"], k, pair["score"]))
                 numbers.append(number)
@@ -100,7 +103,7 @@ def _of_images(
                 expected="filename, predictions [{bbox}], hoi_prediction [{subject_id, object_id, category_id, score}]",
                 got=f"no {error}" if isinstance(error, KeyError) else error,
             ) from None
-    return Records(path, rows, numbers, "image")
+    return Records(path, rows, numbers, "image", left_out)
 
 
 def _row(name: str, human: Any, thing: Any, interaction: int, score: float) -> dict[str, Any]:
@@ -121,20 +124,15 @@ def read_pvic(folder: Path, file_names: Sequence[str]) -> Records:
         file_names: Images in the order of the annotation file, which is the order of the columns.
 
     Raises:
-        UserError: a file is missing, or its shape is another.
+        UserError: a file is missing, damaged, or its shape is another.
     """
-    from scipy.io import loadmat
-
     vocabulary = hicodet_vocabulary()
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     for thing in range(len(vocabulary.objects)):
         path = folder / f"detections_{thing + 1:02d}.mat"
         interactions = np.flatnonzero(vocabulary.object_of == thing)
-        try:
-            cells = loadmat(path)["all_boxes"]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise UserError("a file of the results cannot be read", where=path, got=error) from None
+        cells = load_mat(path, ["all_boxes"])["all_boxes"]
         if cells.shape != (len(interactions), len(file_names)):
             expected = (
                 f"all_boxes of {len(interactions)} x {len(file_names)} (interactions of {vocabulary.objects[thing]})"
@@ -162,7 +160,8 @@ def read_vsrl(path: Path) -> Records:
     """vsrl_eval's pickled rows to V-COCO records; a key that a row lacks scores 0.
 
     Raises:
-        UserError: the file holds anything but plain numbers, texts, lists and dicts, or a row has two objects.
+        UserError: the file holds anything but plain numbers, texts, lists and dicts, or a row has two objects, or one
+            for some of its roles and none for others.
     """
     try:
         with open(path, "rb") as file:
@@ -180,21 +179,29 @@ def read_vsrl(path: Path) -> Records:
 
 def _vsrl_row(given: dict[str, Any], where: str) -> dict[str, Any]:
     scores: dict[str, float] = {}
-    objects: dict[tuple[float, ...], None] = {}
+    scored: dict[tuple[float, ...] | None, None] = {}
+    others: dict[tuple[float, ...] | None, None] = {}
     try:
         for key in KEYS:
+            scores[key] = 0.0
             if key.endswith("_agent"):
                 scores[key] = given.get(key, 0.0)
-                continue
-            *box, score = given.get(key, (0.0, 0.0, 0.0, 0.0, 0.0))
-            scores[key] = score
-            if score > 0 and np.isfinite(box).all() and any(box):
-                objects[tuple(box)] = None
+            elif key in given:
+                *box, scores[key] = given[key]
+                place = tuple(box) if np.isfinite(box).all() and any(box) else None
+                (scored if scores[key] > 0 else others)[place] = None
         human = given["person_box"]
         image_id = given["image_id"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError("a row is not understood", where=where, expected="vsrl_eval's row", got=error) from None
-    if len(objects) > 1:
-        raise UserError("a row has several objects", where=where, expected="one object a row", got=len(objects))
-    thing = list(next(iter(objects))) if objects else None
-    return {"image_id": image_id, "human_xyxy": human, "object_xyxy": thing, "scores": scores}
+    if len(scored) > 1:
+        got = "an object for some roles and none for others" if None in scored else f"{len(scored)} objects"
+        raise UserError("a row has several objects", where=where, expected="one object, or none, a row", got=got)
+    # A box counts without a score, too: an empty one is right where the truth has none, by scenario 1.
+    box_o = next(iter(scored or {place: None for place in others if place is not None}), None)
+    return {
+        "image_id": image_id,
+        "human_xyxy": human,
+        "object_xyxy": None if box_o is None else list(box_o),
+        "scores": scores,
+    }

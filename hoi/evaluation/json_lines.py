@@ -54,12 +54,14 @@ class Records:
         rows: One dict a record.
         lines: Each record's number: its line, from 1, or what `word` counts.
         word: What the numbers count.
+        left_out: How many more the file holds that no record can say.
     """
 
     path: Path
     rows: list[dict[str, Any]]
     lines: list[int]
     word: str = "line"
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -214,7 +214,7 @@ def teacher_gate(
 
 
 def mean_ap(order: np.ndarray, present: np.ndarray) -> float:
-    """Ranked images of each interaction to the mean average precision over those that are in any image.
+    """Ranked images of each interaction to the mean average precision over those that are in any image, 0 without any.
 
     Args:
         order: int64 [I, K], rows of the images, best first.
@@ -225,7 +225,7 @@ def mean_ap(order: np.ndarray, present: np.ndarray) -> float:
     ranking = Ranking(order.T.ravel(), is_true, np.arange(num_interactions + 1) * num_images)
     num_positives = present.sum(0)
     ap = average_precision(ranking, num_positives, PROTOCOLS["official"].levels)
-    return float(ap[num_positives > 0].mean())
+    return float(ap[num_positives > 0].mean()) if num_positives.any() else 0.0
 
 
 def _recall(truth: Boxes, found: Boxes, vocabulary: Vocabulary) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from hoi.evaluation.hico import match, score_matches
@@ -71,12 +72,12 @@ class Tuner:
             name: Which of their rows is judged.
         """
         tried: list[Tuned] = []
-        none_marked = self.vocabulary.is_no_interaction & False
+        unmarked = np.zeros(len(self.vocabulary), bool)
         for choice, scorer in enumerate(scorers):
             plain = score_split(scorer, self.batches(extra_of(scorer)), self.vocabulary, 0.0, self.device)[name].score
             for exponent in EXPONENTS:
                 score = plain * self._detection_score**exponent
-                result = score_matches(self._matches, score, none_marked, none_marked)
+                result = score_matches(self._matches, score, unmarked, unmarked)
                 tried.append(Tuned(choice, exponent, result.full or 0.0, 0))
         best = max(tried, key=lambda found: found.quality)
         return Tuned(best.choice, best.exponent, best.quality, len(tried))

@@ -80,10 +80,15 @@ def join_instances(labels: VcocoLabels, instances: Path | None = None) -> VcocoS
         UserError: there are no instances, or they do not fit the labels.
     """
     found, boxes = _read_instances(labels.path, instances, set(labels.image_ids))
-    sizes = {image["id"]: (image["height"], image["width"]) for image in boxes["images"]}
     row_of = {image_id: row for row, image_id in enumerate(labels.image_ids)}
-    truth, role_category = _truth(labels.actions, boxes, row_of, sizes, labels.path, found)
-    size_hw = np.array([sizes[i] for i in labels.image_ids], np.int64)
+    try:
+        sizes = {image["id"]: (image["height"], image["width"]) for image in boxes["images"]}
+        truth, role_category = _truth(labels.actions, boxes, row_of, sizes, labels.path, found)
+        size_hw = np.array([sizes[i] for i in labels.image_ids], np.int64)
+    except (KeyError, TypeError, ValueError) as error:
+        got = f"no {error}" if isinstance(error, KeyError) else error
+        expected = "images [{id, width, height}] and annotations [{id, image_id, category_id, bbox}]"
+        raise UserError("these instances are not understood", where=found, expected=expected, got=got) from None
     return VcocoSplit(labels.image_ids, size_hw, truth, role_category, found)
 
 
@@ -100,8 +105,9 @@ def _read_actions(path: Path) -> list[dict[str, Any]]:
         got = ", ".join(map(str, list(actions)[:6])) if isinstance(actions, dict) else type(actions).__name__
         raise UserError("this is no V-COCO label file", where=path, expected=LABELS, got=got[:200])
     for action in actions:
-        num, num_roles = len(action["ann_id"]), len(action["role_name"])
-        if {len(action["image_id"]), len(action["label"]), len(action["role_object_id"]) / num_roles} != {num}:
+        columns = [action[key] for key in ("ann_id", "image_id", "label", "role_name", "role_object_id")]
+        num, *others, num_roles, num_objects = (len(c) if isinstance(c, list) else -1 for c in columns)
+        if {*others} != {num} or num_objects != num_roles * num or num < 0:
             raise UserError(
                 "the lists of an action differ in length",
                 where=f"{path}, action {action['action_name']}",
@@ -116,7 +122,7 @@ def _read_instances(labels: Path, instances: Path | None, image_ids: set[int]) -
         content = _read(path, INSTANCES)
         is_instances = isinstance(content, dict) and {"images", "annotations"} <= content.keys()
         is_instances = is_instances and all(isinstance(image, dict) for image in content["images"])
-        missing = image_ids - {image["id"] for image in content["images"]} if is_instances else image_ids
+        missing = image_ids - {image.get("id") for image in content["images"]} if is_instances else image_ids
         if not missing:
             return path, content
         if instances is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import signal
 import subprocess
@@ -53,6 +55,21 @@ def test_a_second_builder_is_refused_while_the_first_one_runs(tmp_path: Path) ->
         with sole_builder(tmp_path):
             pass
     with sole_builder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.raises(UserError, match=r"no file locks.* got: (No locks|Function not impl).* next: have it mounted"),
+        sole_builder(tmp_path),
+    ):
         pass
 
 

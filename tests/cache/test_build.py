@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cache.request import request_parts
 from cache.shard import inspect_shard
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
+from hoi.records import ImageSignals
 from tests.random_signals import AXES, RandomSignals, photo_pipeline
 
 
@@ -28,8 +29,8 @@ def _no_models_left() -> Iterator[None]:
     release()
 
 
-def begin(config: PipelineConfig, factory: ExtractorFactory = RandomSignals) -> str:
-    plan = plan_split(config, "test")
+def begin(config: PipelineConfig, factory: ExtractorFactory = RandomSignals, split: str = "test") -> str:
+    plan = plan_split(config, split)
     arguments = (str(plan.folder), plan.images_per_shard, plan.num_images, plan.image_ids_sha256)
     receipt = build_bank(config.model_dump_json(), json.dumps(request_parts(config)), *arguments, factory)
     return str(receipt["fingerprint"])
@@ -70,7 +71,7 @@ def test_arguments_and_results_are_plain(tmp_path: Path) -> None:
 def test_models_other_than_those_that_began_the_split_are_refused_by_key(tmp_path: Path) -> None:
     fingerprint = begin(photo_pipeline(tmp_path))
     other = photo_pipeline(tmp_path, teacher={"precision": "bf16"})
-    with pytest.raises(UserError, match=r"other settings .* teacher.precision \(cache: fp32, now: bf16\)"):
+    with pytest.raises(UserError, match=r"worker has other models .* precision \(cache: fp32, now: bf16\) .* kept"):
         build(other, 0, fingerprint)
     assert not (tmp_path / "cache" / "test" / "shard-00000.h5").exists()
 
@@ -88,6 +89,25 @@ def test_an_unreadable_image_keeps_its_place_among_the_others(tmp_path: Path) ->
     build(config, 0)
     header = inspect_shard(tmp_path / "cache" / "test" / "shard-00000.h5")
     assert np.diff(header.table("pair_offsets")).tolist() == [2, 0, 1, 3, 1]
+
+
+class Overflowing(RandomSignals):
+    """Gives an infinity for one pair of the image 03.png."""
+
+    def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
+        records = super().extract(image_ids, images)
+        for record in records:
+            if record.image_id == "03.png":
+                record.union_feature[1, 0, 2] = np.inf
+        return records
+
+
+def test_what_is_no_number_is_refused_with_its_image_before_anything_is_written(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    with pytest.raises(ValueError, match=r"union_feature of image 03.png holds NaN or infinity"):
+        build(config, 1, factory=Overflowing)
+    assert not (tmp_path / "cache").exists()
+    build(config, 0, factory=Overflowing)
 
 
 class ByTheClock(RandomSignals):
@@ -110,6 +130,21 @@ def test_a_precision_found_by_the_clock_is_kept_by_later_shards(
     assert build(config, 0, fingerprint, ByTheClock).fingerprint == fingerprint
     parts = inspect_shard(tmp_path / "cache" / "test" / "shard-00000.h5").attributes["fingerprint_parts"]
     assert parts["teacher"]["precision"] == "bf16"
+
+
+def test_a_precision_found_by_the_clock_is_kept_by_the_other_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = {"train": 0.5, "test": 0.3, "more": 0.2}
+    config = photo_pipeline(tmp_path, (1,) * 12, teacher={"precision": "auto"}, dataset={"splits": splits})
+    begin(config, ByTheClock, "test")
+    monkeypatch.setattr(ByTheClock, "FASTER", "fp32")
+    for split in ("train", "more"):
+        release()
+        begin(config, ByTheClock, split)
+        bank = read_bank_receipt(tmp_path / "cache" / split)
+        assert bank is not None
+        assert bank.parts["teacher"]["precision"] == "bf16"
 
 
 def test_a_finished_shard_is_known_and_a_foreign_one_refused(tmp_path: Path) -> None:

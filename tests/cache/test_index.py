@@ -195,7 +195,7 @@ def test_a_shard_that_is_not_its_receipts_stops_the_sealing(folder: Path) -> Non
     with pytest.raises(UserError, match=r"does not belong to this cache · where: .*shard-00000.h5"):
         write_index(folder, "test", manifest.bank.fingerprint, manifest.shards)
     (folder / "shard-00000.h5").unlink()
-    with pytest.raises(UserError, match=r"a shard is damaged · where: .*shard-00000.h5"):
+    with pytest.raises(UserError, match=r"a shard is missing · where: .*shard-00000.h5 · next: make teacher-cache"):
         write_index(folder, "test", manifest.bank.fingerprint, manifest.shards)
 
 

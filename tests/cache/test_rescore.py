@@ -186,6 +186,19 @@ def test_an_interrupted_rescore_goes_on_and_ends_the_same(
     assert hashes(tmp_path / "to") == hashes(tmp_path / "at once")
 
 
+def test_a_precision_found_by_the_clock_stays_the_one_of_the_embeddings(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def auto(faster: str, **teacher: Any) -> PipelineConfig:
+        monkeypatch.setattr("hoi.teachers.open_clip_teacher.OpenClipTeacher._fastest_precision", lambda _: faster)
+        teacher["precision"] = "auto"
+        return world(photos, teacher=teacher, cache={"folder": str(tmp_path / "auto")})
+
+    main(auto("fp32"))
+    rescore(auto("bf16", prompts=["{phrase}"]), tmp_path / "to")
+    assert CacheSplit.open(tmp_path / "to", "test").attributes["teacher"]["precision"] == "fp32"
+
+
 def test_what_needs_images_or_other_weights_is_refused_by_name(
     old: PipelineConfig, photos: Path, tmp_path: Path
 ) -> None:

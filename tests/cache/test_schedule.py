@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -14,16 +17,9 @@ import pytest
 from distributed import LocalCluster
 
 from cache import schedule
-from cache.schedule import (
-    KEPT_BYTES,
-    RETRIES,
-    Pool,
-    SynchronousPool,
-    Task,
-    default_workers,
-    open_pool,
-    worker_environment,
-)
+from cache.schedule import KEPT_BYTES, default_workers, open_pool, visible_devices, worker_environment
+from cache.slot import give_up_slot, giving_up
+from cache.tasks import RETRIES, Pool, SynchronousPool, Task
 from hoi.config import CacheConfig
 from hoi.errors import UserError
 from tests import worker_tasks
@@ -107,6 +103,38 @@ def test_a_worker_begins_its_next_task_while_the_last_one_writes(tmp_path: Path)
     assert len({outcome.result["process"] for outcome in done if outcome.result}) == 1
 
 
+def test_of_the_tasks_that_write_one_goes_on_without_its_slot_and_the_next_keeps_its_own_so_long() -> None:
+    said: list[str] = []
+    computed = [threading.Event(), threading.Event()]
+
+    def task(number: int) -> None:
+        with giving_up(partial(said.append, f"{number} gives its slot up")):
+            computed[number].set()
+            give_up_slot()
+            if number == 0:
+                other.start()
+                assert computed[1].wait(20)
+                # The other has all the time to give its slot up as well, if nothing keeps it.
+                time.sleep(0.05)
+            said.append(f"{number} has written")
+
+    other = threading.Thread(target=task, args=(1,))
+    task(0)
+    other.join(20)
+    assert said == ["0 gives its slot up", "0 has written", "1 gives its slot up", "1 has written"]
+
+
+def test_a_task_that_breaks_while_it_writes_lets_the_next_one_write() -> None:
+    said: list[str] = []
+    for number in range(2):
+        with contextlib.suppress(OSError), giving_up(partial(said.append, f"{number}")):
+            give_up_slot()
+            give_up_slot()
+            raise OSError
+    assert said == ["0", "1"]
+    give_up_slot()
+
+
 def test_a_second_build_beside_the_first_starts_without_a_word(local_pool: Pool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -119,6 +147,12 @@ def test_each_worker_sees_one_gpu_in_turn() -> None:
     seen = [worker_environment(number, ["2", "5"]) for number in range(3)]
     assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["2", "5", "2"]
     assert worker_environment(0, []) == {}
+
+
+@pytest.mark.parametrize("named", ["-1", "NoDevFiles"])
+def test_a_name_of_no_gpu_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_devices("auto") == []
 
 
 def test_default_workers_are_bounded_by_cores_and_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:

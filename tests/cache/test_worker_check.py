@@ -11,7 +11,8 @@ import pytest
 
 from cache.atomic import WORKERS_NAME
 from cache.request import request_parts
-from cache.schedule import Task, open_pool
+from cache.schedule import open_pool
+from cache.tasks import Task
 from cache.worker_check import Answer, WorkerCheck, worker_check
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
@@ -100,6 +101,15 @@ def test_other_files_under_the_names_of_the_pipeline_are_found_out(check: Worker
     [problem] = check.answer(slots=1).problems
     assert "vocabulary.yaml" in problem
     assert f"working directory {os.getcwd()}" in problem
+
+
+def test_a_file_that_the_system_does_not_let_it_read_is_a_problem_and_no_lost_worker(
+    check: WorkerCheck, tmp_path: Path
+) -> None:
+    (tmp_path / "vocabulary.yaml").unlink()
+    (tmp_path / "vocabulary.yaml").symlink_to("vocabulary.yaml")
+    [problem] = check.answer(slots=1).problems
+    assert "Too many levels of symbolic links" in problem
 
 
 def test_threads_and_slots_are_asked_for(check: WorkerCheck, monkeypatch: pytest.MonkeyPatch) -> None:

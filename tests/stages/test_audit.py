@@ -133,13 +133,24 @@ def test_the_audit_is_of_the_config_that_made_the_results_and_is_kept_with_them(
 
 
 def test_evaluated_images_in_a_list_of_training_images_are_counted(finished: PipelineConfig, tmp_path: Path) -> None:
-    names = ["world1-0-test-000003.png", "COCO_val2014_000000000294.jpg", "train/world1-0-test-000001.jpg", "x.jpg"]
+    names = ["world1-0-test-000003.png", "COCO_val2014_000000000294.jpg", "train/world1-0-test-000001.jpg", "x y.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(names))
-    assert main(finished, tmp_path / "list.txt")["seen_in_training"]["num_seen"] == 2
+    seen = main(finished, tmp_path / "list.txt")["seen_in_training"]
+    assert (seen["num_seen"], seen["num_listed"]) == (2, 4)
     (tmp_path / "list.json").write_text(json.dumps({"images": [{"file_name": name} for name in names[:2]]}))
     found = main(finished, tmp_path / "list.json")
     assert found["seen_in_training"] | {"list": ""} == {"list": "", "num_listed": 2, "num_evaluated": 5, "num_seen": 1}
     assert "1 of 5 evaluated images" in format_result(found)
+
+
+@pytest.mark.parametrize("text", ['{"images": [{"file_na', '{"annotations": []}', "[1, 2]", '{"images": []}', "\n"])
+def test_a_list_of_training_images_that_is_misread_is_no_clean_bill(
+    finished: PipelineConfig, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(UserError, match=r"no list of training images|names no image") as caught:
+        main(finished, tmp_path / "list")
+    assert "file_name" in str(caught.value)
 
 
 def test_without_results_the_command_that_makes_them_is_named(tmp_path: Path) -> None:

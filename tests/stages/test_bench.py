@@ -129,6 +129,8 @@ def test_mistakes_in_a_bench_file_are_named(tmp_path: Path) -> None:
         load(tmp_path, differences=[{"better": "alone", "than": "plain", "means": ["small"]}])
     with pytest.raises(UserError, match=r"unknown key.*'world'"):
         load(tmp_path, world=[])
+    with pytest.raises(UserError, match=r"'output' of its own.*command line.*set 'output' in .*bench\.yaml"):
+        load_bench(bench_file(tmp_path), ["train.epochs=1", "output=elsewhere"])
 
 
 def test_worlds_differ_in_seed_cache_and_output_alone(tmp_path: Path) -> None:

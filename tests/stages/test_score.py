@@ -251,6 +251,15 @@ def test_boxes_over_the_border_are_scored_as_they_are_or_cut_on_request(golden: 
     assert score(golden, "--clip", predictions="far.jsonl")["notices"] == []
 
 
+def test_without_image_sizes_boxes_outside_are_not_looked_for_and_none_can_be_cut(golden: Path) -> None:
+    annotations = {key: GOLDEN[key] for key in ("filenames", "annotation")}
+    (golden / "annotations.json").write_text(json.dumps(annotations))
+    write_lines(golden / "far.jsonl", broken(lambda row: row.update(human_xyxy=[900, 900, 990, 990])))
+    assert "no image sizes" in score(golden, predictions="far.jsonl")["notices"][0]
+    with pytest.raises(UserError, match=r"unknown size .*annotations\.json.*next: leave --clip out"):
+        score(golden, "--clip", predictions="far.jsonl")
+
+
 # Formats of other repositories
 
 
@@ -302,6 +311,7 @@ def test_qpics_verbs_and_coco_classes_become_interactions(golden: Path) -> None:
     (golden / "qpic.json").write_text(json.dumps(images))
     out = score(golden, "--format", "qpic", predictions="qpic.json")
     assert out["num_predictions"] == 260
+    assert out["notices"] == ["1 pairs of a verb and an object make no interaction and were left out"]
     (golden / "plain.json").write_text(json.dumps(by_image()))
     assert out["ap"] == score(golden, "--format", "gen-vlkt", predictions="plain.json")["ap"]
 
@@ -325,8 +335,12 @@ def test_pvics_matlab_files_score_like_the_lines(golden: Path) -> None:
         savemat(golden / f"matlab/detections_{thing + 1:02d}.mat", {"all_boxes": cells})
     assert score(golden, "--format", "pvic", predictions="matlab")["ap"] == score(golden)["ap"]
     (golden / "matlab/detections_80.mat").unlink()
-    with pytest.raises(UserError, match=r"cannot be read .*detections_80\.mat"):
+    with pytest.raises(UserError, match=r"no such file .*detections_80\.mat"):
         score(golden, "--format", "pvic", predictions="matlab")
+    for content in (b"", (golden / "matlab/detections_01.mat").read_bytes()[:100]):
+        (golden / "matlab/detections_80.mat").write_bytes(content)
+        with pytest.raises(UserError, match=r"cannot be read .*detections_80\.mat"):
+            score(golden, "--format", "pvic", predictions="matlab")
 
 
 # V-COCO
@@ -371,6 +385,9 @@ def test_a_perfect_vcoco_row_scores_one_where_there_is_truth(tmp_path: Path) -> 
     write_lines(tmp_path / "p.jsonl", [vcoco_row(object_xyxy=None)])
     out = score(tmp_path, predictions="p.jsonl", dataset="vcoco")
     assert (out["per_role"]["kick_obj"]["s2"], out["per_agent"]["kick"]) == (0, 1)
+    assert out["notices"] == []
+    write_lines(tmp_path / "p.jsonl", [vcoco_row(object_xyxy=[0, 0, 0, 0]), vcoco_row(object_xyxy=[0, 0, 0.1, 0.1])])
+    assert score(tmp_path, predictions="p.jsonl", dataset="vcoco")["notices"][0].startswith("2 rows have an object box")
 
 
 def test_vsrl_evals_pickle_scores_like_the_lines_and_no_other_pickle_is_opened(tmp_path: Path) -> None:
@@ -388,6 +405,15 @@ def test_vsrl_evals_pickle_scores_like_the_lines_and_no_other_pickle_is_opened(t
     of_pickle = score(tmp_path, *options, predictions="p.pkl", dataset="vcoco")
     assert of_pickle["per_role"] == score(tmp_path, predictions="p.jsonl", dataset="vcoco")["per_role"]
     assert saved.read_text() == (tmp_path / "p.jsonl").read_text()
+
+    unscored = {key: [*value[:4], 0.0] if isinstance(value, list) else value for key, value in given.items()}
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps([unscored], protocol=2))
+    score(tmp_path, *options, predictions="p.pkl", dataset="vcoco")
+    assert json.loads(saved.read_text())["object_xyxy"] == row["object_xyxy"]
+    for box, got in (([float("nan")] * 4, "an object for some roles and none for others"), ([1, 1, 9, 9], "2 objects")):
+        (tmp_path / "p.pkl").write_bytes(pickle.dumps([given, {**given, "hold_obj": [*box, 0.2]}], protocol=2))
+        with pytest.raises(UserError, match=f"several objects .*row 2 .*got: {got}"):
+            score(tmp_path, *options, predictions="p.pkl", dataset="vcoco")
 
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -436,6 +462,24 @@ def test_vcoco_without_boxes_or_with_those_of_other_images_says_what_to_give(tmp
         score(tmp_path, predictions="p.jsonl", dataset="vcoco")
 
 
+def test_damaged_vcoco_files_are_one_line(tmp_path: Path) -> None:
+    write_lines(tmp_path / "p.jsonl", [vcoco_row()])
+    for key, column in (("images", "width"), ("annotations", "bbox")):
+        vcoco_files(tmp_path)
+        instances = json.loads((tmp_path / "instances_boxes.json").read_text())
+        del instances[key][0][column]
+        (tmp_path / "instances_boxes.json").write_text(json.dumps(instances))
+        with pytest.raises(UserError, match=rf"not understood .*instances_boxes\.json.*got: no '{column}'"):
+            score(tmp_path, predictions="p.jsonl", dataset="vcoco")
+    for column, value in (("role_name", []), ("label", [1, 1]), ("ann_id", None)):
+        vcoco_files(tmp_path)
+        actions = json.loads((tmp_path / "annotations.json").read_text())
+        actions[3][column] = value
+        (tmp_path / "annotations.json").write_text(json.dumps(actions))
+        with pytest.raises(UserError, match=r"differ in length .*action ride"):
+            score(tmp_path, predictions="p.jsonl", dataset="vcoco")
+
+
 # The embedded world
 
 
@@ -470,6 +514,9 @@ def test_the_worlds_own_annotations_score_one_by_number_or_by_name(tmp_path: Pat
     write_lines(tmp_path / "names.jsonl", rows)
     with pytest.raises(UserError, match=r"unknown interaction .*line 2 .*got: .* cloud"):
         score(tmp_path, predictions="names.jsonl", dataset="world")
+    (tmp_path / "annotations.json").write_text(json.dumps(plain | {"dataset": {"name": "hicodet", "root": "h"}}))
+    with pytest.raises(UserError, match=r"data set hicodet.*another frame.*next: --dataset hicodet"):
+        score(tmp_path, predictions="numbers.jsonl", dataset="world")
 
 
 # Real annotations and the figures of the public evaluators

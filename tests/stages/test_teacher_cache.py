@@ -17,7 +17,7 @@ from cache.shard import inspect_shard, read_text
 from hoi.config import load_config
 from hoi.errors import UserError
 from stages.teacher_cache import Report, main
-from tests.random_signals import FailingSignals, RandomSignals, photo_pipeline
+from tests.random_signals import FailingSignals, FirstIsFaster, RandomSignals, photo_pipeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,6 +160,28 @@ def test_a_failing_shard_is_named_and_the_others_are_finished(tmp_path: Path) ->
     [error] = [line["error"] for line in lines if line["error"]]
     assert "Traceback" in error
     assert built(main(config, RandomSignals)) == [1]
+
+
+def test_a_finished_shard_is_kept_with_an_image_that_is_still_unreadable(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3))
+    (tmp_path / "images" / "01.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 of 4 tasks failed"):
+        main(config, FailingSignals)
+    report = main(config, RandomSignals)
+    assert (built(report), report.splits[0].num_failed) == ([1], 1)
+
+
+def test_workers_whose_clocks_differ_agree_on_a_precision(tmp_path: Path) -> None:
+    config = photo_pipeline(
+        tmp_path,
+        num_pairs=(1, 2) * 6,
+        teacher={"precision": "auto"},
+        dataset={"splits": {"train": 0.6, "test": 0.4}},
+        cache={"scheduler": "local", "workers": 2},
+    )
+    assert built(main(config, FirstIsFaster)) == [5, 1]
+    parts = [CacheSplit.open(config.cache.folder, split).attributes for split in ("train", "test")]
+    assert [part["teacher"]["precision"] for part in parts] == ["bf16", "bf16"]
 
 
 @pytest.fixture

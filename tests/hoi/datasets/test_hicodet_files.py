@@ -106,6 +106,8 @@ CLASSES = {"objects": ["bench", "cup"], "verbs": ["sit_on", "hold"], "correspond
         (change(instances_json(), "annotation", 0, "boxes_h", 0, 2, float("nan")), "impossible.*finite boxes"),
         (change(instances_json(), "annotation", 0, "boxes_o", 0, [1, 2, 3]), r"annotation 0|four numbers"),
         (change(instances_json(), "annotation", []), "differ in length.*expected: 3 .*got: 0"),
+        (change(instances_json(), "size", [[64, 48, 3], [64, 48, 3], [64, 48]]), "size is not understood"),
+        (change(instances_json(), "size", [[64], [48], [48]]), "size is not understood"),
         (change(instances_json(), "filenames", 1, NAMES[0]), "stands twice.*HICO_test2015_00000001.jpg"),
         (instances_json() | CLASSES, "another order.*correspondence 245.*expected: sit_on bench.*got: hold cup"),
         (change(ppdm_json(), 2, "hoi_annotation", 0, "category_id", 88), "sit_on motorcycle as number 153"),

@@ -75,6 +75,9 @@ def test_images_that_could_not_be_read_are_left_out() -> None:
     similarity[~is_readable] = 0
     gate = teacher_gate(similarity, SCALE, is_readable, labels, VOCABULARY)
     assert (gate.figures["num_images"], gate.level) == (NUM_IMAGES // 2, "ok")
+    unlabelled = np.arange(NUM_IMAGES + 9) >= NUM_IMAGES
+    gate = teacher_gate(np.zeros((NUM_IMAGES + 9, 600)), SCALE, unlabelled, labels, VOCABULARY)
+    assert (gate.figures["image_level_map"]["value"], gate.level) == (0, "stop")
 
 
 def detector(labels: HoiLabels, scale: float = 1.0, kept: slice = slice(None)) -> SanityGate:
