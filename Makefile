@@ -10,6 +10,8 @@ space := $(empty) $(empty)
 capitals := A% B% C% D% E% F% G% H% I% J% K% L% M% N% O% P% Q% R% S% T% U% V% W% X% Y% Z%
 overrides := $(filter-out $(capitals),$(subst \$(space),<space>,$(MAKEOVERRIDES)))
 OVERRIDES = $(foreach given,$(overrides),'$(subst <space>, ,$(given))')
+# A target with a file of its own takes it where no CONFIG is given.
+config_or = $(if $(filter file,$(origin CONFIG)),$(1),$(CONFIG))
 STAGE_ARGS = --config $(CONFIG) $(OVERRIDES)
 
 # Cores are often shared: spinning OpenMP threads stall each other.
@@ -52,19 +54,19 @@ eval: setup ## stage three: average precision of students and baselines
 	@$(PY) -m stages.evaluate $(STAGE_ARGS)
 
 sweep: setup ## grid or list of students x seeds against one cache, to one table (CONFIG=examples/ablation.yaml)
-	@$(PY) -m stages.sweep --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/ablation.yaml,$(CONFIG)) $(OVERRIDES)
+	@$(PY) -m stages.sweep --config $(call config_or,examples/ablation.yaml) $(OVERRIDES)
 
 bench: setup ## the README's rows over two worlds and five seeds, to outputs/bench
-	@$(PY) -m stages.bench --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/bench.yaml,$(CONFIG)) $(OVERRIDES)
+	@$(PY) -m stages.bench --config $(call config_or,examples/bench.yaml) $(OVERRIDES)
 
 report: setup ## one self-contained page of the results: tables, curves, pictures
 	@$(PY) -m stages.report $(STAGE_ARGS) $(ARGS)
 
 hicodet: setup ## HICO-DET from files on disk to results: doctor, plan, cache, gates, train, eval, audit (DATA=folder)
-	@$(PY) -m stages.hicodet --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/hicodet.yaml,$(CONFIG)) $(OVERRIDES) $(ARGS)
+	@$(PY) -m stages.hicodet --config $(call config_or,examples/hicodet.yaml) $(OVERRIDES) $(ARGS)
 
 vcoco: setup ## the same for V-COCO (DATA=folder)
-	@$(PY) -m stages.hicodet --config $(if $(filter pipeline.yaml,$(CONFIG)),examples/vcoco.yaml,$(CONFIG)) $(OVERRIDES) $(ARGS)
+	@$(PY) -m stages.hicodet --config $(call config_or,examples/vcoco.yaml) $(OVERRIDES) $(ARGS)
 
 doctor: setup ## what is missing or wrong in what the pipeline file names, and the line that mends it (ALL=1: every file)
 	@$(PY) -m stages.doctor $(STAGE_ARGS) $(if $(ALL),--all) $(if $(JSON),--json $(JSON))
@@ -117,7 +119,7 @@ world-weights: setup ## train the embedded world's CLIP and detector again (CPU,
 world-check: setup ## measure the committed CLIP and detector of the embedded world
 	@$(PY) -m stages.world_weights --check
 
-benchmarks: setup ## ratios of speed, measured side by side (half an hour; benchmarks/README.md)
+benchmarks: setup ## ratios of speed, measured side by side (a quarter of an hour; benchmarks/README.md)
 	@for name in evaluation reader training extraction workers memory; do $(PY) -m benchmarks.$$name && echo || exit; done
 
 growth: setup ## the cache at scale, small sizes (ARGS=--full for HICO-DET's size and ten million images)

@@ -62,6 +62,7 @@ Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterV
 TABLE_NAMES = frozenset(
     {"detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", "direct_clip_tuned"}
     | {"direct_clip_gated", "global", "union", "human_object", "spatial", "ungated"}
+    | {"labels_on_detections"}
 )
 """Rows of the result table that are not a student's own, so no student may be called so."""
 
@@ -447,6 +448,8 @@ class EvaluationConfig(Section):
     zero_shot: list[str] = []
     """Zero-shot splits of HICO-DET whose unseen and seen means are reported, too: `rare_first`, `non_rare_first`,
     `unseen_object`, `unseen_verb`, `uc0` to `uc4` (docs/zero-shot.md)."""
+    save_predictions: bool = False
+    """Whether the triplets of every student of the teacher are written as JSON lines that `stages.score` reads."""
     detector_trained_on: str | None = None
     """What the detector's weights were trained on, in words for the audit; null for what is known of published ones."""
     teacher_trained_on: str | None = None

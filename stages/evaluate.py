@@ -15,18 +15,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cache.atomic import write_json
+from cache.atomic import write_atomically, write_json
 from cache.dataset import CacheSplit
 from hoi.config import PipelineConfig
 from hoi.datasets.hicodet_classes import unseen
 from hoi.datasets.labels import has_labels, load_labels
-from hoi.errors import run_program
+from hoi.errors import UserError, run_program
 from hoi.evaluation.audit import audit, audit_row
+from hoi.evaluation.prediction_lines import prediction_lines
 from hoi.evaluation.rows import Comparison, ResultRow, compare, per_class
 from hoi.evaluation.table import best_of, format_agreement, format_comparison, format_table, means_over_seeds
 from hoi.evaluation.vcoco_rows import format_vcoco, vcoco_means
 from hoi.evaluation.zero_shot import check_zero_shot, drop_unseen, format_zero_shot, in_percent, zero_shot_means
 from hoi.provenance import commit, library_versions
+from hoi.scoring import score_split
 from hoi.training import choose_device
 from stages.cached_split import open_split
 from stages.command_line import stage_config
@@ -88,7 +90,8 @@ def main(config: PipelineConfig) -> Report:
     agreement = _agreement(config, split, runs, device)
     is_labelled = has_labels(config.dataset, config.evaluation.split)
     rows = list(_grade(Grader(config, split, device), runs)) if is_labelled else []
-    return _write(config, split, rows, _comparisons(config, rows), agreement, device)
+    written = list(_write_predictions(config, split, runs, device)) if config.evaluation.save_predictions else []
+    return _write(config, split, rows, _comparisons(config, rows), agreement, device, written)
 
 
 def _load_runs(config: PipelineConfig, split: CacheSplit, device: torch.device) -> Iterator[Run]:
@@ -114,6 +117,27 @@ def _agreement(
         name: {branch: float(torch.cat(parts).float().mean()) for branch, parts in branches.items()}
         for name, branches in agreeing.items()
     }
+
+
+def _write_predictions(
+    config: PipelineConfig, split: CacheSplit, runs: list[Run], device: torch.device
+) -> Iterator[Path]:
+    if config.dataset.name == "vcoco":
+        raise UserError(
+            "predictions of V-COCO have a score per action and are not written",
+            where="evaluation.save_predictions",
+            expected="a data set of interactions: world, folder or hicodet",
+            got="vcoco",
+            fix="set it to false; stage three grades V-COCO itself",
+        )
+    for run in runs:
+        if run.settings.supervision == "teacher":
+            batches = split.batches(BATCH_IMAGES, extra=run.student.extra_fields)
+            scored = score_split(run.student, batches, split.vocabulary, run.settings.score_exponent, device)
+            path = Path(config.output) / "predictions" / f"{run.name}-seed-{run.seed}.jsonl.gz"
+            inclusive = config.dataset.name == "hicodet"
+            write_atomically(path, prediction_lines(scored[STUDENT], split.image_ids, inclusive=inclusive))
+            yield path
 
 
 def _grade(grader: Grader, runs: list[Run]) -> Iterator[ResultRow]:
@@ -160,6 +184,7 @@ def _write(
     comparisons: list[Comparison],
     agreement: dict[str, dict[str, float]],
     device: torch.device,
+    written: list[Path],
 ) -> Report:
     folder, means = Path(config.output), means_over_seeds(rows)
     names = [record["name"] for record in means]
@@ -199,7 +224,7 @@ def _write(
     if rows and TUNED not in names:
         title += f"\nsplit {config.evaluation.tune_split} has no annotations: no {TUNED}, no {GATED}"
     files = [folder / name for name in contents]
-    return Report(title, rows, comparisons, agreement, files, config.evaluation.zero_shot)
+    return Report(title, rows, comparisons, agreement, [*files, *written], config.evaluation.zero_shot)
 
 
 def _command() -> None:

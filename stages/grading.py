@@ -112,7 +112,9 @@ class Grader:
         gate = gates[best_gate.choice]
         chosen = self._score(gate, best_gate.exponent)
         knobs = setting_knobs(gate.crop.setting, best_gate.exponent, margins) | {"gate_exponent": gate.gate_exponent}
-        yield self._examiner.grade(GATED, None, chosen[GATED], {**knobs, **best_gate.to_dict(tune_split)})
+        # What form and margin were chosen among counts as well.
+        tried = {**best_gate.to_dict(tune_split), "num_tried": best.num_tried + best_gate.num_tried}
+        yield self._examiner.grade(GATED, None, chosen[GATED], {**knobs, **tried})
 
     def labels_on_detections(self) -> ResultRow:
         """What the labels themselves would give on the cached pairs: no score of these pairs does better."""

@@ -2,7 +2,7 @@
 
     python -m stages.hicodet [--config examples/hicodet.yaml] [--no-gates] [section.key=value ...]
 
-Seven steps, each of which says what it wrote; the same command after a kill goes on where it was.
+Eight steps, each of which says what it wrote; the same command after a kill goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from cache.atomic import write_atomically, write_json
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError, run_program
-from stages import audit, doctor, teacher_cache
+from stages import audit, doctor, report, teacher_cache
 from stages.cache_estimates import PlanReport, plan
 from stages.command_line import stage_parser
 from stages.progress import Progress
@@ -49,6 +49,8 @@ def main(config: PipelineConfig, *, heeds_gates: bool = True) -> None:
     _evaluate(config, progress)
     _heading("audit: what touched these results")
     _audit(config)
+    _heading("report: all of it as one page")
+    print(report.main(config), flush=True)
 
 
 def _heading(text: str) -> None:
@@ -60,12 +62,12 @@ def _examine(config: PipelineConfig, progress: Progress) -> None:
     if progress.is_done("doctor", file):
         print(f"passed before · {file}")
         return
-    report = doctor.main(config)
-    write_json(file, report.to_dict())
-    print(f"{report}\nwrote {file}", flush=True)
-    if report.num_errors:
+    found = doctor.main(config)
+    write_json(file, found.to_dict())
+    print(f"{found}\nwrote {file}", flush=True)
+    if found.num_errors:
         raise UserError(
-            f"the doctor found {report.num_errors} errors",
+            f"the doctor found {found.num_errors} errors",
             where=file,
             expected="none",
             fix="mend what the lines above say, then run the same command again",
@@ -102,15 +104,15 @@ def _judge(config: PipelineConfig, progress: Progress, heeds_gates: bool) -> Non
     if progress.is_done("sanity", file, fingerprint):
         print(f"{sanity.read(file)}\nmeasured before", flush=True)
         return
-    report = sanity.main(config)
-    print(f"{report}\nwrote {file}", flush=True)
-    if not report.stops:
+    measured = sanity.main(config)
+    print(f"{measured}\nwrote {file}", flush=True)
+    if not measured.stops:
         progress.note("sanity", fingerprint)
     elif heeds_gates:
         raise UserError(
             "a sanity gate found a figure no better than chance, so training would be for nothing",
             where=file,
-            got=", ".join(gate.name for gate in report.gates if gate.level == "stop"),
+            got=", ".join(gate.name for gate in measured.gates if gate.level == "stop"),
             fix="look at what its line above names; to go on all the same, add --no-gates (make ARGS=--no-gates)",
         )
 

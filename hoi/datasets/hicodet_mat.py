@@ -125,10 +125,10 @@ def load_mat(path: Path, keys: list[str], **how: bool) -> dict[str, Any]:
     from scipy.io.matlab import MatReadError
 
     expected = f"a MATLAB file with {' and '.join(keys)}"
+    if not path.is_file():
+        raise UserError("there is no such file", where=path, expected=expected)
     try:
         content = loadmat(path, variable_names=keys, **how)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError("there is no such file", where=path, expected=expected) from None
     except (MatReadError, NotImplementedError, ValueError, TypeError, IndexError, zlib.error, OSError) as error:
         raise UserError("this MATLAB file cannot be read", where=path, expected=expected, got=error) from None
     missing = [key for key in keys if key not in content]

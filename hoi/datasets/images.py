@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hoi.datasets.base import UnreadableImage
 
+TRANSIENT = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM}
+)
+"""Errors of the system, not of the file."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"})
 
 
@@ -24,6 +29,7 @@ def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
 
     Raises:
         UnreadableImage: missing, empty, no image, truncated, or too large.
+        OSError: the system failed to read it, for the time being.
     """
     try:
         with warnings.catch_warnings():
@@ -42,6 +48,9 @@ def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more pixels than the limit of {max_image_pixels}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # A disk or a network that fails for a moment says nothing of the file: the task is tried again.
+        if isinstance(error, OSError) and error.errno in TRANSIENT:
+            raise
         raise UnreadableImage(f"the file is corrupt ({' '.join(str(error).split())})") from None
 
 

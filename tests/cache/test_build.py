@@ -71,7 +71,7 @@ def test_arguments_and_results_are_plain(tmp_path: Path) -> None:
 def test_models_other_than_those_that_began_the_split_are_refused_by_key(tmp_path: Path) -> None:
     fingerprint = begin(photo_pipeline(tmp_path))
     other = photo_pipeline(tmp_path, teacher={"precision": "bf16"})
-    with pytest.raises(UserError, match=r"worker has other models .* precision \(cache: fp32, now: bf16\) .* kept"):
+    with pytest.raises(UserError, match=r"worker has other models .*\.precision \(cache: fp32, now: bf16\) .* kept"):
         build(other, 0, fingerprint)
     assert not (tmp_path / "cache" / "test" / "shard-00000.h5").exists()
 

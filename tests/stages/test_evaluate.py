@@ -18,6 +18,7 @@ from hoi.evaluation.hico import evaluate
 from hoi.scoring import score_split
 from stages import audit as audit_stage
 from stages import evaluate as stage
+from stages import score as score_stage
 from stages import teacher_cache, train
 from stages.cached_split import open_split
 from stages.grading import GATE_EXPONENTS
@@ -88,6 +89,8 @@ def test_every_method_has_its_rows(config: PipelineConfig, report: stage.Report)
     assert {name for name in knobs if "tuned_on" in knobs[name]} == {*TUNED, "supervised"}
     assert {knobs[name]["tuned_on"] for name in (*TUNED, "supervised")} == {"validation"}
     assert knobs["direct_clip_gated"]["gate_exponent"] in GATE_EXPONENTS
+    # It starts from the tuned row, so all that was tried for that one was tried for it.
+    assert knobs["direct_clip_gated"]["num_tried"] > knobs["direct_clip_tuned"]["num_tried"]
 
 
 def test_a_students_row_is_its_triplets_through_the_evaluator(config: PipelineConfig, report: stage.Report) -> None:
@@ -216,3 +219,23 @@ def test_zero_shot_splits_are_for_hicodet_alone(plain: dict[str, Any]) -> None:
     wrong = parse_config({**plain, "evaluation": {"zero_shot": ["rare_first"]}}, "test")
     with pytest.raises(UserError, match=r"zero-shot splits are HICO-DET's .*evaluation\.zero_shot"):
         stage.main(wrong)
+
+
+def test_predictions_that_are_saved_score_what_stage_three_says(tmp_path: Path, plain: dict[str, Any]) -> None:
+    changed = {**plain, "evaluation": {"bootstrap": 5, "save_predictions": True}}
+    config = parse_config(changed, "test")
+    report = stage.main(config)
+    saved = [path for path in report.files if path.parent.name == "predictions"]
+    assert [path.name for path in saved] == [
+        f"{name}-seed-{seed}.jsonl.gz" for name in ("student", "other") for seed in (0, 3)
+    ]
+    (tmp_path / "pipeline.yaml").write_text(json.dumps(changed))
+    given = {
+        "dataset": "world",
+        "annotations": tmp_path / "pipeline.yaml",
+        "predictions": saved[-1],
+        "json": tmp_path / "out.json",
+    }
+    score_stage.main([part for name, value in given.items() for part in (f"--{name}", str(value))])
+    row = next(row for row in report.rows if (row.name, row.seed) == ("other", 3))
+    assert json.loads((tmp_path / "out.json").read_text())["ap"] == pytest.approx(list(row.result.ap), abs=1e-9)

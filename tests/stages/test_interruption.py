@@ -22,7 +22,6 @@ def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-
 def importing(cache: Path) -> bool:
     """Always: the program has just been started."""
     return True
