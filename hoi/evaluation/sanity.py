@@ -207,7 +207,7 @@ def teacher_gate(
     }
     said = (
         f"image-level mAP {100 * figure.value:.1f} ({best}) over {plain['num_interactions']} interactions, by chance "
-        f"{100 * chance:.1f}; published: {100 * PUBLISHED:.1f} ({SOURCE})"
+        f"{100 * chance:.1f}; published for HICO-DET: {100 * PUBLISHED:.1f} ({SOURCE})"
     )
     fix = "the teacher's weights, its activation (-quickgelu), crops and prompts, the order of the annotated classes"
     return _judge("teacher", said, [figure], plain, fix)

@@ -110,7 +110,7 @@ def test_what_every_step_found_is_kept_and_the_audit_names_the_gates(
     hicodet.main(pipeline())
     said, out = capsys.readouterr().out, tmp_path / "out"
     headings = [line.split(":")[0] for line in said.splitlines() if line.startswith("== ")]
-    steps = ["doctor", "plan", "teacher cache", "sanity gates", "train", "evaluate", "audit"]
+    steps = ["doctor", "plan", "teacher cache", "sanity gates", "train", "evaluate", "audit", "report"]
     assert headings == [f"== {step}" for step in steps]
     gates = {gate["name"]: gate for gate in json.loads((out / "sanity.json").read_text())["gates"]}
     assert gates["teacher"]["figures"]["published"]["value"] == 0.355

@@ -48,7 +48,7 @@ def test_a_teacher_that_knows_its_classes_passes_beside_the_published_figure() -
     gate = teacher(cosines(labels, 0.04), labels)
     assert gate.level == "ok"
     assert gate.figures["image_level_map"]["value"] > 0.5 > 0.355 > 4 * gate.figures["image_level_map"]["chance"]
-    assert "published: 35.5 (CLIP on HICO's test images, Wan & Tuytelaars, WACV 2024)" in str(gate)
+    assert "published for HICO-DET: 35.5 (CLIP on HICO's test images, Wan & Tuytelaars, WACV 2024)" in str(gate)
 
 
 def test_classes_in_another_order_stop_the_run_and_a_weak_teacher_warns() -> None:
