@@ -9,6 +9,7 @@ that one process would take on the whole batch; only the first writes anything.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,6 +135,14 @@ def one_voice() -> Iterator[None]:
 
 def _has_others() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def end_with_group() -> None:
+    """Ends a process of a group that has done its work, at once: gloo's threads may still run, and would abort it."""
+    if _has_others():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def local_gpu() -> int | None:

@@ -22,7 +22,7 @@ from cache.resident import training_source
 from cache.subset import FirstImages
 from hoi.boards import check_tensorboard
 from hoi.config import PipelineConfig, StudentConfig
-from hoi.distributed import ALONE, Group, is_first_process, join, one_voice
+from hoi.distributed import ALONE, Group, end_with_group, is_first_process, join, one_voice
 from hoi.errors import UserError, run_program
 from hoi.matching import LabelTargets
 from hoi.precision import choose_precision
@@ -304,6 +304,7 @@ def _command() -> None:
         report = main(stage_config("Stage two: the teacher cache to trained students. Run it again to go on."))
     if is_first_process():
         print(report)
+    end_with_group()
 
 
 if __name__ == "__main__":
