@@ -27,6 +27,7 @@ from pydantic import Field
 
 from hoi.config import (
     FolderName,
+    MultiLevelConfig,
     PipelineConfig,
     Section,
     Seeds,
@@ -35,6 +36,7 @@ from hoi.config import (
     TrainConfig,
     load_config,
     parse_section,
+    parse_student,
 )
 from hoi.errors import UserError, nearest
 from hoi.strict_yaml import read_yaml
@@ -167,15 +169,17 @@ def _resolve(row: RowSection, known: Mapping[str, SweepRow], config: PipelineCon
         )
     if "seeds" in row.train:
         raise UserError("all rows have the same seeds", where=f"{path}, key '{where}.train.seeds'", fix="set seeds")
-    start = known[row.start] if row.start else SweepRow("", None, {}, StudentConfig(), config.train)
-    student = {**start.student.model_dump(mode="json"), **row.student}
+    start = known[row.start] if row.start else SweepRow("", None, {}, MultiLevelConfig(), config.train)
+    # Another method has other keys, so there nothing but its own defaults is started from.
+    is_same = row.student.get("method", start.student.method) == start.student.method
+    student = {**(start.student.model_dump(mode="json") if is_same else {}), **row.student}
     train = {**start.train.model_dump(mode="json"), **row.train}
     changes = row.student | {f"train.{key}": value for key, value in row.train.items()}
     return SweepRow(
         row.name,
         row.start,
         changes,
-        parse_section(StudentConfig, student, path, f"{where}.student"),
+        parse_student(student, path, f"{where}.student"),
         parse_section(TrainConfig, train, path, f"{where}.train"),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from hoi.config import StudentConfig
+from hoi.config import MultiLevelConfig, StudentConfig
 from hoi.errors import UserError
 from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference, resample_map
 from hoi.evaluation.ranking import Matches
@@ -124,10 +124,14 @@ def _variants(bench: Bench, matches: Matches, results: list[dict[str, Any]]) -> 
 
 def branch_variants(settings: StudentConfig) -> list[tuple[str, StudentConfig]]:
     """A student's settings to those with one branch less, or with a branch more that it leaves out."""
+    if not isinstance(settings, MultiLevelConfig):
+        return []
     has = [key for key in WEIGHTS if getattr(settings, key) > 0]
     if settings.fusion == "early" and "score_union_weight" in has:
         has.remove("score_union_weight")
-    found = [(f"without {WEIGHTS[key]}", settings.model_copy(update={key: 0.0})) for key in has if len(has) > 1]
+    found: list[tuple[str, StudentConfig]] = [
+        (f"without {WEIGHTS[key]}", settings.model_copy(update={key: 0.0})) for key in has if len(has) > 1
+    ]
     if "score_global_weight" not in has:
         for weight in (0.25, 1.0):
             variant = settings.model_copy(update={"score_global_weight": weight})

@@ -10,7 +10,7 @@ import torch
 
 from cache.dataset import CacheSplit
 from hoi.baselines import DetectorPrior, DirectClip, DirectSetting, direct_settings
-from hoi.config import PipelineConfig, StudentConfig
+from hoi.config import MultiLevelConfig, PipelineConfig, StudentConfig
 from hoi.errors import UserError
 from hoi.evaluation.hico import match
 from hoi.evaluation.ranking import Matches
@@ -83,7 +83,7 @@ class Bench:
         found = []
         for network in self.networks.values():
             other = copy.copy(network)
-            if isinstance(other, MultiLevelStudent):
+            if isinstance(other, MultiLevelStudent) and isinstance(settings, MultiLevelConfig):
                 other.config = settings
             found.append(self.score(other, self.exponent, STUDENT))
         return found

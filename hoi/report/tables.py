@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.config import StudentConfig
+from hoi.config import StudentConfig, parse_student
 from hoi.evaluation.table import COLUMNS
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 
@@ -110,7 +110,7 @@ def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
     if name not in students:
         owner, _, part = name.rpartition("/")
         return f"{owner or 'student'}: {PARTS.get(part, part)}"
-    settings = StudentConfig.model_validate(students[name])
+    settings = parse_student(students[name], f"student {name}")
     changed = departures(settings)
     if settings.supervision == "labels":
         kind = "the bound: the same kind of network, trained with labels on the same features"
@@ -121,7 +121,8 @@ def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
 
 def departures(settings: StudentConfig) -> list[str]:
     """A student's settings to those that are not the defaults, as `key: value`."""
-    plain, default = settings.model_dump(mode="json"), StudentConfig().model_dump(mode="json")
+    plain = settings.model_dump(mode="json")
+    default = parse_student({"method": settings.method}, "its defaults").model_dump(mode="json")
     return [f"{key}: {value}" for key, value in plain.items() if value != default[key] and key != "supervision"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -14,7 +14,7 @@ from hoi.vocabulary import Vocabulary
 
 __all__ = ["StepLosses", "Student", "build_student"]
 
-METHODS = {"multilevel": MultiLevelStudent}
+METHODS: dict[str, Callable[..., Student]] = {"multilevel": MultiLevelStudent}
 
 
 def build_student(

@@ -3,7 +3,7 @@
 Late fusion of their scores, and what supervises which branch, follow the paper; its code is unpublished, so the layers
 are our reading of it. A fourth branch, off unless `score_spatial_weight` is set, is ours: it sees boxes and classes and
 no pixel, so it cannot repeat the teacher's visual mistakes, and learns what the others say of such pairs on the whole.
-Every switch is explained at its key in `StudentConfig`.
+Every switch is explained at its key in `MultiLevelConfig`.
 
 Letters: B images, P pairs, K interactions, D the joint width, L levels of region features, M crop margins.
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hoi.config import StudentConfig
+from hoi.config import MultiLevelConfig
 from hoi.gating import gated
 from hoi.losses import focal_loss, mean_over_images
 from hoi.matching import LabelTargets
@@ -56,7 +56,9 @@ class MultiLevelStudent(Student):
     admitted: Tensor
     is_real: Tensor
 
-    def __init__(self, config: StudentConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]) -> None:
+    def __init__(
+        self, config: MultiLevelConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]
+    ) -> None:
         super().__init__()
         self.config = config
         self.logit_scale = bank.logit_scale
@@ -123,7 +125,7 @@ class MultiLevelStudent(Student):
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
         """Batch to KL(t_g‖s_g) + mean_p KL(t_u‖s_u) + KL(t_i‖s_img), or to focal losses where labels are given.
 
-        t_i is t_g, or is made of the pairs' t_u: `StudentConfig.image_target`; `human_object_target` may put
+        t_i is t_g, or is made of the pairs' t_u: `MultiLevelConfig.image_target`; `human_object_target` may put
         mean_p KL(t_u‖s_p) beside it or in its place. The spatial branch adds mean_p KL(t_s‖s_s), where t_s is what
         teacher, union and human-object branch say together, and the relatedness head its cross-entropy.
         """

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from hoi.config import StudentConfig
+from hoi.config import MultiLevelConfig
 from hoi.errors import UserError
 from hoi.gating import competition_gate, gated
 from hoi.losses import ScoreForm
@@ -21,7 +21,7 @@ CONFIDENT = 0.1
 """Least score of the image's target at which an interaction counts as seen there."""
 
 
-def score_form(config: StudentConfig, bank: TextBank) -> ScoreForm:
+def score_form(config: MultiLevelConfig, bank: TextBank) -> ScoreForm:
     """How teacher and student are read alike.
 
     Raises:

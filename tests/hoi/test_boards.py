@@ -11,7 +11,7 @@ import torch
 
 from hoi import boards
 from hoi.boards import Board
-from hoi.config import StudentConfig, TrainConfig
+from hoi.config import MultiLevelConfig, TrainConfig
 from hoi.errors import UserError
 from hoi.runs import RunFolder
 from hoi.students import build_student
@@ -39,7 +39,7 @@ def test_without_the_extra_one_line_says_how_to_get_it(tmp_path: Path, monkeypat
 
 @needs_tensorboard
 def test_it_shows_every_figure_of_metrics_jsonl(tmp_path: Path) -> None:
-    split, settings = make_split(), StudentConfig()
+    split, settings = make_split(), MultiLevelConfig()
     config = TrainConfig(epochs=2, batch_images=3, tensorboard=True)
     student = build_student(settings, split.bank, VOCABULARY, AXES)
     fit(student, split, config, seed=5, device=torch.device("cpu"), run=RunFolder(tmp_path, settings, {}))

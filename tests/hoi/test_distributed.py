@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed
 
-from hoi.config import StudentConfig, TrainConfig
+from hoi.config import MultiLevelConfig, TrainConfig
 from hoi.distributed import Group, join, one_voice
 from hoi.errors import UserError, run_program
 from hoi.matching import LabelTargets, label_targets
@@ -35,15 +35,15 @@ SPLIT = make_split((3, 1, 0, 4, 2, 5, 1))
 # 7 images in batches of 3: shares are unequal, and the last batch leaves one process without any.
 TRAIN = TrainConfig(epochs=2, batch_images=3, checkpoint_every=1)
 STUDENTS = {
-    "faithful": StudentConfig(dropout=0.0),
-    "all_heads": StudentConfig(
+    "faithful": MultiLevelConfig(dropout=0.0),
+    "all_heads": MultiLevelConfig(
         dropout=0.0,
         image_target="pairs",
         aggregation="logsumexp",
         score_spatial_weight=0.5,
         score_relatedness_weight=0.5,
     ),
-    "supervised": StudentConfig(dropout=0.0, supervision="labels", score_spatial_weight=0.5),
+    "supervised": MultiLevelConfig(dropout=0.0, supervision="labels", score_spatial_weight=0.5),
 }
 
 

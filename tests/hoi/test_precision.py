@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hoi.config import StudentConfig, TrainConfig
+from hoi.config import MultiLevelConfig, TrainConfig
 from hoi.errors import UserError
 from hoi.precision import choose_precision, mixed
 from hoi.students import Student, build_student
@@ -18,7 +18,7 @@ EVERY_HEAD = {"score_spatial_weight": 0.5, "score_relatedness_weight": 0.5, "ima
 
 
 def fresh(**settings: object) -> Student:
-    return build_student(StudentConfig(dropout=0.0, **settings), SPLIT.bank, VOCABULARY, AXES, seed=5)
+    return build_student(MultiLevelConfig(dropout=0.0, **settings), SPLIT.bank, VOCABULARY, AXES, seed=5)
 
 
 def trained(precision: str) -> Student:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hoi.config import StudentConfig
+from hoi.config import MultiLevelConfig
 from hoi.scoring import score_split, score_triplets
 from hoi.students import build_student
 from tests.synthetic import AXES, VOCABULARY, make_split
@@ -40,7 +40,7 @@ def test_no_triplet_names_another_object_than_its_pair() -> None:
 
 def test_batch_size_does_not_change_a_splits_triplets_and_every_row_is_named() -> None:
     split = make_split((3, 1, 0, 4, 2))
-    student = build_student(StudentConfig(), split.bank, VOCABULARY, AXES).eval()
+    student = build_student(MultiLevelConfig(), split.bank, VOCABULARY, AXES).eval()
     small, large = (score_split(student, split.batches(size, None), VOCABULARY, 1.0, "cpu") for size in (2, 5))
     assert list(small) == ["student", "global", "union", "human_object"]
     for name in small:
@@ -51,5 +51,5 @@ def test_batch_size_does_not_change_a_splits_triplets_and_every_row_is_named() -
 
 def test_a_split_without_pairs_gives_no_triplets() -> None:
     split = make_split((0, 0))
-    student = build_student(StudentConfig(), split.bank, VOCABULARY, AXES).eval()
+    student = build_student(MultiLevelConfig(), split.bank, VOCABULARY, AXES).eval()
     assert [len(t) for t in score_split(student, split.batches(1, None), VOCABULARY, 1.0, "cpu").values()] == [0] * 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hoi.config import StudentConfig, TrainConfig
+from hoi.config import MultiLevelConfig, TrainConfig
 from hoi.errors import UserError
 from hoi.records import PairBatch
 from hoi.runs import RunFolder
@@ -25,11 +25,11 @@ TRAIN = TrainConfig(epochs=6, batch_images=3, checkpoint_every=2)
 
 
 def fresh(**settings: object) -> Student:
-    return build_student(StudentConfig(dropout=0.3, **settings), SPLIT.bank, VOCABULARY, AXES, seed=5)
+    return build_student(MultiLevelConfig(dropout=0.3, **settings), SPLIT.bank, VOCABULARY, AXES, seed=5)
 
 
 def run_folder(path: Path, **changes: object) -> RunFolder:
-    student = StudentConfig(dropout=0.3)
+    student = MultiLevelConfig(dropout=0.3)
     settings = {"student": student.model_dump(mode="json"), "seed": 5, "cache": "abc", **changes}
     return RunFolder(path, student, settings)
 
@@ -109,7 +109,7 @@ def test_a_finished_run_gives_its_student_back(tmp_path: Path) -> None:
 
 def test_another_runs_folder_is_refused_by_naming_the_keys(tmp_path: Path) -> None:
     student, _ = fit(fresh(), SPLIT, TRAIN, seed=5, device=CPU, run=run_folder(tmp_path))
-    other = run_folder(tmp_path, cache="def", student=StudentConfig(dropout=0.5).model_dump(mode="json"))
+    other = run_folder(tmp_path, cache="def", student=MultiLevelConfig(dropout=0.5).model_dump(mode="json"))
     with pytest.raises(
         UserError, match=r"other settings.*cache = def, student.dropout = 0.5.*cache = abc.*next: rm -r"
     ):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hoi.config import StudentConfig, TrainConfig
+from hoi.config import MultiLevelConfig, TrainConfig
 from hoi.errors import UserError
 from hoi.matching import label_targets
 from hoi.students import StepLosses, Student, build_student
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def fresh(split: Split, levels: int = 2, **settings: object) -> Student:
     axes = {"L": levels, "M": split.whole.union_similarity.shape[1]}
-    return build_student(StudentConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
+    return build_student(MultiLevelConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
 
 
 def trained(split: Split, steps: int = 250, **settings: object) -> Student:
@@ -279,14 +279,14 @@ def test_before_training_a_labelled_student_expects_one_interaction_in_k() -> No
 
 def test_sigmoid_scores_without_a_bias_are_refused() -> None:
     with pytest.raises(UserError, match="the teacher has no logit bias"):
-        build_student(StudentConfig(score_form="sigmoid"), make_bank(), VOCABULARY, AXES)
+        build_student(MultiLevelConfig(score_form="sigmoid"), make_bank(), VOCABULARY, AXES)
 
 
 def test_the_seed_alone_decides_the_first_weights() -> None:
     torch.manual_seed(11)
     state = torch.get_rng_state()
     one, other, same = (
-        build_student(StudentConfig(), make_bank(), VOCABULARY, AXES, seed).state_dict() for seed in (1, 2, 1)
+        build_student(MultiLevelConfig(), make_bank(), VOCABULARY, AXES, seed).state_dict() for seed in (1, 2, 1)
     )
     assert torch.equal(torch.get_rng_state(), state)
     name = "encode_pair.layers.0.weight"

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hoi.config import StudentConfig, TrainConfig
+from hoi.config import MultiLevelConfig, TrainConfig
 from hoi.gating import competition_gate
 from hoi.students import Student, build_student
 from hoi.students.targets import from_pairs, with_none
@@ -28,7 +28,7 @@ ADMITTED = torch.from_numpy(VOCABULARY.object_mask)
 
 def fresh(split: Split, **settings: object) -> Student:
     axes = {"L": split.whole.union_feature.shape[1], "M": split.whole.union_similarity.shape[1]}
-    return build_student(StudentConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
+    return build_student(MultiLevelConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
 
 
 def rivals() -> Split:

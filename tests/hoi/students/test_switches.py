@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from hoi.config import StudentConfig
+from hoi.config import MultiLevelConfig
 from hoi.matching import label_targets
 from hoi.students import Student, build_student
 from hoi.students.fusion import fuse
@@ -33,7 +33,7 @@ EVERYTHING = {
 
 def fresh(split: Split, **settings: Any) -> Student:
     axes = {"L": split.whole.union_feature.shape[1], "M": split.whole.union_similarity.shape[1]}
-    return build_student(StudentConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
+    return build_student(MultiLevelConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
 
 
 def divergence(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -86,9 +86,9 @@ def test_one_branch_alone_is_that_branch(how: str, weight: float) -> None:
 
 def test_a_student_without_any_branch_in_its_score_is_refused() -> None:
     with pytest.raises(ValidationError, match="every branch has the weight 0"):
-        StudentConfig(fusion="early", score_human_object_weight=0.0)
+        MultiLevelConfig(fusion="early", score_human_object_weight=0.0)
     with pytest.raises(ValidationError, match="every branch has the weight 0"):
-        StudentConfig(score_union_weight=0.0, score_human_object_weight=0.0)
+        MultiLevelConfig(score_union_weight=0.0, score_human_object_weight=0.0)
 
 
 def test_within_the_object_targets_and_scores_sum_to_one_over_what_it_admits() -> None:

@@ -1,0 +1,72 @@
+"""The pipeline file as types: strict, and every default lives here and nowhere else.
+
+An unknown, missing, duplicate or mistyped key is an error that names it. Sections that stage one reads (`dataset`,
+`detector`, `pairs`, `teacher`) change what a cache holds and enter its fingerprint; the others do not.
+Relative paths resolve against the working directory, and `${NAME}` in a text is the environment's value.
+
+A module per part: `datasets`, `detectors`, `teachers`, `students`, `running`; `pipeline` joins them, `loading` reads.
+"""
+
+from hoi.config.datasets import (
+    DatasetConfig,
+    FolderDataset,
+    HicodetDataset,
+    HicodetFiles,
+    VcocoDataset,
+    WorldDataset,
+)
+from hoi.config.detectors import (
+    DetectorCommon,
+    DetectorConfig,
+    Detectron2DetectorConfig,
+    GroundTruthDetectorConfig,
+    PairsConfig,
+    PrecomputedDetectorConfig,
+    TorchvisionDetectorConfig,
+    WorldDetectorConfig,
+)
+from hoi.config.loading import load_config, parse_config, parse_section, parse_student
+from hoi.config.pipeline import PipelineConfig
+from hoi.config.running import CacheConfig, EvaluationConfig, TrainConfig
+from hoi.config.section import TABLE_NAMES, Count, FolderName, Section, Seeds, Share, StudentName
+from hoi.config.students import ClhoiConfig, HoiclipConfig, MultiLevelConfig, StudentConfig, StudentSettings
+from hoi.config.teachers import CropConfig, TeacherConfig
+
+__all__ = [
+    "TABLE_NAMES",
+    "CacheConfig",
+    "ClhoiConfig",
+    "Count",
+    "CropConfig",
+    "DatasetConfig",
+    "DetectorCommon",
+    "DetectorConfig",
+    "Detectron2DetectorConfig",
+    "EvaluationConfig",
+    "FolderDataset",
+    "FolderName",
+    "GroundTruthDetectorConfig",
+    "HicodetDataset",
+    "HicodetFiles",
+    "HoiclipConfig",
+    "MultiLevelConfig",
+    "PairsConfig",
+    "PipelineConfig",
+    "PrecomputedDetectorConfig",
+    "Section",
+    "Seeds",
+    "Share",
+    "StudentConfig",
+    "StudentName",
+    "StudentSettings",
+    "TeacherConfig",
+    "TorchvisionDetectorConfig",
+    "TrainConfig",
+    "VcocoDataset",
+    "WorldDataset",
+    "WorldDetectorConfig",
+    "load_config",
+    "parse_config",
+    "parse_section",
+    "parse_student",
+]

@@ -1,0 +1,107 @@
+"""Which images there are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, model_validator
+
+from hoi.config.section import Count, FolderName, Section, Share
+
+
+class WorldDataset(Section):
+    """The embedded world: drawn scenes, nothing to download."""
+
+    name: Literal["world"]
+    seed: int = 0
+    """World seed; 0 is the committed world, any other a fresh one of the same distribution."""
+    splits: dict[str, Count] = {"train": 800, "validation": 300, "test": 500}
+    """Number of scenes of each split."""
+
+    @model_validator(mode="after")
+    def _known_splits(self) -> WorldDataset:
+        foreign = self.splits.keys() - {"train", "validation", "test"}
+        if foreign:
+            raise ValueError(f"the world has the splits train, validation and test, not {', '.join(sorted(foreign))}")
+        return self
+
+
+class FolderDataset(Section):
+    """A folder of photographs and a vocabulary of verb-object phrases; annotations, where there are any, only score."""
+
+    name: Literal["folder"]
+    images: str
+    """Folder of images; searched below, too."""
+    vocabulary: str
+    """YAML file: a list of `{verb, object, phrase?}`."""
+    annotations: str | None = None
+    """JSON lines `{"file_name", "human_xyxy", "object_xyxy", "verb", "object"}`, pixel-edge boxes; stage three only."""
+    splits: dict[FolderName, Share] = {"train": 0.7, "validation": 0.1, "test": 0.2}
+    """Share of the images in each split, by hash of the file name, so that adding images never moves others."""
+    max_image_pixels: Count = 100_000_000
+    """Larger images are refused as unreadable before they are decoded."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> FolderDataset:
+        if not 0.999 < sum(self.splits.values()) < 1.001:
+            raise ValueError(f"the shares must sum to 1, got {sum(self.splits.values()):g}")
+        return self
+
+
+class HicodetFiles(Section):
+    """A file for each half of HICO-DET."""
+
+    train2015: str | None = None
+    test2015: str | None = None
+
+
+class HicodetDataset(Section):
+    """HICO-DET (Chao et al., WACV 2018): 38,118 training and 9,658 test images, 600 interactions of 80 COCO objects."""
+
+    name: Literal["hicodet"]
+    root: str
+    """Folder that holds `images/train2015` and `images/test2015`, itself or in `hico_20160224_det`."""
+    image_lists: HicodetFiles | None = None
+    """Text files of image names, one a line; a name without a file is an unreadable image. Without one, every image in
+    the folder counts."""
+    annotations: HicodetFiles | None = None
+    """fredzzhang's or PPDM's JSON, or `anno_bbox.mat`; null looks at `root` for the usual names. Stage three only."""
+    splits: dict[Literal["train", "validation", "test"], Share] = {"train": 0.9, "validation": 0.1, "test": 1.0}
+    """Shares by hash of the image name: `train` and `validation` of train2015, `test` of test2015."""
+    max_image_pixels: Count = 100_000_000
+    """Larger images are refused as unreadable before they are decoded."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> HicodetDataset:
+        if self.splits.get("train", 0.0) + self.splits.get("validation", 0.0) > 1.001:
+            raise ValueError("train and validation share train2015, so their shares must sum to 1 at most")
+        return self
+
+
+class VcocoDataset(Section):
+    """V-COCO (Gupta and Malik, 2015): 10,346 COCO images, 25 action-role pairs and four actions without object."""
+
+    name: Literal["vcoco"]
+    images: str
+    """Folder that holds COCO's `train2014` and `val2014`, or `train2017` and `val2017`, or the images themselves."""
+    image_list: str | None = None
+    """Text file of COCO image ids, one a line; only those of a split count. null for all of V-COCO."""
+    vocabulary: Literal["common_sense", "all"] = "common_sense"
+    """Which objects an action-role pair goes with: those written down in `hoi.datasets.vcoco_vocabulary` (370
+    interactions), or each of the 80 (2,004)."""
+    annotations: str | None = None
+    """Folder of V-COCO's own `vcoco_{train,val,test}.json`; without those, of fredzzhang's `instances_vcoco_*.json`,
+    which are not enough for V-COCO's figures. Stage three only."""
+    instances: str | None = None
+    """COCO instances JSON with the boxes of V-COCO's label files; null looks for `instances*.json` beside them."""
+    splits: dict[Literal["train", "validation", "trainval", "test"], Share] = {
+        "train": 1.0,
+        "validation": 1.0,
+        "test": 1.0,
+    }
+    """Share of the images of each of V-COCO's own splits, by hash of the image id."""
+    max_image_pixels: Count = 100_000_000
+    """Larger images are refused as unreadable before they are decoded."""
+
+
+DatasetConfig = Annotated[Union[WorldDataset, FolderDataset, HicodetDataset, VcocoDataset], Field(discriminator="name")]

@@ -1,0 +1,47 @@
+"""What every section of the pipeline file is made of: strictness, and types that several of them share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError("a folder will have this name: letters, digits, - _ and . only, the first a letter or a digit")
+    return name
+
+
+def _own_row(name: str) -> str:
+    if name in TABLE_NAMES:
+        raise ValueError("the result table has another row of this name")
+    return name
+
+
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is there twice")
+    return seeds
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+"""Of a split, or of a student."""
+StudentName = Annotated[FolderName, AfterValidator(_own_row)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
+TABLE_NAMES = frozenset(
+    {"detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", "direct_clip_tuned"}
+    | {"direct_clip_gated", "global", "union", "human_object", "spatial", "ungated"}
+    | {"labels_on_detections"}
+)
+"""Rows of the result table that are not a student's own, so no student may be called so."""
+
+
+class Section(BaseModel):
+    """A strict part of the pipeline file: unknown keys, and numbers written as strings, are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
