@@ -3,8 +3,8 @@
     python -m benchmarks.workers [--rounds 3] [--shards 8] [--images 64]
 
 Start-up is left out: each pool has built all the shards once before anything is measured, so its workers hold their
-models. On a machine with fewer than two free cores the ratio says nothing. A worker reads images and cuts crops in
-threads of its own, so that one worker alone takes part of a second core; the second ratio binds it to one.
+models. On a machine with fewer than two free cores the ratio says nothing. A worker on a CPU keeps to the threads that it
+was given; the second ratio binds the one worker to one core as well, so that dask's own threads find no other, either.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from hoi.datasets import ImageSource, UnreadableImage, open_images
 from hoi.errors import UserError
 from hoi.provenance import library_versions
 from hoi.records import ImageSignals
+from hoi.side_threads import may_have_side_threads
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "h5py", "numpy", "pillow", "dask", "distributed")
 SHOWN = 5
@@ -178,7 +179,7 @@ def _outcomes(held: Held, source: ImageSource, rows: Sequence[int]) -> list[Imag
     readable: list[int] = []
 
     def decoded() -> Iterator[tuple[str, np.ndarray]]:
-        for row, image in _read_ahead(source, rows):
+        for row, image in _read_ahead(source, rows, held.device):
             if isinstance(image, str):
                 outcomes[row] = image
             else:
@@ -190,8 +191,11 @@ def _outcomes(held: Held, source: ImageSource, rows: Sequence[int]) -> list[Imag
     return [outcomes[row] for row in rows]
 
 
-def _read_ahead(source: ImageSource, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Rows to (row, image or reason), in order; a few images are decoded ahead of the one that is asked for."""
+def _read_ahead(source: ImageSource, rows: Sequence[int], device: str) -> Iterator[tuple[int, np.ndarray | str]]:
+    """Rows to (row, image or reason), in order; a few images are decoded ahead of the one that is asked for.
+
+    Not so on a CPU worker that keeps to its own threads; a GPU's cores have nothing else to do.
+    """
 
     def read(row: int) -> np.ndarray | str:
         try:
@@ -199,6 +203,9 @@ def _read_ahead(source: ImageSource, rows: Sequence[int]) -> Iterator[tuple[int,
         except UnreadableImage as error:
             return str(error)
 
+    if device == "cpu" and not may_have_side_threads():
+        yield from ((row, read(row)) for row in rows)
+        return
     remaining = iter(rows)
     with ThreadPoolExecutor(READERS) as pool:
         ahead: deque[tuple[int, Future[np.ndarray | str]]] = deque(

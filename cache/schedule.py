@@ -19,6 +19,7 @@ from cache.slot import giving_up
 from cache.tasks import RETRIES, Attempt, Outcome, Pool, SynchronousPool, Task, outcome_of, timed_call
 from hoi.config import CacheConfig
 from hoi.errors import UserError
+from hoi.side_threads import keeping_to_own_threads
 
 if TYPE_CHECKING:
     from cache.worker_check import Answer, WorkerCheck
@@ -110,7 +111,7 @@ def _on_worker(
             check.admit(get_worker().state.nthreads)
         except UserError as error:
             return 0.0, error
-    with giving_up(secede):
+    with giving_up(secede), keeping_to_own_threads():
         return timed_call(function, arguments)
 
 

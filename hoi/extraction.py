@@ -27,6 +27,7 @@ from hoi.crops import CropStyle, boxes_in_window, crop_windows, cut_crop, share_
 from hoi.detectors import build_detector
 from hoi.pairing import pair_detections
 from hoi.records import Detections, ImageSignals
+from hoi.side_threads import may_have_side_threads
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
 
@@ -261,13 +262,14 @@ def similarity(embedding: np.ndarray, text_embedding: np.ndarray) -> np.ndarray:
 
 
 class _Cutter:
-    """Cuts crops in order: on a CPU in a thread of its own, while a batch of earlier ones is being encoded."""
+    """Cuts crops in order: on a CPU in a thread of its own, where it may have one, while earlier ones are encoded."""
 
     def __init__(self, style: CropStyle, device: str) -> None:
         self._style = style
         # A thread starts with as many OpenMP threads as there are cores, whatever its maker has.
         threads = (torch.get_num_threads(),)
-        self._pool = ThreadPoolExecutor(1, "cutter", torch.set_num_threads, threads) if device == "cpu" else None
+        has_thread = device == "cpu" and may_have_side_threads()
+        self._pool = ThreadPoolExecutor(1, "cutter", torch.set_num_threads, threads) if has_thread else None
 
     def __enter__(self) -> _Cutter:
         return self
