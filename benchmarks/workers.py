@@ -3,7 +3,7 @@
     python -m benchmarks.workers [--rounds 3] [--shards 8] [--images 64]
 
 Start-up is left out: each pool has built all the shards once before anything is measured, so its workers hold their
-models. On a machine with fewer than two free cores the ratio says nothing. A worker on a CPU keeps to the threads that it
+models. On a machine with fewer than two free cores the ratio says nothing. A worker on a CPU keeps to the threads it
 was given; the second ratio binds the one worker to one core as well, so that dask's own threads find no other, either.
 """
 
