@@ -71,8 +71,8 @@ def _compare(title: str, config: PipelineConfig, num_rounds: int) -> str:
     held = hold(config_json, load_extractor)
     source = open_images(config.dataset, split)
     rows, ids = range(shard.num_images), list(source.image_ids[: shard.num_images])
-    with recorded_forwards(held.extractor) as forwards:
-        signals = held.extractor.extract(ids, [source.read(row) for row in rows])
+    with recorded_forwards(held.model) as forwards:
+        signals = held.model.extract(ids, [source.read(row) for row in rows])
 
     def stage_one() -> object:
         arguments = (shard.split, shard.index, shard.start, shard.stop, shard.image_ids_sha256, "")
@@ -85,7 +85,7 @@ def _compare(title: str, config: PipelineConfig, num_rounds: int) -> str:
             torch.cuda.synchronize()
 
     def write() -> object:
-        axes = held.extractor.axes
+        axes = held.model.axes
         tables = pack_tables(ids, list(signals), axes)
         made_with = {"parts": held.parts, "fingerprint": held.fingerprint, "axes": axes}
         return write_shard(plan.folder, tables, index=0, start=0, image_ids_sha256=shard.image_ids_sha256, **made_with)
@@ -162,7 +162,7 @@ class UsualWay:
     """
 
     def __init__(self, held: Held) -> None:
-        extractor: Any = held.extractor
+        extractor: Any = held.model
         self._config, self._person, self._device = held.config, held.vocabulary.person_idx, held.device
         self._detector, self._style = extractor._detector, extractor._teacher.crop_style
         self._model = extractor._teacher._model

@@ -30,8 +30,8 @@ from benchmarks.synthetic_cache import (
     write_thin_shards,
 )
 from cache.dataset import CacheSplit, Mode
+from cache.layout import plan_shards
 from cache.manifest import BANK_NAME, INDEX_NAME, MANIFEST_NAME, has_all_files, read_manifest, write_manifest
-from cache.plan import plan_shards
 from cache.verify import verify_split
 
 BATCH_IMAGES = 32

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,13 +19,16 @@ import torch
 from benchmarks.side_by_side import ratio_table, run_in_turn
 from cache.dataset import CacheSplit
 from cache.index import write_index
+from cache.layout import hash_of_ids
 from cache.manifest import BANK_NAME, BankReceipt, Manifest, Receipt, shard_name, write_manifest
-from cache.plan import hash_of_ids
 from cache.schema import BY_NAME, SCHEMA_VERSION, Field, fields_of, shape_of
 from cache.shard import encode_file
 from hoi.vocabulary import PERSON, Vocabulary
 
 AXES = {"K": 600, "D": 512, "M": 1, "L": 1}
+MAP_AXES = {"C": 768, "H": 14, "W": 14}
+"""Of a ViT-B-16's last map at 224 pixels: 301 KB per image, where all else of it takes 61 KB."""
+NUM_IMAGES_WITH_MAP = 600
 NUM_IMAGES, MEAN_PAIRS, DETECTIONS = 4000, 15, 9
 IMAGES_PER_SHARD = 64
 BATCH_IMAGES = 32
@@ -36,37 +39,46 @@ Rows = list[tuple[str, np.ndarray]]
 """What one batch gathers: (field, rows of the split)."""
 
 
-def measure(num_images: int = NUM_IMAGES, num_rounds: int = NUM_ROUNDS) -> str:
-    """The ratio table of a synthetic cache of that many images, in a temporary folder."""
+def measure(num_images: int = NUM_IMAGES, num_rounds: int = NUM_ROUNDS, with_map: bool = False) -> str:
+    """The ratio table of a synthetic cache of that many images, in a temporary folder.
+
+    Args:
+        num_images: Of the split.
+        num_rounds: Of the comparison.
+        with_map: Whether spatial maps are cached and asked for as well.
+    """
     torch.set_num_threads(1)
+    extra = ("spatial_map",) if with_map else ()
     with tempfile.TemporaryDirectory() as folder:
-        num_bytes = write_cache(Path(folder), num_images)
+        num_bytes = write_cache(Path(folder), num_images, {**AXES, **MAP_AXES} if with_map else AXES)
         memory, mapped = (CacheSplit.open(folder, SPLIT, mode=mode) for mode in ("memory", "mapped"))
-        wanted = list(rows_of_batches(memory))
+        wanted = list(rows_of_batches(memory, extra))
         whole = {name: memory.table(name) for name, _ in wanted[0]}
         files = {name: _as_file(Path(folder) / name, table) for name, table in whole.items()}
         ways: dict[str, Callable[[], object]] = {
-            "reader, in memory": lambda: _epoch(memory),
-            "reader, mapped": lambda: _epoch(mapped),
+            "reader, in memory": lambda: _epoch(memory, extra),
+            "reader, mapped": lambda: _epoch(mapped, extra),
             "arrays": lambda: gather(whole, wanted),
             "np.memmap": lambda: gather(files, wanted),
+            **({"reader, without the map": lambda: _epoch(memory, ())} if with_map else {}),
         }
         rounds = run_in_turn(ways, num_rounds)
         return ratio_table(
-            f"reader, {num_images} images, {memory.num_pairs} pairs, {num_bytes / 1e6:.0f} MB, "
-            f"batches of {BATCH_IMAGES}, float32 out",
+            f"reader, {num_images} images{' with spatial maps' if with_map else ''}, {memory.num_pairs} pairs, "
+            f"{num_bytes / 1e6:.0f} MB, batches of {BATCH_IMAGES}, float32 out",
             rounds,
             [
                 ("reader, in memory", "np.memmap"),
                 ("reader, mapped", "np.memmap"),
                 ("reader, in memory", "arrays"),
                 ("reader, mapped", "reader, in memory"),
+                *([("reader, in memory", "reader, without the map")] if with_map else []),
             ],
         )
 
 
-def write_cache(folder: Path, num_images: int) -> int:
-    """A complete split of random signals; pairs per image vary about the mean.
+def write_cache(folder: Path, num_images: int, axes: Mapping[str, int] = AXES) -> int:
+    """A complete split of random signals with these axes; pairs per image vary about the mean.
 
     Returns:
         Bytes of its shards.
@@ -77,7 +89,7 @@ def write_cache(folder: Path, num_images: int) -> int:
     receipts = []
     for index, start in enumerate(range(0, num_images, IMAGES_PER_SHARD)):
         ids = [f"{row:06d}" for row in range(start, min(start + IMAGES_PER_SHARD, num_images))]
-        tables = _random_tables(ids, rng)
+        tables = _random_tables(ids, rng, axes)
         attributes = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": "synthetic",
@@ -87,7 +99,7 @@ def write_cache(folder: Path, num_images: int) -> int:
             "start": start,
             "num_images": len(ids),
             "image_ids_sha256": hash_of_ids(ids),
-            "axes": AXES,
+            "axes": dict(axes),
         }
         data = encode_file(tables, attributes)
         (path / shard_name(index)).write_bytes(data)
@@ -113,14 +125,14 @@ def write_cache(folder: Path, num_images: int) -> int:
     }
     bank_data = encode_file(bank_tables, {})
     (path / BANK_NAME).write_bytes(bank_data)
-    bank = BankReceipt("synthetic", {}, {}, IMAGES_PER_SHARD, "", num_images, AXES, "", len(bank_data), {})
+    bank = BankReceipt("synthetic", {}, {}, IMAGES_PER_SHARD, "", num_images, dict(axes), "", len(bank_data), {})
     (path / BANK_NAME).with_suffix(".json").write_text(json.dumps(asdict(bank)))
     index = write_index(path, SPLIT, "synthetic", receipts)
     write_manifest(path, Manifest(SPLIT, bank, tuple(receipts), {}, index))
     return sum(receipt.num_bytes for receipt in receipts)
 
 
-def rows_of_batches(split: CacheSplit) -> Iterator[Rows]:
+def rows_of_batches(split: CacheSplit, extra: Sequence[str] = ()) -> Iterator[Rows]:
     """What each batch of the epoch gathers, in the reader's own order."""
     for batch in split.batches(BATCH_IMAGES, np.random.default_rng(SHUFFLE_SEED)):
         images, pairs = batch.image_rows.numpy(), batch.pair_rows.numpy()
@@ -134,6 +146,7 @@ def rows_of_batches(split: CacheSplit) -> Iterator[Rows]:
             ("labels", objects),
             ("union_feature", pairs),
             ("union_similarity", pairs),
+            *((name, images) for name in extra),
         ]
 
 
@@ -142,8 +155,8 @@ def gather(tables: Mapping[str, np.ndarray], wanted: list[Rows]) -> int:
     return sum(len([torch.from_numpy(tables[name][rows]).float() for name, rows in batch]) for batch in wanted)
 
 
-def _epoch(split: CacheSplit) -> int:
-    return sum(batch.num_pairs for batch in split.batches(BATCH_IMAGES, np.random.default_rng(SHUFFLE_SEED)))
+def _epoch(split: CacheSplit, extra: Sequence[str]) -> int:
+    return sum(batch.num_pairs for batch in split.batches(BATCH_IMAGES, np.random.default_rng(SHUFFLE_SEED), extra))
 
 
 def _as_file(path: Path, table: np.ndarray) -> np.ndarray:
@@ -151,10 +164,11 @@ def _as_file(path: Path, table: np.ndarray) -> np.ndarray:
     return np.memmap(path, table.dtype, "r", shape=table.shape)
 
 
-def _random_tables(ids: list[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _random_tables(ids: list[str], rng: np.random.Generator, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
     pairs = rng.integers(1, 2 * MEAN_PAIRS, len(ids))
     num_rows = {"image": len(ids), "detection": len(ids) * DETECTIONS, "pair": int(pairs.sum())}
-    tables = {field.name: _random(field, num_rows[field.rows], rng) for field in fields_of(AXES) if _is_random(field)}
+    fields = [field for field in fields_of(axes) if _is_random(field)]
+    tables = {field.name: _random(field, shape_of(field, num_rows[field.rows], axes), rng) for field in fields}
     return tables | {
         "image_id": np.array([image_id.encode() for image_id in ids]),
         "status": np.zeros(len(ids), np.uint8),
@@ -169,9 +183,11 @@ def _is_random(field: Field) -> bool:
     return not field.is_text and field.rows != "offset" and field.name not in ("status", "pairs_ho")
 
 
-def _random(field: Field, num_rows: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.random(shape_of(field, num_rows, AXES), np.float32).astype(field.dtype)
+def _random(field: Field, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    return rng.random(shape, np.float32).astype(field.dtype)
 
 
 if __name__ == "__main__":
     print(measure())
+    print()
+    print(measure(NUM_IMAGES_WITH_MAP, with_map=True))

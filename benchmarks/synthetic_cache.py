@@ -11,8 +11,8 @@ import numpy as np
 
 from cache.fingerprint import digest_of
 from cache.index import write_index
+from cache.layout import plan_shards
 from cache.manifest import BankReceipt, Manifest, Receipt, read_bank_receipt, read_receipt, shard_name, write_manifest
-from cache.plan import plan_shards
 from cache.schema import READABLE, check_tables, fields_of, shape_of
 from cache.tables import pack_tables
 from cache.writing import write_bank, write_shard

@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hoi.errors import UserError
 
@@ -25,8 +25,10 @@ _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Bytes to a file: temporary name in the same folder, flush, fsync, rename, fsync of the folder.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which takes the path's place when it is whole: temporary name in the same folder, flush,
+    fsync, rename, fsync of the folder.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the temporary file is gone, the old file untouched.
@@ -36,7 +38,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -46,6 +48,12 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise _explain(error, path) from error
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Bytes to a file that is whole or absent; see `replacing`."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def _explain(error: OSError, path: Path) -> Exception:

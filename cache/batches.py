@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.gather import Located, Runs, Tables, pick
-from cache.schema import BY_NAME
+from cache.gather import Kind, Located, Runs, Tables, pick
 from hoi.records import PairBatch
 
 DETECTION_COLUMNS = ("boxes_xyxy", "scores", "labels")
@@ -31,7 +30,7 @@ class BatchMaker:
     Args:
         size_hw: int32 [n, 2].
         detection_offsets, pair_offsets: int64 [n + 1], rows of the split's tables.
-        columns: Where pairs, boxes, scores, labels and extra fields are taken from, on the CPU.
+        columns: Where pairs, boxes, scores and labels are taken from, on the CPU.
         features: Where `FEATURES` are taken from; batches are made on its device.
         no_object_idx: Label of the object of a pair of a human with itself; None where there are no such pairs.
     """
@@ -48,7 +47,9 @@ class BatchMaker:
         """Where the batches are made."""
         return self.features.device
 
-    def make(self, images_of_batches: Sequence[np.ndarray], extra: Sequence[str] = ()) -> Iterator[PairBatch]:
+    def make(
+        self, images_of_batches: Sequence[np.ndarray], extra: Mapping[str, tuple[Kind, Tables]]
+    ) -> Iterator[PairBatch]:
         """Each batch's rows of the split, int64 [B], to the batches, one after the other.
 
         Which rows to take, and the small columns, are worked out for all of them at once: done batch by batch, that
@@ -56,7 +57,7 @@ class BatchMaker:
 
         Args:
             images_of_batches: In the batches' own order.
-            extra: Further fields of images or pairs by name.
+            extra: Further fields by name: whether a row is an image or a pair, and where they are taken from.
         """
         images = np.concatenate(images_of_batches)
         bounds = np.cumsum([0, *map(len, images_of_batches)])
@@ -67,10 +68,11 @@ class BatchMaker:
         detections_at = self.columns.locate(detections)
         columns = self._columns(detections, detections_at, pairs, humans_objects)
         places = _places(bounds, detections, pairs, humans_objects)
-        images_at = self.columns.locate(Runs.of_images(images))
-        extra_at = {name: images_at if BY_NAME[name].rows == "image" else pairs_at for name in extra}
+        runs = {"image": Runs.of_images(images), "pair": pairs}
+        images_at = self.columns.locate(runs["image"])
+        extra_at = {name: tables.locate(runs[kind]) for name, (kind, tables) in extra.items()}
         if self.features is not self.columns:
-            images_at, detections_at, pairs_at = map(self.features.locate, (Runs.of_images(images), detections, pairs))
+            images_at, detections_at, pairs_at = map(self.features.locate, (runs["image"], detections, pairs))
 
         image_columns = {"image_rows": images, "size_hw": self.size_hw[images].astype(np.float32)}
         of_images = self._split(image_columns, bounds)

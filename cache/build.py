@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from cache.fingerprint import differing_keys
+from cache.fingerprint import differing_keys, digest_of
+from cache.layout import hash_of_ids
 from cache.manifest import BankReceipt, read_bank_receipt
-from cache.models import ExtractorFactory, Held, device_name, hold, load_extractor
-from cache.plan import hash_of_ids
+from cache.models import ExtractorFactory, Extracts, Held, device_name, hold, load_extractor
 from cache.slot import give_up_slot
 from cache.tables import check_finite, pack_tables
 from cache.writing import write_bank, write_shard
@@ -60,22 +60,42 @@ def build_bank(
         The fields of a `BankReceipt`.
     """
     held = hold(as_begun(config_json, Path(folder)), factory)
-    begun = BankReceipt(
-        fingerprint=held.fingerprint,
-        parts=held.parts,
-        request=json.loads(request_json),
+    begun = begun_with_models(
+        held, held.parts, json.loads(request_json), images_per_shard, num_images, image_ids_sha256
+    )
+    return asdict(write_bank(Path(folder), held.model.text_bank, held.vocabulary, begun))
+
+
+def begun_with_models(
+    held: Held[Any],
+    parts: dict[str, Any],
+    request: dict[str, Any],
+    images_per_shard: int,
+    num_images: int,
+    image_ids_sha256: str,
+) -> BankReceipt:
+    """What a pass is begun with, but for its bank's size and hash.
+
+    Args:
+        held: Its models.
+        parts: What the fingerprint is over.
+        request, images_per_shard, num_images, image_ids_sha256: As for `build_bank`.
+    """
+    return BankReceipt(
+        fingerprint=digest_of(parts),
+        parts=parts,
+        request=request,
         images_per_shard=images_per_shard,
         image_ids_sha256=image_ids_sha256,
         num_images=num_images,
-        axes=dict(held.extractor.axes),
+        axes=dict(held.model.axes),
         sha256="",
         num_bytes=0,
         made_with={
-            "versions": {**library_versions(LIBRARIES), **held.extractor.provenance().get("versions", {})},
+            "versions": {**library_versions(LIBRARIES), **held.model.provenance().get("versions", {})},
             "device": device_name(held.device),
         },
     )
-    return asdict(write_bank(Path(folder), held.extractor.text_bank, held.vocabulary, begun))
 
 
 def build_shard(
@@ -107,21 +127,14 @@ def build_shard(
     """
     held = hold(as_begun(config_json, Path(folder)), factory)
     if fingerprint not in ("", held.fingerprint):
-        raise _other_models(Path(folder), held)
-    source = _source(held, split)
-    image_ids = list(source.image_ids[start:stop])
-    if hash_of_ids(image_ids) != image_ids_sha256:
-        raise UserError(
-            "the images changed while the cache was being built",
-            where=f"split '{split}', rows {start} to {stop}",
-            fix="leave the folder as it is and run the same command again",
-        )
+        raise other_models(read_bank_receipt(Path(folder)), Path(folder), held.parts)
+    source, image_ids = planned_images(held, split, start, stop, image_ids_sha256)
     outcomes = _outcomes(held, source, range(start, stop))
     give_up_slot()
     for outcome in outcomes:
         if isinstance(outcome, ImageSignals):
             check_finite(outcome)
-    tables = pack_tables(image_ids, outcomes, held.extractor.axes)
+    tables = pack_tables(image_ids, outcomes, held.model.axes)
     receipt = write_shard(
         Path(folder),
         tables,
@@ -130,18 +143,39 @@ def build_shard(
         image_ids_sha256=image_ids_sha256,
         parts=held.parts,
         fingerprint=held.fingerprint,
-        axes=held.extractor.axes,
+        axes=held.model.axes,
     )
     return receipt.to_dict()
 
 
-def _other_models(folder: Path, held: Held) -> UserError:
+def planned_images(
+    held: Held[Any], split: str, start: int, stop: int, image_ids_sha256: str
+) -> tuple[ImageSource, list[str]]:
+    """Rows of a split to (where its images are read from, their ids).
+
+    Raises:
+        UserError: this worker sees other images than were planned.
+    """
+    if split not in held.sources:
+        held.sources[split] = open_images(held.config.dataset, split)
+    source = held.sources[split]
+    image_ids = list(source.image_ids[start:stop])
+    if hash_of_ids(image_ids) != image_ids_sha256:
+        raise UserError(
+            "the images changed while the cache was being built",
+            where=f"split '{split}', rows {start} to {stop}",
+            fix="leave the folder as it is and run the same command again",
+        )
+    return source, image_ids
+
+
+def other_models(begun: BankReceipt | None, folder: Path, parts: dict[str, Any]) -> UserError:
+    """The mistake of a worker whose models say other `parts` of themselves than what a pass was begun with."""
     # The driver has compared the settings, and the files that they name, before any task began.
-    begun = read_bank_receipt(folder)
     return UserError(
         "this worker has other models or another device than the split was begun with",
         where=f"{platform.node()}, {folder}",
-        got="; ".join(differing_keys(begun.parts, held.parts)[:SHOWN]) if begun is not None else None,
+        got="; ".join(differing_keys(begun.parts, parts)[:SHOWN]) if begun is not None else None,
         fix="give all workers the same weights and device, then run the same command again: finished shards are kept",
     )
 
@@ -167,31 +201,25 @@ def as_begun(config_json: str, folder: Path) -> str:
     return json.dumps(config)
 
 
-def _source(held: Held, split: str) -> ImageSource:
-    if split not in held.sources:
-        held.sources[split] = open_images(held.config.dataset, split)
-    return held.sources[split]
-
-
-def _outcomes(held: Held, source: ImageSource, rows: Sequence[int]) -> list[ImageSignals | str]:
+def _outcomes(held: Held[Extracts], source: ImageSource, rows: Sequence[int]) -> list[ImageSignals | str]:
     """Rows of a split to their signals, or the reason why an image could not be read."""
     outcomes: dict[int, ImageSignals | str] = {}
     readable: list[int] = []
 
     def decoded() -> Iterator[tuple[str, np.ndarray]]:
-        for row, image in _read_ahead(source, rows, held.device):
+        for row, image in read_ahead(source, rows, held.device):
             if isinstance(image, str):
                 outcomes[row] = image
             else:
                 readable.append(row)
                 yield source.image_ids[row], image
 
-    signals = held.extractor.extract_stream(decoded())
+    signals = held.model.extract_stream(decoded())
     outcomes.update(zip(readable, signals, strict=True))
     return [outcomes[row] for row in rows]
 
 
-def _read_ahead(source: ImageSource, rows: Sequence[int], device: str) -> Iterator[tuple[int, np.ndarray | str]]:
+def read_ahead(source: ImageSource, rows: Sequence[int], device: str) -> Iterator[tuple[int, np.ndarray | str]]:
     """Rows to (row, image or reason), in order; a few images are decoded ahead of the one that is asked for.
 
     Not so on a CPU worker that keeps to its own threads; a GPU's cores have nothing else to do.

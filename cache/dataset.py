@@ -10,6 +10,7 @@ B images of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +20,16 @@ import torch
 
 from cache.batches import BatchMaker
 from cache.fingerprint import refuse_other_settings, refuse_replaced_files, settings_parts
-from cache.gather import JoinedTables, Kind, MappedTables, Tables
-from cache.index import BUILD, LazyShard, SplitIndex, open_index
+from cache.index import BUILD
 from cache.manifest import BANK_NAME, INDEX_NAME, MANIFEST_NAME, Manifest, has_all_files, read_manifest
 from cache.memory import free_memory_bytes
-from cache.schema import READABLE, fields_of, shape_of
+from cache.opened import OpenedPass
+from cache.schema import READABLE
 from cache.shard import Header, read_header, read_text
+from cache.split_tables import SplitTables
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from hoi.records import PairBatch, TextBank
+from hoi.records import PairBatch, TextBank, VisualHead
 from hoi.vocabulary import Vocabulary
 
 Mode = Literal["auto", "memory", "mapped"]
@@ -44,14 +46,15 @@ class CacheSplit:
     Tables keep their dtype on disk; batches are float32.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, index: SplitIndex, mode: Mode) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, mode: Mode, config: PipelineConfig | None) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._index = index
-        self._shards = [LazyShard(folder, manifest, index, number) for number in range(len(manifest.shards))]
-        self._mode = mode
+        self._mode, self._config = mode, config
         size = sum(shard.num_bytes for shard in manifest.shards)
         self.is_mapped = mode == "mapped" or (mode == "auto" and size > SHARE_OF_MEMORY * free_memory_bytes())
+        base = OpenedPass(folder, manifest)
+        self._index = base.index
+        self._tables = SplitTables(base, self.is_mapped, config)
         self._makers: dict[torch.device | None, BatchMaker] = {}
 
     @classmethod
@@ -97,11 +100,11 @@ class CacheSplit:
             refuse_replaced_files(path, manifest.bank.request, now)
         if not has_all_files(path, manifest):
             raise UserError("a file of this teacher cache is missing or has another size", where=path, fix=BUILD)
-        return cls(path, manifest, open_index(path, manifest), mode)
+        return cls(path, manifest, mode, config)
 
     def __reduce__(self) -> tuple[Callable[..., CacheSplit], tuple[Any, ...]]:
         """Opens anew in another process, instead of sending tables there."""
-        return CacheSplit.open, (self.folder.parent, self.folder.name, self.fingerprint, self._mode)
+        return CacheSplit.open, (self.folder.parent, self.folder.name, self.fingerprint, self._mode, self._config)
 
     @property
     def fingerprint(self) -> str:
@@ -177,13 +180,11 @@ class CacheSplit:
         return self.table("labels").astype(np.int64)
 
     def table(self, name: str) -> np.ndarray:
-        """A whole field of the split, [n, ...], [N, ...] or [P, ...], as on disk; not for offsets and text.
+        """A whole field of the split or, as `NAME/field`, of a further pass, as on disk; not for offsets and text.
 
-        In memory mode this is no copy.
+        It is [n, ...], [N, ...] or [P, ...], and no copy in memory mode.
         """
-        if self.is_mapped:
-            return np.concatenate([shard.rows(name) for shard in self._shards])
-        return self._joined.whole(name).numpy()
+        return self._tables.whole(name)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -199,6 +200,7 @@ class CacheSplit:
             attributes["logit_scale"],
             attributes.get("logit_bias"),
             tuple(tuple(texts) for texts in self._bank.json("prompts")),
+            self._visual_head(),
         )
 
     def batch(self, image_rows: np.ndarray, extra: Sequence[str] = (), device: torch.device | None = None) -> PairBatch:
@@ -206,18 +208,19 @@ class CacheSplit:
 
         Args:
             image_rows: int [B], readable images.
-            extra: Further fields by name (`spatial_map`, `union_embedding`, ...), for `PairBatch.extra`.
+            extra: Further fields by name, for `PairBatch.extra`: `spatial_map`, `union_embedding`, ..., or of a further
+                pass, whose index is opened then, `NAME/field`.
             device: Where fields are kept whole from the first batch on, for the batch to be made there; None for the
                 CPU, from memory or mapped shards.
 
         Raises:
-            ValueError: an image is unreadable, or the cache lacks a field of `extra`.
+            ValueError: an image is unreadable.
+            UserError: the cache lacks a field of `extra`, or the pass that it is of.
         """
         image_rows = np.asarray(image_rows, np.int64)
         if not self.is_readable[image_rows].all():
             raise ValueError("a batch asks for an unreadable image; take rows where `is_readable`")
-        self._check_extra(extra)
-        return next(self._maker(device).make([image_rows], extra))
+        return next(self._maker(device).make([image_rows], self._tables.further(extra, device)))
 
     def batches(
         self,
@@ -248,48 +251,28 @@ class CacheSplit:
             image_rows: int64 [B] each, readable images.
             extra, device: As in `batch`.
         """
-        self._check_extra(extra)
+        further = self._tables.further(extra, device)
         largest = max(map(len, image_rows), default=0)
         at_once = max(1, PLANNED_IMAGES // max(1, largest))
         for start in range(0, len(image_rows), at_once):
-            yield from self._maker(device).make(image_rows[start : start + at_once], extra)
+            yield from self._maker(device).make(image_rows[start : start + at_once], further)
 
-    def _check_extra(self, names: Sequence[str]) -> None:
-        known = {field.name for field in fields_of(self.axes) if field.rows in ("image", "pair") and not field.is_text}
-        for name in names:
-            if name not in known:
-                raise ValueError(f"this cache has no field '{name}' of images or pairs")
+    def num_bytes(self, name: str) -> int:
+        """What all rows of a field take, `NAME/field` of a further pass."""
+        return self._tables.num_bytes(name)
 
     def _maker(self, device: torch.device | None) -> BatchMaker:
         if device not in self._makers:
-            here: Tables = self._mapped if self.is_mapped else self._joined
-            there = here if device is None else self._joined_on(device)
+            here = self._tables.here
+            there = here if device is None else self._tables.on(device)
             self._makers[device] = BatchMaker(
                 self.size_hw, self.detection_offsets, self.pair_offsets, here, there, self.vocabulary.no_object_idx
             )
         return self._makers[device]
 
-    def _joined_on(self, device: torch.device) -> JoinedTables:
-        return self._joined if device.type == "cpu" else JoinedTables(self._shard_rows, len(self._shards), device)
-
-    @cached_property
-    def _joined(self) -> JoinedTables:
-        return JoinedTables(self._shard_rows, len(self._shards))
-
-    @cached_property
-    def _mapped(self) -> MappedTables:
-        images = self._index.columns["shard_offsets"]
-        starts: dict[Kind, np.ndarray] = {
-            "image": images,
-            "detection": self.detection_offsets[images],
-            "pair": self.pair_offsets[images],
-        }
-        fields = [field for field in fields_of(self.axes) if field.rows in starts and not field.is_text]
-        templates = {field.name: (np.dtype(field.dtype), shape_of(field, 0, self.axes)[1:]) for field in fields}
-        return MappedTables(self._shard_rows, starts, templates)
-
-    def _shard_rows(self, shard: int, name: str) -> np.ndarray:
-        return self._shards[shard].rows(name)
+    def _visual_head(self) -> VisualHead | None:
+        parts = [part.name for part in fields(VisualHead) if f"visual_{part.name}" in self._bank.locations]
+        return VisualHead(**{name: self._bank.table(f"visual_{name}") for name in parts}) if parts else None
 
     @cached_property
     def _bank(self) -> Header:

@@ -16,17 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from cache.manifest import JOURNAL_NAME, Receipt, read_bank_receipt, read_manifest, read_receipt
-from cache.plan import SplitPlan, begun_with, is_complete
-from cache.schema import INDEX_FIELDS, fields_of
+from cache.index import index_fields
+from cache.layout import SplitPlan
+from cache.manifest import Receipt, read_bank_receipt, read_manifest, read_receipt
+from cache.passes import BASE, Pass
+from cache.plan import begun_with, is_complete
+from cache.schema import fields_of
 from hoi.config import PipelineConfig, TeacherConfig
 from hoi.datasets import load_vocabulary
 
 LOCAL_DIR = "local-dir:"
 FILE_BYTES = 8 << 10
 """About what HDF5, attributes and the receipt take per shard beside its tables."""
-ID_BYTES = 32
-"""About what an image id takes."""
+ID_BYTES, CAPTION_BYTES = 32, 300
+"""About what an image id takes, and the longest caption of a shard."""
 ASSUMED_PAIRS, ASSUMED_DETECTIONS = 15.0, 20.0
 """Per image, where nothing of the cache is finished and nothing was sampled: usual for photographs of people."""
 
@@ -55,6 +58,7 @@ class SplitEstimate:
 
     Args:
         split: Its name.
+        of: Which pass over it this is about.
         num_images, num_shards: Of the whole split.
         num_finished: Shards that are there.
         num_missing_images: Images of the others.
@@ -65,6 +69,7 @@ class SplitEstimate:
     """
 
     split: str
+    of: Pass
     num_images: int
     num_shards: int
     num_finished: int
@@ -82,7 +87,7 @@ def finished_shards(plan: SplitPlan, request: dict[str, Any]) -> list[Receipt]:
         UserError: they were made with other settings.
     """
     if is_complete(plan, request):
-        manifest = read_manifest(plan.folder)
+        manifest = read_manifest(plan.folder, plan.of)
         assert manifest is not None
         return list(manifest.shards)
     if begun_with(plan, request) is None:
@@ -128,15 +133,30 @@ def _architecture(teacher: TeacherConfig) -> dict[str, Any]:
     return read_architecture(teacher)
 
 
-def bytes_per_image(axes: dict[str, int], detections: float, pairs: float) -> float:
+def axes_of_pass(config: PipelineConfig, name: str, width: int) -> dict[str, int]:
+    """Size of every letter of a further pass.
+
+    Args:
+        config: `vllms` and the vocabulary are read.
+        name: Of the pass.
+        width: D of the teacher.
+    """
+    settings, number = config.vllms[name], len(load_vocabulary(config.dataset))
+    axes = {"K": number} if settings.image_scores else {}
+    axes |= {"Q": number} if settings.pair_scores else {}
+    return axes | ({"S": settings.max_sentences, "D": width} if settings.caption else {})
+
+
+def bytes_per_image(axes: dict[str, int], detections: float, pairs: float, of: Pass = BASE) -> float:
     """What one image with so many detections and pairs takes in a shard and in the index, by the schema."""
     rows = {"image": 1.0, "offset": 1.0, "detection": detections, "pair": pairs}
-    index = [field for field in INDEX_FIELDS if field.rows in rows]
+    index = [field for field in index_fields(of.fields) if field.rows in rows]
+    texts = {"image_id": ID_BYTES, "caption": CAPTION_BYTES if "S" in axes and not of.is_base else 1}
     return sum(
         rows[field.rows]
-        * (ID_BYTES if field.name == "image_id" else 1 if field.is_text else np.dtype(field.dtype).itemsize)
+        * (texts.get(field.name, 1) if field.is_text else np.dtype(field.dtype).itemsize)
         * float(np.prod([axes[axis] if isinstance(axis, str) else axis for axis in field.axes]))
-        for field in (*fields_of(axes), *index)
+        for field in (*fields_of(axes, of.fields), *index)
     )
 
 
@@ -147,8 +167,8 @@ def pair_cap(config: PipelineConfig) -> int:
     return max(h * (h - 1 + with_itself + min(most_things, total - h)) for h in range(1, most_humans + 1))
 
 
-def measured_density(folders: Sequence[Path], receipts: Sequence[Receipt]) -> Density | None:
-    """What finished shards of the cache, and the journals of its splits, say; None where nothing is finished."""
+def measured_density(folders: Sequence[Path], receipts: Sequence[Receipt], of: Pass = BASE) -> Density | None:
+    """What finished shards of a pass, and its journals in the splits, say; None where nothing is finished."""
     num_images = sum(receipt.num_images for receipt in receipts)
     if not num_images:
         return None
@@ -156,17 +176,17 @@ def measured_density(folders: Sequence[Path], receipts: Sequence[Receipt]) -> De
         sum(receipt.num_detections for receipt in receipts) / num_images,
         sum(receipt.num_pairs for receipt in receipts) / num_images,
         sum(receipt.num_bytes for receipt in receipts) / num_images,
-        journal_seconds(folders),
+        journal_seconds(folders, of),
         f"measured on {num_images} finished images",
     )
 
 
-def journal_seconds(folders: Sequence[Path]) -> float | None:
+def journal_seconds(folders: Sequence[Path], of: Pass = BASE) -> float | None:
     """Seconds of one worker per image, the median over the journals' shards; None where they hold none."""
     seconds = []
     for folder in folders:
-        bank = read_bank_receipt(folder)
-        journal = folder / JOURNAL_NAME
+        bank = read_bank_receipt(folder, of)
+        journal = folder / of.journal_name
         if bank is None or not journal.is_file():
             continue
         last = -(-bank.num_images // bank.images_per_shard) - 1
@@ -215,9 +235,9 @@ def sampled_density(config: PipelineConfig, split: str, num_images: int) -> tupl
         raise UserError("none of the sampled images can be read", where=f"split '{split}'", got=f"{len(rows)} images")
     ids, pixels = map(list, zip(*images, strict=True))
     # The first pass pays for what a long build pays for once.
-    held.extractor.extract(ids[:1], pixels[:1])
+    held.model.extract(ids[:1], pixels[:1])
     start = time.monotonic()
-    records = held.extractor.extract(ids, pixels)
+    records = held.model.extract(ids, pixels)
     seconds = (reading + time.monotonic() - start) / len(records)
     density = Density(
         sum(len(record.detections) for record in records) / len(records),
@@ -226,7 +246,7 @@ def sampled_density(config: PipelineConfig, split: str, num_images: int) -> tupl
         seconds,
         f"sampled on {len(records)} images of split '{split}'",
     )
-    return density, dict(held.extractor.axes)
+    return density, dict(held.model.axes)
 
 
 def estimate_split(
@@ -238,10 +258,11 @@ def estimate_split(
     # A complete split may have been built with another shard size than the config's.
     num_shards = len(plan.shards) if missing else len(finished)
     overhead = FILE_BYTES * (num_shards - len(finished))
-    each = bytes_per_image(axes, density.detections, density.pairs)
-    most = bytes_per_image(axes, config.detector.max_detections, pair_cap(config))
+    each = bytes_per_image(axes, density.detections, density.pairs, plan.of)
+    most = bytes_per_image(axes, config.detector.max_detections, pair_cap(config), plan.of)
     return SplitEstimate(
         plan.split,
+        plan.of,
         plan.num_images,
         num_shards,
         len(finished),

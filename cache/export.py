@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from cache.answers import unpack_answers
 from cache.manifest import BANK_NAME, Manifest, read_manifest
+from cache.passes import Pass, passes_in
 from cache.schema import UNREADABLE, fields_of
 from cache.shard import Header, inspect_shard, read_header, read_text
 from cache.tables import unpack_image
 from cache.verify import cached_splits
 from hoi.errors import UserError, nearest
 from hoi.records import ImageSignals
+from hoi.vllm.answers import ImageAnswers
 from hoi.vocabulary import Vocabulary
 
 
@@ -111,7 +114,37 @@ def export_image(folder: Path, image_id: str, top: int, split: str | None = None
             }
             for (human, thing), cosines in zip(record.pairs_ho, record.union_similarity, strict=True)
         ],
+        **_passes(header, row, vocabulary, top),
     }
+
+
+def _passes(base: Header, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
+    """What complete further passes say of the image, by name; nothing where there is none."""
+    folder, number = base.path.parent, base.attributes["index"]
+    said = {}
+    for of in passes_in(folder):
+        if read_manifest(folder, of) is not None:
+            said[of.name] = _answers(inspect_shard(folder / of.shard_name(number), of.fields), of, row, vocabulary, top)
+    return {"passes": said} if said else {}
+
+
+def _answers(header: Header, of: Pass, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
+    axes = header.attributes["axes"]
+    tables = {field.name: header.table(field.name, mapped=True) for field in fields_of(axes, of.fields)}
+    record = unpack_answers(tables, row, axes)
+    if not isinstance(record, ImageAnswers):
+        return {"reason": record}
+
+    def best(scores: np.ndarray) -> list[dict[str, Any]]:
+        rows = [k for k in np.argsort(-scores.astype(np.float32), kind="stable").tolist() if scores[k] > 0][:top]
+        return [{"interaction": vocabulary.names[k], "score": round(float(scores[k]), 6)} for k in rows]
+
+    plain: dict[str, Any] = {"caption": record.caption} if record.caption else {}
+    if record.vllm_scores is not None and record.vllm_asked is not None:
+        plain |= {"asked": int(record.vllm_asked.sum()), "interactions": best(record.vllm_scores)}
+    if record.vllm_pair_scores is not None:
+        plain["pairs"] = [best(scores) for scores in record.vllm_pair_scores]
+    return plain
 
 
 def _admitted(vocabulary: Vocabulary, record: ImageSignals, human: int, thing: int) -> np.ndarray:

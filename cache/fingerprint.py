@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cache.passes import BASE, Pass
 from hoi.errors import UserError
 
 LOCAL_FOLDER = "local-dir:"
@@ -102,6 +103,12 @@ def settings_parts(config: dict[str, Any], split: str) -> dict[str, Any]:
     }
 
 
+def settings_of_pass(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same of a further pass: what a resolved config, as plain data, asks of it."""
+    section = config["vllms"][name]
+    return {"vllms": {name: {key: value for key, value in section.items() if not _is_local_place(value)}}}
+
+
 def _is_local_place(value: Any) -> bool:
     return isinstance(value, str) and ("/" in value or "\\" in value) and not value.startswith("hf-hub:")
 
@@ -132,17 +139,32 @@ def differing_keys(cached: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     ]
 
 
-def refuse_other_settings(folder: Path, cached: dict[str, Any], wanted: dict[str, Any]) -> None:
+def refuse_other_settings(folder: Path, cached: dict[str, Any], wanted: dict[str, Any], of: Pass = BASE) -> None:
     """Nothing, if both descriptions are equal.
+
+    Args:
+        folder: The split's folder, or a file in it, for the message.
+        cached, wanted: The descriptions.
+        of: Which pass they are of.
 
     Raises:
         UserError: the cache was made with other settings; names every differing key and what to run.
     """
     differences = differing_keys(cached, wanted)
-    if differences:
+    if not differences:
+        return
+    got = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+    if of.is_base:
         raise UserError(
             "this cache was made with other settings",
             where=folder,
-            got="; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else ""),
+            got=got,
             fix=f"run with another cache.folder=FOLDER, or delete {folder} and run make teacher-cache to build it anew",
         )
+    whole = of.clearing(folder if folder.is_dir() else folder.parent)
+    raise UserError(
+        f"{of.title} was made with other settings",
+        where=folder,
+        got=got,
+        fix=f"give it another name in vllms, or delete {whole} and run make teacher-cache to build it anew",
+    )

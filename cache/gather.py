@@ -145,33 +145,30 @@ class MappedTables:
     Args:
         shard_rows: The shards, mapped.
         starts: Of each kind, int64 [S + 1]: rows of the split at which the shards begin, and their sum.
-        templates: Of each field.
+        template: Of a field by name.
     """
 
     device = torch.device("cpu")
 
     def __init__(
-        self,
-        shard_rows: ShardRows,
-        starts: Mapping[Kind, np.ndarray],
-        templates: Mapping[str, Template],
+        self, shard_rows: ShardRows, starts: Mapping[Kind, np.ndarray], template: Callable[[str], Template]
     ) -> None:
         self._starts = starts
-        self._views = {name: _ShardViews(shard_rows, name) for name in templates}
-        self._templates = templates
+        self._views = _FieldViews(shard_rows)
+        self._template = template
 
     def locate(self, runs: Runs) -> Located:
         """See `Tables`."""
         shard = np.searchsorted(self._starts["image"], runs.images, side="right") - 1
         begin = runs.starts - self._starts[runs.kind][shard]
         slices = list(map(slice, begin.tolist(), (begin + runs.counts).tolist()))
-        return _Sliced(self._views, self._templates, shard.tolist(), slices)
+        return _Sliced(self._views, self._template, shard.tolist(), slices)
 
 
 @dataclass(frozen=True)
 class _Sliced:
-    views: Mapping[str, _ShardViews]
-    templates: Mapping[str, Template]
+    views: _FieldViews
+    template: Callable[[str], Template]
     shards: list[int]
     slices: list[slice]
 
@@ -179,7 +176,7 @@ class _Sliced:
         views = map(self.views[name].__getitem__, self.shards[begin:end])
         # Slices of a memoryview cost a fifth of an array's, and join copies each with one memcpy.
         data = bytearray().join(map(_rows_of, views, self.slices[begin:end]))
-        dtype, shape = self.templates[name]
+        dtype, shape = self.template(name)
         return torch.from_numpy(np.frombuffer(data, dtype).reshape(-1, *shape))
 
 
@@ -194,3 +191,15 @@ class _ShardViews(dict[int, memoryview]):
     def __missing__(self, shard: int) -> memoryview:
         view = self[shard] = self._shard_rows(shard, self._name).data
         return view
+
+
+class _FieldViews(dict[str, _ShardViews]):
+    """Field to its rows by shard, made when it is first asked for."""
+
+    def __init__(self, shard_rows: ShardRows) -> None:
+        super().__init__()
+        self._shard_rows = shard_rows
+
+    def __missing__(self, name: str) -> _ShardViews:
+        views = self[name] = _ShardViews(self._shard_rows, name)
+        return views

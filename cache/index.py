@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from cache.atomic import write_atomically
-from cache.manifest import INDEX_NAME, IndexReceipt, Manifest, Receipt, hash_of_shards
+from cache.manifest import IndexReceipt, Manifest, Receipt, hash_of_shards
+from cache.passes import BASE, Pass
 from cache.schema import FIELDS, INDEX_FIELDS, SCHEMA_VERSION, Field, fields_of, shape_of
 from cache.shard import BrokenFile, Header, Location, MappedFile, encode_file, inspect_shard, read_header
 from hoi.errors import UserError
@@ -30,8 +31,7 @@ def write_index(
     split: str,
     fingerprint: str,
     receipts: Sequence[Receipt],
-    name: str = INDEX_NAME,
-    table: Sequence[Field] = FIELDS,
+    of: Pass = BASE,
 ) -> IndexReceipt:
     """Finished shards to the index beside them; equal shards give equal bytes.
 
@@ -39,14 +39,13 @@ def write_index(
         folder: Where the shards lie.
         split, fingerprint: What every shard must say of itself.
         receipts: Of all shards, in order.
-        name: Of the index.
-        table: Which fields such shards have.
+        of: Which pass they are of.
 
     Raises:
         UserError: a shard is not the one of its receipt, or the index cannot be written.
     """
-    headers = (checked_header(folder, split, fingerprint, receipt, table) for receipt in receipts)
-    axes, tables = index_tables(headers, sum(receipt.num_images for receipt in receipts), table)
+    headers = (checked_header(folder, split, fingerprint, receipt, of.fields) for receipt in receipts)
+    axes, tables = index_tables(headers, sum(receipt.num_images for receipt in receipts), of.fields)
     attributes = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint,
@@ -55,7 +54,7 @@ def write_index(
         "axes": axes,
     }
     data = encode_file(tables, attributes, consume=True)
-    write_atomically(folder / name, data)
+    write_atomically(folder / of.index_name, data)
     return IndexReceipt(hashlib.sha256(data).hexdigest(), len(data))
 
 
@@ -74,7 +73,7 @@ def index_tables(
     """
     axes: dict[str, int] = {}
     names = {field.name for field in table}
-    columns = {field.name: _Column(field, num_images) for field in INDEX_FIELDS if field.name in names}
+    columns = {field.name: _Column(field, num_images) for field in index_fields(table) if field.name in names}
     places: list[list[tuple[int, int]]] = []
     shard_offsets = [0]
     for shard in shards:
@@ -96,6 +95,13 @@ def index_tables(
         "byte_offset": np.ascontiguousarray(byte_offset),
         "row_bytes": np.ascontiguousarray(row_bytes),
     }
+
+
+def index_fields(table: Sequence[Field]) -> tuple[Field, ...]:
+    """The index's fields where shards have those of a table: of what is known per image, only what they hold."""
+    names = {field.name for field in table}
+    own = ("shard", "shard offset", "field")
+    return tuple(field for field in INDEX_FIELDS if field.rows in own or field.name in names)
 
 
 class _Column:
@@ -222,16 +228,17 @@ def _foreign(path: Path, expected: str, got: str) -> UserError:
 
 
 def open_index(folder: Path, manifest: Manifest) -> SplitIndex:
-    """A complete split's index, mapped; no shard is opened.
+    """The index of a complete pass, mapped; no shard is opened.
 
     Raises:
         UserError: it is damaged, of another schema version, or not made from the manifest's shards.
     """
-    path = folder / INDEX_NAME
+    path, table = folder / manifest.of.index_name, manifest.of.fields
     try:
         header = read_header(path)
         found = {name: header.attributes[name] for name in INDEX_ATTRIBUTES}
-        index = SplitIndex(found["axes"], {field.name: header.table(field.name, mapped=True) for field in INDEX_FIELDS})
+        columns = {field.name: header.table(field.name, mapped=True) for field in index_fields(table)}
+        index = SplitIndex(found["axes"], columns, table)
     except (BrokenFile, FileNotFoundError, KeyError) as error:
         raise _unfit(path, "this index is damaged", None, error) from None
     expected = {

@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from cache.atomic import read_json, write_json
+from cache.passes import BASE, Pass
 from cache.schema import SCHEMA_VERSION
 from hoi.errors import UserError
 
-MANIFEST_NAME = "manifest.json"
-BANK_NAME = "bank.h5"
-INDEX_NAME = "index.h5"
-JOURNAL_NAME = "journal.jsonl"
+MANIFEST_NAME = BASE.manifest_name
+BANK_NAME = BASE.bank_name
+INDEX_NAME = BASE.index_name
+JOURNAL_NAME = BASE.journal_name
 FORMAT_NAME = "hoi-distill teacher cache"
 
-_SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
+_SHARD_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]*-)?shard-\d{5,}\.h5")
 
 
 def shard_name(index: int) -> str:
-    """File name of a shard."""
-    return f"shard-{index:05d}.h5"
+    """File name of a shard of the base pass."""
+    return BASE.shard_name(index)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Receipt:
         num_bytes: Size of the file.
         sha256: Hash of its bytes.
         failed: (image id, reason) of every unreadable image.
+        base_sha256: Of a further pass: hash of the base shard that it was made over. None of the base pass.
     """
 
     name: str
@@ -50,14 +52,16 @@ class Receipt:
     num_bytes: int
     sha256: str
     failed: tuple[tuple[str, str], ...]
+    base_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if not _SHARD_NAME.fullmatch(self.name):
             raise ValueError(f"'{self.name}' is no name of a shard")
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain form that goes into JSON and over the network."""
-        return {**asdict(self), "failed": [list(pair) for pair in self.failed]}
+        """The plain form that goes into JSON and over the network; what does not apply is left out."""
+        plain = {**asdict(self), "failed": [list(pair) for pair in self.failed]}
+        return {name: value for name, value in plain.items() if value is not None}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Receipt:
@@ -117,6 +121,7 @@ class Manifest:
         shards: One receipt per shard, in order.
         made_with: Resolved config, commit, versions, device.
         index: Of the index; None where the split was sealed without one, and so is not complete.
+        of: Which pass this is.
     """
 
     split: str
@@ -124,6 +129,7 @@ class Manifest:
     shards: tuple[Receipt, ...]
     made_with: dict[str, Any]
     index: IndexReceipt | None = None
+    of: Pass = BASE
 
     @property
     def num_images(self) -> int:
@@ -146,6 +152,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "format": FORMAT_NAME,
         "schema_version": SCHEMA_VERSION,
         "split": manifest.split,
+        **({} if manifest.of.is_base else {"pass": manifest.of.name}),
         "num_images": manifest.num_images,
         "num_failed": len(manifest.failed),
         "num_detections": sum(shard.num_detections for shard in manifest.shards),
@@ -156,22 +163,25 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "shards": [shard.to_dict() for shard in manifest.shards],
         "made_with": manifest.made_with,
     }
-    write_json(folder / MANIFEST_NAME, plain)
+    write_json(folder / manifest.of.manifest_name, plain)
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a split's folder, or None where the split is not complete.
+def read_manifest(folder: Path, of: Pass = BASE) -> Manifest | None:
+    """The manifest of a pass in a split's folder, or None where the pass is not complete.
 
     Raises:
         UserError: the file is damaged, or of another schema version.
     """
-    path = folder / MANIFEST_NAME
+    path = folder / of.manifest_name
     try:
         plain = read_json(path)
         if plain is None:
             return None
-        fix = f"delete {folder} and run make teacher-cache, or use the release that made it"
-        return parse_manifest(plain, path, fix)
+        fix = f"delete {of.clearing(folder)} and run make teacher-cache, or use the release that made it"
+        manifest = parse_manifest(plain, path, fix)
+        if manifest.of != of:
+            raise ValueError(f"it is the manifest of the {manifest.of.title}")
+        return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         rebuild = f"delete {path} and run make teacher-cache again: finished shards are kept"
         raise UserError("this manifest is damaged", where=path, got=repr(error), fix=rebuild) from None
@@ -202,17 +212,18 @@ def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
         tuple(Receipt.from_dict(shard) for shard in plain["shards"]),
         plain["made_with"],
         IndexReceipt(**plain["index"]) if plain.get("index") is not None else None,
+        Pass(plain.get("pass", "")),
     )
 
 
-def read_bank_receipt(folder: Path) -> BankReceipt | None:
-    """What a begun split was begun with, or None where nothing whole is there."""
+def read_bank_receipt(folder: Path, of: Pass = BASE) -> BankReceipt | None:
+    """What a begun pass was begun with, or None where nothing whole is there."""
     try:
-        plain = read_json((folder / BANK_NAME).with_suffix(".json"))
+        plain = read_json(folder / of.bank_receipt_name)
         receipt = BankReceipt(**plain) if plain is not None else None
     except (ValueError, TypeError):
         return None
-    if receipt is None or not has_size(folder / BANK_NAME, receipt.num_bytes):
+    if receipt is None or not has_size(folder / of.bank_name, receipt.num_bytes):
         return None
     return receipt
 
@@ -240,8 +251,8 @@ def has_size(path: Path, num_bytes: int) -> bool:
 def has_all_files(folder: Path, manifest: Manifest) -> bool:
     """Whether every file that a manifest lists is there with its size; hashes are not taken."""
     return (
-        read_bank_receipt(folder) == manifest.bank
+        read_bank_receipt(folder, manifest.of) == manifest.bank
         and manifest.index is not None
-        and has_size(folder / INDEX_NAME, manifest.index.num_bytes)
+        and has_size(folder / manifest.of.index_name, manifest.index.num_bytes)
         and all(has_size(folder / shard.name, shard.num_bytes) for shard in manifest.shards)
     )

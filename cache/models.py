@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from hoi.config import PipelineConfig
 from hoi.datasets import ImageSource, load_vocabulary
 from hoi.errors import UserError
 from hoi.records import ImageSignals, TextBank
+from hoi.vllm.answers import ImageAnswers, PhraseBank
 from hoi.vocabulary import Vocabulary
 
 
@@ -41,7 +42,41 @@ class Extracts(Protocol):
     def provenance(self) -> dict[str, Any]: ...
 
 
-ExtractorFactory = Callable[[PipelineConfig, Vocabulary, str], Extracts]
+class Asks(Protocol):
+    """What a worker needs of `hoi.vllm.asking.Asker`."""
+
+    @property
+    def phrases(self) -> PhraseBank: ...
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Size of every letter of the schema."""
+        ...
+
+    def ask(self, images: Iterable[tuple[ImageSignals, np.ndarray]], teacher: Mapping[str, Any]) -> list[ImageAnswers]:
+        """From what the base pass knows of each image and its pixels, and what it says of its teacher."""
+        ...
+
+    def provenance(self) -> dict[str, Any]: ...
+
+
+Model = TypeVar("Model", bound=Extracts | Asks)
+Factory = Callable[[PipelineConfig, Vocabulary, str], Model]
+"""Config, vocabulary and device to what a pass is made with. Equal ones give equal models."""
+ExtractorFactory = Factory[Extracts]
+AskerFactory = Factory[Asks]
+
+
+@dataclass(frozen=True)
+class LoadAsker:
+    """The product's own asker: the vision language model that a further pass of the config names."""
+
+    name: str
+
+    def __call__(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Asks:
+        from hoi.vllm.asking import Asker
+
+        return Asker(config, self.name, vocabulary, device)
 
 
 def load_extractor(config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Extracts:
@@ -52,20 +87,20 @@ def load_extractor(config: PipelineConfig, vocabulary: Vocabulary, device: str) 
 
 
 @dataclass(frozen=True)
-class Held:
+class Held(Generic[Model]):
     """What a worker keeps between its tasks."""
 
-    key: tuple[str, ExtractorFactory]
+    key: tuple[str, Factory[Model]]
     config: PipelineConfig
     vocabulary: Vocabulary
     device: str
-    extractor: Extracts
+    model: Model
     parts: dict[str, Any]
     fingerprint: str
     sources: dict[str, ImageSource]
 
 
-_held: list[Held] = []
+_held: list[Held[Any]] = []
 
 
 def release() -> None:
@@ -73,7 +108,7 @@ def release() -> None:
     _held.clear()
 
 
-def hold(config_json: str, factory: ExtractorFactory) -> Held:
+def hold(config_json: str, factory: Factory[Model]) -> Held[Model]:
     """The models of a config, made at the first call in this process; also sets the threads of the calling thread.
 
     Raises:
@@ -89,11 +124,9 @@ def hold(config_json: str, factory: ExtractorFactory) -> Held:
     release()
     device = resolve_device(config.cache.device)
     vocabulary = load_vocabulary(config.dataset)
-    extractor = factory(config, vocabulary, device)
-    parts = json.loads(
-        json.dumps(fingerprint_parts(config, vocabulary.digest(), extractor.provenance()), sort_keys=True)
-    )
-    held = Held((config_json, factory), config, vocabulary, device, extractor, parts, digest_of(parts), sources={})
+    model = factory(config, vocabulary, device)
+    parts = json.loads(json.dumps(fingerprint_parts(config, vocabulary.digest(), model.provenance()), sort_keys=True))
+    held = Held((config_json, factory), config, vocabulary, device, model, parts, digest_of(parts), sources={})
     _held.append(held)
     return held
 

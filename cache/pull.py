@@ -20,14 +20,8 @@ import fsspec  # type: ignore[import-untyped]
 from cache.atomic import read_json, remove_file, write_atomically, write_json
 from cache.estimate import free_bytes
 from cache.fingerprint import digest_of, file_sha256
-from cache.manifest import (
-    BANK_NAME,
-    INDEX_NAME,
-    MANIFEST_NAME,
-    Manifest,
-    parse_manifest,
-    shard_name,
-)
+from cache.manifest import Manifest, parse_manifest
+from cache.passes import BASE, Pass
 from hoi.errors import UserError
 
 MAX_MANIFEST_BYTES = 1 << 30
@@ -53,9 +47,10 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What came of a split."""
+    """What came of a pass over a split."""
 
     split: str
+    of: Pass
     folder: Path
     num_files: int
     num_kept: int
@@ -63,17 +58,20 @@ class Pulled:
 
     def __str__(self) -> str:
         got = f"{self.num_files - self.num_kept} files fetched ({self.num_bytes / 1e6:.1f} MB), {self.num_kept} kept"
-        return f"{self.split}: {got}, all verified · {self.folder}"
+        name = self.split if self.of.is_base else f"{self.split}, {self.of.title}"
+        return f"{name}: {got}, all verified · {self.folder}"
 
 
-def files_of(manifest: Manifest, split: str) -> list[RemoteFile]:
-    """The files that a split has beside its manifest and receipts.
+def files_of(manifest: Manifest, split: str, of: Pass = BASE) -> list[RemoteFile]:
+    """The files that a pass over a split has beside its manifest and receipts.
 
     Raises:
         ValueError: the manifest is of another split or of no whole one, or a name, size or hash in it is malformed.
     """
+    if manifest.of != of:
+        raise ValueError(f"it is of the {manifest.of.title}")
     names = [shard.name for shard in manifest.shards]
-    if names != [shard_name(index) for index in range(len(names))]:
+    if names != [of.shard_name(index) for index in range(len(names))]:
         raise ValueError("its shards are not numbered from 0 on, in order")
     if manifest.split != split:
         raise ValueError(f"it is of split '{manifest.split}'")
@@ -82,14 +80,14 @@ def files_of(manifest: Manifest, split: str) -> list[RemoteFile]:
     if manifest.index is None:
         raise ValueError("it names no index")
     return [
-        RemoteFile(BANK_NAME, manifest.bank.num_bytes, manifest.bank.sha256),
+        RemoteFile(of.bank_name, manifest.bank.num_bytes, manifest.bank.sha256),
         *(RemoteFile(shard.name, shard.num_bytes, shard.sha256) for shard in manifest.shards),
-        RemoteFile(INDEX_NAME, manifest.index.num_bytes, manifest.index.sha256),
+        RemoteFile(of.index_name, manifest.index.num_bytes, manifest.index.sha256),
     ]
 
 
-def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], object]) -> Pulled:
-    """A finished split from somewhere to a folder of the same name here.
+def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], object], of: Pass = BASE) -> Pulled:
+    """A finished pass over a split from somewhere to a folder of the same name here.
 
     Files that are here with the right hash are kept, so an interrupted pull goes on where it was.
 
@@ -98,23 +96,24 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
         split: Name of the split, a checked folder name.
         folder: The cache's folder here.
         progress: Is told the bytes of every file that is here.
+        of: Which pass. A further one is of use only beside the base pass that it was made over.
 
     Raises:
         UserError: nothing is there, it cannot be reached, its manifest is damaged or of another schema version, a file
             differs from it, another cache is in the way, or the disk is too small.
     """
     place, here = f"{url.rstrip('/')}/{split}", folder / split
-    data = _fetch(f"{place}/{MANIFEST_NAME}", MAX_MANIFEST_BYTES)
-    where = f"{place}/{MANIFEST_NAME}"
+    where = f"{place}/{of.manifest_name}"
+    data = _fetch(where, MAX_MANIFEST_BYTES)
     try:
         manifest = parse_manifest(json.loads(data), where, "ask whoever made it for a cache of this release")
-        files = files_of(manifest, split)
+        files = files_of(manifest, split, of)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             "this manifest is damaged", where=where, got=" ".join(str(error).split())[:200], fix="check the location"
         ) from None
     _refuse_other_cache(here, manifest, data)
-    remove_file(here / MANIFEST_NAME)
+    remove_file(here / of.manifest_name)
     missing = []
     for file in files:
         if _is_here(here / file.name, file):
@@ -127,7 +126,7 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
             "the disk is too small", where=here, expected=f"{needed / 1e9:.2f} GB", got=f"{free / 1e9:.2f} GB"
         )
     # What the split was begun with comes first, so that a partial pull says what it is part of.
-    write_json((here / BANK_NAME).with_suffix(".json"), asdict(manifest.bank))
+    write_json(here / of.bank_receipt_name, asdict(manifest.bank))
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         try:
             for file in pool.map(lambda file: _bring(place, file, here), missing):
@@ -137,22 +136,22 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
             raise
     for shard in manifest.shards:
         write_json((here / shard.name).with_suffix(".json"), shard.to_dict())
-    write_atomically(here / MANIFEST_NAME, data)
-    return Pulled(split, here, len(files), len(files) - len(missing), needed)
+    write_atomically(here / of.manifest_name, data)
+    return Pulled(split, of, here, len(files), len(files) - len(missing), needed)
 
 
 def _refuse_other_cache(here: Path, manifest: Manifest, data: bytes) -> None:
     """Nothing, if what is here is a part of the same cache, or nothing."""
     try:
-        begun = read_json((here / BANK_NAME).with_suffix(".json"))
+        begun = read_json(here / manifest.of.bank_receipt_name)
     except ValueError:
         begun = None
-    sealed = here / MANIFEST_NAME
+    sealed = here / manifest.of.manifest_name
     same_manifest = not sealed.exists() or sealed.read_bytes() == data
     if same_manifest and begun in (None, asdict(manifest.bank)):
         return
     raise UserError(
-        "another cache is in this folder",
+        f"another {'cache' if manifest.of.is_base else manifest.of.title} is in this folder",
         where=here,
         expected=f"nothing, or parts of the cache with fingerprint {manifest.bank.fingerprint[:12]}",
         got=f"fingerprint {str(begun.get('fingerprint'))[:12]}" if isinstance(begun, dict) else "another manifest",

@@ -72,7 +72,7 @@ def recompute(folder: Path, manifest: Manifest, held: Held, num_images: int, see
     for shard, row, image_id in (readable[number] for number in chosen):
         stored = _stored(folder / manifest.shards[shard].name, row, manifest.bank.axes)
         try:
-            [now] = held.extractor.extract([image_id], [source.read(row_of[image_id])])
+            [now] = held.model.extract([image_id], [source.read(row_of[image_id])])
         except UnreadableImage as error:
             problems.append(f"{image_id}: cannot be read any more: {error}")
             continue

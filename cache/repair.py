@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cache.atomic import append_line, sync_folder, write_json
-from cache.manifest import BANK_NAME, INDEX_NAME, MANIFEST_NAME, Manifest, Receipt, read_manifest, read_receipt
+from cache.manifest import Manifest, Receipt, read_manifest, read_receipt
+from cache.passes import BASE, Pass
 from cache.verify import Problem
 from hoi.datasets import ImageSource, UnreadableImage
 
@@ -53,12 +54,13 @@ def _can_be_read(source: ImageSource, row: int) -> bool:
     return True
 
 
-def set_aside(folder: Path, problems: Sequence[Problem]) -> list[str]:
+def set_aside(folder: Path, problems: Sequence[Problem], of: Pass = BASE) -> list[str]:
     """Moves every file that has a problem, and the receipts that belong to it, into quarantine.
 
     Args:
         folder: The split's folder; the caller keeps other builders out of it.
-        problems: Of this split. Missing files and temporary ones need no move.
+        problems: Of one pass over this split. Missing files and temporary ones need no move.
+        of: Which pass.
 
     Returns:
         Names of the files that were moved.
@@ -66,17 +68,17 @@ def set_aside(folder: Path, problems: Sequence[Problem]) -> list[str]:
     reasons: dict[str, str] = {}
     for problem in problems:
         if problem.kind not in ("stray", "incomplete"):
-            for name in _belonging(problem.name):
+            for name in _belonging(problem.name, of):
                 reasons.setdefault(name, f"{problem.kind}: {problem.text}")
     return [name for name, reason in reasons.items() if _move(folder, name, reason)]
 
 
-def _belonging(name: str) -> list[str]:
+def _belonging(name: str, of: Pass) -> list[str]:
     """A bad file and what is of no use without it; the bank and its receipt are only made together."""
-    bank = [BANK_NAME, Path(BANK_NAME).with_suffix(".json").name]
+    bank = [of.bank_name, of.bank_receipt_name]
     if name in bank:
         return bank
-    if name in (MANIFEST_NAME, INDEX_NAME) or name.endswith(".json"):
+    if name in (of.manifest_name, of.index_name) or name.endswith(".json"):
         return [name]
     return [name, Path(name).with_suffix(".json").name]
 
@@ -95,13 +97,13 @@ def _move(folder: Path, name: str, reason: str) -> bool:
     return True
 
 
-def restore_receipts(folder: Path) -> list[str]:
-    """Writes the receipts that are missing beside the shards of a complete split, from its manifest.
+def restore_receipts(folder: Path, of: Pass = BASE) -> list[str]:
+    """Writes the receipts that are missing beside the shards of a complete pass, from its manifest.
 
     Returns:
         Names of the files that were written.
     """
-    manifest: Manifest | None = read_manifest(folder)
+    manifest: Manifest | None = read_manifest(folder, of)
     written = []
     for receipt in manifest.shards if manifest is not None else ():
         if read_receipt(folder / receipt.name) is None:

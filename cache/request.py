@@ -7,9 +7,10 @@ path, a worker count or a host: a weight file stands there as the hash of its by
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from cache.fingerprint import DATASET_PLACES, files_as_hashes
+from cache.fingerprint import DATASET_PLACES, LOCAL_FOLDER, files_as_hashes
 from cache.schema import SCHEMA_VERSION
 from hoi.config import PipelineConfig
 from hoi.datasets import identity, load_vocabulary
@@ -42,6 +43,20 @@ def request_parts(config: PipelineConfig) -> dict[str, Any]:
         "teacher": files_as_hashes(config.teacher.model_dump(mode="json")),
         "num_threads": config.cache.threads,
     }
+
+
+def pass_request(config: PipelineConfig, name: str, base: dict[str, Any]) -> dict[str, Any]:
+    """What a config asks of a further pass.
+
+    Args:
+        config: `vllms` is read.
+        name: Of the pass.
+        base: What the config asks of the base pass (`request_parts`).
+    """
+    section = config.vllms[name].model_dump(mode="json")
+    if Path(section["model"]).is_dir():
+        section["model"] = LOCAL_FOLDER + section["model"]
+    return {"schema_version": SCHEMA_VERSION, "vllm": files_as_hashes(section), "base": base}
 
 
 def _dataset_part(config: PipelineConfig) -> dict[str, Any]:

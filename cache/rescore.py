@@ -15,9 +15,9 @@ import numpy as np
 
 from cache.build import LIBRARIES
 from cache.fingerprint import differing_keys, digest_of, file_sha256, refuse_other_settings
+from cache.layout import ShardPlan, plan_over
 from cache.manifest import BankReceipt, Manifest, Receipt
 from cache.models import device_name
-from cache.plan import ShardPlan, SplitPlan
 from cache.schema import fields_of
 from cache.shard import inspect_shard, read_text
 from cache.split_build import SplitBuild
@@ -187,7 +187,7 @@ def rescore_split(
             "rescored_from": {"fingerprint": manifest.bank.fingerprint, **manifest.bank.made_with},
         },
     )
-    plan = _plan(manifest, folder)
+    plan = plan_over(manifest, folder)
     build = SplitBuild(plan, config, request, reads_images=False)
     if build.bank is None:
         build.bank = write_bank(folder, texts.bank, texts.vocabulary, begun)
@@ -206,17 +206,6 @@ def rescore_split(
     limit = config.detector.max_detections if dropped else None
     full = sum(number == limit for number in rescoring.num_detections)
     return Rescored(manifest.split, plan.num_images, num_pairs, len(missing), dropped, rescoring.fewer_pairs, full)
-
-
-def _plan(manifest: Manifest, folder: Path) -> SplitPlan:
-    """A complete split's shards, planned again elsewhere, without a look at the images."""
-    shards, start = [], 0
-    for index, receipt in enumerate(manifest.shards):
-        stop = start + receipt.num_images
-        shards.append(ShardPlan(manifest.split, index, start, stop, receipt.image_ids_sha256))
-        start = stop
-    bank = manifest.bank
-    return SplitPlan(manifest.split, folder, bank.images_per_shard, bank.image_ids_sha256, tuple(shards))
 
 
 class _Rescoring:

@@ -11,12 +11,9 @@ import torch
 
 from cache.batches import FEATURES
 from cache.dataset import CacheSplit
-from cache.schema import BY_NAME, shape_of
+from cache.split_tables import SHARE_OF_GPU
 from hoi.errors import UserError
 from hoi.records import PairBatch
-
-SHARE_OF_GPU = 0.5
-"""`auto` keeps a split on a GPU where its features take at most this share of the memory that is free there."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,6 @@ def is_resident(num_bytes: int, free_bytes: int | None, resident: Literal["auto"
     return resident == "always" or (resident == "auto" and fits)
 
 
-def feature_bytes(split: CacheSplit) -> int:
-    """What the features of a split's batches take on a device."""
-    num_rows = {"image": split.num_images, "detection": int(split.detection_offsets[-1]), "pair": split.num_pairs}
-    fields = [BY_NAME[name] for name in FEATURES]
-    return sum(
-        int(np.prod(shape_of(field, num_rows[field.rows], split.axes))) * np.dtype(field.dtype).itemsize
-        for field in fields
-    )
+def feature_bytes(split: CacheSplit, extra: Sequence[str] = ()) -> int:
+    """What the features of a split's batches take on a device, and further fields by name."""
+    return sum(split.num_bytes(name) for name in (*FEATURES, *extra))

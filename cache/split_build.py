@@ -1,4 +1,4 @@
-"""One split on its way from its plan to its manifest. Only the driver holds one."""
+"""One pass over a split on its way from its plan to its manifest. Only the driver holds one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Any
 
 from cache.atomic import append_line, remove_file
 from cache.build import build_bank, build_shard
+from cache.build_answers import build_answers, build_phrases
 from cache.index import write_index
+from cache.layout import ShardPlan, SplitPlan
 from cache.manifest import (
-    INDEX_NAME,
-    JOURNAL_NAME,
-    MANIFEST_NAME,
     BankReceipt,
     Manifest,
     Receipt,
     read_manifest,
     write_manifest,
 )
-from cache.models import ExtractorFactory
-from cache.plan import ShardPlan, SplitPlan, begun_with, finished_receipt
+from cache.models import AskerFactory, ExtractorFactory
+from cache.plan import begun_with, finished_receipt
 from cache.repair import mended_of
 from cache.tasks import Outcome, Task
 from hoi.config import PipelineConfig
@@ -30,6 +29,7 @@ from hoi.datasets import ImageSource, open_images
 from hoi.errors import UserError
 from hoi.provenance import commit
 
+BANK_TASK = "bank"
 SHOWN = 5
 """Failures that an error message lists before it says how many more there are."""
 
@@ -38,7 +38,7 @@ class SplitBuild:
     """What is finished, what is missing, what failed.
 
     Args:
-        plan: Of the split.
+        plan: Of the base pass or a further one.
         config: Which is built.
         request: What it asks for.
         reads_images: Whether images that could not be read are tried again.
@@ -61,8 +61,8 @@ class SplitBuild:
     def unseal(self) -> None:
         """Takes up what is there, then drops manifest and index: the split is not complete until it is sealed again."""
         self.look()
-        remove_file(self.plan.folder / MANIFEST_NAME)
-        remove_file(self.plan.folder / INDEX_NAME)
+        remove_file(self.plan.folder / self.plan.of.manifest_name)
+        remove_file(self.plan.folder / self.plan.of.index_name)
 
     def look(self) -> int:
         """Takes up the shards that are there; not sealed ones with an image that can be read by now are built again.
@@ -72,7 +72,7 @@ class SplitBuild:
         """
         if self.bank is None:
             return 0
-        sealed = read_manifest(self.plan.folder) is not None
+        sealed = read_manifest(self.plan.folder, self.plan.of) is not None
         for shard in self.plan.shards:
             receipt = finished_receipt(self.plan.folder, shard, self.bank.fingerprint, self.bank.parts)
             if receipt is not None and (sealed or not self._is_mended(shard, receipt)):
@@ -83,7 +83,14 @@ class SplitBuild:
         if not (receipt.failed and self._reads_images):
             return False
         row_of = {self._source.image_ids[row]: row for row in range(shard.start, shard.stop)}
-        return bool(mended_of(receipt, self._source, row_of))
+        mended = mended_of(receipt, self._source, row_of)
+        return bool(set(mended) - self._unreadable_in_base)
+
+    @cached_property
+    def _unreadable_in_base(self) -> set[str]:
+        """Images that a further pass cannot know anything of, whether they can be read by now or not."""
+        base = None if self.plan.of.is_base else read_manifest(self.plan.folder)
+        return {image_id for image_id, _ in base.failed} if base is not None else set()
 
     @cached_property
     def _source(self) -> ImageSource:
@@ -101,33 +108,42 @@ class SplitBuild:
         So it is where there are shards, but not what they were begun with: they cannot be judged until it is made
         again. And where a precision is to be found by the clock: two workers that look at once may differ.
         """
-        is_auto = self._config.teacher.precision == "auto"
+        is_auto = self.plan.of.is_base and self._config.teacher.precision == "auto"
         return self.bank is None and (is_auto or any((self.plan.folder / s.name).exists() for s in self.plan.shards))
 
     @property
     def num_images_done(self) -> int:
         return sum(receipt.num_images for receipt in self.receipts.values())
 
-    def bank_task(self, factory: ExtractorFactory) -> Task:
-        """The task that begins the split."""
+    def bank_task(self, factory: ExtractorFactory | AskerFactory) -> Task:
+        """The task that begins the pass."""
+        plan = self.plan
         arguments = (
             self._config_json,
             json.dumps(self.request),
-            str(self.plan.folder),
-            self.plan.images_per_shard,
-            self.plan.num_images,
-            self.plan.image_ids_sha256,
+            str(plan.folder),
+            plan.images_per_shard,
+            plan.num_images,
+            plan.image_ids_sha256,
             factory,
         )
-        return Task(self.plan.split, "bank", build_bank, arguments)
+        if plan.of.is_base:
+            return Task(plan.split, BANK_TASK, build_bank, arguments)
+        return Task(plan.split, BANK_TASK, build_phrases, (*arguments, plan.of.name))
 
-    def shard_tasks(self, factory: ExtractorFactory) -> Iterator[Task]:
+    def shard_tasks(self, factory: ExtractorFactory | AskerFactory) -> Iterator[Task]:
         """One task per missing shard."""
         for shard in self.plan.shards:
-            if shard.index not in self.receipts:
-                yield Task(self.plan.split, shard.name, build_shard, self._shard_arguments(shard, factory))
+            if shard.index in self.receipts:
+                continue
+            arguments = self._shard_arguments(shard, factory)
+            if shard.of.is_base:
+                yield Task(shard.split, shard.name, build_shard, arguments)
+            else:
+                further = (*arguments, shard.of.name, shard.base_sha256)
+                yield Task(shard.split, shard.name, build_answers, further)
 
-    def _shard_arguments(self, shard: ShardPlan, factory: ExtractorFactory) -> tuple[Any, ...]:
+    def _shard_arguments(self, shard: ShardPlan, factory: ExtractorFactory | AskerFactory) -> tuple[Any, ...]:
         return (
             self._config_json,
             str(self.plan.folder),
@@ -151,16 +167,16 @@ class SplitBuild:
         """
         name = f"{outcome.task.group}/{outcome.task.name}"
         line = {"time": time.time(), "task": name, "seconds": outcome.seconds, "error": outcome.error}
-        append_line(self.plan.folder / JOURNAL_NAME, json.dumps(line))
+        append_line(self.plan.folder / self.plan.of.journal_name, json.dumps(line))
         if outcome.result is None:
             self.errors[name] = outcome.error or ""
             return 0
-        if outcome.task.function is build_bank:
+        if outcome.task.name == BANK_TASK:
             self.bank = BankReceipt(**outcome.result)
             self.check()
             return 0
         receipt = Receipt.from_dict(outcome.result)
-        self.receipts[int(receipt.name.removeprefix("shard-").removesuffix(".h5"))] = receipt
+        self.receipts[self.plan.of.shard_index(receipt.name)] = receipt
         self.num_built += 1
         # To look at every shard after each would take as long as the square of their number.
         if receipt.failed or (self.bank is not None and receipt.fingerprint != self.bank.fingerprint):
@@ -201,5 +217,6 @@ class SplitBuild:
             **self.bank.made_with,
         }
         receipts = tuple(self.receipts[shard.index] for shard in self.plan.shards)
-        index = write_index(self.plan.folder, self.plan.split, self.bank.fingerprint, receipts)
-        write_manifest(self.plan.folder, Manifest(self.plan.split, self.bank, receipts, made_with, index))
+        plan = self.plan
+        index = write_index(plan.folder, plan.split, self.bank.fingerprint, receipts, plan.of)
+        write_manifest(plan.folder, Manifest(plan.split, self.bank, receipts, made_with, index, plan.of))

@@ -31,9 +31,9 @@ def pack_tables(
     signals = [outcome if isinstance(outcome, ImageSignals) else None for outcome in outcomes]
     detections = [s.detections if s is not None else Detections.empty() for s in signals]
     tables = {
-        "image_id": _text(image_ids),
+        "image_id": text_table(image_ids),
         "status": np.array([READABLE if s is not None else UNREADABLE for s in signals], np.uint8),
-        "status_reason": _text([_clip(o) if isinstance(o, str) else "" for o in outcomes]),
+        "status_reason": text_table([clip(o) if isinstance(o, str) else "" for o in outcomes]),
         "detection_offsets": _offsets([len(d) for d in detections]),
         "pair_offsets": _offsets([len(s.pairs_ho) if s is not None else 0 for s in signals]),
         "boxes_xyxy": _concatenate([d.boxes_xyxy for d in detections], "<f4", (0, 4)),
@@ -85,11 +85,13 @@ def _offsets(counts: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype("<i8")
 
 
-def _clip(reason: str) -> str:
+def clip(reason: str) -> str:
+    """Why an image is unreadable, as long as a shard holds it."""
     return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
-def _text(values: Sequence[str]) -> np.ndarray:
+def text_table(values: Sequence[str]) -> np.ndarray:
+    """Texts to fixed-length UTF-8; an empty one has room for one byte."""
     encoded = [value.encode() for value in values]
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 

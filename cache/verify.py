@@ -12,19 +12,10 @@ from typing import Literal
 
 from cache.atomic import TEMPORARY_SUFFIX, read_json
 from cache.fingerprint import differing_keys, digest_of, file_sha256
-from cache.manifest import (
-    BANK_NAME,
-    INDEX_NAME,
-    MANIFEST_NAME,
-    BankReceipt,
-    Manifest,
-    Receipt,
-    read_manifest,
-    read_receipt,
-    shard_name,
-)
-from cache.plan import hash_of_ids
-from cache.schema import check_tables, fields_of
+from cache.layout import hash_of_ids
+from cache.manifest import MANIFEST_NAME, BankReceipt, Manifest, Receipt, read_manifest, read_receipt
+from cache.passes import BASE, Pass, passes_in
+from cache.schema import check_detections, check_tables, fields_of
 from cache.shard import BrokenFile, Header, inspect_shard, read_header, read_text
 from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
@@ -67,66 +58,77 @@ def cached_splits(folder: Path) -> list[str]:
 
 
 def verify_split(folder: Path) -> list[Problem]:
-    """All problems of a split, by name; none for a split that is complete and whole.
+    """All problems of a split, by name; none for a split that is complete and whole, and all passes of which are.
 
-    A split that is not sealed is one problem, and what is there is judged by its own receipts.
+    Raises:
+        UserError: a manifest or a shard is of another schema version.
+    """
+    if not folder.is_dir():
+        return [Problem(folder.name, MANIFEST_NAME, "missing", "there is no such split in this cache")]
+    further = [problem for of in passes_in(folder) for problem in verify_pass(folder, of)]
+    return [*verify_pass(folder), *further]
+
+
+def verify_pass(folder: Path, of: Pass = BASE) -> list[Problem]:
+    """All problems of one pass over a split.
+
+    A pass that is not sealed is one problem, and what is there is judged by its own receipts.
 
     Raises:
         UserError: the manifest or a shard is of another schema version.
     """
     split = folder.name
-    if not folder.is_dir():
-        return [Problem(split, MANIFEST_NAME, "missing", "there is no such split in this cache")]
-    manifest, problems = _manifest(folder)
-    bank, bank_problems = _bank(folder, manifest)
+    manifest, problems = _manifest(folder, of)
+    bank, bank_problems = _bank(folder, of, manifest)
     problems += bank_problems
     if manifest is not None:
         receipts: list[Receipt | None] = list(manifest.shards)
         problems += _judge_index(folder, manifest)
     else:
-        receipts = _present_receipts(folder, bank)
+        receipts = _present_receipts(folder, of, bank)
         if not problems:
-            done, planned = sum((folder / shard_name(i)).exists() for i in range(len(receipts))), len(receipts)
-            text = f"the split is not sealed: {done} of {planned} shards are there"
-            problems.append(Problem(split, MANIFEST_NAME, "incomplete", text))
+            done, planned = sum((folder / of.shard_name(i)).exists() for i in range(len(receipts))), len(receipts)
+            text = f"the {of.title if not of.is_base else 'split'} is not sealed: {done} of {planned} shards are there"
+            problems.append(Problem(split, of.manifest_name, "incomplete", text))
+    judge = _ShardJudge(folder, of, bank)
     start = 0
     for index, receipt in enumerate(receipts):
-        path = folder / shard_name(index)
+        path = folder / of.shard_name(index)
         if manifest is not None or path.exists():
-            problems += [Problem(split, path.name, *found) for found in _judge_shard(path, index, start, receipt, bank)]
+            problems += [Problem(split, path.name, *found) for found in judge.problems(path, index, start, receipt)]
             problems += _judge_receipt(path, receipt if manifest is not None else None)
         start += receipt.num_images if receipt is not None else bank.images_per_shard if bank is not None else 0
-    problems += [Problem(split, *found) for found in _strays(folder, len(receipts))]
+    problems += [Problem(split, *found) for found in _strays(folder, of, len(receipts))]
     return problems
 
 
-def _manifest(folder: Path) -> tuple[Manifest | None, list[Problem]]:
+def _manifest(folder: Path, of: Pass) -> tuple[Manifest | None, list[Problem]]:
     try:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, of)
     except UserError as error:
         if error.expected is not None:
             raise
-        return None, [Problem(folder.name, MANIFEST_NAME, "damaged", str(error.got))]
+        return None, [Problem(folder.name, of.manifest_name, "damaged", str(error.got))]
     if manifest is None:
         return None, []
     problems = []
     names = [shard.name for shard in manifest.shards]
-    if names != [shard_name(index) for index in range(len(names))]:
+    if names != [of.shard_name(index) for index in range(len(names))]:
         problems.append("its shards are not numbered from 0 on, in order")
     if manifest.split != folder.name:
         problems.append(f"it is the manifest of split '{manifest.split}'")
     if manifest.num_images != manifest.bank.num_images:
         problems.append(f"its shards hold {manifest.num_images} images, the split has {manifest.bank.num_images}")
     if problems:
-        return None, [Problem(folder.name, MANIFEST_NAME, "damaged", text) for text in problems]
+        return None, [Problem(folder.name, of.manifest_name, "damaged", text) for text in problems]
     return manifest, []
 
 
-def _bank(folder: Path, manifest: Manifest | None) -> tuple[BankReceipt | None, list[Problem]]:
+def _bank(folder: Path, of: Pass, manifest: Manifest | None) -> tuple[BankReceipt | None, list[Problem]]:
     """The bank's receipt, the manifest's before the file's own, and what is wrong with both files."""
-    path = folder / BANK_NAME
+    path = folder / of.bank_name
     try:
-        plain = read_json(path.with_suffix(".json"))
+        plain = read_json(folder / of.bank_receipt_name)
         own = BankReceipt(**plain) if plain is not None else None
         own_problem = None if own is not None else ("missing", "what the split was begun with")
     except (ValueError, TypeError) as error:
@@ -136,13 +138,13 @@ def _bank(folder: Path, manifest: Manifest | None) -> tuple[BankReceipt | None, 
     bank = manifest.bank if manifest is not None else own
     found: list[tuple[str, str, str]] = []
     if own_problem is not None:
-        found.append((path.with_suffix(".json").name, *own_problem))
+        found.append((of.bank_receipt_name, *own_problem))
     if bank is not None:
-        found += [(path.name, *problem) for problem in _judge_bank(path, bank)]
+        found += [(path.name, *problem) for problem in _judge_bank(path, of, bank)]
     return bank, [Problem(folder.name, name, kind, text) for name, kind, text in found]  # type: ignore[arg-type]
 
 
-def _judge_bank(path: Path, bank: BankReceipt) -> Iterator[tuple[Kind, str]]:
+def _judge_bank(path: Path, of: Pass, bank: BankReceipt) -> Iterator[tuple[Kind, str]]:
     wrong = _judge_bytes(path, bank.num_bytes, bank.sha256)
     if wrong is not None:
         yield wrong
@@ -151,13 +153,14 @@ def _judge_bank(path: Path, bank: BankReceipt) -> Iterator[tuple[Kind, str]]:
         yield "damaged", "the fingerprint is not the hash of its parts"
     try:
         header = read_header(path)
-        shape = header.locations["text_embedding"].shape
+        shape = header.locations["text_embedding" if of.is_base else "num_tokens"].shape
         vocabulary = Vocabulary.from_dict(header.json("vocabulary"))
     except (BrokenFile, KeyError, UserError) as error:
         yield "damaged", str(error)
         return
-    if shape != (bank.axes["K"], bank.axes["D"]) or len(vocabulary) != bank.axes["K"]:
-        yield "damaged", f"{shape} text embeddings and {len(vocabulary)} interactions, expected K, D of {bank.axes}"
+    expected = (bank.axes["K"], bank.axes["D"]) if of.is_base else (len(vocabulary),)
+    if shape != expected or len(vocabulary) != bank.axes.get("K", len(vocabulary)):
+        yield "damaged", f"texts of shape {shape} and {len(vocabulary)} interactions, expected those of {bank.axes}"
     if header.attributes.get("fingerprint") != bank.fingerprint:
         yield "foreign", f"it was made with fingerprint {str(header.attributes.get('fingerprint'))[:12]}"
 
@@ -173,68 +176,102 @@ def _judge_bytes(path: Path, num_bytes: int, sha256: str) -> tuple[Kind, str] | 
 
 
 def _judge_index(folder: Path, manifest: Manifest) -> list[Problem]:
+    name = manifest.of.index_name
     if manifest.index is None:
-        return [Problem(folder.name, INDEX_NAME, "missing", "the split was sealed without an index")]
-    wrong = _judge_bytes(folder / INDEX_NAME, manifest.index.num_bytes, manifest.index.sha256)
-    return [] if wrong is None else [Problem(folder.name, INDEX_NAME, *wrong)]
+        return [Problem(folder.name, name, "missing", "the split was sealed without an index")]
+    wrong = _judge_bytes(folder / name, manifest.index.num_bytes, manifest.index.sha256)
+    return [] if wrong is None else [Problem(folder.name, name, *wrong)]
 
 
-def _present_receipts(folder: Path, bank: BankReceipt | None) -> list[Receipt | None]:
-    """The receipts beside the shards of a split that is not sealed; None where there is none."""
+def _present_receipts(folder: Path, of: Pass, bank: BankReceipt | None) -> list[Receipt | None]:
+    """The receipts beside the shards of a pass that is not sealed; None where there is none."""
     if bank is None:
         return []
     planned = -(-bank.num_images // bank.images_per_shard)
-    return [read_receipt(folder / shard_name(index)) for index in range(planned)]
+    return [read_receipt(folder / of.shard_name(index)) for index in range(planned)]
 
 
-def _judge_shard(
-    path: Path, index: int, start: int, receipt: Receipt | None, bank: BankReceipt | None
-) -> list[tuple[Kind, str]]:
-    if not path.is_file():
-        return [("missing", "there is no such file")]
-    wrong = _judge_bytes(path, receipt.num_bytes, receipt.sha256) if receipt is not None else None
+class _ShardJudge:
+    """What every shard of a pass is compared with.
+
+    Args:
+        folder: Of the split.
+        of: Which pass.
+        bank: What it was begun with, as far as that is known.
+    """
+
+    def __init__(self, folder: Path, of: Pass, bank: BankReceipt | None) -> None:
+        self._of, self._bank = of, bank
+        base = None if of.is_base else _manifest(folder, BASE)[0]
+        self._base_sha256 = [receipt.sha256 for receipt in base.shards] if base is not None else []
+        self._num_objects = _num_objects(folder)
+
+    def problems(self, path: Path, index: int, start: int, receipt: Receipt | None) -> list[tuple[Kind, str]]:
+        """All that is wrong with one shard.
+
+        Args:
+            path: Its file.
+            index, start: Its place in the split.
+            receipt: What was written of it, if that is known.
+        """
+        if not path.is_file():
+            return [("missing", "there is no such file")]
+        wrong = _judge_bytes(path, receipt.num_bytes, receipt.sha256) if receipt is not None else None
+        try:
+            header = inspect_shard(path, self._of.fields)
+        except (BrokenFile, ValueError) as error:
+            return [wrong or ("truncated", f"it is cut short, or no shard ({error})")]
+        except UserError:
+            # Of another schema version, unless these are not the bytes that were written.
+            if wrong is None:
+                raise
+            return [wrong]
+        foreign = self._foreign(header, index, start, receipt)
+        if foreign:
+            return [("foreign", "; ".join(foreign))]
+        if wrong is not None:
+            return [wrong]
+        damage = self._damage(header)
+        return [] if damage is None else [("damaged", damage)]
+
+    def _foreign(self, header: Header, index: int, start: int, receipt: Receipt | None) -> list[str]:
+        """In what a shard differs from the one that belongs here."""
+        attributes, bank = header.attributes, self._bank
+        wanted = {"split": header.path.parent.name, "index": index, "start": start}
+        if receipt is not None:
+            wanted["image_ids_sha256"] = receipt.image_ids_sha256
+        if index < len(self._base_sha256):
+            wanted["base_sha256"] = self._base_sha256[index]
+        if bank is not None and attributes["fingerprint"] != bank.fingerprint:
+            return differing_keys(bank.parts, attributes["fingerprint_parts"]) or ["another fingerprint"]
+        return [
+            f"{name} is {attributes.get(name)}, expected {value}"
+            for name, value in wanted.items()
+            if attributes.get(name) != value
+        ]
+
+    def _damage(self, header: Header) -> str | None:
+        """What the schema says against a shard's tables."""
+        axes, fields = header.attributes["axes"], self._of.fields
+        try:
+            tables = {field.name: header.table(field.name, mapped=True) for field in fields_of(axes, fields)}
+            check_tables(tables, axes, fields)
+            if self._of.is_base and self._num_objects is not None:
+                check_detections(tables, self._num_objects)
+        except (ValueError, KeyError, OSError) as error:
+            return str(error)
+        ids = read_text(tables["image_id"])
+        if hash_of_ids(ids) != header.attributes["image_ids_sha256"]:
+            return "its image ids are not those of its attribute image_ids_sha256"
+        return None
+
+
+def _num_objects(folder: Path) -> int | None:
+    """Objects of the split's vocabulary; None where the bank does not say."""
     try:
-        header = inspect_shard(path)
-    except (BrokenFile, ValueError) as error:
-        return [wrong or ("truncated", f"it is cut short, or no shard ({error})")]
-    except UserError:
-        # Of another schema version, unless these are not the bytes that were written.
-        if wrong is None:
-            raise
-        return [wrong]
-    foreign = _foreign(header, index, start, receipt, bank)
-    if foreign:
-        return [("foreign", "; ".join(foreign))]
-    if wrong is not None:
-        return [wrong]
-    damage = _damage(header)
-    return [] if damage is None else [("damaged", damage)]
-
-
-def _foreign(header: Header, index: int, start: int, receipt: Receipt | None, bank: BankReceipt | None) -> list[str]:
-    """In what a shard differs from the one that belongs here."""
-    attributes, wanted = header.attributes, {"split": header.path.parent.name, "index": index, "start": start}
-    if receipt is not None:
-        wanted["image_ids_sha256"] = receipt.image_ids_sha256
-    if bank is not None and attributes["fingerprint"] != bank.fingerprint:
-        return differing_keys(bank.parts, attributes["fingerprint_parts"]) or ["another fingerprint"]
-    return [
-        f"{name} is {attributes[name]}, expected {value}" for name, value in wanted.items() if attributes[name] != value
-    ]
-
-
-def _damage(header: Header) -> str | None:
-    """What the schema says against a shard's tables."""
-    axes = header.attributes["axes"]
-    try:
-        tables = {field.name: header.table(field.name, mapped=True) for field in fields_of(axes)}
-        check_tables(tables, axes)
-    except (ValueError, KeyError, OSError) as error:
-        return str(error)
-    ids = read_text(tables["image_id"])
-    if hash_of_ids(ids) != header.attributes["image_ids_sha256"]:
-        return "its image ids are not those of its attribute image_ids_sha256"
-    return None
+        return len(Vocabulary.from_dict(read_header(folder / BASE.bank_name).json("vocabulary")).objects)
+    except (BrokenFile, KeyError, FileNotFoundError, UserError, ValueError):
+        return None
 
 
 def _judge_receipt(path: Path, receipt: Receipt | None) -> list[Problem]:
@@ -250,11 +287,11 @@ def _judge_receipt(path: Path, receipt: Receipt | None) -> list[Problem]:
     return [] if same else [Problem(path.parent.name, beside.name, "changed", text)]
 
 
-def _strays(folder: Path, num_shards: int) -> Iterator[tuple[str, Kind, str]]:
-    """Temporary files, and shards beyond the last one."""
-    known = {shard_name(index) for index in range(num_shards)}
+def _strays(folder: Path, of: Pass, num_shards: int) -> Iterator[tuple[str, Kind, str]]:
+    """Shards beyond the last one, and, said once for all passes, temporary files."""
+    known = {of.shard_name(index) for index in range(num_shards)}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
+        if of.is_base and path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
             yield path.name, "stray", "a temporary file: of a build that runs now, or that was killed"
-        elif path.match("shard-*.h5") and path.name not in known:
+        elif path.match(of.shard_pattern) and path.name not in known:
             yield path.name, "foreign", "the split has no such shard"

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 from cache.atomic import WORKERS_NAME, read_json, write_json
 from cache.fingerprint import flatten
 from cache.models import resolve_device
+from cache.passes import BASE, Pass
 from cache.plan import splits_of
-from cache.request import request_parts
+from cache.request import pass_request, request_parts
 from hoi.config import PipelineConfig
 from hoi.datasets import UnreadableImage, open_images
 from hoi.errors import UserError
@@ -62,6 +63,7 @@ class WorkerCheck:
         request: What the config asks for, as the driver reads the files that it names.
         first_images: Split to what the driver made of its first image.
         facts: What the workers agreed on; None until they were asked.
+        of: Which pass is built.
     """
 
     config_json: str
@@ -69,6 +71,7 @@ class WorkerCheck:
     request: dict[str, Any]
     first_images: dict[str, str]
     facts: dict[str, str] | None = None
+    of: Pass = BASE
 
     def answer(self, slots: int) -> Answer:
         """On a worker: everything that is asked.
@@ -126,7 +129,10 @@ class WorkerCheck:
             if seen != seen_by_driver and not seen_by_driver.startswith(UNREADABLE) and seen.startswith(UNREADABLE):
                 problems.append(f"it cannot read the first image of split '{split}' ({seen})")
             facts[f"first image of split '{split}'"] = seen
-        here, there = flatten(request_parts(config)), flatten(self.request)
+        request = request_parts(config)
+        if not self.of.is_base:
+            request = pass_request(config, self.of.name, request)
+        here, there = flatten(request), flatten(self.request)
         differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
         if differing:
             problems.append(f"the pipeline names other files there: {', '.join(differing[:SHOWN])} differ")
@@ -218,8 +224,13 @@ def _numpy_threads() -> str:
 
 
 @contextmanager
-def worker_check(config: PipelineConfig, request: dict[str, Any]) -> Iterator[WorkerCheck | None]:
+def worker_check(config: PipelineConfig, request: dict[str, Any], of: Pass = BASE) -> Iterator[WorkerCheck | None]:
     """A config to the questions for its workers, None where there are none; the token lies in the cache folder so long.
+
+    Args:
+        config: Which is built.
+        request: What it asks for.
+        of: Of which pass.
 
     Raises:
         UserError: the cache folder cannot be written.
@@ -232,6 +243,6 @@ def worker_check(config: PipelineConfig, request: dict[str, Any]) -> Iterator[Wo
     write_json(folder / TOKEN_NAME, token)
     first_images = {split: first_image(config, split) for split in splits_of(config)}
     try:
-        yield WorkerCheck(config.model_dump_json(), token, request, first_images)
+        yield WorkerCheck(config.model_dump_json(), token, request, first_images, of=of)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cache.atomic import remove_file, write_atomically, write_json
-from cache.manifest import BANK_NAME, BankReceipt, Receipt, shard_name
+from cache.manifest import BankReceipt, Receipt
+from cache.passes import BASE, Pass
 from cache.schema import SCHEMA_VERSION
 from cache.shard import encode_file
-from hoi.records import TextBank
+from hoi.records import TextBank, VisualHead
+from hoi.vllm.answers import PhraseBank
 from hoi.vocabulary import Vocabulary
 
 
@@ -41,10 +43,40 @@ def write_bank(folder: Path, bank: TextBank, vocabulary: Vocabulary, begun: Bank
         "text_embedding": np.ascontiguousarray(bank.text_embedding, "<f4"),
         "prompts": _json_text([list(texts) for texts in bank.prompts]),
         "vocabulary": _json_text(vocabulary.to_dict()),
+        **_visual_tables(bank.visual),
     }
+    return _write_bank(folder, BASE, tables, attributes, begun)
+
+
+def write_phrases(folder: Path, of: Pass, bank: PhraseBank, vocabulary: Vocabulary, begun: BankReceipt) -> BankReceipt:
+    """Begins a further pass: what it asks about every interaction, and beside it what it is begun with.
+
+    Args:
+        folder: The split's folder.
+        of: Which pass.
+        bank: Phrases of the vocabulary's interactions.
+        vocabulary: Names of objects, verbs and interactions.
+        begun: All but the file's own size and hash.
+
+    Returns:
+        `begun` with both.
+    """
+    attributes = {"schema_version": SCHEMA_VERSION, "fingerprint": begun.fingerprint}
+    tables = {
+        "phrases": _json_text(list(bank.phrases)),
+        "vocabulary": _json_text(vocabulary.to_dict()),
+        "num_tokens": np.ascontiguousarray(bank.num_tokens, "<i4"),
+        "prior_log_likelihood": np.ascontiguousarray(bank.prior_log_likelihood, "<f4"),
+    }
+    return _write_bank(folder, of, tables, attributes, begun)
+
+
+def _write_bank(
+    folder: Path, of: Pass, tables: dict[str, np.ndarray], attributes: dict[str, Any], begun: BankReceipt
+) -> BankReceipt:
     data = encode_file(tables, attributes)
     receipt = replace(begun, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
-    _write_with_receipt(folder / BANK_NAME, data, asdict(receipt))
+    _write_with_receipt(folder / of.bank_name, data, asdict(receipt))
     return receipt
 
 
@@ -58,15 +90,19 @@ def write_shard(
     parts: Mapping[str, Any],
     fingerprint: str,
     axes: Mapping[str, int],
+    of: Pass = BASE,
+    base_sha256: str | None = None,
 ) -> Receipt:
     """Tables of a shard to its file.
 
     Args:
         folder: The split's folder, which has the split's name.
-        tables: As `cache.tables.pack_tables` gives them.
+        tables: As `cache.tables.pack_tables` or `cache.answers.pack_answers` gives them.
         index, start, image_ids_sha256: The shard's plan.
         parts, fingerprint: What it was made with.
         axes: Size of every letter.
+        of: Which pass it is of.
+        base_sha256: Of a further pass: hash of the base shard that it was made over.
     """
     image_ids, reasons = tables["image_id"].tolist(), tables["status_reason"].tolist()
     attributes = {
@@ -79,18 +115,20 @@ def write_shard(
         "num_images": len(image_ids),
         "image_ids_sha256": image_ids_sha256,
         "axes": dict(axes),
+        **({} if base_sha256 is None else {"pass": of.name, "base_sha256": base_sha256}),
     }
     data = encode_file(tables, attributes)
     receipt = Receipt(
-        name=shard_name(index),
+        name=of.shard_name(index),
         fingerprint=fingerprint,
         image_ids_sha256=image_ids_sha256,
         num_images=len(image_ids),
-        num_detections=len(tables["scores"]),
-        num_pairs=len(tables["pairs_ho"]),
+        num_detections=len(tables.get("scores", ())),
+        num_pairs=int(tables["pair_offsets"][-1]),
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         failed=tuple((image_ids[row].decode(), reasons[row].decode()) for row in np.flatnonzero(tables["status"])),
+        base_sha256=base_sha256,
     )
     _write_with_receipt(folder / receipt.name, data, receipt.to_dict())
     return receipt
@@ -101,6 +139,11 @@ def _write_with_receipt(path: Path, data: bytes | memoryview, receipt: dict[str,
     remove_file(path.with_suffix(".json"))
     write_atomically(path, data)
     write_json(path.with_suffix(".json"), receipt)
+
+
+def _visual_tables(head: VisualHead | None) -> dict[str, np.ndarray]:
+    found = {} if head is None else {f"visual_{part.name}": getattr(head, part.name) for part in fields(head)}
+    return {name: np.ascontiguousarray(table, "<f4") for name, table in found.items() if table is not None}
 
 
 def _json_text(plain: Any) -> np.ndarray:

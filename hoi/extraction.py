@@ -3,6 +3,7 @@
 Bits: every forward pass of the teacher has one of three fixed shapes (crops, whole images, regions; the last of a call
 is padded with zeros), so the same call on the same device, with the same number of threads, gives the same bytes. Which
 images share a call moves an embedding by its last bits only: a row's place in a batch may decide how it is summed.
+Where these do not matter but one image's time does, `few_images` computes no row that nobody asked for.
 
 Letters: N detections, P pairs, M margins, K interactions, L levels, D joint width, U distinct crops, S side in pixels.
 """
@@ -24,9 +25,9 @@ from torch import Tensor
 from hoi.boxes import union_boxes
 from hoi.config import PipelineConfig
 from hoi.crops import CropStyle, boxes_in_window, crop_windows, cut_crop, share_windows, whole_image_window
-from hoi.detectors import build_detector
+from hoi.detectors import Detector, build_detector
 from hoi.pairing import pair_detections
-from hoi.records import Detections, ImageSignals
+from hoi.records import Detections, ImageSignals, TextBank
 from hoi.side_threads import may_have_side_threads
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
@@ -66,18 +67,30 @@ class Extractor:
         config: `dataset`, `detector`, `pairs` and `teacher` are read.
         vocabulary: Objects to detect and interactions to score.
         device: `cpu` or `cuda`.
+        text_bank: The interactions' texts, where they are known already; None has the teacher embed them.
+        few_images: Whether calls are of a few images, whose time counts and whose last bits do not: no batch is padded.
+        detector: In place of the config's, for boxes that are known already.
 
     Raises:
         UserError: see `build_detector` and `build_teacher`.
     """
 
-    def __init__(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> None:
-        self._config, self._vocabulary, self._device = config, vocabulary, device
-        self._detector = build_detector(config.detector, vocabulary, device, config.dataset)
+    def __init__(
+        self,
+        config: PipelineConfig,
+        vocabulary: Vocabulary,
+        device: str,
+        text_bank: TextBank | None = None,
+        *,
+        few_images: bool = False,
+        detector: Detector | None = None,
+    ) -> None:
+        self._config, self._vocabulary, self._device, self._few = config, vocabulary, device, few_images
+        self._detector = detector or build_detector(config.detector, vocabulary, device, config.dataset)
         self._teacher = build_teacher(config.teacher, device)
         self._map_levels = self._teacher.levels if "map" in config.teacher.regions else ()
         self._crop_px, self._image_px = self._teacher.crop_style.size_px, self._teacher.image_size_px
-        self.text_bank = self._teacher.text_bank(vocabulary)
+        self.text_bank = text_bank or self._teacher.text_bank(vocabulary)
         self.axes = self._axes()
 
     def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
@@ -96,8 +109,8 @@ class Extractor:
         jobs: list[_Job] = []
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             batch_size = self._config.teacher.batch_size
-            crops = _Batches(lambda batch: (self._teacher.encode_crops(batch),), self._blank(batch_size, self._crop_px))
-            whole = _Batches(self._encode_images, self._blank(min(IMAGE_BATCH, batch_size), self._image_px))
+            crops = self._batches(lambda batch: (self._teacher.encode_crops(batch),), batch_size, self._crop_px)
+            whole = self._batches(self._encode_images, min(IMAGE_BATCH, batch_size), self._image_px)
             with _Cutter(self._teacher.crop_style, self._device) as cutter:
                 for chunk in _chunks(images):
                     jobs += self._begin(chunk, cutter, crops, whole)
@@ -217,15 +230,16 @@ class Extractor:
         width = self.axes["D"]
         encoded = [np.zeros((0, len(self._map_levels), width), np.float32)]
         for chunk in flat.split(batch_size):
-            padded = torch.cat([chunk, chunk.new_zeros(batch_size - len(chunk), 5)])
+            padded = torch.cat([chunk, chunk.new_zeros(batch_size - len(chunk), 5)]) if not self._few else chunk
             encoded.append(self._teacher.encode_regions(maps, padded)[: len(chunk)].cpu().numpy())
         features = np.concatenate(encoded)
         return [features[rows] for rows in rows_of]
 
-    def _blank(self, batch_size: int, size_px: int) -> Tensor:
-        """Zeros, uint8 [batch_size, 3, size_px, size_px], in the layout that the teacher reads."""
-        zeros = torch.zeros(batch_size, 3, size_px, size_px, dtype=torch.uint8, device=self._device)
-        return zeros.contiguous(memory_format=torch.channels_last)
+    def _batches(self, encode: Callable[[Tensor], tuple[Tensor, ...]], size: int, side_px: int) -> _Batches:
+        if self._few:
+            return _Batches(encode, size, None)
+        zeros = torch.zeros(size, 3, side_px, side_px, dtype=torch.uint8, device=self._device)
+        return _Batches(encode, size, zeros.contiguous(memory_format=torch.channels_last))
 
     def _record(
         self, job: _Job, image: np.ndarray, crops: np.ndarray, features: np.ndarray, spatial_map: np.ndarray | None
@@ -292,29 +306,43 @@ class _Cutter:
 
 
 class _Batches:
-    """Rows that come one at a time, to forward passes of one shape."""
+    """Rows that come one at a time, to forward passes of one shape, or, without a blank, of as many rows as there are.
 
-    def __init__(self, encode: Callable[[Tensor], tuple[Tensor, ...]], blank: Tensor) -> None:
-        self._encode, self._batch, self._filled = encode, blank, 0
+    Args:
+        encode: A batch's forward pass.
+        size: Rows of a batch.
+        blank: uint8 [size, 3, S, S] of zeros, in the layout that the teacher reads.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], tuple[Tensor, ...]], size: int, blank: Tensor | None) -> None:
+        self._encode, self._size, self._blank = encode, size, blank
+        self._rows: list[Tensor] = []
         self._encoded: list[tuple[Tensor, ...]] = []
 
     def add(self, row: Tensor) -> None:
         """Takes a row [3, S, S]; a full batch is encoded."""
-        self._batch[self._filled] = row
-        self._filled += 1
-        if self._filled == len(self._batch):
+        self._rows.append(row)
+        if len(self._rows) == self._size:
             self._run()
 
     def finish(self) -> tuple[Tensor, ...]:
         """All rows' encodings, one tensor for each that `encode` gives, still on the device; none of no rows."""
-        if self._filled:
-            self._batch[self._filled :] = 0
+        if self._rows:
             self._run()
         return tuple(torch.cat(each) for each in zip(*self._encoded, strict=True))
 
     def _run(self) -> None:
-        self._encoded.append(tuple(each[: self._filled] for each in self._encode(self._batch)))
-        self._filled = 0
+        num = len(self._rows)
+        if self._blank is None:
+            # Crops are cut channels-last, and joined like this they stay so without a second copy.
+            batch = torch.cat([row[None] for row in self._rows])
+        else:
+            batch = self._blank
+            for place, row in enumerate(self._rows):
+                batch[place] = row
+            batch[num:] = 0
+        self._rows = []
+        self._encoded.append(tuple(each[:num] for each in self._encode(batch)))
 
 
 def _chunks(images: Iterable[tuple[str, np.ndarray]]) -> Iterator[list[tuple[str, np.ndarray]]]:

@@ -102,6 +102,31 @@ class ImageSignals:
 
 
 @dataclass(frozen=True)
+class VisualHead:
+    """The teacher's frozen last layers, from one cell of its spatial map to the joint space.
+
+    A cell x becomes the token y = x (ResNet: x · value, the attention pool's value; ViT: its final norm), and the token
+    the joint vector y · projection. Every matrix has its bias for a last row.
+
+    Args:
+        projection: float32 [C + 1, D].
+        value: float32 [C + 1, C] of a ResNet's attention pool, or None.
+        norm: float32 [2, C], weight and bias of a ViT's final LayerNorm (ε = 1e-5), or None.
+    """
+
+    projection: np.ndarray
+    value: np.ndarray | None = None
+    norm: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        width = len(self.projection) - 1
+        for name, shape in (("value", (width + 1, width)), ("norm", (2, width))):
+            found = getattr(self, name)
+            if found is not None and found.shape != shape:
+                raise ValueError(f"VisualHead: {name} has shape {found.shape}, expected {shape}")
+
+
+@dataclass(frozen=True)
 class TextBank:
     """The interaction texts in the teacher's joint space, and how the teacher turns cosine into a score.
 
@@ -110,12 +135,15 @@ class TextBank:
         logit_scale: Factor on cosine (already exponentiated).
         logit_bias: Added after the factor for sigmoid-trained teachers (SigLIP); None for softmax-trained ones (CLIP).
         prompts: K lists of the texts whose mean each row is.
+        visual: How a cell of `spatial_map` gets to where the texts are; None where no map is cached, or the tower has
+            no such layers.
     """
 
     text_embedding: np.ndarray
     logit_scale: float
     logit_bias: float | None
     prompts: tuple[tuple[str, ...], ...]
+    visual: VisualHead | None = None
 
 
 @dataclass(frozen=True)

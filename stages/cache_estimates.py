@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cache.estimate import (
     Density,
     SplitEstimate,
     assumed_density,
     axes_of,
+    axes_of_pass,
     estimate_split,
     finished_shards,
     free_bytes,
@@ -20,10 +22,12 @@ from cache.estimate import (
     sampled_density,
 )
 from cache.fingerprint import flatten
-from cache.manifest import JOURNAL_NAME, read_bank_receipt, read_manifest, read_receipt, shard_name
-from cache.plan import plan_split, splits_of
+from cache.layout import SplitPlan, plan_over
+from cache.manifest import read_bank_receipt, read_manifest, read_receipt
+from cache.passes import BASE, Pass, of_file, passes_in
+from cache.plan import is_complete, plan_split, splits_of
 from cache.repair import QUARANTINE_NAME
-from cache.request import request_parts
+from cache.request import pass_request, request_parts
 from cache.schedule import default_workers, visible_devices
 from cache.verify import cached_splits
 from hoi.config import PipelineConfig
@@ -38,8 +42,8 @@ class PlanReport:
     """What stage one would do.
 
     Args:
-        splits: In the config's order.
-        density: What an image comes to.
+        splits: In the config's order, then those of every further pass.
+        density: What an image comes to in the base pass.
         axes: Size of every letter.
         num_workers: Of the config; None on a cluster.
         free: Bytes of the disk.
@@ -61,7 +65,8 @@ class PlanReport:
     def __str__(self) -> str:
         lines = []
         for s in self.splits:
-            have = f"{s.split}: {s.num_images} images, {s.num_shards} shards: {s.num_finished} finished"
+            name = s.split if s.of.is_base else f"{s.split}, {s.of.title}"
+            have = f"{name}: {s.num_images} images, {s.num_shards} shards: {s.num_finished} finished"
             have += f" ({_size(s.bytes_finished)})" if s.num_finished else ""
             lack = f", {s.num_shards - s.num_finished} missing: about {_size(s.bytes_missing)}"
             lack += f" (with every image at the limits {_size(s.bytes_at_caps)})"
@@ -78,8 +83,11 @@ class PlanReport:
     def _time(self) -> str:
         if not any(s.num_missing_images for s in self.splits):
             return "none"
-        if self.density.seconds is None:
+        untimed = [s.of for s in self.splits if s.num_missing_images and s.worker_seconds is None]
+        if BASE in untimed:
             return "unknown: no shard of this cache was timed (--sample 8 times some images)"
+        if untimed:
+            return f"unknown: no shard of {untimed[0].title} was timed yet"
         seconds = sum(s.worker_seconds or 0.0 for s in self.splits)
         if self.num_workers is None:
             return f"about {seconds / 60:.1f} worker minutes, shared by the cluster's workers"
@@ -111,9 +119,36 @@ def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
     else:
         axes = banks[0].axes if banks else axes_of(config)
     density = density or assumed_density(config)
-    estimates = tuple(estimate_split(p, finished[p.split], density, config, axes) for p in plans)
+    estimates = [estimate_split(p, finished[p.split], density, config, axes) for p in plans]
+    for name in config.vllms:
+        estimates += _estimate_pass(config, name, plans, request, density, axes["D"])
     lacks_map = lacks_spatial_map(config, axes)
-    return PlanReport(estimates, density, axes, _num_workers(config), free_bytes(folder), lacks_map)
+    return PlanReport(tuple(estimates), density, axes, _num_workers(config), free_bytes(folder), lacks_map)
+
+
+def _estimate_pass(
+    config: PipelineConfig, name: str, plans: list[SplitPlan], base: dict[str, Any], density: Density, width: int
+) -> list[SplitEstimate]:
+    """A further pass over splits, whether their base pass is complete yet or not.
+
+    Args:
+        config: The pipeline file.
+        name: Of the pass.
+        plans: Of the base pass.
+        base: What the config asks of the base pass.
+        density: Of the base pass: images have these many pairs.
+        width: D of the teacher.
+    """
+    of, request = Pass(name), pass_request(config, name, base)
+    own, finished = [], {}
+    for plan in plans:
+        manifest = read_manifest(plan.folder) if is_complete(plan, base) else None
+        own.append(replace(plan, of=of) if manifest is None else plan_over(manifest, plan.folder, of))
+        finished[plan.split] = [] if manifest is None else finished_shards(own[-1], request)
+    measured = measured_density([p.folder for p in own], [r for receipts in finished.values() for r in receipts], of)
+    ours = measured or replace(density, num_bytes=None, seconds=None)
+    axes = axes_of_pass(config, name, width)
+    return [estimate_split(plan, finished[plan.split], ours, config, axes) for plan in own]
 
 
 def _num_workers(config: PipelineConfig) -> int | None:
@@ -137,29 +172,32 @@ def info(folder: Path) -> str:
     lines: list[str] = []
     shown: set[str] = set()
     for split in splits:
-        lines += _describe(folder / split, shown)
+        for of in (BASE, *passes_in(folder / split)):
+            lines += _describe(folder / split, shown, of)
     return "\n".join(lines)
 
 
-def _describe(folder: Path, shown: set[str]) -> list[str]:
-    manifest = read_manifest(folder)
-    bank = manifest.bank if manifest is not None else read_bank_receipt(folder)
+def _describe(folder: Path, shown: set[str], of: Pass = BASE) -> list[str]:
+    manifest = read_manifest(folder, of)
+    bank = manifest.bank if manifest is not None else read_bank_receipt(folder, of)
+    name = folder.name if of.is_base else f"{folder.name}, {of.title}"
     if bank is None:
-        return [f"{folder.name}: begun, but what it was begun with is lost; the next make teacher-cache makes it again"]
+        return [f"{name}: begun, but what it was begun with is lost; the next make teacher-cache makes it again"]
     num_shards = len(manifest.shards) if manifest is not None else -(-bank.num_images // bank.images_per_shard)
-    found = (read_receipt(folder / shard_name(index)) for index in range(num_shards))
+    found = (read_receipt(folder / of.shard_name(index)) for index in range(num_shards))
     receipts = manifest.shards if manifest is not None else [receipt for receipt in found if receipt is not None]
     failed = [pair for receipt in receipts for pair in receipt.failed]
     state = "complete" if manifest is not None else f"not complete: {len(receipts)} of {num_shards} shards"
     lines = [
-        f"{folder.name}: {state} · {folder}",
+        f"{name}: {state} · {folder}",
         f"  {sum(r.num_images for r in receipts)} of {bank.num_images} images ({len(failed)} unreadable), "
-        f"{sum(r.num_detections for r in receipts)} detections, {sum(r.num_pairs for r in receipts)} pairs, "
+        + (f"{sum(r.num_detections for r in receipts)} detections, " if of.is_base else "")
+        + f"{sum(r.num_pairs for r in receipts)} pairs, "
         f"{_size(sum(r.num_bytes for r in receipts))} in shards of {bank.images_per_shard} images",
     ]
     lines += [f"  unreadable: {image_id}: {reason}" for image_id, reason in failed[:SHOWN]]
     lines += [f"  and {len(failed) - SHOWN} more"] if len(failed) > SHOWN else []
-    lines += _history(folder)
+    lines += _history(folder, of)
     if manifest is not None:
         lines.append(f"  made by commit {manifest.made_with.get('commit')}")
     versions = bank.made_with.get("versions", {})
@@ -176,14 +214,15 @@ def _describe(folder: Path, shown: set[str]) -> list[str]:
     return lines
 
 
-def _history(folder: Path) -> list[str]:
+def _history(folder: Path, of: Pass) -> list[str]:
     """What the journal tells: worker time, and what is in quarantine."""
     lines = []
-    if (folder / JOURNAL_NAME).is_file():
-        seconds = journal_seconds([folder])
+    if (folder / of.journal_name).is_file():
+        seconds = journal_seconds([folder], of)
         if seconds is not None:
             lines.append(f"  {seconds:.3f} worker seconds per image")
-    quarantined = sorted(path.name for path in (folder / QUARANTINE_NAME).glob("*.[0-9]*"))
+    kept = {path.name: path.name.rpartition(".")[0] for path in (folder / QUARANTINE_NAME).glob("*.[0-9]*")}
+    quarantined = sorted(name for name, original in kept.items() if of_file(original) == of)
     if quarantined:
         lines.append(f"  in quarantine: {', '.join(quarantined)}")
     return lines

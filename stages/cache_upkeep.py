@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from cache.atomic import sole_builder
-from cache.manifest import BANK_NAME, MANIFEST_NAME, Manifest, has_all_files, read_bank_receipt, read_manifest
-from cache.plan import SplitPlan, begun_with, is_complete, plan_split, splits_of
+from cache.layout import SplitPlan, plan_over
+from cache.manifest import Manifest, Receipt, read_bank_receipt, read_manifest
+from cache.passes import BASE, Pass, passes_in
+from cache.plan import begun_with, is_complete, plan_split, splits_of
 from cache.repair import QUARANTINE_NAME, mended_images, restore_receipts, set_aside
-from cache.request import request_parts
-from cache.verify import Problem, cached_splits, verify_split
+from cache.request import pass_request, request_parts
+from cache.verify import Problem, cached_splits, verify_pass, verify_split
 from hoi.config import PipelineConfig
 from hoi.datasets import open_images
 from hoi.errors import UserError
-from stages.teacher_cache import build_missing
+from stages.teacher_cache import build_missing, complete_manifest
 
 if TYPE_CHECKING:
-    from cache.models import ExtractorFactory
+    from cache.models import AskerFactory, ExtractorFactory
     from cache.recompute import Recomputed
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found, by split."""
+    """What `verify` found, by split; `num_shards` counts those of every pass by its title."""
 
     problems: tuple[Problem, ...]
     recomputed: dict[str, Recomputed]
-    num_files: dict[str, int]
+    num_shards: dict[str, dict[str, int]]
     seconds: float
 
     @property
@@ -45,9 +47,9 @@ class VerifyReport:
             largest = ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items())
             lines.append(f"{split}: {len(found.image_ids)} images recomputed, largest absolute difference: {largest}")
         bad = {problem.split for problem in self.problems}
-        lines += [
-            f"{split}: {num} shards as they were written" for split, num in self.num_files.items() if split not in bad
-        ]
+        for split, numbers in self.num_shards.items():
+            counts = ", ".join(f"{number} shards of the {title}" for title, number in numbers.items())
+            lines += [f"{split}: {counts}, as they were written"] if split not in bad else []
         verdict = "nothing is wrong" if self.is_good else "next: make cache-repair, or see what changed"
         return "\n".join([*lines, f"verified in {self.seconds:.1f} s: {verdict}"])
 
@@ -71,15 +73,16 @@ def verify(
     if not cached_splits(folder):
         raise UserError("there is no teacher cache", where=folder, fix="make teacher-cache, or set cache.folder")
     problems: list[Problem] = []
-    num_files: dict[str, int] = {}
+    num_shards: dict[str, dict[str, int]] = {}
     for split in tqdm(splits, unit="split", desc="verify", leave=False):
         problems += verify_split(folder / split)
-        manifest = None if any(p.split == split for p in problems) else read_manifest(folder / split)
-        num_files[split] = len(manifest.shards) if manifest is not None else 0
+        passes = (BASE, *passes_in(folder / split))
+        manifests = {of.title: None if problems else read_manifest(folder / split, of) for of in passes}
+        num_shards[split] = {title: len(m.shards) for title, m in manifests.items() if m is not None}
     recomputed = {}
     if recompute is not None and not problems:
         recomputed = _recompute(config, recompute, seed, factory)
-    return VerifyReport(tuple(problems), recomputed, num_files, time.monotonic() - start)
+    return VerifyReport(tuple(problems), recomputed, num_shards, time.monotonic() - start)
 
 
 def _recompute(
@@ -109,17 +112,17 @@ def _recompute(
         release()
 
 
-def complete_manifest(folder: Path) -> Manifest:
-    manifest = read_manifest(folder)
-    if manifest is None or not has_all_files(folder, manifest):
-        raise UserError("this teacher cache is not complete", where=folder, fix="make cache-repair")
-    return manifest
-
-
-def repair(config: PipelineConfig, factory: ExtractorFactory | None = None) -> list[str]:
+def repair(
+    config: PipelineConfig, factory: ExtractorFactory | None = None, asker: AskerFactory | None = None
+) -> list[str]:
     """A cache to a whole one: bad files into quarantine, then what is missing built as always.
 
-    Shards whose unreadable images can be read by now are made again as well. All else stays as it is, to the byte.
+    Shards whose unreadable images can be read by now are made again as well, and shards of further passes whose base
+    shard is another one by now. All else stays as it is, to the byte.
+
+    Args:
+        config: The pipeline file; of further passes those that it names.
+        factory, asker: As for `stages.teacher_cache.main`.
 
     Returns:
         What was done, line by line; none if nothing was wrong.
@@ -127,43 +130,85 @@ def repair(config: PipelineConfig, factory: ExtractorFactory | None = None) -> l
     Raises:
         UserError: the cache was made with other settings, or see `stages.teacher_cache.main`.
     """
-    request = request_parts(config)
-    return [line for split in splits_of(config) for line in _repair_split(config, split, request, factory)]
+    request, lines = request_parts(config), list[str]()
+    for split in splits_of(config):
+        lines += _repair_base(config, split, request, factory)
+    for name in config.vllms:
+        of_pass = pass_request(config, name, request)
+        for split in splits_of(config):
+            lines += _repair_further(config, split, Pass(name), of_pass, asker)
+    return lines
 
 
-def _repair_split(
+def _repair_base(
     config: PipelineConfig, split: str, request: dict[str, Any], factory: ExtractorFactory | None
 ) -> list[str]:
     folder = Path(config.cache.folder) / split
-    problems = verify_split(folder)
-    bad = {problem.name for problem in problems}
-    manifest = read_manifest(folder) if MANIFEST_NAME not in bad else None
+    manifest, problems = _problems(folder, BASE)
     bank = manifest.bank if manifest is not None else read_bank_receipt(folder)
     if bank is not None:
         # What is made again must have the size of what stays.
         config = config_with_cache(config, images_per_shard=bank.images_per_shard)
-    plan = plan_split(config, split)
+    return _repair_pass(config, plan_split(config, split), request, manifest, problems, factory)
+
+
+def _repair_further(
+    config: PipelineConfig, split: str, of: Pass, request: dict[str, Any], asker: AskerFactory | None
+) -> list[str]:
+    folder = Path(config.cache.folder) / split
+    plan = plan_over(complete_manifest(folder), folder, of)
+    return _repair_pass(config, plan, request, *_problems(folder, of), asker)
+
+
+def _problems(folder: Path, of: Pass) -> tuple[Manifest | None, list[Problem]]:
+    """A pass to (its manifest, if that can be read, all that is wrong with the pass)."""
+    if of.is_base and not folder.is_dir():
+        return None, verify_split(folder)
+    problems = verify_pass(folder, of)
+    is_bad = of.manifest_name in {problem.name for problem in problems}
+    return None if is_bad else read_manifest(folder, of), problems
+
+
+def _repair_pass(
+    config: PipelineConfig,
+    plan: SplitPlan,
+    request: dict[str, Any],
+    manifest: Manifest | None,
+    problems: list[Problem],
+    factory: ExtractorFactory | AskerFactory | None,
+) -> list[str]:
+    folder, of = plan.folder, plan.of
+    bad = {problem.name for problem in problems}
     _refuse_other_settings(plan, request, manifest, bad)
     if manifest is not None:
-        problems += mended_images(split, manifest.shards, open_images(config.dataset, split))
+        source = open_images(config.dataset, plan.split)
+        problems = [*problems, *mended_images(plan.split, _own_failures(folder, manifest), source)]
     if not problems:
         return []
     with sole_builder(Path(config.cache.folder)):
-        moved = set_aside(folder, problems) if folder.is_dir() else []
-    num_built = build_missing(config, [plan], request, factory)[split]
-    written = restore_receipts(folder)
+        moved = set_aside(folder, problems, of) if folder.is_dir() else []
+    num_built = build_missing(config, [plan], request, factory)[plan.split]
+    written = restore_receipts(folder, of)
+    name = plan.split if of.is_base else f"{plan.split}, {of.title}"
     return [
         *map(str, problems),
-        *(f"{split}/{name}: moved to {split}/{QUARANTINE_NAME}" for name in moved),
-        f"{split}: {num_built} shards built, {len(written)} receipts written, complete again",
+        *(f"{plan.split}/{file}: moved to {plan.split}/{QUARANTINE_NAME}" for file in moved),
+        f"{name}: {num_built} shards built, {len(written)} receipts written, complete again",
     ]
+
+
+def _own_failures(folder: Path, manifest: Manifest) -> list[Receipt]:
+    """Receipts with the images that this pass could not read; of a further one, without those of its base pass."""
+    base = None if manifest.of.is_base else read_manifest(folder)
+    given = set(base.failed) if base is not None else set()
+    return [replace(r, failed=tuple(pair for pair in r.failed if pair not in given)) for r in manifest.shards]
 
 
 def _refuse_other_settings(plan: SplitPlan, request: dict[str, Any], manifest: Manifest | None, bad: set[str]) -> None:
     """Nothing is moved away for a config that is not the cache's."""
     if manifest is not None:
         is_complete(plan, request)
-    elif not {BANK_NAME, Path(BANK_NAME).with_suffix(".json").name} & bad:
+    elif not {plan.of.bank_name, plan.of.bank_receipt_name} & bad:
         begun_with(plan, request)
 
 

@@ -15,14 +15,16 @@ from tqdm import tqdm
 
 from cache.atomic import sole_builder, write_atomically
 from cache.manifest import BANK_NAME
+from cache.passes import BASE, Pass
 from cache.plan import splits_of
 from cache.request import request_parts
 from hoi.config import PipelineConfig, load_config
 from hoi.datasets import check_split, load_vocabulary
 from hoi.errors import UserError, nearest
 from hoi.vocabulary import Vocabulary
-from stages.cache_upkeep import complete_manifest, config_with_cache, repair, verify
+from stages.cache_upkeep import config_with_cache, repair, verify
 from stages.command_line import stage_parser
+from stages.teacher_cache import complete_manifest
 
 if TYPE_CHECKING:
     from cache.pull import Pulled
@@ -80,12 +82,13 @@ def rescore(config: PipelineConfig, to: Path) -> list[Rescored]:
     return done
 
 
-def pull(url: str, to: Path, splits: Sequence[str]) -> list[Pulled]:
-    """Splits of a finished cache somewhere to a folder here; see `cache.pull.pull_split`."""
+def pull(url: str, to: Path, splits: Sequence[str], passes: Sequence[str] = ()) -> list[Pulled]:
+    """Splits of a finished cache somewhere, with further passes by name, to a folder here (`cache.pull.pull_split`)."""
     from cache.pull import pull_split
 
     with sole_builder(to), tqdm(unit="B", unit_scale=True, desc="pull") as bar:
-        return [pull_split(url, split, to, bar.update) for split in splits]
+        wanted = [BASE, *map(Pass, passes)]
+        return [pull_split(url, split, to, bar.update, of) for split in splits for of in wanted]
 
 
 def run_verb(verb: str, arguments: Sequence[str]) -> int:
@@ -132,7 +135,8 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
         splits = parsed.split or splits_of(config)
         for split in splits:
             check_split(config.dataset, split)
-        print("\n".join(map(str, pull(subject, Path(parsed.to), splits))))
+        passes = list(config.vllms) if parsed.passes is None else parsed.passes
+        print("\n".join(map(str, pull(subject, Path(parsed.to), splits, passes))))
     return 0
 
 
@@ -183,5 +187,11 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "pull": {
         "--to": _TO,
         "--split": {"action": "append", "metavar": "NAME", "help": "may be repeated; the config's splits without it"},
+        "--pass": {
+            "action": "append",
+            "dest": "passes",
+            "metavar": "NAME",
+            "help": "a further pass; may be repeated; the config's vllms without it",
+        },
     },
 }

@@ -52,7 +52,7 @@ class Split:
         return self.whole.num_images
 
     def batch(self, image_rows: np.ndarray) -> PairBatch:
-        """Images by row, in the given order, with every extra field that there is, of pairs."""
+        """Images by row, in the given order, with every extra field that there is."""
         rows = torch.as_tensor(np.asarray(image_rows, dtype=np.int64))
         pairs = [torch.nonzero(self.whole.pair_image == row).flatten() for row in rows]
         flat = torch.cat(pairs) if pairs else torch.zeros(0, dtype=torch.int64)
@@ -63,7 +63,8 @@ class Split:
             if name not in ("image_rows", "pair_image", "extra")
         }
         slots = [torch.zeros(0, dtype=torch.int64), *(torch.full((len(p),), i) for i, p in enumerate(pairs))]
-        extra = {name: value[flat] for name, value in self.whole.extra.items()}
+        of_pair = {"union_embedding", "vllm_pair_scores"}
+        extra = {n: v[flat if n.split("/")[-1] in of_pair else rows] for n, v in self.whole.extra.items()}
         return PairBatch(image_rows=rows, pair_image=torch.cat(slots), **values, extra=extra)
 
     def batches(

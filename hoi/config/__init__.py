@@ -20,6 +20,7 @@ from hoi.config.detectors import (
     DetectorConfig,
     Detectron2DetectorConfig,
     GroundTruthDetectorConfig,
+    OpenVocabularyDetectorConfig,
     PairsConfig,
     PrecomputedDetectorConfig,
     TorchvisionDetectorConfig,
@@ -31,6 +32,7 @@ from hoi.config.running import CacheConfig, EvaluationConfig, TrainConfig
 from hoi.config.section import TABLE_NAMES, Count, FolderName, Section, Seeds, Share, StudentName
 from hoi.config.students import ClhoiConfig, HoiclipConfig, MultiLevelConfig, StudentConfig, StudentSettings
 from hoi.config.teachers import CropConfig, TeacherConfig
+from hoi.config.vllm import PassName, VllmConfig
 
 __all__ = [
     "TABLE_NAMES",
@@ -50,7 +52,9 @@ __all__ = [
     "HicodetFiles",
     "HoiclipConfig",
     "MultiLevelConfig",
+    "OpenVocabularyDetectorConfig",
     "PairsConfig",
+    "PassName",
     "PipelineConfig",
     "PrecomputedDetectorConfig",
     "Section",
@@ -63,6 +67,7 @@ __all__ = [
     "TorchvisionDetectorConfig",
     "TrainConfig",
     "VcocoDataset",
+    "VllmConfig",
     "WorldDataset",
     "WorldDetectorConfig",
     "load_config",

@@ -31,9 +31,10 @@ class FolderDataset(Section):
 
     name: Literal["folder"]
     images: str
-    """Folder of images; searched below, too."""
+    """Folder of images; searched below, too, but for what is hidden."""
     vocabulary: str
-    """YAML file: a list of `{verb, object, phrase?}`."""
+    """A text file with a phrase a line ("riding a bicycle"), or a YAML list of `{verb, object, phrase?, synonyms?,
+    detector_class?}`; both are explained in docs/own-photographs.md."""
     annotations: str | None = None
     """JSON lines `{"file_name", "human_xyxy", "object_xyxy", "verb", "object"}`, pixel-edge boxes; stage three only."""
     splits: dict[FolderName, Share] = {"train": 0.7, "validation": 0.1, "test": 0.2}

@@ -59,6 +59,16 @@ class PrecomputedDetectorConfig(DetectorCommon):
     """COCO instances JSON that gives the images' file names and the categories' names."""
 
 
+class OpenVocabularyDetectorConfig(DetectorCommon):
+    """OWLv2 or Grounding DINO through transformers (extra `open-vocabulary`): any word can be an object."""
+
+    name: Literal["open_vocabulary"]
+    model: Annotated[str, Field(pattern=r"^(hf-hub|local-dir):.+")]
+    """`hf-hub:owner/name` or `local-dir:folder`, with safetensors weights."""
+    min_score: Share = 0.1
+    """Such detectors score lower than those of fixed classes."""
+
+
 class GroundTruthDetectorConfig(DetectorCommon):
     """Annotated boxes (not pairs) at score 1, with optional jitter: an upper bound, and for tests."""
 
@@ -73,6 +83,7 @@ DetectorConfig = Annotated[
         TorchvisionDetectorConfig,
         Detectron2DetectorConfig,
         PrecomputedDetectorConfig,
+        OpenVocabularyDetectorConfig,
         GroundTruthDetectorConfig,
     ],
     Field(discriminator="name"),

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hoi.config.section import Count
+from hoi.config.section import Count, TeacherWeights
 from hoi.config.student import StudentSettings
 
 
@@ -55,6 +55,14 @@ class MultiLevelConfig(StudentSettings):
     target_gate_exponent: Annotated[float, Field(ge=0)] = 0.0
     """With `image_target: pairs`: the competition gate's power on the union scores before they become image targets, 0
     for none. Departs from the paper."""
+    image_teachers: TeacherWeights = {"clip": 1.0}
+    """Who gives images their targets, and with what weight: `clip`, and passes of `vllms` by name, as in
+    `{clip: 0.7, coca: 0.3}`. A pass that was not asked of an interaction has no say in it (hoi/students/mixing.py).
+    Anything but CLIP departs from the paper."""
+    pair_teachers: TeacherWeights = {"clip": 1.0}
+    """The same of pairs; a pass named here must have scored pairs (`pair_scores` of its section)."""
+    teacher_pool: Literal["linear", "geometric"] = "linear"
+    """How several teachers' targets join: mean of scores, or of their logarithms. [choice]"""
     union_views: Literal["first", "all"] = "first"
     """Crops that the union branch sees, and whose mean similarity it learns: the first of `teacher.crop.margins`, or
     all of them. [choice]"""
@@ -82,6 +90,11 @@ class MultiLevelConfig(StudentSettings):
     """w of r^w on the real interactions of the fused score, 0 for no relatedness head at all: a pair's chance to be the
     one that its image is about, self-taught from the student's top pairs of the teacher's confident classes.
     [choice]"""
+
+    @property
+    def vllm_names(self) -> frozenset[str]:
+        """See `StudentSettings`."""
+        return frozenset({*self.image_teachers, *self.pair_teachers} - {"clip"})
 
     @model_validator(mode="after")
     def _some_branch_scores(self) -> MultiLevelConfig:

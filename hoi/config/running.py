@@ -68,8 +68,9 @@ class EvaluationConfig(Section):
     intervals: list[Literal["rare", "non_rare", "without_no_interaction", "one_pair", "several_pairs"]] = []
     """Means beside `full` that are resampled as well, for `make bench`; each takes as long as `full` does."""
     zero_shot: list[str] = []
-    """Zero-shot splits of HICO-DET whose unseen and seen means are reported, too: `rare_first`, `non_rare_first`,
-    `unseen_object`, `unseen_verb`, `uc0` to `uc4` (docs/zero-shot.md)."""
+    """Zero-shot splits whose unseen and seen means are reported, too, beside those that students are trained in:
+    `rare_first`, `non_rare_first`, `unseen_object`, `unseen_verb`, and of HICO-DET `uc0` to `uc4`
+    (docs/zero-shot.md)."""
     save_predictions: bool = False
     """Whether the triplets of every student of the teacher are written as JSON lines that `stages.score` reads."""
     detector_trained_on: str | None = None

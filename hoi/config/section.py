@@ -29,12 +29,20 @@ def _distinct(seeds: list[int]) -> list[int]:
     return seeds
 
 
+def _with_weight(weights: dict[str, float]) -> dict[str, float]:
+    if not any(weights.values()):
+        raise ValueError("every teacher has the weight 0, so none is left to learn from")
+    return {name: weight for name, weight in weights.items() if weight > 0}
+
+
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 """Of a split, or of a student."""
 StudentName = Annotated[FolderName, AfterValidator(_own_row)]
+TeacherWeights = Annotated[dict[FolderName, Annotated[float, Field(ge=0)]], AfterValidator(_with_weight)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
 TABLE_NAMES = frozenset(
     {"detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", "direct_clip_tuned"}
+    | {"vllm_image", "vllm_pairs", "interaction"}
     | {"direct_clip_gated", "global", "union", "human_object", "spatial", "ungated"}
     | {"labels_on_detections"}
 )

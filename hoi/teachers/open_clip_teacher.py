@@ -63,7 +63,10 @@ class OpenClipTeacher:
 
     @torch.inference_mode()
     def text_bank(self, vocabulary: Vocabulary) -> TextBank:
-        """Vocabulary to the mean of each interaction's normalised prompt embeddings, normalised, in fp32."""
+        """Vocabulary to the mean of each interaction's normalised prompt embeddings, normalised, in fp32.
+
+        With `spatial_map`, the tower's last layers come along, which make joint vectors of its cells.
+        """
         prompts = interaction_prompts(vocabulary, self._config.prompts, self._config.no_interaction_prompts)
         tokens = self._tokenizer([text for texts in prompts for text in texts])
         embeddings = [self._model.encode_text(chunk.to(self._device)).float() for chunk in tokens.split(TEXT_BATCH)]
@@ -76,6 +79,7 @@ class OpenClipTeacher:
             float(self._model.logit_scale.exp().reshape(-1)[0]),
             None if bias is None else float(bias.reshape(-1)[0]),
             prompts,
+            self._tower.head() if self._config.spatial_map else None,
         )
 
     @torch.inference_mode()

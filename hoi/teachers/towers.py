@@ -20,12 +20,14 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import roi_align
 
 from hoi.errors import UserError
+from hoi.records import VisualHead
 
 RESNET_STRIDE = 32
 
@@ -42,6 +44,10 @@ class Tower(Protocol):
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
         """Maps and rois [R, 5] in input pixels to one embedding [R, D] (any norm) per level."""
+        ...
+
+    def head(self) -> VisualHead | None:
+        """The layers from a cell of the last map to the joint space; None where cells do not go there one by one."""
         ...
 
 
@@ -93,6 +99,12 @@ class ResNetTower:
         coarse = _align(c5, rois, self._grid, RESNET_STRIDE)
         return self._visual.attnpool(self._visual.layer4(fine)), self._visual.attnpool(coarse)
 
+    def head(self) -> VisualHead:
+        """See `Tower`; value and output projection of the attention pool, without its position embeddings."""
+        pool = self._visual.attnpool
+        value, projection = (_matrix(layer.weight.T, layer.bias) for layer in (pool.v_proj, pool.c_proj))
+        return VisualHead(projection, value=value)
+
 
 class ViTTower:
     """CLIP's own vision transformer."""
@@ -123,6 +135,14 @@ class ViTTower:
         else:
             pooled = visual.ln_post(tokens.mean(1))
         return (pooled @ visual.proj,)
+
+    def head(self) -> VisualHead | None:
+        """See `Tower`; a learned pool (CoCa) mixes its cells, so there is none."""
+        visual = self._visual
+        if visual.attn_pool is not None or visual.proj is None:
+            return None
+        norm = torch.stack([visual.ln_post.weight, visual.ln_post.bias]).detach().float().cpu().numpy()
+        return VisualHead(_matrix(visual.proj, None), norm=norm)
 
 
 class TimmTower:
@@ -158,6 +178,9 @@ class TimmTower:
             features = aligned.permute(0, 2, 3, 1) if self._channels_last else aligned
         return (self._visual.head(self._trunk.forward_head(features)),)
 
+    def head(self) -> None:
+        """See `Tower`; trunks pool in ways of their own, so there is none."""
+
     @property
     def _prefix(self) -> int | None:
         """Tokens before the patches' own, or None for a trunk that keeps maps."""
@@ -173,6 +196,12 @@ class TimmTower:
         tokens = features[:, self._prefix or 0 :]
         side = math.isqrt(tokens.shape[1])
         return tokens.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+
+
+def _matrix(weight: Tensor, bias: Tensor | None) -> np.ndarray:
+    """Weight [C, D] and bias [D], or None for zeros, to float32 [C + 1, D]."""
+    last = weight.new_zeros(weight.shape[1]) if bias is None else bias
+    return torch.cat([weight, last[None]]).detach().float().cpu().numpy()
 
 
 def _align(spatial_map: Tensor, rois: Tensor, cells: int, stride: int | float) -> Tensor:

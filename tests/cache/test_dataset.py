@@ -129,7 +129,9 @@ def test_an_unreadable_image_or_an_unknown_field_is_no_batch(split: CacheSplit) 
     with pytest.raises(ValueError, match="asks for an unreadable image"):
         split.batch(np.array([0, UNREADABLE]))
     for name in ("mystery", "scores", "image_id", "pair_offsets"):
-        with pytest.raises(ValueError, match=f"no field '{name}' of images or pairs"):
+        with pytest.raises(
+            UserError, match=f"no field '{name}' of images or pairs .* one of size_hw, .*make teacher-cache"
+        ):
             split.batch(np.array([0]), extra=(name,))
 
 

@@ -50,7 +50,7 @@ def test_an_unreadable_image_says_why_and_one_without_pairs_has_none(tmp_path: P
     (tmp_path / "images" / "02.png").write_bytes(b"no image")
     main(config, RandomSignals)
     plain = export_image(tmp_path / "cache", "02.png", top=3)
-    assert (plain["is_readable"], plain["reason"]) == (False, "the file is no image")
+    assert (plain["is_readable"], plain["reason"]) == (False, "the file is no image, or of a format that is not read")
     assert export_image(tmp_path / "cache", "01.png", top=3)["pairs"] == []
 
 

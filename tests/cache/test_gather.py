@@ -27,7 +27,7 @@ def tables(kind: str, images: list[int]) -> Tables:
     if kind == "joined":
         return JoinedTables(rows, len(parts))
     starts = np.array([0, *images, 6])
-    return MappedTables(rows, {"image": starts, "pair": OFFSETS[starts]}, {"field": (TABLE.dtype, (2,))})
+    return MappedTables(rows, {"image": starts, "pair": OFFSETS[starts]}, lambda name: (TABLE.dtype, (2,)))
 
 
 def test_runs_name_the_rows_of_images_in_their_order() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import cache.plan
-from cache.plan import doubled_id, hash_of_ids, plan_shards, plan_split, splits_of
+import cache.layout
+from cache.layout import doubled_id, hash_of_ids, plan_shards
+from cache.plan import plan_split, splits_of
 from hoi.errors import UserError
 from tests.random_signals import photo_pipeline
 
@@ -35,7 +36,7 @@ def test_a_hash_of_ids_is_that_of_all_of_them_joined_however_many_are_hashed_at_
     ids = [f"bär-{row}" for row in range(7)]
     expected = hashlib.sha256("".join(image_id + "\0" for image_id in ids).encode()).hexdigest()
     for at_once in (1, 3, 7, 100):
-        monkeypatch.setattr(cache.plan, "IDS_AT_ONCE", at_once)
+        monkeypatch.setattr(cache.layout, "IDS_AT_ONCE", at_once)
         assert hash_of_ids(ids) == expected
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import cache
 from cache.index import INDEX_ATTRIBUTES
-from cache.schema import FIELDS, INDEX_FIELDS, check_tables, fields_of
+from cache.schema import FIELDS, INDEX_FIELDS, PASS_FIELDS, check_detections, check_tables, fields_of
 from cache.shard import SHARD_ATTRIBUTES
 from cache.tables import pack_tables
 from tests.random_signals import AXES, MAP_AXES, random_signals
@@ -24,9 +24,11 @@ def rows_of_table(first_heading: str) -> list[list[str]]:
 
 
 def test_the_document_and_the_schema_hold_the_same_fields() -> None:
-    assert rows_of_table("field") == [
-        [f.name, f.dtype, f.rows, ", ".join(map(str, f.axes)), "yes" if f.required else "no", f.meaning] for f in FIELDS
-    ]
+    for heading, table in (("field", FIELDS), ("field of a further pass", PASS_FIELDS)):
+        assert rows_of_table(heading) == [
+            [f.name, f.dtype, f.rows, ", ".join(map(str, f.axes)), "yes" if f.required else "no", f.meaning]
+            for f in table
+        ]
     assert rows_of_table("field of the index") == [
         [f.name, f.dtype, f.rows, ", ".join(map(str, f.axes)), f.meaning] for f in INDEX_FIELDS
     ]
@@ -62,3 +64,19 @@ def test_a_table_that_breaks_a_rule_is_named(field: str, value: np.ndarray | Non
     changed = {name: table for name, table in {**tables, field: value}.items() if table is not None}
     with pytest.raises(ValueError, match=message):
         check_tables(changed, AXES)
+
+
+def test_scores_that_rise_within_an_image_and_labels_out_of_range_are_named() -> None:
+    tables = pack_tables(["a", "b"], [random_signals("a", 2, 2), random_signals("b", 3, 1)], AXES)
+    tables |= {"scores": np.array([0.4, 0.3, 0.9, 0.9, 0.1], "<f4"), "labels": np.array([0, 2, 1, 0, 2], "<i4")}
+    check_detections(tables, 3)
+    with pytest.raises(ValueError, match="labels go from 0 to 2, the vocabulary has 2 objects"):
+        check_detections(tables, 2)
+    tables["scores"] = np.array([0.4, 0.3, 0.2, 0.9, 0.1], "<f4")
+    with pytest.raises(ValueError, match="scores rise within image b"):
+        check_detections(tables, 3)
+    # An image without a detection between two others, and one at the end.
+    empty = pack_tables(
+        ["a", "b", "c", "d"], [random_signals("a", 1, 0), "gone", random_signals("c", 1, 0), "gone"], AXES
+    )
+    check_detections(empty | {"scores": np.array([0.1, 0.9], "<f4")}, 3)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from cache.build import _read_ahead
+from cache.build import read_ahead
 from cache.schedule import open_pool
 from cache.tasks import Task
 from hoi.config import CacheConfig
@@ -39,9 +39,9 @@ def test_images_are_read_in_the_workers_own_thread_only_where_a_cpu_worker_keeps
     source = Watched()
     if keeps:
         with keeping_to_own_threads():
-            found = list(_read_ahead(source, range(3), device))
+            found = list(read_ahead(source, range(3), device))
     else:
-        found = list(_read_ahead(source, range(3), device))
+        found = list(read_ahead(source, range(3), device))
     assert [row for row, _ in found] == [0, 1, 2]
     assert found[1][1] == "torn"
     assert (found[2][1] == 2).all()

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-ABOUT_THE_RUN = {".lock", "journal.jsonl"}
+ABOUT_THE_RUN = (".lock", "*journal.jsonl", "*shard-*.json")
 
 
 def content_of(folder: Path) -> dict[str, str]:
@@ -17,10 +17,10 @@ def content_of(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or path.name in ABOUT_THE_RUN or path.match("shard-*.json"):
+        if not path.is_file() or any(path.match(pattern) for pattern in ABOUT_THE_RUN):
             continue
         data = path.read_bytes()
-        if path.name == "manifest.json":
+        if path.match("*manifest.json"):
             plain = json.loads(data)
             plain["made_with"] = None
             data = json.dumps(plain, sort_keys=True).encode()

@@ -23,11 +23,10 @@ from cache.repair import set_aside
 from cache.verify import verify_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from stages.teacher_cache import main
 from tests.chaos.content import content_of
-from tests.chaos.drivers import SlowSignals, small_build, start
+from tests.chaos.drivers import SlowSignals, build, small_build, start
 from tests.chaos.kills import check_content
-from tests.random_signals import RandomSignals, photo_pipeline
+from tests.random_signals import photo_pipeline
 
 ROOT = Path(__file__).parents[2]
 SHARD = "shard-00007.h5"
@@ -51,7 +50,7 @@ class Sealed:
 
 def sealed(folder: Path) -> Sealed:
     config = small_build(folder, folder / "cache")
-    main(config, RandomSignals)
+    build(config)
     return Sealed(config, folder / "cache" / "test", content_of(folder / "cache"))
 
 
@@ -61,7 +60,7 @@ def found_by_verify(cache: Sealed, pattern: str) -> str:
     said = "; ".join(map(str, problems))
     assert re.search(pattern, said), f"verify says: {said or 'nothing'}"
     set_aside(cache.split, problems)
-    main(cache.config, RandomSignals)
+    build(cache.config)
     shutil.rmtree(cache.split / "quarantine", ignore_errors=True)
     cache.check()
     return said
@@ -74,7 +73,7 @@ def truncated_shard(folder: Path) -> str:
     shard.write_bytes(shard.read_bytes()[:-1])
     said = "; ".join(map(str, verify_split(cache.split)))
     assert re.search(rf"{SHARD}: truncated", said), said
-    report = main(cache.config, RandomSignals)
+    report = build(cache.config)
     assert report.splits[0].num_built == 1
     cache.check()
     return said
@@ -99,7 +98,7 @@ def deleted_shard(folder: Path) -> str:
     (cache.split / SHARD).unlink()
     said = "; ".join(map(str, verify_split(cache.split)))
     assert re.search(rf"{SHARD}: missing", said), said
-    assert main(cache.config, RandomSignals).splits[0].num_built == 1
+    assert build(cache.config).splits[0].num_built == 1
     cache.check()
     return said
 
@@ -108,7 +107,7 @@ def foreign_shard(folder: Path) -> str:
     """The shard of another cache under the same name, with and without a manifest that says otherwise."""
     cache = sealed(folder)
     other = photo_pipeline(folder, (3,) * 40, teacher={"precision": "bf16"}, cache={"folder": str(folder / "other")})
-    main(other, RandomSignals)
+    build(other)
     foreign = (folder / "other" / "test" / SHARD).read_bytes()
     small_build(folder, folder / "cache")
     (cache.split / SHARD).write_bytes(foreign)
@@ -120,7 +119,7 @@ def foreign_shard(folder: Path) -> str:
     (cache.split / SHARD).write_bytes((cache.split / "shard-00003.h5").read_bytes())
     said.append(refused(cache.config, "holds other images than planned"))
     (cache.split / SHARD).unlink()
-    main(cache.config, RandomSignals)
+    build(cache.config)
     cache.check()
     return "; ".join(said)
 
@@ -128,7 +127,7 @@ def foreign_shard(folder: Path) -> str:
 def refused(config: PipelineConfig, pattern: str) -> str:
     """What stage one says when it refuses."""
     try:
-        main(config, RandomSignals)
+        build(config)
     except UserError as error:
         said = str(error)
     else:
@@ -146,7 +145,7 @@ def half_written_file(folder: Path) -> str:
     said = "; ".join(map(str, verify_split(cache.split)))
     assert re.search(r"\.part: stray", said), said
     shard.unlink()
-    main(cache.config, RandomSignals)
+    build(cache.config)
     assert not half.exists()
     cache.check()
     return said
@@ -154,7 +153,7 @@ def half_written_file(folder: Path) -> str:
 
 def two_builders(folder: Path) -> str:
     """Six at once on one folder: one builds, the others are refused, and nothing is mixed."""
-    main(small_build(folder, folder / "alone"), RandomSignals)
+    build(small_build(folder, folder / "alone"))
     config = small_build(folder, folder / "cache")
     drivers = [start(config, SlowSignals) for _ in range(6)]
     assert sorted(driver.wait() for driver in drivers) == [0, 2, 2, 2, 2, 2]
@@ -177,9 +176,9 @@ def jumping_clock(folder: Path) -> str:
         time.time = real
     for path in (folder / "jumping").rglob("*"):
         os.utime(path, (real() + 1e6, real() + 1e6) if hash(path.name) % 2 else (0, 0))
-    assert main(again, RandomSignals).splits[0].num_built == 0
+    assert build(again).splits[0].num_built == 0
     (folder / "jumping" / "test" / SHARD).unlink()
-    assert main(again, RandomSignals).splits[0].num_built == 1
+    assert build(again).splits[0].num_built == 1
     check_content(folder / "jumping", cache.content)
     return "the same bytes, and nothing is built twice"
 
@@ -193,7 +192,7 @@ def full_disk(folder: Path) -> str:
         "refused(config, r'the disk is full .*what is finished is kept'); "
         "done = len(list(Path(config.cache.folder).glob('test/shard-*.h5'))); assert 0 < done < 20, done; "
         "os.system('mount -o remount,size=20m ' + config.cache.folder); "
-        "built = main(config, RandomSignals).splits[0].num_built; assert built <= 20 - done + 1, built; "
+        "built = build(config).splits[0].num_built; assert built <= 20 - done + 1, built; "
         "check_content(Path(config.cache.folder), content_of(Path(config.cache.folder).with_name('alone'))); "
         "print(done, 'shards fitted,', built, 'were built with more room')",
     )
@@ -209,7 +208,7 @@ def read_only_folder(folder: Path) -> str:
         "mount --bind {cache} {cache} && mount -o remount,bind,ro {cache}",
         "print(refused(config, r'the folder cannot be written .*Read-only file system .*mend its permissions'))",
     )
-    main(cache.config, RandomSignals)
+    build(cache.config)
     cache.check()
     return said
 
@@ -222,7 +221,7 @@ def mounted(folder: Path, mount: str, code: str) -> str:
     """
     cache = folder / "cache"
     cache.mkdir(exist_ok=True)
-    main(small_build(folder, folder / "alone"), RandomSignals)
+    build(small_build(folder, folder / "alone"))
     permitted = shutil.which("unshare") and not subprocess.run(["unshare", "--mount", "true"], check=False).returncode
     if not permitted:
         raise NotHere("no mount namespaces are permitted")

@@ -14,7 +14,7 @@ from pathlib import Path
 from cache.verify import verify_split
 from hoi.config import PipelineConfig
 from tests.chaos.content import content_of
-from tests.chaos.drivers import SlowSignals, small_build, start
+from tests.chaos.drivers import FURTHER, SlowSignals, small_build, start
 from tests.random_signals import RandomSignals
 
 MAX_RESUMES = 20
@@ -30,7 +30,10 @@ class Kills:
     def note(self, split: Path) -> None:
         """Counts a kill by how far the build had come."""
         shards, parts = len(list(split.glob("shard-*.h5"))), len(list(split.glob(".*.part")))
-        state = "sealed" if (split / "manifest.json").exists() else "unsealed" if shards else "no shard yet"
+        state = "unsealed" if shards else "no shard yet"
+        if (split / "manifest.json").exists():
+            further = (split / f"{FURTHER}-manifest.json").exists()
+            state = "sealed" if further else "in the further pass"
         self.number += 1
         for name in [state, *(["with temporary files"] if parts else [])]:
             self.states[name] = self.states.get(name, 0) + 1

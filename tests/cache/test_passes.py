@@ -1,0 +1,418 @@
+"""A further pass lies beside the base pass, is built, read, verified and mended like it, and never touches it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cache.answers import pack_answers, unpack_answers
+from cache.dataset import CacheSplit, Mode
+from cache.export import export_image
+from cache.passes import BASE, Pass, of_file, passes_in, split_name
+from cache.pull import pull_split
+from cache.resident import ResidentSplit, feature_bytes
+from cache.schema import PASS_FIELDS
+from cache.shard import inspect_shard
+from cache.verify import verify_split
+from hoi.config import PipelineConfig, VllmConfig
+from hoi.errors import UserError
+from hoi.vllm.answers import ImageAnswers
+from stages.cache_estimates import info, plan
+from stages.cache_upkeep import repair
+from stages.teacher_cache import Report, main
+from tests.random_answers import PASS, AnswersOf, RandomAnswers
+from tests.random_signals import RandomSignals, photo_pipeline
+
+FIELDS = ("coca/vllm_scores", "coca/vllm_asked", "coca/vllm_log_likelihood", "coca/vllm_pair_scores")
+CONTEXT = ("coca/context_embedding", "coca/context_mask")
+
+
+def pipeline(folder: Path, *num_pairs: int, coca: dict[str, Any] | None = None, **sections: Any) -> PipelineConfig:
+    """Photographs in shards of two, and a further pass `coca`."""
+    return photo_pipeline(folder, num_pairs or (2, 0, 1, 5, 3), vllms={"coca": {**PASS, **(coca or {})}}, **sections)
+
+
+def build(config: PipelineConfig) -> Report:
+    return main(config, RandomSignals, AnswersOf("coca"))
+
+
+def mend(config: PipelineConfig) -> list[str]:
+    return repair(config, RandomSignals, AnswersOf("coca"))
+
+
+def contents(folder: Path, of: Pass | None = None) -> dict[str, bytes]:
+    """All files of a split, or of one pass, but journals and what was set aside."""
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".jsonl"]
+    return {path.name: path.read_bytes() for path in files if of is None or of_file(path.name) == of}
+
+
+def opened(config: PipelineConfig, mode: Mode = "auto") -> CacheSplit:
+    return CacheSplit.open(config.cache.folder, "test", mode=mode)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+def swap(path: Path) -> None:
+    shutil.copy(path.with_name("coca-shard-00000.h5"), path)
+
+
+def test_adding_one_builds_nothing_else_and_changes_no_file(tmp_path: Path) -> None:
+    main(photo_pipeline(tmp_path), RandomSignals)
+    folder = tmp_path / "cache" / "test"
+    before = contents(folder)
+    report = build(pipeline(tmp_path))
+    assert [(s.name, s.num_built) for s in report.splits] == [("test", 0), ("test, pass 'coca'", 3)]
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+    assert contents(folder, BASE) == before
+    assert [s.num_built for s in build(pipeline(tmp_path)).splits] == [0, 0]
+    # Each further one is on its own as well, and a base pass that is alone again needs none of them.
+    plain = pipeline(tmp_path).model_dump(mode="json")
+    both = PipelineConfig.model_validate_json(json.dumps({**plain, "vllms": {"coca-2": PASS}}))
+    assert [s.num_built for s in main(both, RandomSignals, AnswersOf("coca-2")).splits] == [0, 3]
+    assert {name: contents(folder)[name] for name in after} == after
+    assert passes_in(folder) == [Pass("coca"), Pass("coca-2")]
+    assert verify_split(folder) == []
+    assert [s.num_built for s in main(photo_pipeline(tmp_path), RandomSignals).splits] == [0]
+
+
+@pytest.mark.parametrize("mode", ["memory", "mapped"])
+def test_its_fields_are_served_by_name_beside_the_pairs_and_images_that_they_are_about(
+    tmp_path: Path, mode: Mode
+) -> None:
+    config = pipeline(tmp_path)
+    build(config)
+    split = opened(config, mode)
+    asker = RandomAnswers(config.vllms["coca"], split.vocabulary)
+    rows = np.array([3, 0, 1])
+    batch = split.batch(rows, extra=(*FIELDS, *CONTEXT, "union_embedding"))
+    for place, row in enumerate(rows.tolist()):
+        image = np.full((8, 9, 3), [(2, 0, 1, 5, 3)[row], row, 0], np.uint8)
+        signals = RandomSignals(config, split.vocabulary, "cpu").extract([f"{row:02d}.png"], [image])
+        [answer] = asker.ask([(signals[0], image)], {})
+        of_pairs = (batch.pair_image == place).numpy()
+        for name in (*FIELDS, *CONTEXT):
+            found = batch.extra[name].numpy()
+            expected = getattr(answer, split_name(name)[1])
+            np.testing.assert_array_equal(found[of_pairs] if "pair" in name else found[place], expected)
+            assert found.dtype == np.float32
+    assert split.table("coca/vllm_scores").shape == (5, 3)
+
+
+def test_batches_of_a_resident_split_hold_the_same_and_its_size_counts_what_is_asked_for(tmp_path: Path) -> None:
+    config = pipeline(tmp_path)
+    build(config)
+    split = opened(config, "mapped")
+    usual = list(split.batches(2, extra=FIELDS))
+    for ours, theirs in zip(ResidentSplit(split, torch.device("cpu")).batches(2, extra=FIELDS), usual, strict=True):
+        assert all(torch.equal(ours.extra[name], theirs.extra[name]) for name in FIELDS)
+    # Image scores in float16 of three interactions for five images, pair scores for eleven pairs.
+    assert feature_bytes(split, FIELDS[:1]) - feature_bytes(split) == 5 * 3 * 2
+    assert feature_bytes(split, FIELDS[3:]) - feature_bytes(split) == 11 * 3 * 2
+
+
+def test_a_pass_that_is_not_there_is_named_with_the_command(tmp_path: Path) -> None:
+    config = pipeline(tmp_path)
+    build(photo_pipeline(tmp_path))
+    split = opened(config)
+    with pytest.raises(
+        UserError, match=r"the cache has no pass 'coca' .* vllms\.coca in the pipeline .* make teacher-cache"
+    ):
+        split.batch(np.array([0]), FIELDS)
+    with pytest.raises(UserError, match="no pass 'coca'"):
+        next(split.batches(2, extra=FIELDS))
+    build(config)
+    with pytest.raises(UserError, match=r"pass 'coca' has no field 'scores' .* vllm_asked.* make teacher-cache"):
+        split.batch(np.array([0]), ("coca/scores",))
+    (split.folder / "coca-index.h5").unlink()
+    with pytest.raises(UserError, match=r"pass 'coca' is not complete .* make teacher-cache"):
+        opened(config).batch(np.array([0]), FIELDS)
+    build(config)
+    changed = pipeline(tmp_path, coca={"temperature": 2.0})
+    with pytest.raises(
+        UserError, match=r"pass 'coca' was made with other .*vllms.coca.temperature \(cache: 1.0, now: 2"
+    ):
+        CacheSplit.open(config.cache.folder, "test", config=changed).batch(np.array([0]), FIELDS)
+
+
+def test_other_settings_are_refused_with_their_keys_and_nothing_is_touched(tmp_path: Path) -> None:
+    config = pipeline(tmp_path)
+    build(config)
+    folder = tmp_path / "cache" / "test"
+    before = contents(folder)
+    message = (
+        r"pass 'coca' was made with other settings .*vllm\.phrase \(cache: .* or delete .*/test/coca-\* and run make"
+    )
+    with pytest.raises(UserError, match=message):
+        build(pipeline(tmp_path, coca={"phrase": "somebody {verb_ing} {a_object}"}))
+    assert contents(folder) == before
+    # Without a manifest, it is what it was begun with that refuses; and what is there is gone on with.
+    (folder / "coca-manifest.json").unlink()
+    (folder / "coca-shard-00002.h5").unlink()
+    with pytest.raises(UserError, match=r"pass 'coca' was made with other settings .*vllm\.phrase"):
+        build(pipeline(tmp_path, coca={"phrase": "somebody {verb_ing} {a_object}"}))
+    assert build(config).splits[1].num_built == 1
+    assert contents(folder) == before
+
+
+def test_a_base_pass_of_other_settings_refuses_it_with_their_keys(tmp_path: Path) -> None:
+    build(pipeline(tmp_path))
+    folder = tmp_path / "cache" / "test"
+    for name in contents(folder, BASE):
+        (folder / name).unlink()
+    before = contents(folder)
+    other = pipeline(tmp_path, teacher={"precision": "bf16"})
+    message = r"'coca' was made with other .*base\.teacher\.precision \(cache: fp32, now: bf16\).* delete .*coca-\*"
+    for run in (build, mend):
+        with pytest.raises(UserError, match=message):
+            run(other)
+    assert contents(folder, Pass("coca")) == before
+    with pytest.raises(UserError, match=r"pass 'coca' was made over other shards of the base pass"):
+        opened(other).batch(np.array([0]), FIELDS)
+
+
+def test_where_a_base_shard_was_made_again_with_an_image_more_only_the_shard_over_it_is_made_again(
+    tmp_path: Path,
+) -> None:
+    config = pipeline(tmp_path)
+    images, folder = tmp_path / "images", tmp_path / "cache" / "test"
+    whole = (images / "02.png").read_bytes()
+    (images / "02.png").write_bytes(b"no image")
+    build(config)
+    shard = inspect_shard(folder / "coca-shard-00001.h5", PASS_FIELDS)
+    assert shard.table("status").tolist() == [1, 0]
+    assert shard.table("status_reason")[0] == inspect_shard(folder / "shard-00001.h5").table("status_reason")[0]
+    (images / "02.png").write_bytes(whole)
+    # Nothing to do for a pass over a base shard that does not know the image, however often it is sealed.
+    (folder / "coca-manifest.json").unlink()
+    assert build(config).splits[1].num_built == 0
+
+    base_alone = photo_pipeline(tmp_path)
+    assert "1 shards built" in repair(base_alone, RandomSignals)[-1]
+    with pytest.raises(UserError, match=r"made over other shards of the base pass .* make cache-repair"):
+        opened(config).batch(np.array([0]), FIELDS)
+    with pytest.raises(
+        UserError, match=r"shard of pass 'coca' was made over another base shard .*00001.h5 .* cache-repair"
+    ):
+        build(config)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*shard-*.h5")}
+    lines = mend(config)
+    assert "coca-shard-00001.h5: foreign: base_sha256 is" in lines[0]
+    assert lines[-1].startswith("test, pass 'coca': 1 shards built")
+    changed = [name for name, time in times.items() if (folder / name).stat().st_mtime_ns != time]
+    assert changed == ["coca-shard-00001.h5"]
+    assert opened(config).batch(np.array([2]), FIELDS).extra["coca/vllm_pair_scores"].shape == (1, 3)
+    fresh = pipeline(tmp_path, cache={"folder": str(tmp_path / "fresh")})
+    build(fresh)
+    assert (
+        contents(tmp_path / "fresh" / "test", Pass("coca"))["coca-shard-00001.h5"]
+        == (folder / "coca-shard-00001.h5").read_bytes()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "kind"),
+    [
+        ("coca-shard-00001.h5", Path.unlink, "missing"),
+        ("coca-shard-00001.h5", cut, "truncated"),
+        ("coca-shard-00001.h5", flip, "changed|truncated"),
+        ("coca-shard-00001.h5", swap, "foreign"),
+        ("coca-bank.h5", flip, "changed"),
+        ("coca-index.h5", flip, "changed"),
+        ("coca-manifest.json", cut, "damaged"),
+        ("coca-manifest.json", Path.unlink, "incomplete"),
+        ("shard-00001.h5", flip, "changed|truncated"),
+    ],
+)
+def test_after_repair_it_is_the_undisturbed_one(tmp_path: Path, name: str, damage: Any, kind: str) -> None:
+    config = pipeline(tmp_path)
+    build(config)
+    folder = tmp_path / "cache" / "test"
+    before = contents(folder)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*shard-*.h5")}
+    damage(folder / name)
+    assert [p.kind in kind.split("|") for p in verify_split(folder) if p.name == name] == [True]
+    mend(config)
+    assert contents(folder) == before
+    assert verify_split(folder) == []
+    rebuilt = {path.name for path in folder.glob("*shard-*.h5") if path.stat().st_mtime_ns != times[path.name]}
+    assert rebuilt == ({name} if "shard" in name else set())
+
+
+class Failing(AnswersOf):
+    """Breaks on the third photograph."""
+
+    def __call__(self, config: PipelineConfig, *arguments: Any) -> RandomAnswers:
+        made = super().__call__(config, *arguments)
+        answer = made._answer
+
+        def break_on(signals: Any, image: np.ndarray) -> ImageAnswers:
+            if signals.image_id == "02.png":
+                raise RuntimeError("the third")
+            return answer(signals, image)
+
+        made._answer = break_on  # type: ignore[method-assign]
+        return made
+
+
+def test_an_interrupted_one_goes_on_where_it_was(tmp_path: Path) -> None:
+    config, folder = pipeline(tmp_path), tmp_path / "cache" / "test"
+    with pytest.raises(UserError, match=r"1 of 4 tasks failed .*coca-journal\.jsonl of each split .*the third"):
+        main(config, RandomSignals, Failing("coca"))
+    done = {name: data for name, data in contents(folder).items() if "shard" in name}
+    assert not (folder / "coca-shard-00001.h5").exists()
+    assert build(config).splits[1].num_built == 1
+    assert {name: contents(folder)[name] for name in done} == done
+
+
+def test_an_image_that_only_it_cannot_read_keeps_its_pairs_with_rows_of_zeros(tmp_path: Path) -> None:
+    config = pipeline(tmp_path)
+    main(photo_pipeline(tmp_path), RandomSignals)
+    (tmp_path / "images" / "03.png").write_bytes(b"no image any more")
+    report = build(config)
+    assert [s.num_failed for s in report.splits] == [0, 1]
+    batch = opened(config).batch(np.array([3, 4]), FIELDS)
+    assert (batch.num_pairs, batch.extra["coca/vllm_pair_scores"].shape) == (8, (8, 3))
+    assert not batch.extra["coca/vllm_pair_scores"][:5].any()
+    assert batch.extra["coca/vllm_pair_scores"][5:].any()
+    assert not batch.extra["coca/vllm_asked"][0].any()
+
+
+def test_verbs_say_what_it_is_and_what_it_would_take(tmp_path: Path) -> None:
+    config = pipeline(tmp_path)
+    main(photo_pipeline(tmp_path), RandomSignals)
+    before = str(plan(config))
+    assert "test, pass 'coca': 5 images, 3 shards: 0 finished, 3 missing: about" in before
+    assert "unknown: no shard of pass 'coca' was timed yet" in before
+    build(config)
+    assert "test, pass 'coca': 5 images, 3 shards: 3 finished" in str(plan(config))
+    said = info(tmp_path / "cache")
+    assert "test, pass 'coca': complete" in said
+    assert "vllm.phrase: a person {verb_ing} {a_object}" in said
+    exported = export_image(tmp_path / "cache", "03.png", 2)["passes"]["coca"]
+    assert exported["caption"] == "a person in 03.png"
+    assert len(exported["pairs"]) == 5
+
+
+def test_it_is_pulled_by_name_with_every_byte_verified(tmp_path: Path) -> None:
+    config = pipeline(tmp_path)
+    build(config)
+    store = fsspec.filesystem("memory")
+    for path in (tmp_path / "cache" / "test").glob("*.*"):
+        store.pipe(f"/caches/further/test/{path.name}", path.read_bytes())
+    try:
+        for of in (BASE, Pass("coca")):
+            pull_split("memory://caches/further", "test", tmp_path / "to", lambda _: None, of)
+        assert contents(tmp_path / "to" / "test") == contents(tmp_path / "cache" / "test")
+        assert verify_split(tmp_path / "to" / "test") == []
+        with pytest.raises(UserError, match=r"there is no such file .*clip-manifest\.json"):
+            pull_split("memory://caches/further", "test", tmp_path / "to", lambda _: None, Pass("clip"))
+    finally:
+        store.rm("/caches", recursive=True)
+
+
+def test_names_that_the_base_pass_needs_are_refused_and_files_are_told_apart() -> None:
+    assert [of_file(name) for name in ("shard-00000.h5", "coca-shard-00000.h5", "a-b-bank.json", "coca-notes.txt")] == [
+        BASE,
+        Pass("coca"),
+        Pass("a-b"),
+        None,
+    ]
+    assert split_name("coca/vllm_scores") == (Pass("coca"), "vllm_scores")
+    assert split_name("spatial_map") == (BASE, "spatial_map")
+    plain = photo_pipeline_plain()
+    for name in ("shard", "shard-x", "../x"):
+        with pytest.raises(ValidationError):
+            PipelineConfig.model_validate({**plain, "vllms": {name: PASS}})
+
+
+def photo_pipeline_plain() -> dict[str, Any]:
+    return {
+        "name": "photos",
+        "output": "outputs",
+        "dataset": {"name": "world"},
+        "detector": {"name": "world"},
+        "teacher": {"model": "x"},
+        "cache": {"folder": "cache"},
+        "students": {},
+    }
+
+
+def answers(image_id: str, num_pairs: int, axes: dict[str, int]) -> ImageAnswers:
+    rng = np.random.default_rng(num_pairs)
+    return ImageAnswers(
+        image_id,
+        "two men. one dog",
+        rng.normal(size=(axes["S"], axes["D"])).astype(np.float16) if "S" in axes else None,
+        np.ones(axes["S"], np.uint8) if "S" in axes else None,
+        rng.uniform(size=axes["K"]).astype(np.float16) if "K" in axes else None,
+        np.ones(axes["K"], np.uint8) if "K" in axes else None,
+        rng.normal(size=axes["K"]).astype(np.float32) if "K" in axes else None,
+        rng.uniform(size=(num_pairs, axes["Q"])).astype(np.float16) if "Q" in axes else None,
+    )
+
+
+@pytest.mark.parametrize("letters", ["KQSD", "K", "Q", "SD"])
+@pytest.mark.parametrize("num_pairs", [(), (0,), (2,), (1, 0, 3)])
+def test_what_is_packed_is_unpacked_whatever_was_asked(letters: str, num_pairs: Sequence[int]) -> None:
+    axes = {letter: {"K": 3, "Q": 3, "S": 2, "D": 4}[letter] for letter in letters}
+    ids = [f"image {row}" for row in range(len(num_pairs))]
+    records: list[ImageAnswers | str] = [answers(i, n, axes) for i, n in zip(ids, num_pairs, strict=True)]
+    if records:
+        records[-1] = "gone"
+    tables = pack_answers(ids, records, np.concatenate([[0], np.cumsum(num_pairs)]).astype(np.int64), axes)
+    for row, record in enumerate(records):
+        found = unpack_answers(tables, row, axes)
+        if isinstance(record, str):
+            assert found == record
+            continue
+        for name, value in vars(record).items():
+            np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
+
+
+def test_answers_that_break_a_rule_are_named() -> None:
+    axes = {"K": 3, "S": 2, "D": 4}
+    good, offsets = answers("a", 1, axes), np.array([0, 1])
+
+    def packed(**changes: Any) -> None:
+        pack_answers(["a"], [ImageAnswers(**{**vars(good), **changes})], offsets, axes)
+
+    packed()
+    with pytest.raises(ValueError, match=r"vllm_scores leaves \[0, 1\]"):
+        packed(vllm_scores=np.array([0, 0.5, 1.5], np.float16))
+    with pytest.raises(ValueError, match="vllm_scores says something where vllm_asked is 0"):
+        packed(vllm_asked=np.array([0, 1, 1], np.uint8))
+    with pytest.raises(ValueError, match="vllm_log_likelihood of image a holds NaN"):
+        packed(vllm_log_likelihood=np.array([0, np.nan, 0], np.float32))
+    with pytest.raises(ValueError, match=r"context_mask of image a has shape \(3,\), expected \(2,\)"):
+        packed(context_mask=np.ones(3, np.uint8))
+    with pytest.raises(ValueError, match="about image b came in the place of a"):
+        packed(image_id="b")
+
+
+def test_a_section_that_asks_for_nothing_or_has_no_place_for_the_phrase_is_refused() -> None:
+    for keys, message in (
+        ({"caption": False, "image_scores": False}, "nothing would be asked"),
+        ({"yes_no_question": "Is it so?"}, "yes_no_question must have a place"),
+        ({"phrase": "a person {verb}"}, "phrase asks for verb"),
+        ({"prior_weight": 0.5, "scoring": "yes_no"}, "prior_weight is of log-prob"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            VllmConfig.model_validate({"backend": "coca", "model": "x", **keys})
