@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -144,9 +144,11 @@ def train_clip(
     torch.manual_seed(seed)
     config = model_config(recipe, NUM_BASE_TOKENS + len(merges))
     model = build_clip(config).to(memory_format=torch.channels_last).train()
-    optimizer, schedule = _optimizer(model, recipe)
+    optimizer, schedule = optimizer_of(
+        model, recipe.learning_rate, recipe.weight_decay, recipe.warmup_steps, recipe.steps
+    )
     generator = torch.Generator().manual_seed(seed)
-    batches = _batches(len(pixels), recipe.batch_size, generator)
+    batches = row_batches(len(pixels), recipe.batch_size, generator)
     for step in range(1, recipe.steps + 1):
         batch = next(batches)
         images = torch.stack([pixels[row] for row in batch.tolist()])
@@ -173,10 +175,10 @@ def train_clip(
                 f"step {step}/{recipe.steps} loss {loss.item():.3f} in-batch top-1 {hits:.2f} "
                 f"scale {model.logit_scale.exp().item():.0f}"
             )
-    save_clip(model, config, {"seed": seed, **asdict(recipe)}, folder)
+    save_open_clip(model, config, {"seed": seed, **asdict(recipe)}, folder)
 
 
-def save_clip(model: CLIP, config: dict[str, dict], recipe: dict[str, object], folder: Path) -> None:
+def save_open_clip(model: nn.Module, config: dict[str, dict], recipe: dict[str, object], folder: Path) -> None:
     """Writes float16 weights, with the recipe in the file's metadata, and the config beside the merges file."""
     state = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
@@ -188,23 +190,25 @@ def save_clip(model: CLIP, config: dict[str, dict], recipe: dict[str, object], f
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _optimizer(model: CLIP, recipe: ClipRecipe) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def optimizer_of(
+    model: nn.Module, learning_rate: float, weight_decay: float, warmup_steps: int, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with warm-up and cosine; gains, biases and the scale are not decayed."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     free = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6)
 
     def factor(step: int) -> float:
-        if step < recipe.warmup_steps:
-            return (step + 1) / recipe.warmup_steps
-        done = (step - recipe.warmup_steps) / max(recipe.steps - recipe.warmup_steps, 1)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(steps - warmup_steps, 1)
         return 0.5 * (1 + math.cos(math.pi * done))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def row_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Row numbers of one batch after the other, each epoch in a new order, the rest of an epoch left out."""
     batch_size = min(batch_size, count)
     while True:
