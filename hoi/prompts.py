@@ -64,7 +64,7 @@ def a_object(name: str) -> str:
 def interaction_prompts(
     vocabulary: Vocabulary, templates: list[str], no_interaction_templates: list[str]
 ) -> tuple[tuple[str, ...], ...]:
-    """Every interaction to its texts, one per template.
+    """Every interaction to its texts, one per template, and as many more for each of its synonyms.
 
     `no_interaction` takes templates of its own. A phrase of the vocabulary stands where the template says `{phrase}`,
     or else where it says `{verb_ing} {a_object}`, for whatever verb. A verb without object has its -ing form as phrase.
@@ -78,9 +78,12 @@ def interaction_prompts(
         for template in group:
             _check(template, key)
     texts = []
-    for (verb, object_name), phrase in zip(vocabulary.interactions, vocabulary.phrases, strict=True):
+    synonyms = vocabulary.synonyms or ((),) * len(vocabulary)
+    for (verb, object_name), phrase, others in zip(vocabulary.interactions, vocabulary.phrases, synonyms, strict=True):
         group = no_interaction_templates if verb == NO_INTERACTION and phrase is None else templates
-        texts.append(tuple(_fill(template, verb, object_name, phrase) for template in group))
+        own = [_fill(template, verb, object_name, phrase) for template in group]
+        further = [_fill(template, verb, object_name, other) for other in others for template in templates]
+        texts.append(tuple(own + further))
     return tuple(texts)
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from hoi.config import DatasetConfig
 from hoi.datasets.base import ImageSource, UnreadableImage
-from hoi.datasets.folder import FolderImages, read_vocabulary
+from hoi.datasets.folder import FolderImages
 from hoi.datasets.hicodet import HicodetImages
 from hoi.datasets.hicodet_classes import hicodet_vocabulary
 from hoi.datasets.vcoco import VcocoImages
 from hoi.datasets.vcoco_vocabulary import vcoco_vocabulary
+from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.datasets.world import WorldImages, world_identity, world_vocabulary
 from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary

@@ -1,30 +1,45 @@
-"""A folder of photographs as a data set, with a vocabulary file of one's own interactions."""
+"""A folder of photographs as a data set: whatever image files lie in it and below it."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from hoi.config import FolderDataset
 from hoi.datasets.images import SUFFIXES, read_image
 from hoi.errors import UserError
-from hoi.strict_yaml import read_yaml
-from hoi.vocabulary import PERSON, Vocabulary
 
 
 @lru_cache(maxsize=8)
 def list_images(folder: str) -> tuple[str, ...]:
-    """All image files below a folder, as sorted paths relative to it with forward slashes."""
+    """All image files below a folder, as sorted paths relative to it with forward slashes.
+
+    What is hidden, by a name that starts with a dot, is left out: thumbnails, and the twins that macOS writes of files.
+
+    Raises:
+        UserError: there is no such folder, or a name in it is no text, so that no record could say it.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise UserError("there is no such folder of images", where=folder, fix="set dataset.images to a folder")
-    return tuple(
-        sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and _is_file(p))
-    )
+    paths = ((path.relative_to(root), path) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    names = sorted(name.as_posix() for name, path in paths if not _is_hidden(name) and _is_file(path))
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise UserError(
+                "the name of an image is no valid UTF-8", where=folder, got=shown, fix="rename the file"
+            ) from None
+    return tuple(names)
+
+
+def _is_hidden(name: PurePath) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _is_file(path: Path) -> bool:
@@ -54,33 +69,3 @@ class FolderImages:
     def read(self, row: int) -> np.ndarray:
         """Reads the file: uint8 [H, W, 3]; see `read_image`."""
         return read_image(self._root / self.image_ids[row], self._max_image_pixels)
-
-
-def read_vocabulary(path: str) -> Vocabulary:
-    """Vocabulary file, a YAML list of `{verb, object, phrase?}`, to a Vocabulary; `person` is always an object.
-
-    Raises:
-        UserError: no list, or an entry with a missing, unknown or mistyped key, named by its position.
-    """
-    entries = read_yaml(path)
-    if not isinstance(entries, list) or not entries:
-        raise UserError("this is no vocabulary", where=path, expected="a list of {verb, object, phrase?}")
-    for position, entry in enumerate(entries, start=1):
-        _check_entry(entry, f"{path}, entry {position}")
-    interactions = tuple((entry["verb"], entry["object"]) for entry in entries)
-    objects = (PERSON, *dict.fromkeys(o for _, o in interactions if o != PERSON))
-    verbs = tuple(dict.fromkeys(v for v, _ in interactions))
-    try:
-        return Vocabulary(objects, verbs, interactions, tuple(entry.get("phrase") for entry in entries))
-    except UserError as error:
-        raise UserError(error.what, where=path, expected=error.expected, got=error.got, fix=error.fix) from None
-
-
-def _check_entry(entry: Any, where: str) -> None:
-    expected = "{verb: text, object: text, phrase: text (optional)}"
-    if not isinstance(entry, dict):
-        raise UserError("a vocabulary entry is not understood", where=where, expected=expected, got=repr(entry))
-    unknown = set(entry) - {"verb", "object", "phrase"}
-    wrong = [key for key in ("verb", "object") if not isinstance(entry.get(key), str) or not entry[key]]
-    if unknown or wrong or not isinstance(entry.get("phrase", ""), str):
-        raise UserError("a vocabulary entry has wrong keys", where=where, expected=expected, got=repr(entry))

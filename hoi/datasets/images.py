@@ -1,10 +1,19 @@
-"""One image file to upright RGB pixels, or the reason why not."""
+"""One image file to upright RGB pixels, or the reason why not.
+
+Only the formats of `FORMATS` are ever decoded, whatever a file is called: Pillow would hand a PostScript file to
+Ghostscript. The size is looked at before a pixel is decoded.
+"""
 
 from __future__ import annotations
 
 import errno
 import warnings
+from contextlib import suppress
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
+from stat import S_ISREG
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,51 +24,127 @@ TRANSIENT = frozenset(
     {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM}
 )
 """Errors of the system, not of the file."""
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif", ".jp2"}
+    | {".ppm", ".pgm", ".pbm", ".heic", ".heif"}
+)
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names. HEIF is read where the package pillow-heif is installed."""
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
     """Image file to uint8 [H, W, 3], RGB, with EXIF orientation applied.
 
-    Animated files give their first frame, 16-bit grey is scaled to 8 bits, and transparency is laid on white.
+    Animated files give their first frame, deep grey is scaled to 8 bits, transparency is laid on white, and colour
+    profiles are not applied.
 
     Args:
         path: The file.
         max_image_pixels: Width × height above which the file is refused before it is decoded.
 
     Raises:
-        UnreadableImage: missing, empty, no image, truncated, or too large.
+        UnreadableImage: missing, no regular file, empty, no image, truncated, or too large.
         OSError: the system failed to read it, for the time being.
     """
     try:
+        # Asked first, since opening a pipe would wait for whoever writes into it.
+        if not S_ISREG(path.stat().st_mode):
+            raise UnreadableImage("this is no regular file")
+        with open(path, "rb") as file:
+            return _decode(file, max_image_pixels)
+    except FileNotFoundError:
+        raise UnreadableImage("the file is missing") from None
+    except OSError as error:
+        # A disk or a network that fails for a moment says nothing of the file: the task is tried again.
+        if error.errno in TRANSIENT:
+            raise
+        raise UnreadableImage(f"the file cannot be opened ({error.strerror})") from None
+    except ValueError as error:
+        raise UnreadableImage(f"the file cannot be opened ({error})") from None
+
+
+def decode_image(data: bytes, max_image_pixels: int) -> np.ndarray:
+    """The bytes of an image file, an upload for one, to the same as `read_image`, with the same reasons.
+
+    Raises:
+        UnreadableImage: empty, no image, truncated, or too large.
+    """
+    return _decode(BytesIO(data), max_image_pixels)
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """An opened picture of any mode to uint8 [H, W, 3], RGB, with EXIF orientation applied."""
+    return np.array(_to_rgb(_upright(image)))
+
+
+def _decode(file: BinaryIO, max_image_pixels: int) -> np.ndarray:
+    try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=_formats()) as image:
                 if image.width * image.height > max_image_pixels:
                     raise UnreadableImage(
                         f"{image.width} x {image.height} pixels, more than the limit of {max_image_pixels}"
                     )
                 image.load()
-                return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except FileNotFoundError:
-        raise UnreadableImage("the file is missing") from None
+                return upright_rgb(image)
+    except (UnreadableImage, MemoryError):
+        raise
     except UnidentifiedImageError:
-        raise UnreadableImage("the file is empty" if path.stat().st_size == 0 else "the file is no image") from None
+        raise UnreadableImage(_foreign(file)) from None
     except Image.DecompressionBombError:
-        raise UnreadableImage(f"more pixels than the limit of {max_image_pixels}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # A disk or a network that fails for a moment says nothing of the file: the task is tried again.
+        limit = min(max_image_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_image_pixels))
+        raise UnreadableImage(f"more pixels than the limit of {limit}") from None
+    except Exception as error:
+        # Decoders fail on damaged files with whatever their code stumbles over; a failing disk is not the file's fault.
         if isinstance(error, OSError) and error.errno in TRANSIENT:
             raise
-        raise UnreadableImage(f"the file is corrupt ({' '.join(str(error).split())})") from None
+        raise UnreadableImage(f"the file is corrupt ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    with suppress(ImportError):
+        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
+
+        pillow_heif.register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _foreign(file: BinaryIO) -> str:
+    """Why Pillow knows nothing of a file."""
+    file.seek(0)
+    head = file.read(32)
+    if not head:
+        return "the file is empty"
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        return "this is HEIC, which needs pillow-heif (pip install pillow-heif)"
+    return "the file is no image, or of a format that is not read"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # What cannot be parsed as EXIF says nothing of the orientation.
+    with suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image).astype(np.float64)
-        top = 65535.0 if grey.max(initial=0) > 255 else 255.0
-        return Image.fromarray((grey.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
-    if "A" in image.mode or "transparency" in image.info:
+        return _eight_bits(image).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or of floats, to 8 bits: the top of the scale is the first of 1 (floats), 255 and 65535
+    that no pixel exceeds."""
+    grey = np.nan_to_num(np.asarray(image).astype(np.float64))
+    most = grey.max(initial=0)
+    tops = [top for top in (1.0, 255.0, 65535.0) if top >= most and (top > 1 or image.mode == "F")]
+    top = tops[0] if tops else most
+    return Image.fromarray((grey.clip(0, top) * (255.0 / top)).astype(np.uint8))

@@ -36,6 +36,10 @@ def build_detector(config: DetectorConfig, vocabulary: Vocabulary, device: str, 
         from hoi.detectors.precomputed import PrecomputedDetector
 
         return PrecomputedDetector(config, vocabulary)
+    if config.name == "open_vocabulary":
+        from hoi.detectors.open_vocabulary import OpenVocabularyDetector
+
+        return OpenVocabularyDetector(config, vocabulary, device)
     from hoi.detectors.ground_truth import GroundTruthDetector
 
     return GroundTruthDetector(config, vocabulary, dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +14,8 @@ from hoi.errors import UserError
 from hoi.prompts import spaced
 from hoi.records import Detections
 from hoi.vocabulary import NO_OBJECT, Vocabulary
+
+OPEN_VOCABULARY = "detector.name open_vocabulary, with pip install 'hoi-distill[open-vocabulary]'"
 
 
 @runtime_checkable
@@ -41,14 +44,21 @@ def match_classes(class_names: Sequence[str], vocabulary: Vocabulary, where: str
     matched = np.array([rows.get(spaced(name).lower(), -1) for name in class_names], dtype=np.int64)
     missing = [name for row, name in enumerate(vocabulary.objects) if row not in matched and name != NO_OBJECT]
     if missing:
+        known = sorted({spaced(name) for name in class_names if name not in ("__background__", "N/A")})
         raise UserError(
             f"the detector does not know {len(missing)} of the vocabulary's {len(vocabulary.objects)} objects",
             where=where,
-            expected=", ".join(missing),
-            got=", ".join(sorted(set(class_names))),
-            fix="name these objects as the detector does, take them out of the vocabulary, or use another detector",
+            expected="; ".join(f"{name} ({_like(name, known)})" for name in missing),
+            got=", ".join(known),
+            fix="say what each is seen as ('NAME = CLASS' in a file of phrases, detector_class in YAML), take it out, "
+            f"or use a detector for any words: {OPEN_VOCABULARY}",
         )
     return matched
+
+
+def _like(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(spaced(name).lower(), known, n=3, cutoff=0.5)
+    return f"nearest: {', '.join(close)}" if close else "nothing like it"
 
 
 def keep_detections(

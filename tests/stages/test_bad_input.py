@@ -174,7 +174,7 @@ def test_boxes_of_a_pixel_and_less_are_cached_with_finite_features(
 def test_the_vocabularys_file_is_named(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     (tmp_path / "vocabulary.yaml").write_text("[{verb: ride, object: horse}, {verb: ride, object: horse}]")
-    with pytest.raises(UserError, match=r"interactions hold duplicates · where: .*vocabulary\.yaml · got: .*ride"):
+    with pytest.raises(UserError, match=r"'ride horse' is there twice · where: .*vocabulary\.yaml, entry 1"):
         teacher_cache.main(config, RandomSignals)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from hoi.config import FolderDataset
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
-from hoi.datasets.folder import split_of
+from hoi.datasets.folder import list_images, split_of
 from hoi.datasets.images import read_image
 from hoi.datasets.labels import load_labels, rare_mask
 from hoi.errors import UserError
@@ -69,6 +70,30 @@ def test_every_image_is_in_one_split_and_new_images_move_none(folder: FolderData
     assert sum(len(open_images(folder, split).image_ids) for split in folder.splits) == 40
     assert before["test"] == [name for name in before["test"] if split_of(name, folder.splits) == "test"]
     assert open_images(folder, "test").read(0).shape == (6, 8, 3)
+    for k in range(20):
+        Image.new("RGB", (4, 4)).save(Path(folder.images) / f"a new one {k}.png")
+    list_images.cache_clear()
+    for split, names in before.items():
+        after = open_images(folder, split).image_ids
+        assert [name for name in after if "new" not in name] == names
+        assert len(after) > len(names)
+
+
+def test_hidden_files_are_left_out_and_any_layout_is_searched(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b c/ü.PNG", "b c/d/e.webp", "._a.jpg", ".thumbnails/a.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(str(tmp_path)) == ("a.jpg", "b c/d/e.webp", "b c/ü.PNG")
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.jpg")).touch()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(UserError, match=r"no valid UTF-8 .* caf.*\.jpg .* rename"):
+        list_images(str(tmp_path))
 
 
 def test_unknown_split_empty_folder_and_wrong_vocabulary_are_refused(folder: FolderDataset, tmp_path: Path) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
+import tracemalloc
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from hoi.datasets.base import UnreadableImage
-from hoi.datasets.images import read_image
+from hoi.datasets.images import decode_image, read_image
+
+LIMIT = 1_000_000
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EIO, OSError), (errno.ESTALE, OSError), (None, UnreadableImage)])
@@ -25,3 +32,93 @@ def test_a_disk_that_fails_for_a_moment_makes_no_image_corrupt(
     with pytest.raises(kind) as caught:
         read_image(tmp_path / "a.png", 100)
     assert type(caught.value) is kind
+
+
+def test_every_format_gives_its_pixels_and_a_mode_its_meaning(tmp_path: Path) -> None:
+    colour = Image.new("RGB", (6, 4), (200, 40, 10))
+    for suffix in ("png", "jpg", "webp", "tif", "bmp", "gif", "avif", "ppm"):
+        colour.save(tmp_path / f"a.{suffix}")
+        pixels = read_image(tmp_path / f"a.{suffix}", LIMIT)
+        assert pixels.shape == (4, 6, 3)
+        assert abs(pixels.astype(int) - [200, 40, 10]).max() < 12, suffix
+    frames = [Image.new("RGB", (4, 4), shade) for shade in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    for name in ("moving.webp", "moving.gif"):
+        assert read_image(tmp_path / name, LIMIT)[0, 0].tolist() == [255, 0, 0]
+    Image.new("RGBA", (2, 2), (0, 0, 0, 128)).save(tmp_path / "half.png")
+    assert read_image(tmp_path / "half.png", LIMIT)[0, 0].tolist() == [127] * 3
+    Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)).save(tmp_path / "floats.tif")
+    assert read_image(tmp_path / "floats.tif", LIMIT).max() == 255
+    Image.new("1", (4, 4), 1).save(tmp_path / "bits.png")
+    assert (read_image(tmp_path / "bits.png", LIMIT) == 255).all()
+
+
+def test_bytes_are_read_as_the_file_is_and_refused_for_the_same_reasons(tmp_path: Path) -> None:
+    dice = np.random.default_rng(0)
+    Image.fromarray(dice.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    np.testing.assert_array_equal(decode_image(data, LIMIT), read_image(tmp_path / "a.jpg", LIMIT))
+    for broken in (data[:-300], b"", b"hello", b"\0" * 4, data[:20]):
+        (tmp_path / "b.jpg").write_bytes(broken)
+        with pytest.raises(UnreadableImage) as of_file:
+            read_image(tmp_path / "b.jpg", LIMIT)
+        with pytest.raises(UnreadableImage) as of_bytes:
+            decode_image(broken, LIMIT)
+        assert str(of_file.value) == str(of_bytes.value)
+
+
+def test_the_size_is_looked_at_before_a_pixel_is_decoded() -> None:
+    file = BytesIO()
+    Image.new("1", (4000, 4000)).save(file, "PNG")
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match="4000 x 4000 pixels, more than the limit of 1000000"):
+        decode_image(file.getvalue(), LIMIT)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_a_program_under_the_name_of_an_image_is_never_run(tmp_path: Path) -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n(/etc/passwd) run\n%%EOF\n"
+    (tmp_path / "a.jpg").write_bytes(postscript)
+    with pytest.raises(UnreadableImage, match="no image"):
+        read_image(tmp_path / "a.jpg", LIMIT)
+
+
+def test_what_is_no_file_and_what_is_heic_says_so(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe.jpg", "folder.jpg"):
+        with pytest.raises(UnreadableImage, match="no regular file"):
+            read_image(tmp_path / name, LIMIT)
+    with pytest.raises(UnreadableImage, match="cannot be opened"):
+        read_image(tmp_path / ("x" * 300 + ".jpg"), LIMIT)
+    if "HEIF" not in Image.OPEN:
+        with pytest.raises(UnreadableImage, match="HEIC, which needs pillow-heif"):
+            decode_image(b"\0\0\0\x18ftypheic" + b"\0" * 40, LIMIT)
+
+
+def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
+    dice = np.random.default_rng(1)
+    picture = Image.fromarray(dice.integers(0, 255, (30, 30, 3), dtype=np.uint8))
+    outcomes = set()
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF"):
+        file = BytesIO()
+        picture.save(file, kind)
+        whole = file.getvalue()
+        for _ in range(30):
+            data = bytearray(whole)
+            for place in dice.integers(0, len(data), 4):
+                data[place] = dice.integers(0, 256)
+            with suppress(UnreadableImage):
+                outcomes.add("refused")
+                assert decode_image(bytes(data[: dice.integers(1, len(data) + 1)]), LIMIT).dtype == np.uint8
+                outcomes.add("read")
+    assert outcomes == {"read", "refused"}
+
+
+def test_a_broken_exif_block_does_not_cost_the_image() -> None:
+    file = BytesIO()
+    Image.new("RGB", (8, 4), "red").save(file, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode_image(file.getvalue(), LIMIT).shape == (4, 8, 3)

@@ -52,6 +52,7 @@ def test_classes_match_by_name_whatever_their_spelling_of_spaces() -> None:
 
 def test_an_object_that_the_detector_would_never_find_is_refused_by_name() -> None:
     with pytest.raises(
-        UserError, match=r"not know 1 of the vocabulary's 3 objects .* where: here .* expected: dog · got"
+        UserError,
+        match=r"not know 1 of the vocabulary's 3 objects .* where: here .* expected: dog \(nothing like it\) · got",
     ):
         match_classes(["person", "sports ball", "kite"], VOCABULARY, "here")

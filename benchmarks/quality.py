@@ -1,0 +1,75 @@
+"""What the label-free estimate is worth: against average precision, where there are labels to tell.
+
+    python -m stages.quality --branches --sample 100 OVERRIDES     then
+    python -m benchmarks.quality OUTPUT
+
+reads OUTPUT's quality.json, results.json and per_class.json. Two questions: over methods, does a measure order them as
+mAP does; and over phrases, does it order one method's phrases as their AP does? Spearman's correlation answers both.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.atomic import read_json
+from hoi.quality.measures import spearman
+
+MEASURES = ("teacher", "flip", "crop", "shift")
+TEACHER = "direct_clip"
+
+
+def main(folder: Path) -> str:
+    """A folder of results to two tables."""
+    quality, results = read_json(folder / "quality.json"), read_json(folder / "results.json")
+    ap = {row["name"]: row["full"] for row in results if row["seed"] in (None, 0)}
+    by_phrase = {row["interaction"]: {each["name"]: each["percent"] for each in row["ap"]} for row in _classes(folder)}
+    scorers = {_row(name): found for name, found in quality["scorers"].items() if _row(name) in ap}
+    lines = ["method               mAP    " + "  ".join(f"{name:>7}" for name in MEASURES)]
+    for name, found in sorted(scorers.items(), key=lambda pair: -ap[pair[0]]):
+        values = [found["measures"].get(key, {}).get("rank") for key in MEASURES]
+        lines.append(f"{name:<20} {ap[name]:5.2f}  " + "  ".join(_number(value) for value in values))
+    lines += ["", "correlation over methods with mAP"]
+    for key in MEASURES:
+        rows = [
+            (ap[name], found["measures"][key]["rank"]) for name, found in scorers.items() if key in found["measures"]
+        ]
+        lines.append(f"  {key:<10} {_number(spearman(*map(np.array, zip(*rows, strict=True))))} over {len(rows)}")
+    lines += ["", "correlation over phrases with AP   " + "  ".join(f"{name:>7}" for name in (*MEASURES, "best"))]
+    for name, found in scorers.items():
+        lines.append(f"  {name:<32} " + "  ".join(_over_phrases(name, found, quality["phrases"], by_phrase)))
+    return "\n".join(lines)
+
+
+def _classes(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_json(folder / "per_class.json") if row["num_positives"] > 0]
+
+
+def _row(name: str) -> str:
+    """A scorer's name in quality.json to its row of the result table."""
+    return name.removeprefix("student/")
+
+
+def _over_phrases(
+    name: str, found: dict[str, Any], phrases: list[str], by_phrase: dict[str, dict[str, float]]
+) -> list[str]:
+    columns = []
+    for key in (*MEASURES, "best"):
+        rows = []
+        for phrase, of in zip(phrases, found["phrases"], strict=True):
+            value = of["best_score"] if key == "best" else of["rank"].get(key)
+            if value is not None and name in by_phrase.get(phrase, {}):
+                rows.append((by_phrase[phrase][name], value))
+        columns.append(_number(spearman(*map(np.array, zip(*rows, strict=True))) if rows else None))
+    return columns
+
+
+def _number(value: float | None) -> str:
+    return "      –" if value is None else f"{value:7.2f}"
+
+
+if __name__ == "__main__":
+    print(main(Path(sys.argv[1])))

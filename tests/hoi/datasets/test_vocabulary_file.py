@@ -1,0 +1,106 @@
+"""Vocabulary files, as lines and as YAML: classes, synonyms, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hoi.datasets.vocabulary_file import read_vocabulary
+from hoi.detectors.base import match_classes
+from hoi.errors import UserError
+from hoi.prompts import interaction_prompts
+from hoi.vocabulary import Vocabulary
+
+LINES = """
+riding a bike | cycling | pedalling a bike   # my own
+riding a scooter
+riding a motorcycle
+hugging a child
+standing, no_object
+scooter = motorcycle
+"""
+
+
+def write(folder: Path, text: str, name: str = "phrases.txt") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_lines_and_yaml_say_the_same(tmp_path: Path) -> None:
+    yaml = """
+- {verb: ride, object: bike, synonyms: [cycling, pedalling a bike], detector_class: bicycle}
+- {verb: ride, object: scooter, detector_class: motorcycle}
+- {verb: ride, object: motorcycle}
+- {verb: hug, object: child, detector_class: person}
+- {verb: stand, object: no_object}
+"""
+    found = read_vocabulary(write(tmp_path, LINES))
+    assert found == read_vocabulary(write(tmp_path, yaml, "vocabulary.yaml"))
+    assert found.objects == ("person", "bicycle", "motorcycle", "no_object")
+    assert found.interactions[:2] == (("ride", "bike"), ("ride", "scooter"))
+    assert Vocabulary.from_dict(found.to_dict()) == found
+
+
+def test_a_class_admits_all_that_is_seen_as_it(tmp_path: Path) -> None:
+    found = read_vocabulary(write(tmp_path, LINES))
+    assert found.object_of.tolist() == [1, 2, 2, 0, 3]
+    assert found.object_mask[2].tolist() == [False, True, True, False, False]
+    labels = match_classes(["motorcycle", "person", "bicycle", "kite"], found, "here")
+    np.testing.assert_array_equal(labels, [2, 0, 1, -1])
+
+
+def test_synonyms_are_further_prompts_of_their_phrase(tmp_path: Path) -> None:
+    prompts = interaction_prompts(read_vocabulary(write(tmp_path, LINES)), ["a {verb_ing} {a_object}."], ["{object}"])
+    assert prompts[0] == ("a riding a bike.", "a cycling.", "a pedalling a bike.")
+    assert prompts[1] == ("a riding a scooter.",)
+    assert prompts[4] == ("a standing.",)
+
+
+def test_a_vocabulary_without_further_words_keeps_its_digest() -> None:
+    plain = Vocabulary(("person", "cup"), ("hold",), (("hold", "cup"),))
+    assert plain.to_dict().keys() == {"objects", "verbs", "interactions", "phrases"}
+    assert Vocabulary(("person", "cup"), ("hold",), (("hold", "cup"),), (None,), ((),)).digest() == plain.digest()
+
+
+def test_an_object_that_no_detector_class_is_like_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    found = read_vocabulary(write(tmp_path, "kicking a frisbe\nusing a hammer\n"))
+    message = (
+        r"not know 2 of .* frisbe \(nearest: frisbee\); hammer \(nothing like it\) .*'NAME = CLASS'.* open_vocabulary"
+    )
+    with pytest.raises(UserError, match=message):
+        match_classes(["person", "frisbee", "kite"], found, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("", "a.txt", "holds no phrase"),
+        ("# nothing\n", "a.txt", "holds no phrase"),
+        ("riding a bike\nride bike\n", "a.txt", r"'ride bike' is there twice .* line 1 and .*line 2"),
+        ("riding a bike\nbice = bicycle\n", "a.txt", r"unknown object .* line 2 .* nearest: bike"),
+        ("riding a bike\nbike = \n", "a.txt", r"not understood .* line 2"),
+        ("riding a bike\nbicycle\n", "a.txt", r"needs a verb and an object .* line 2"),
+        ("riding a car\nriding a van\ncar = van\nvan = car\n", "a.txt", "round in a circle"),
+        ("- {verb: ride, object: bike, detector_class: 3}", "a.yaml", r"wrong keys .* entry 1"),
+        ("- {verb: ride, object: bike, synonyms: cycling}", "a.yaml", r"wrong keys .* entry 1"),
+        (
+            "- {verb: ride, object: van, detector_class: car}\n- {verb: wash, object: van, detector_class: bus}",
+            "a.yaml",
+            "'van' has two detector classes",
+        ),
+        ("{}", "a.yaml", "this is no vocabulary"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_its_place(tmp_path: Path, text: str, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_vocabulary(write(tmp_path, text, name))
+
+
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file of phrases"):
+        read_vocabulary(str(tmp_path / "none.txt"))
+    (tmp_path / "picture.txt").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(UserError, match="not a text file"):
+        read_vocabulary(str(tmp_path / "picture.txt"))
