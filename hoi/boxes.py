@@ -52,6 +52,9 @@ def suppress(
     kept: list[int] = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
+        if len(rows) == 1:
+            kept.append(int(rows[0]))
+            continue
         overlap = box_iou(boxes_xyxy[rows], boxes_xyxy[rows])
         alive = np.ones(len(rows), bool)
         for position in range(len(rows)):

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise, product
-from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-Verdict = Literal["right", "wrong", "missed"]
-Box = tuple[float, float, float, float]
-Point = tuple[float, float]
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+from hoi.lettering import Box, Font, Point, Verdict, draw_label, fitted, font_for, label_size, mean_side
+
+__all__ = [
+    "Box",
+    "DrawnPair",
+    "Verdict",
+    "colour_of",
+    "covered_share",
+    "draw_pairs",
+    "fit_longest_side",
+    "place_labels",
+]
 
 VERDICT_COLOURS: dict[Verdict, str] = {"right": "#009e73", "wrong": "#d55e00", "missed": "#56b4e9"}
 PAIR_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 """Of pairs without a verdict, one after the other. Both sets are Okabe and Ito's, told apart by all kinds of sight."""
 _SEAM = "#000000a0"
 """Under every line, so that it shows on any ground."""
-_WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "Arial.ttf")
-"""Asked for letters beyond ASCII, which the font inside Pillow lacks."""
 _SMOOTH_UP_TO_PX = 2048
 """Longest side at which lines are drawn twice as large and scaled down."""
 
@@ -38,12 +42,16 @@ class DrawnPair:
         human_xyxy, object_xyxy: The boxes; equal for what a person does alone, which is drawn as one box.
         text: Of the label; empty for none.
         verdict: Its colour, line (dashed where missed) and sign; None for a colour of its own.
+        colour: `#rrggbb` in place of that, so that what one person does looks alike.
+        at_link: Whether the label belongs in the middle of the link, as a short number does.
     """
 
     human_xyxy: Box
     object_xyxy: Box
     text: str
     verdict: Verdict | None = None
+    colour: str | None = None
+    at_link: bool = False
 
     def __post_init__(self) -> None:
         if not np.isfinite([*self.human_xyxy, *self.object_xyxy]).all():
@@ -61,12 +69,10 @@ def draw_pairs(image: Image.Image | np.ndarray, pairs: Sequence[DrawnPair]) -> I
         pairs: P, possibly none.
     """
     picture = (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
-    side = (picture.width * picture.height) ** 0.5
-    line = max(2.0, side / 165)
-    font = _font("".join(pair.text for pair in pairs), max(11, round(side / 22)))
-    labels = [_fitted(pair.text, font, picture.width) for pair in pairs]
-    sizes = [_label_size(text, font) if text else (0.0, 0.0) for text in labels]
-    places = place_labels(sizes, [_wishes(pair, size) for pair, size in zip(pairs, sizes, strict=True)], picture.size)
+    if not pairs:
+        return picture
+    line = max(2.0, mean_side(picture.size) / 165)
+    font, labels, places = _layout(picture.size, pairs)
     colours = [colour_of(pair, number) for number, pair in enumerate(pairs)]
 
     scale = 2 if max(picture.size) <= _SMOOTH_UP_TO_PX else 1
@@ -80,8 +86,31 @@ def draw_pairs(image: Image.Image | np.ndarray, pairs: Sequence[DrawnPair]) -> I
     pen = ImageDraw.Draw(picture)
     for pair, text, colour, place in zip(pairs, labels, colours, places, strict=True):
         if place is not None and text:
-            _draw_label(pen, text, pair.verdict, colour, place, font)
+            draw_label(pen, text, pair.verdict, colour, place, font)
     return picture
+
+
+def covered_share(image_size: tuple[int, int], pairs: Sequence[DrawnPair]) -> float | None:
+    """How much of a picture the labels of its pairs would cover, in [0, 1]; None where one finds no room, or is cut."""
+    _, labels, places = _layout(image_size, pairs)
+    whole = [" ".join(pair.text.split()) for pair in pairs]
+    if labels != whole or any(text and place is None for text, place in zip(labels, places, strict=True)):
+        return None
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (place for place in places if place is not None)]
+    return sum(areas) / (image_size[0] * image_size[1])
+
+
+def _layout(image_size: tuple[int, int], pairs: Sequence[DrawnPair]) -> tuple[Font, list[str], list[Box | None]]:
+    """The font, what each label says of its text, and where it lies."""
+    font = font_for("".join(pair.text for pair in pairs), max(11, round(mean_side(image_size) / 22)))
+    room = {has_sign: image_size[0] - label_size("", has_sign, font)[0] for has_sign in (True, False)}
+    labels = [fitted(pair.text, font, room[pair.verdict is not None]) for pair in pairs]
+    sizes = [
+        label_size(text, pair.verdict is not None, font) if text else (0.0, 0.0)
+        for text, pair in zip(labels, pairs, strict=True)
+    ]
+    wishes = [_wishes(pair, size) for pair, size in zip(pairs, sizes, strict=True)]
+    return font, labels, place_labels(sizes, wishes, image_size)
 
 
 def fit_longest_side(
@@ -104,14 +133,9 @@ def fit_longest_side(
 
 def colour_of(pair: DrawnPair, number: int) -> str:
     """A pair and its number in the picture to its colour."""
+    if pair.colour is not None:
+        return pair.colour
     return PAIR_COLOURS[number % len(PAIR_COLOURS)] if pair.verdict is None else VERDICT_COLOURS[pair.verdict]
-
-
-def ink_on(colour: str) -> str:
-    """A ground, `#rrggbb`, to black or white, whichever is read better on it (WCAG 2's relative luminance)."""
-    parts = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return "#000000" if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else "#ffffff"
 
 
 def place_labels(
@@ -160,7 +184,8 @@ def _wishes(pair: DrawnPair, size: Point) -> list[Point]:
     for x1, y1, x2, y2 in (both, pair.object_xyxy, pair.human_xyxy):
         corners += [(x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2)]
     x, y = _middle(pair)
-    return [*corners, (x - width / 2, y - height / 2)]
+    middle = (x - width / 2, y - height / 2)
+    return [middle, *corners] if pair.at_link else [*corners, middle]
 
 
 def _union(a: Box, b: Box) -> Box:
@@ -212,63 +237,3 @@ def _stroke(
         for begin, end in pieces.tolist():
             ends = [x1 + (x2 - x1) * begin, y1 + (y2 - y1) * begin, x1 + (x2 - x1) * end, y1 + (y2 - y1) * end]
             pen.line([scale * at for at in ends], fill=colour, width=max(1, round(width * scale)), joint="curve")
-
-
-def _draw_label(
-    pen: ImageDraw.ImageDraw, text: str, verdict: Verdict | None, colour: str, place: Box, font: Font
-) -> None:
-    x1, y1, x2, y2 = place
-    height = y2 - y1
-    ink = ink_on(colour)
-    pen.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=height / 5, fill=colour, outline="#000000")
-    left = x1 + 0.3 * height
-    if verdict is not None:
-        _draw_sign(pen, verdict, (left, y1 + 0.28 * height, left + 0.44 * height, y1 + 0.72 * height), ink)
-        left += 0.65 * height
-    pen.text((left, (y1 + y2) / 2), text, fill=ink, font=font, anchor="lm" if _has_anchors(font) else None)
-
-
-def _draw_sign(pen: ImageDraw.ImageDraw, verdict: Verdict, box: Box, ink: str) -> None:
-    """A tick, a cross or a ring, so that colour is not all that tells."""
-    x1, y1, x2, y2 = box
-    width = max(2, round((x2 - x1) / 5))
-    if verdict == "right":
-        pen.line([(x1, (y1 + y2) / 2), (x1 + 0.38 * (x2 - x1), y2), (x2, y1)], fill=ink, width=width, joint="curve")
-    elif verdict == "wrong":
-        pen.line([(x1, y1), (x2, y2)], fill=ink, width=width)
-        pen.line([(x1, y2), (x2, y1)], fill=ink, width=width)
-    else:
-        pen.ellipse(box, outline=ink, width=width)
-
-
-@lru_cache(maxsize=32)
-def _load_font(name: str | None, size_px: int) -> Font | None:
-    try:
-        return ImageFont.load_default(size_px) if name is None else ImageFont.truetype(name, size_px)
-    except OSError:
-        return None
-
-
-def _font(text: str, size_px: int) -> Font:
-    names: tuple[str | None, ...] = (None,) if text.isascii() else (*_WIDE_FONTS, None)
-    return next(font for font in (_load_font(name, size_px) for name in names) if font is not None)
-
-
-def _has_anchors(font: Font) -> bool:
-    return isinstance(font, ImageFont.FreeTypeFont)
-
-
-def _fitted(text: str, font: Font, width_px: int) -> str:
-    """A text to as much of it as a label across the picture can hold, on one line."""
-    text = " ".join(text.split())
-    if not text or _label_size(text, font)[0] <= width_px:
-        return text
-    keep = next((n for n in range(len(text) - 1, 0, -1) if _label_size(text[:n] + "..", font)[0] <= width_px), 0)
-    return text[:keep].rstrip() + ".." if keep else ""
-
-
-def _label_size(text: str, font: Font) -> Point:
-    """Width and height of a label with room for a sign."""
-    _, top, _, bottom = font.getbbox("Ag|")
-    height = 1.45 * (bottom - top)
-    return (float(np.ceil(font.getlength(text) + 1.3 * height)), float(np.ceil(height)))

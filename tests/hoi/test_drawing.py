@@ -14,11 +14,12 @@ from hoi.drawing import (
     Box,
     DrawnPair,
     Verdict,
+    covered_share,
     draw_pairs,
     fit_longest_side,
-    ink_on,
     place_labels,
 )
+from hoi.lettering import add_legend, ink_on
 
 GREY = 128
 
@@ -105,7 +106,7 @@ def test_what_a_person_does_alone_is_one_box_without_a_link() -> None:
 
 def test_a_long_or_many_lined_text_stays_on_one_line_inside_the_picture() -> None:
     picture = draw_pairs(grey(120, 120), [DrawnPair((40, 50, 60, 70), (60, 50, 80, 70), "ride\n" + "very " * 99)])
-    rows = np.flatnonzero(touched(picture)[:, 2])
+    rows = np.flatnonzero(touched(picture)[:, 12])
     assert 0 < len(rows) < 25
 
 
@@ -131,3 +132,38 @@ def test_boxes_are_scaled_with_their_image() -> None:
 def test_a_box_that_is_no_box_is_refused() -> None:
     with pytest.raises(ValueError, match=r"DrawnPair 'hold': a box holds NaN or infinity"):
         DrawnPair((0, 0, float("nan"), 1), (0, 0, 1, 1), "hold")
+
+
+def test_a_pair_may_have_a_colour_of_its_own_and_a_number_on_its_link() -> None:
+    pair = DrawnPair((10, 80, 60, 180), (140, 80, 190, 180), "7", colour="#ff0000", at_link=True)
+    pixels = np.asarray(draw_pairs(grey(200, 200), [pair])).astype(int)
+    assert abs(pixels[128:133, 80:92] - [255, 0, 0]).max(-1).min() < 40
+    # The badge covers the middle, and its ink is another colour.
+    badge = pixels[122:138, 92:108]
+    assert abs(badge - [255, 0, 0]).max(-1).min() < 40
+    assert (abs(badge - [255, 0, 0]).max(-1) > 150).any()
+
+
+def test_how_much_labels_would_cover_is_known_beforehand_and_none_where_one_has_no_room() -> None:
+    pair = DrawnPair((10, 60, 60, 160), (140, 60, 190, 160), "ride bicycle")
+    one, two = covered_share((200, 200), [pair]), covered_share((200, 200), [pair] * 2)
+    assert one is not None
+    assert two is not None
+    assert 0 < one < 0.3
+    assert two == pytest.approx(2 * one)
+    assert covered_share((200, 200), []) == 0
+    assert covered_share((200, 200), [pair] * 60) is None
+
+
+@pytest.mark.parametrize("width", [30, 200, 1600])
+def test_a_legend_has_a_line_for_each_pair_in_as_many_columns_as_fit(width: int) -> None:
+    lines = [("#e69f00", str(number), f"ride bicycle {number}") for number in range(1, 9)]
+    picture = Image.fromarray(grey(width, 100))
+    taller = add_legend(picture, lines)
+    assert taller.width == width
+    assert (np.asarray(taller)[:100] == GREY).all()
+    assert (np.asarray(taller)[100:] != 255).any()
+    assert add_legend(picture, []) is picture
+    if width > 30:
+        one = add_legend(picture, lines[:1]).height - 100
+        assert (taller.height - 100) / one < (8 if width == 200 else 4)

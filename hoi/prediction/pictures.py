@@ -1,0 +1,84 @@
+"""What is found in an image to a picture that stays readable: a few pairs, a colour a person, a legend when crowded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from hoi.drawing import PAIR_COLOURS, DrawnPair, covered_share, draw_pairs, fit_longest_side
+from hoi.lettering import add_legend
+from hoi.prediction.results import HoiTriplet, ImageResult
+from hoi.prompts import spaced
+from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, Vocabulary
+
+MIN_SIDE_PX, MAX_SIDE_PX = 640, 1600
+"""Longest side of a drawn picture: small images are enlarged, so that letters are not larger than people."""
+MIN_SHARE = 0.1
+"""Least score of what is drawn, as a share of the image's best: how high scores are depends on the vocabulary."""
+MAX_PAIRS = 12
+MAX_LABELS, MAX_COVERED = 5, 0.12
+"""Pairs that have their words in the picture, and how much of it these may cover; else they have numbers there."""
+
+
+def draw_result(
+    image: np.ndarray,
+    result: ImageResult,
+    vocabulary: Vocabulary,
+    *,
+    max_pairs: int = MAX_PAIRS,
+    legend: bool = True,
+) -> Image.Image:
+    """An image and what was found in it to a picture of 640 to 1,600 pixels; `no_interaction` is not drawn.
+
+    Args:
+        image: uint8 [H, W, 3].
+        result: Of this image.
+        vocabulary: Whose own phrases are used where it has some.
+        max_pairs: The best ones, at most.
+        legend: Whether a crowded picture may grow a strip below; frames of a video have to stay of one size.
+    """
+    pairs = shown_pairs(result, vocabulary, max_pairs)
+    longest = max(result.size_hw)
+    picture, scaled = fit_longest_side(image, pairs, min(max(longest, MIN_SIDE_PX), MAX_SIDE_PX))
+    if not legend:
+        return draw_pairs(picture, scaled)
+    covered = covered_share(picture.size, scaled)
+    if len(scaled) <= MAX_LABELS and covered is not None and covered <= MAX_COVERED:
+        return draw_pairs(picture, scaled)
+    numbered = [replace(pair, text=str(number), at_link=True) for number, pair in enumerate(scaled, start=1)]
+    lines = [(str(pair.colour), str(number), pair.text) for number, pair in enumerate(scaled, start=1)]
+    return add_legend(draw_pairs(picture, numbered), lines)
+
+
+def shown_pairs(result: ImageResult, vocabulary: Vocabulary, max_pairs: int) -> list[DrawnPair]:
+    """The best pairs of an image, best first, each with all of its likely interactions and the best one's score."""
+    likely = [each for each in result.triplets if each.verb != NO_INTERACTION]
+    if not likely:
+        return []
+    groups: dict[tuple[int, int], list[HoiTriplet]] = {}
+    for each in likely:
+        if each.score >= MIN_SHARE * likely[0].score:
+            groups.setdefault((each.human_idx, each.object_idx), []).append(each)
+    chosen = list(groups.values())[:max_pairs]
+    people = list(dict.fromkeys(members[0].human_idx for members in chosen))
+    return [
+        DrawnPair(
+            members[0].human_xyxy,
+            members[0].object_xyxy,
+            f"{_words(members, vocabulary)} {members[0].score:#.2g}",
+            colour=PAIR_COLOURS[people.index(members[0].human_idx) % len(PAIR_COLOURS)],
+        )
+        for members in chosen
+    ]
+
+
+def _words(members: Sequence[HoiTriplet], vocabulary: Vocabulary) -> str:
+    """A pair's interactions in few words, as `ride + hold bicycle`; phrases of one's own as they are."""
+    if any(vocabulary.phrases[each.interaction_idx] is not None for each in members):
+        return " + ".join(each.phrase for each in members)
+    verbs = " + ".join(spaced(each.verb) for each in members)
+    thing = members[0].object
+    return verbs if thing == NO_OBJECT else f"{verbs} {spaced(thing)}"

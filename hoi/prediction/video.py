@@ -1,0 +1,145 @@
+"""Videos in and out, frame by frame, through PyAV (the extra `video`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hoi.datasets import UnreadableImage
+from hoi.errors import UserError
+
+USUAL_RATE = Fraction(25)
+"""Frames a second of a video that does not say."""
+CODECS = ("libx264", "h264", "mpeg4")
+"""The first that is there writes the drawn video."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame.
+
+    Args:
+        number: From 0.
+        time_s: Since the video's start.
+        pixels: uint8 [H, W, 3] RGB, upright.
+    """
+
+    number: int
+    time_s: float
+    pixels: np.ndarray
+
+
+def load_av() -> ModuleType:
+    """PyAV.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError:
+        raise UserError(
+            "videos need PyAV, which is not installed", expected="the extra `video`", fix="pip install 'av>=12'"
+        ) from None
+    return av
+
+
+class VideoReader:
+    """A video's frames, one after the other.
+
+    Args:
+        path: The file.
+        max_pixels: Width × height above which it is refused.
+
+    Raises:
+        UnreadableImage: no video, or too large; `frames` raises it where a video breaks off.
+        UserError: PyAV is not installed.
+    """
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        av = load_av()
+        self._errors = (av.FFmpegError, ValueError, EOFError, OSError)
+        try:
+            self._container = av.open(str(path))
+        except self._errors as error:
+            raise UnreadableImage(f"the video cannot be opened ({_reason(error)})") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise UnreadableImage("the file holds no video")
+        stream = self._container.streams.video[0]
+        self.rate = Fraction(stream.average_rate or USUAL_RATE)
+        self.num_frames = int(stream.frames or 0)
+        """As the file says; 0 where it does not."""
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > max_pixels:
+            self._container.close()
+            raise UnreadableImage(f"{width} x {height} pixels, more than the limit of {max_pixels}")
+
+    def frames(self) -> Iterator[Frame]:
+        """All frames. The video is closed afterwards.
+
+        Raises:
+            UnreadableImage: it breaks off; says after how many frames.
+        """
+        number = 0
+        with self._container:
+            try:
+                for frame in self._container.decode(video=0):
+                    pixels = frame.to_ndarray(format="rgb24")
+                    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+                    time_s = number / float(self.rate) if frame.time is None else float(frame.time)
+                    yield Frame(number, time_s, np.ascontiguousarray(np.rot90(pixels, turns)))
+                    number += 1
+            except self._errors as error:
+                raise UnreadableImage(f"the video breaks off after {number} frames ({_reason(error)})") from None
+        if not number:
+            raise UnreadableImage("the video holds no frame")
+
+
+class VideoWriter:
+    """Pictures of one size to an MP4 file.
+
+    Args:
+        path: The file.
+        rate: Frames a second.
+    """
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        av = load_av()
+        self._av, self._rate = av, rate
+        self._container = av.open(str(path), "w", format="mp4")
+        self._codec = next(name for name in CODECS if name in av.codecs_available)
+        self._stream: Any = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None and kind is None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def write(self, picture: Image.Image) -> None:
+        """Adds a picture; one of another size than the first is scaled to that."""
+        if self._stream is None:
+            # The usual pixel format asks for even sides.
+            width, height = (side + side % 2 for side in picture.size)
+            self._stream = self._container.add_stream(self._codec, rate=self._rate)
+            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        size = (self._stream.width, self._stream.height)
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        self._container.mux(self._stream.encode(self._av.VideoFrame.from_image(picture)))
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
