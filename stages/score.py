@@ -17,6 +17,8 @@ from hoi.datasets.hicodet_classes import UNSEEN_SHA256, hicodet_vocabulary, rare
 from hoi.datasets.hicodet_files import read_annotations
 from hoi.datasets.hicodet_mat import read_image_labels
 from hoi.datasets.labels import load_labels, rare_mask
+from hoi.datasets.line_labels import check_record
+from hoi.datasets.line_labels import read_json_lines as read_label_lines
 from hoi.errors import UserError, nearest, run_program
 from hoi.evaluation.converters import read_gen_vlkt, read_pvic, read_qpic, read_vsrl
 from hoi.evaluation.hico import PROTOCOLS, HicoResult, known_object_images, match, score_matches
@@ -29,11 +31,16 @@ from hoi.evaluation.vcoco_truth import join_instances, read_labels
 from hoi.evaluation.zero_shot import zero_shot_means
 from hoi.provenance import commit, library_versions
 from hoi.records import HoiLabels, Triplets
-from hoi.vocabulary import Vocabulary
+from hoi.vocabulary import NO_INTERACTION, Vocabulary
 from hoi.world import SIZE_PX
 from stages.command_line import Parser
 
-FORMATS = {"hicodet": ("lines", "gen-vlkt", "qpic", "pvic"), "vcoco": ("lines", "vsrl"), "world": ("lines",)}
+FORMATS = {
+    "hicodet": ("lines", "gen-vlkt", "qpic", "pvic"),
+    "vcoco": ("lines", "vsrl"),
+    "world": ("lines",),
+    "folder": ("lines",),
+}
 ONLY_HICODET = ("known_object", "images")
 SHOWN = 5
 """Pairs left out that are named; of more, the number."""
@@ -49,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> Score:
     """
     options = _parser().parse_args(arguments)
     _check(options)
-    score = {"hicodet": _score_hicodet, "vcoco": _score_vcoco, "world": _score_world}[options.dataset](options)
+    rules = {"hicodet": _score_hicodet, "vcoco": _score_vcoco, "world": _score_world, "folder": _score_folder}
+    score = rules[options.dataset](options)
     files = {
         name: getattr(options, name) for name in ("annotations", "predictions", "known_object", "images", "instances")
     }
@@ -75,7 +83,9 @@ def _parser() -> Parser:
     parser.shape = "--dataset NAME --annotations FILE --predictions FILE --json OUT [...]"
     add = parser.add_argument
     add("--dataset", required=True, choices=tuple(FORMATS))
-    add("--annotations", required=True, help="HICO-DET's or V-COCO's own file; for the world a pipeline file")
+    add(
+        "--annotations", required=True, help="the data set's file; of a folder JSON lines, of the world a pipeline file"
+    )
     add("--predictions", required=True, help="JSON lines, .gz or not")
     add("--json", help="where to write the scores")
     add("--protocol", choices=tuple(PROTOCOLS), default="official", help="whose rule (HICO-DET and the world)")
@@ -247,6 +257,43 @@ def _score_world(options: Namespace) -> Score:
     result = score_matches(matches, predictions.score, is_rare, vocabulary.is_no_interaction)
     score = summarise_hico({"default": result}, options.protocol, len(names), len(predictions))
     score.content["split"] = split
+    _save_lines(options, records)
+    return _with_notices(score, reader, predictions)
+
+
+def _score_folder(options: Namespace) -> Score:
+    """Annotations as JSON lines, such as the checking page writes: images and interactions are those that are named."""
+    lines, records = read_label_lines(Path(options.annotations)), read_json_lines(Path(options.predictions))
+    predicted = records.of_type("file_name", (str,), "text")
+    for where, record in lines:
+        named = record.get("file_name") if isinstance(record, dict) else None
+        check_record(record, where, {named} if isinstance(named, str) else set())
+    names = sorted({record["file_name"] for _, record in lines} | set(predicted))
+    texts = (records.of_type("verb", (str,), "text"), records.of_type("object", (str,), "text"))
+    annotated = [(record["verb"], record["object"]) for _, record in lines]
+    pairs = sorted({*annotated, *zip(*texts, strict=True)})
+    if not pairs:
+        raise UserError("there is neither an annotation nor a prediction", where=options.annotations)
+    rows = {name: row for row, name in enumerate(names)}
+    row_of = {pair: k for k, pair in enumerate(pairs)}
+    labels = HoiLabels(
+        np.array([rows[record["file_name"]] for _, record in lines], np.int64),
+        np.array([record["human_xyxy"] for _, record in lines], np.float32).reshape(-1, 4),
+        np.array([record["object_xyxy"] for _, record in lines], np.float32).reshape(-1, 4),
+        np.array([row_of[pair] for pair in annotated], np.int64),
+    )
+    interactions = [{**row, "interaction": row_of[row["verb"], row["object"]]} for row in records.rows]
+    reader = _reader(Images(names, None), options, inclusive=False)
+    predictions = reader.triplets(Records(records.path, interactions, records.lines, records.word), len(pairs))
+    matches = match(predictions, labels, len(pairs), protocol=options.protocol)
+    is_rare, is_no_interaction = np.zeros(len(pairs), bool), np.array([verb == NO_INTERACTION for verb, _ in pairs])
+    score = summarise_hico(
+        {"default": score_matches(matches, predictions.score, is_rare, is_no_interaction)},
+        options.protocol,
+        len(names),
+        len(predictions),
+    )
+    score.content["interactions"] = [f"{verb} {thing}" for verb, thing in pairs]
     _save_lines(options, records)
     return _with_notices(score, reader, predictions)
 

@@ -1,0 +1,160 @@
+"""Marks of a sample to precision and average precision, each with a 95 % interval.
+
+Precision is a weighted mean over strata: what a stratum's marks say counts for all its triplets. A stratum without a
+mark (yet) counts with the nearest one by rank. The interval is Wilson's with the effective number of marks
+`1 / Σ W²(1 - f)/n` (W a stratum's share, n its marks, f the part of it that is marked): it needs no model, and closes
+when all is marked. Strata that differ make it wider than it need be.
+
+Average precision needs a verdict on every triplet. `hoi.checking.completion` draws the missing ones many times; the
+value is the mean over these, the interval their central 95 %. It is the plain kind, the mean of the precision at each
+right triplet, over the triplets of the file: what no prediction found is not in it.
+
+Letters: N triplets, H strata, K phrases, S completions.
+
+Source: Wilson, JASA 1927; effective number as in Franco et al., "Comparative study of confidence intervals for
+proportions in complex sample surveys", Journal of Survey Statistics and Methodology 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hoi.checking.completion import complete
+from hoi.checking.sample import MIN_MARKS
+
+Z = 1.959964
+"""Of 95 %."""
+MAX_CELLS = 8_000_000
+"""Verdicts drawn at most, and at least MIN_COMPLETIONS of each triplet."""
+COMPLETIONS = 1000
+MIN_COMPLETIONS = 200
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.0f} ({100 * self.low:.0f} to {100 * self.high:.0f})"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What marks say of a phrase, or of all.
+
+    Args:
+        num_triplets, num_marked, num_right: Of it.
+        precision: None without a mark.
+        ap: None below two marks.
+    """
+
+    num_triplets: int
+    num_marked: int
+    num_right: int
+    precision: Estimate | None
+    ap: Estimate | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that marks say.
+
+    Args:
+        phrases: K.
+        together: Every triplet, in one ranking.
+        mean_ap: Over the phrases that have an AP; None where there is none.
+    """
+
+    phrases: list[Result]
+    together: Result
+    mean_ap: Estimate | None
+
+
+def estimate(
+    phrase: np.ndarray,
+    score: np.ndarray,
+    stratum: np.ndarray,
+    marked: np.ndarray,
+    right: np.ndarray,
+    num_phrases: int,
+    seed: int = 0,
+) -> Results:
+    """Verdicts on some triplets to the figures of all.
+
+    Args:
+        phrase: int64 [N], 0..K-1.
+        score: [N], only its order counts.
+        stratum: int64 [N], from which marks were drawn alike.
+        marked, right: bool [N]; `right` is read where `marked` is True.
+        num_phrases: K.
+        seed: Of the completions.
+    """
+    rows = [np.flatnonzero(phrase == k) for k in range(num_phrases)]
+    everything = np.arange(len(phrase))
+    all_ap, mean_ap = None, None
+    phrase_ap: list[Estimate | None] = [None] * num_phrases
+    if marked.sum() >= MIN_MARKS:
+        num = int(np.clip(MAX_CELLS // len(phrase), MIN_COMPLETIONS, COMPLETIONS))
+        drawn = complete(phrase, score, marked, right, num_phrases, num, seed)
+        all_ap = _average(ranked_precision(drawn[:, _falling(score, everything)]))
+        each = {
+            k: ranked_precision(drawn[:, _falling(score, rows[k])])
+            for k in range(num_phrases)
+            if marked[rows[k]].sum() >= MIN_MARKS
+        }
+        phrase_ap = [_average(each[k]) if k in each else None for k in range(num_phrases)]
+        mean_ap = _average(np.mean(list(each.values()), 0)) if each else None
+
+    def result(of: np.ndarray, ap: Estimate | None) -> Result:
+        found = precision(stratum[of], marked[of], right[of])
+        return Result(len(of), int(marked[of].sum()), int((marked & right)[of].sum()), found, ap)
+
+    phrases = [result(of, ap) for of, ap in zip(rows, phrase_ap, strict=True)]
+    return Results(phrases, result(everything, all_ap), mean_ap)
+
+
+def precision(stratum: np.ndarray, marked: np.ndarray, right: np.ndarray) -> Estimate | None:
+    """Strata and verdicts of some triplets to the share that is right; None without a mark."""
+    num_strata = int(stratum.max(initial=-1)) + 1
+    size = np.bincount(stratum, minlength=num_strata)
+    num_marked = np.bincount(stratum[marked], minlength=num_strata)
+    num_right = np.bincount(stratum[marked & right], minlength=num_strata)
+    has, here = np.flatnonzero(num_marked), np.flatnonzero(size)
+    if not len(has):
+        return None
+    nearest = has[np.abs(has[None, :] - here[:, None]).argmin(1)]
+    size = np.bincount(nearest, weights=size[here], minlength=num_strata)[has]
+    num_marked, num_right = num_marked[has], num_right[has]
+    share = size / size.sum()
+    value = float((share * num_right / num_marked).sum())
+    spread = float((share**2 * (1 - num_marked / size) / num_marked).sum())
+    return Estimate(value, *wilson(value, 1 / spread)) if spread > 0 else Estimate(value, value, value)
+
+
+def wilson(share: float, num: float) -> tuple[float, float]:
+    """A share of `num` to its 95 % interval."""
+    middle = (share + Z**2 / (2 * num)) / (1 + Z**2 / num)
+    half = Z / (1 + Z**2 / num) * np.sqrt(share * (1 - share) / num + Z**2 / (4 * num**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def ranked_precision(right: np.ndarray) -> np.ndarray:
+    """Verdicts by falling score, bool [S, N], to the mean precision at each right one, float64 [S]; 0 without any."""
+    found = np.cumsum(right, axis=1)
+    at_each = found / np.arange(1, right.shape[1] + 1)
+    return (at_each * right).sum(1) / np.maximum(found[:, -1:].sum(1), 1)
+
+
+def _falling(score: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(-score[rows], kind="stable")]
+
+
+def _average(values: np.ndarray) -> Estimate:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Estimate(float(values.mean()), float(low), float(high))
