@@ -23,6 +23,7 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo teacher-cache train eval sweep bench report hicodet vcoco doctor audit score \
+	new checkpoint predict app check-page quality \
 	cache-plan cache-info cache-verify cache-repair cache-rescore cache-export cache-pull \
 	test lint format chaos benchmarks growth world-weights world-check clean
 
@@ -71,6 +72,24 @@ vcoco: setup ## the same for V-COCO (DATA=folder)
 doctor: setup ## what is missing or wrong in what the pipeline file names, and the line that mends it (ALL=1: every file)
 	@$(PY) -m stages.doctor $(STAGE_ARGS) $(if $(ALL),--all) $(if $(JSON),--json $(JSON))
 
+new: setup ## a pipeline file for a folder of your own (NAME=, IMAGES=, PHRASES=, DETECTOR=, INSTANCES=, CLIP=)
+	@$(PY) -m stages.new $(if $(NAME),--name '$(NAME)') $(if $(IMAGES),--images '$(IMAGES)') $(if $(PHRASES),--phrases '$(PHRASES)') $(if $(DETECTOR),--detector '$(DETECTOR)') $(if $(INSTANCES),--instances '$(INSTANCES)') $(if $(CLIP),--clip '$(CLIP)') $(ARGS)
+
+checkpoint: setup ## a trained student as one self-contained folder (STUDENT=best SEED=0 OUT=folder ONNX=1)
+	@$(PY) -m stages.checkpoint $(STAGE_ARGS) $(if $(STUDENT),--student $(STUDENT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out '$(OUT)') $(if $(ONNX),--onnx)
+
+predict: setup ## images, folders or videos to predictions and pictures (IMAGES=path OUT=folder CHECKPOINT=folder)
+	@$(PY) -m stages.predict $(STAGE_ARGS) --images $(IMAGES) --out '$(or $(OUT),outputs/predictions)' $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(if $(STUDENT),--student $(STUDENT)) $(ARGS)
+
+quality: setup ## what can be said of students without labels, and its limits (SAMPLE=24 images looked at again)
+	@$(PY) -m stages.quality $(if $(SAMPLE),--sample $(SAMPLE)) $(STAGE_ARGS) $(ARGS)
+
+app: setup ## a page on this machine: drop an image, see who does what (CHECKPOINT=folder)
+	@$(PY) -m stages.app $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(ARGS)
+
+check-page: setup ## mark 50 predictions right or wrong: precision and AP with intervals (PREDICTIONS=file IMAGES=folder)
+	@$(PY) -m stages.check_page --serve --predictions '$(PREDICTIONS)' $(if $(IMAGES),--images '$(IMAGES)',--config $(CONFIG)) $(ARGS)
+
 audit: setup ## which labels, splits and training data touched the results
 	@$(PY) -m stages.audit $(STAGE_ARGS) $(ARGS)
 
@@ -113,14 +132,14 @@ format: setup ## let ruff rewrite what it can
 chaos: setup ## kill, break and disturb stage one, counted (about five minutes; some cases need root)
 	@OMP_NUM_THREADS=1 $(PY) -m tests.chaos $(ARGS)
 
-world-weights: setup ## train the embedded world's CLIP and detector again (CPU, about half an hour each)
+world-weights: setup ## train the embedded world's CLIP, detector and captioner again (CPU, about half an hour each)
 	@$(PY) -m stages.world_weights $(ARGS)
 
-world-check: setup ## measure the committed CLIP and detector of the embedded world
+world-check: setup ## measure the committed CLIP, detector and captioner of the embedded world
 	@$(PY) -m stages.world_weights --check
 
 benchmarks: setup ## ratios of speed, measured side by side (a quarter of an hour; benchmarks/README.md)
-	@for name in evaluation reader training extraction workers memory; do $(PY) -m benchmarks.$$name && echo || exit; done
+	@for name in evaluation reader training extraction workers memory latency candidates hoiclip; do $(PY) -m benchmarks.$$name && echo || exit; done
 
 growth: setup ## the cache at scale, small sizes (ARGS=--full for HICO-DET's size and ten million images)
 	@$(PY) -m benchmarks.growth $(ARGS)

@@ -5,6 +5,7 @@ Letters: B images, P pairs, K interactions, M crop margins.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hoi.config import VllmConfig
 from hoi.gating import gated
 from hoi.records import BranchScores, PairBatch, TextBank
 from hoi.vocabulary import Vocabulary
@@ -127,6 +129,56 @@ class GatedDirectClip:
         vocabulary = self.crop.vocabulary
         is_real = _admitted(batch, vocabulary) & torch.from_numpy(~vocabulary.is_no_interaction).to(scores.device)
         return {self.name: gated(scores, is_real, batch.rows_h, batch.rows_o, self.gate_exponent)}
+
+
+@dataclass(frozen=True)
+class DirectVllm:
+    """A vision language model in the place of a student: its confidences as they are cached, 0 where it was not asked.
+
+    Args:
+        vllm: The pass's name.
+        image: Row name of its confidences in the whole image, given to each pair; None where it has none.
+        pairs: Row name of its confidences in each pair's union crop; None where it has none.
+    """
+
+    vllm: str
+    image: str | None
+    pairs: str | None
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Those that there are."""
+        return tuple(row for row in (self.image, self.pairs) if row is not None)
+
+    @property
+    def scoring_fields(self) -> tuple[str, ...]:
+        """See `hoi.scoring.extra_of`."""
+        named = {"vllm_scores": self.image, "vllm_pair_scores": self.pairs}
+        return tuple(f"{self.vllm}/{own}" for own, row in named.items() if row is not None)
+
+    def branch_scores(self, batch: PairBatch) -> BranchScores:
+        """Batch to the rows that there are."""
+        rows = {}
+        if self.image is not None:
+            rows[self.image] = batch.extra[f"{self.vllm}/vllm_scores"][batch.pair_image]
+        if self.pairs is not None:
+            rows[self.pairs] = batch.extra[f"{self.vllm}/vllm_pair_scores"]
+        return rows
+
+
+def direct_vllms(vllms: Mapping[str, VllmConfig]) -> list[DirectVllm]:
+    """The passes of a pipeline file to their rows, `vllm_image` and `vllm_pairs`; those of further passes are
+    `vllm_image/NAME` and `vllm_pairs/NAME`."""
+    images = [name for name, settings in vllms.items() if settings.image_scores]
+    pairs = [name for name, settings in vllms.items() if settings.pair_scores]
+
+    def row(kind: str, names: list[str], name: str) -> str | None:
+        if name not in names:
+            return None
+        return kind if name == names[0] else f"{kind}/{name}"
+
+    found = [DirectVllm(name, row("vllm_image", images, name), row("vllm_pairs", pairs, name)) for name in vllms]
+    return [scorer for scorer in found if scorer.scoring_fields]
 
 
 def _admitted(batch: PairBatch, vocabulary: Vocabulary) -> Tensor:

@@ -27,7 +27,7 @@ from hoi.config import Section, parse_section
 from hoi.errors import UserError, nearest
 from hoi.matching import CEILING
 from hoi.strict_yaml import read_yaml
-from hoi.sweeps import BASELINES, Sweep, SweepSection, resolve_sweep
+from hoi.sweeps import Sweep, SweepSection, resolve_sweep, untrained_rows
 
 OWN_KEYS = {
     "dataset.seed": "worlds",
@@ -118,7 +118,8 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     data_set = sweeps[seeds[0]].config.dataset.name
     if data_set != "world":
         raise UserError("only the data set 'world' has worlds", where=section.base, got=f"dataset.name {data_set}")
-    known = [*BASELINES, CEILING, *(row.name for row in sweeps[seeds[0]].rows)]
+    first = sweeps[seeds[0]]
+    known = [*untrained_rows(first.config), CEILING, *(row.name for row in first.rows)]
     for key, name in _named(section):
         if name not in known:
             raise UserError(

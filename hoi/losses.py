@@ -131,6 +131,31 @@ def noisy_or(
     return (-torch.expm1(missed)).clamp(min=MIN_CHANCE, max=1 - eps), has_pairs
 
 
+def soft_focal_loss(
+    logits: Float[Tensor, "R K"],
+    targets: Float[Tensor, "R K"],
+    counted: Bool[Tensor, "R K"],
+    focus: float,
+    alpha: float = 0.5,
+) -> Float[Tensor, ""]:
+    """Logits and targets in [0, 1] to focal binary cross-entropy, summed and divided by the targets' sum, at least 1.
+
+    Args:
+        logits: Before the sigmoid.
+        targets: Labels or soft scores.
+        counted: Where a target says anything.
+        focus: Exponent on the distance to the target; 0 is plain cross-entropy.
+        alpha: Weight of what is there; what is not has the rest.
+
+    Source: Lin et al., ICCV 2017, eq. 5, for labels; Li et al., Generalized Focal Loss, NeurIPS 2020, eq. 5, between.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    distance = (targets - logits.sigmoid()).abs()
+    loss = torch.where(counted, weight * distance**focus * cross_entropy, 0.0).sum()
+    return loss / torch.where(counted, targets, 0.0).sum().clamp(min=1)
+
+
 def focal_loss(
     logits: Float[Tensor, "R K"], positive: Bool[Tensor, "R K"], counted: Bool[Tensor, "R K"], focus: float
 ) -> Float[Tensor, ""]:

@@ -30,10 +30,12 @@ class LabelTargets:
     Args:
         pairs: bool [P, K], by row of the split's pair table.
         images: bool [I, K], every annotated interaction of the image, whether a cached pair matches it or not.
+        seen: bool [K], False for what a zero-shot split hides: there a label says nothing, not even "no".
     """
 
     pairs: Bool[Tensor, "P K"]
     images: Bool[Tensor, "I K"]
+    seen: Bool[Tensor, " K"]
 
     def of(self, batch: PairBatch) -> tuple[Bool[Tensor, "P K"], Bool[Tensor, "B K"]]:
         """The rows of one batch: pairs, images."""
@@ -89,7 +91,11 @@ class LabelledPairs:
 
 
 def label_targets(
-    batches: Iterable[PairBatch], labels: HoiLabels, vocabulary: Vocabulary, num_images: int
+    batches: Iterable[PairBatch],
+    labels: HoiLabels,
+    vocabulary: Vocabulary,
+    num_images: int,
+    unseen_ids: np.ndarray | None = None,
 ) -> LabelTargets:
     """Every batch of a split and its labels to the split's targets.
 
@@ -98,11 +104,20 @@ def label_targets(
         labels: Of the same split; `image` is its row.
         vocabulary: Whose interactions the labels name.
         num_images: I.
+        unseen_ids: int64, interactions that are hidden; `labels` hold none of them.
+
+    Raises:
+        ValueError: a hidden interaction is among the labels.
     """
+    seen = np.ones(len(vocabulary), bool)
+    if unseen_ids is not None:
+        seen[unseen_ids] = False
+        if not seen[labels.interaction].all():
+            raise ValueError("a label of an unseen interaction is among those to train with")
     images = torch.zeros(num_images, len(vocabulary), dtype=torch.bool)
     images[labels.image, labels.interaction] = True
     found = [(batch.pair_rows.cpu(), match_pairs(batch, labels, vocabulary)) for batch in batches]
     pairs = torch.zeros(sum(len(rows) for rows, _ in found), len(vocabulary), dtype=torch.bool)
     for rows, matched in found:
         pairs[rows] = torch.from_numpy(matched)
-    return LabelTargets(pairs, images)
+    return LabelTargets(pairs, images, torch.from_numpy(seen))

@@ -27,8 +27,8 @@ class Scorer(Protocol):
 
 
 def extra_of(scorer: Scorer) -> tuple[str, ...]:
-    """The cached fields beyond the usual that a scorer reads: those that a student names, none for a baseline."""
-    return getattr(scorer, "extra_fields", ())
+    """The cached fields beyond the usual that a scorer reads: those that it names, none where it names none."""
+    return getattr(scorer, "scoring_fields", ())
 
 
 def score_triplets(

@@ -25,6 +25,7 @@ from typing import Any
 
 from pydantic import Field
 
+from hoi.baselines import direct_vllms
 from hoi.config import (
     FolderName,
     MultiLevelConfig,
@@ -149,14 +150,19 @@ def resolve_sweep(section: SweepSection, path: str, overrides: list[str] | tuple
         rows[row.name] = known[row.name] = _resolve(row, known, config, path, where)
     if not rows:
         raise UserError("this sweep has no row", where=path, expected="rows or grid")
-    if section.against not in {*rows, *BASELINES}:
+    if section.against not in {*rows, *untrained_rows(config)}:
         raise UserError(
             "rows cannot be compared with a row that is not there",
             where=f"{path}, key 'against'",
-            expected=nearest(section.against, [*rows, *BASELINES]),
+            expected=nearest(section.against, [*rows, *untrained_rows(config)]),
             got=section.against,
         )
     return Sweep(section.name, config, section.against, tuple(rows.values()))
+
+
+def untrained_rows(config: PipelineConfig) -> list[str]:
+    """Rows that stand beside those of every sweep of a pipeline, its language models' among them."""
+    return [*BASELINES, *(row for scorer in direct_vllms(config.vllms) for row in scorer.rows)]
 
 
 def _resolve(row: RowSection, known: Mapping[str, SweepRow], config: PipelineConfig, path: str, where: str) -> SweepRow:

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from cache.atomic import write_atomically, write_json
 from cache.dataset import CacheSplit
+from hoi.baselines import direct_vllms
 from hoi.config import PipelineConfig
-from hoi.datasets.hicodet_classes import unseen
 from hoi.datasets.labels import has_labels, load_labels
 from hoi.errors import UserError, run_program
 from hoi.evaluation.audit import audit, audit_row
@@ -26,13 +27,20 @@ from hoi.evaluation.prediction_lines import prediction_lines
 from hoi.evaluation.rows import Comparison, ResultRow, compare, per_class
 from hoi.evaluation.table import best_of, format_agreement, format_comparison, format_table, means_over_seeds
 from hoi.evaluation.vcoco_rows import format_vcoco, vcoco_means
-from hoi.evaluation.zero_shot import check_zero_shot, drop_unseen, format_zero_shot, in_percent, zero_shot_means
+from hoi.evaluation.zero_shot import (
+    check_zero_shot,
+    drop_unseen,
+    format_zero_shot,
+    in_percent,
+    means_of_splits,
+    splits_of_row,
+)
 from hoi.provenance import commit, library_versions
-from hoi.scoring import score_split
+from hoi.scoring import extra_of, score_split
 from hoi.training import choose_device
 from stages.cached_split import open_split
 from stages.command_line import stage_config
-from stages.grading import BATCH_IMAGES, GATED, PLAIN, STUDENT, TUNED, Grader, Run, row_name
+from stages.grading import BATCH_IMAGES, GATED, PLAIN, STUDENT, TUNED, Grader, Run, row_name, zero_shot_splits
 from stages.train import run_folder
 
 BRANCHES = ("global", "union", "human_object")
@@ -50,7 +58,7 @@ class Report:
         agreement: By student, then branch: the share of images or pairs on which student and teacher put the same
             interaction first, over all seeds.
         files: What was written.
-        zero_shot: Splits whose unseen and seen means are shown.
+        zero_shot: Splits whose unseen and seen means are shown, with the ids that each hides.
     """
 
     title: str
@@ -58,7 +66,7 @@ class Report:
     comparisons: list[Comparison]
     agreement: dict[str, dict[str, float]]
     files: list[Path]
-    zero_shot: list[str] = field(default_factory=list)
+    zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.rows:
@@ -132,7 +140,7 @@ def _write_predictions(
         )
     for run in runs:
         if run.settings.supervision == "teacher":
-            batches = split.batches(BATCH_IMAGES, extra=run.student.extra_fields)
+            batches = split.batches(BATCH_IMAGES, extra=extra_of(run.student))
             scored = score_split(run.student, batches, split.vocabulary, run.settings.score_exponent, device)
             path = Path(config.output) / "predictions" / f"{run.name}-seed-{run.seed}.jsonl.gz"
             inclusive = config.dataset.name == "hicodet"
@@ -147,31 +155,35 @@ def _grade(grader: Grader, runs: list[Run]) -> Iterator[ResultRow]:
 
 
 def _comparisons(config: PipelineConfig, rows: list[ResultRow]) -> list[Comparison]:
-    """Every student of the teacher, and the row `student`, against direct CLIP and its own best branch."""
+    """Every student of the teacher, and the row `student`, against each of its teachers and its own best branch."""
     names = {row.name for row in rows}
     taught = [name for name, s in config.students.items() if s.supervision == "teacher" or name == STUDENT]
     direct = [name for name in (TUNED, GATED) if name in names] or [PLAIN]
     found = []
     for student in taught if rows else []:
         branches = [name for part in BRANCHES if (name := row_name(student, part)) in names]
-        others = [*direct, *([best_of(rows, branches)] if branches else [])]
+        heard = config.students[student].vllm_names
+        asked = [row for scorer in direct_vllms(config.vllms) if scorer.vllm in heard for row in scorer.rows]
+        others = [*direct, *asked, *([best_of(rows, branches)] if branches else [])]
         found += [compare(rows, student, other) for other in others]
     return found
 
 
-def _dropped(config: PipelineConfig) -> dict[str, dict[str, int]]:
+def _dropped(config: PipelineConfig, splits: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
     """What each zero-shot split takes out of the training labels; nothing without either of them."""
-    if not config.evaluation.zero_shot or not has_labels(config.dataset, config.train.split):
+    if not splits or not has_labels(config.dataset, config.train.split):
         return {}
     labels = load_labels(config.dataset, config.train.split)
-    return {name: asdict(drop_unseen(labels, unseen(name))[1]) for name in config.evaluation.zero_shot}
+    return {name: asdict(drop_unseen(labels, ids)[1]) for name, ids in splits.items()}
 
 
-def _plain(config: PipelineConfig, rows: list[ResultRow], num_images: int) -> list[dict[str, Any]]:
+def _plain(
+    config: PipelineConfig, rows: list[ResultRow], num_images: int, splits: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """Rows as they go into results.json, each with its zero-shot means in percent and the labels read for it."""
     plain = []
     for row in rows:
-        means = zero_shot_means(row.result, config.evaluation.zero_shot)
+        means = means_of_splits(row.result, splits_of_row(row, splits))
         further = {"zero_shot": in_percent(means)} if means else {}
         plain.append({**row.to_dict(num_images), **further, "audit": audit_row(config, row.knobs)})
     return plain
@@ -187,6 +199,7 @@ def _write(
     written: list[Path],
 ) -> Report:
     folder, means = Path(config.output), means_over_seeds(rows)
+    splits = zero_shot_splits(config) if rows else {}
     names = [record["name"] for record in means]
     direct = TUNED if TUNED in names else PLAIN
     summary: dict[str, Any] = {
@@ -198,7 +211,8 @@ def _write(
         "against_direct": [compare(rows, name, direct).to_dict() for name in names if name != direct],
         "agreement": agreement,
         "config": config.model_dump(mode="json"),
-        "zero_shot_dropped": _dropped(config) if rows else {},
+        "zero_shot_unseen": {name: ids.tolist() for name, ids in splits.items()},
+        "zero_shot_dropped": _dropped(config, splits),
         "fingerprint": split.fingerprint,
         "commit": commit(),
         "versions": library_versions(LIBRARIES),
@@ -211,7 +225,7 @@ def _write(
         contents["per_class.json"] = per_class(rows, split.vocabulary)
     contents["summary.json"] = summary
     if rows:
-        plain = _plain(config, rows, split.num_images)
+        plain = _plain(config, rows, split.num_images, splits)
         contents["audit.json"] = audit(config, plain, summary["zero_shot_dropped"])
         # Last, so that a full disk leaves no result table that is newer than what explains it.
         contents["results.json"] = plain
@@ -224,7 +238,7 @@ def _write(
     if rows and TUNED not in names:
         title += f"\nsplit {config.evaluation.tune_split} has no annotations: no {TUNED}, no {GATED}"
     files = [folder / name for name in contents]
-    return Report(title, rows, comparisons, agreement, [*files, *written], config.evaluation.zero_shot)
+    return Report(title, rows, comparisons, agreement, [*files, *written], splits)
 
 
 def _command() -> None:

@@ -11,12 +11,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from cache.dataset import CacheSplit
 from cache.fingerprint import file_sha256
-from hoi.baselines import DetectorPrior, DirectClip, DirectClipLevels, GatedDirectClip, direct_settings, setting_knobs
+from hoi.baselines import (
+    DetectorPrior,
+    DirectClip,
+    DirectClipLevels,
+    GatedDirectClip,
+    direct_settings,
+    direct_vllms,
+    setting_knobs,
+)
 from hoi.config import PipelineConfig, StudentConfig
 from hoi.datasets.labels import has_labels, label_files, load_labels, rare_mask
 from hoi.datasets.vcoco_labels import find_label_files, vcoco_truth
@@ -24,11 +33,13 @@ from hoi.errors import UserError
 from hoi.evaluation.rows import Examiner, ResultRow
 from hoi.evaluation.tuning import Tuner
 from hoi.evaluation.vcoco_rows import vcoco_examiner
+from hoi.evaluation.zero_shot import drop_unseen, split_names
 from hoi.matching import CEILING, LabelledPairs
 from hoi.records import HoiLabels, PairBatch, Triplets
 from hoi.scoring import Scorer, extra_of, score_split
 from hoi.students import Student
 from stages.cached_split import open_split
+from stages.train import zero_shot_unseen
 
 BATCH_IMAGES = 64
 STUDENT, PLAIN, TUNED, GATED = "student", "direct_clip", "direct_clip_tuned", "direct_clip_gated"
@@ -67,6 +78,7 @@ class Grader:
 
     def __init__(self, config: PipelineConfig, split: CacheSplit, device: torch.device) -> None:
         self.config, self.split, self.device = config, split, device
+        self._zero_shot_tuners: dict[str, Tuner] = {}
         labels, rare = labels_of(config, config.evaluation.split), rare_mask(config.dataset, config.train.split)
         self._examiner = Examiner(
             labels,
@@ -84,7 +96,7 @@ class Grader:
         return _open_tuner(self.config, self.device)
 
     def baselines(self) -> Iterator[ResultRow]:
-        """What needs no training: the detector alone, and CLIP asked directly; tuned, too, where labels say by what."""
+        """What needs no training: the detector alone, each teacher asked directly, and CLIP tuned where labels are."""
         split, vocabulary, tune_split = self.split, self.split.vocabulary, self.config.evaluation.tune_split
         for name, triplets in self._score(DetectorPrior(vocabulary), 1.0).items():
             yield self._examiner.grade(name, None, triplets, {"score_exponent": 1.0})
@@ -94,6 +106,10 @@ class Grader:
         plain = DirectClipLevels(DirectClip(split.text_bank, vocabulary, settings[0], PLAIN))
         for name, triplets in self._score(plain, 1.0).items():
             yield self._examiner.grade(name, None, triplets, setting_knobs(settings[0], 1.0, margins))
+
+        for scorer in direct_vllms(self.config.vllms):
+            for name, triplets in self._score(scorer, 1.0).items():
+                yield self._examiner.grade(name, None, triplets, {"vllm": scorer.vllm, "score_exponent": 1.0})
 
         if not has_labels(self.config.dataset, tune_split):
             return
@@ -131,7 +147,7 @@ class Grader:
         exponent, knobs = run.settings.score_exponent, run.settings.model_dump(mode="json")
         by_labels = run.settings.supervision == "labels"
         if by_labels:
-            best = self.tuner.tune([run.student], STUDENT)
+            best = self._tuner_of(run.settings.zero_shot).tune([run.student], STUDENT)
             exponent = best.exponent
             knobs |= best.to_dict(self.config.evaluation.tune_split)
         scored = self._score(run.student, exponent)
@@ -139,6 +155,15 @@ class Grader:
         for part in (*branches, STUDENT):
             row_knobs = {**knobs, "score_exponent": exponent}
             yield self._examiner.grade(row_name(run.name, part), run.seed, scored[part], row_knobs)
+
+    def _tuner_of(self, zero_shot: str | None) -> Tuner:
+        """The tuner; one that knows of no unseen interaction, for a student that was trained without them."""
+        if zero_shot is None:
+            return self.tuner
+        if zero_shot not in self._zero_shot_tuners:
+            hidden = zero_shot_unseen(self.config, zero_shot)
+            self._zero_shot_tuners[zero_shot] = _open_tuner(self.config, self.device, hidden)
+        return self._zero_shot_tuners[zero_shot]
 
     def _score(self, scorer: Scorer, exponent: float) -> dict[str, Triplets]:
         batches = self.split.batches(BATCH_IMAGES, extra=extra_of(scorer))
@@ -187,7 +212,12 @@ def _further(config: PipelineConfig, split: CacheSplit) -> Callable[[Triplets], 
     return vcoco_examiner(vcoco_truth(config.dataset, name), split.num_images, split.vocabulary)
 
 
-def _open_tuner(config: PipelineConfig, device: torch.device) -> Tuner:
+def zero_shot_splits(config: PipelineConfig) -> dict[str, np.ndarray]:
+    """The zero-shot splits that are reported, each with the ids of its unseen interactions."""
+    return {name: zero_shot_unseen(config, name) for name in split_names(config)}
+
+
+def _open_tuner(config: PipelineConfig, device: torch.device, hidden: np.ndarray | None = None) -> Tuner:
     name = config.evaluation.tune_split
     if name == config.evaluation.split:
         raise UserError(
@@ -201,4 +231,7 @@ def _open_tuner(config: PipelineConfig, device: torch.device) -> Tuner:
     def batches(extra: Sequence[str]) -> Iterator[PairBatch]:
         return split.batches(BATCH_IMAGES, extra=extra)
 
-    return Tuner(batches, labels_of(config, name), split.vocabulary, device)
+    labels = labels_of(config, name)
+    if hidden is not None:
+        labels, _ = drop_unseen(labels, hidden)
+    return Tuner(batches, labels, split.vocabulary, device)

@@ -20,6 +20,7 @@ from hoi.config import PipelineConfig
 from hoi.datasets.labels import has_labels, load_labels
 from hoi.errors import run_program
 from hoi.evaluation.sanity import Boxes, SanityGate, detector_gate, images_gate, teacher_gate
+from hoi.evaluation.vllm_gate import vllm_gate
 from hoi.records import HoiLabels
 from stages.cached_split import open_split
 from stages.command_line import stage_config
@@ -63,6 +64,8 @@ def main(config: PipelineConfig) -> Report:
     if labels is not None and len(labels):
         judged = name
         gates += _judge(splits[name], labels)
+        passes = [key for key, settings in config.vllms.items() if settings.image_scores]
+        gates += [_judge_pass(splits[name], key, labels) for key in passes]
     content: dict[str, Any] = {
         "gates": [gate.to_dict() for gate in gates],
         "labels_read": judged,
@@ -88,6 +91,12 @@ def _judge(split: CacheSplit, labels: HoiLabels) -> list[SanityGate]:
         detector_gate(detections, pairs, labels, split.vocabulary, split.num_images),
         teacher_gate(similarity, scale, split.is_readable, labels, split.vocabulary),
     ]
+
+
+def _judge_pass(split: CacheSplit, name: str, labels: HoiLabels) -> SanityGate:
+    scores, asked = (split.table(f"{name}/{own}") for own in ("vllm_scores", "vllm_asked"))
+    similarity, scale = split.table("image_similarity"), split.text_bank.logit_scale
+    return vllm_gate(name, scores, asked, similarity, scale, split.is_readable, labels, split.vocabulary)
 
 
 def _command() -> int:

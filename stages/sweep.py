@@ -27,7 +27,7 @@ from hoi.evaluation.rows import ResultRow
 from hoi.sweeps import Sweep, SweepRow, load_sweep
 from stages.cached_split import open_split
 from stages.command_line import stage_parser
-from stages.grading import is_labelled
+from stages.grading import is_labelled, zero_shot_splits
 from stages.sweep_grades import baselines_task, grade_task, grading_digest, short_digest
 from stages.sweep_runs import run_of, train_task
 from stages.sweep_table import SweepTable
@@ -214,7 +214,12 @@ def _gather(plan: Plan, errors: dict[Path, str], num_trained: int) -> SweepTable
         failed,
         {(job.row.name, job.seed): job.folder for job in plan.jobs},
         num_trained,
+        zero_shot_splits(_with_all_rows(plan.sweep)),
     )
+
+
+def _with_all_rows(sweep: Sweep) -> PipelineConfig:
+    return sweep.config.model_copy(update={"students": {row.name: row.student for row in sweep.rows}})
 
 
 def _command() -> int:

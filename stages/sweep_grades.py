@@ -11,6 +11,7 @@ import torch
 
 from cache.atomic import write_json
 from cache.fingerprint import digest_of
+from cache.opened import pass_fingerprints
 from hoi.config import PipelineConfig
 from hoi.evaluation.kept_rows import to_plain
 from hoi.training import choose_device
@@ -60,8 +61,14 @@ def baselines_task(config_json: str, file: str, digest: str) -> dict[str, Any]:
 
 
 def grading_digest(config: PipelineConfig, fingerprint: str) -> str:
-    """Hash over all that decides the figures of a sweep besides its students: cache, annotations and settings."""
-    return short_digest([GRADES_VERSION, fingerprint, annotation_hashes(config), _graded_by(config)])
+    """Hash over all that decides the figures of a sweep besides its students: cache, annotations and settings.
+
+    Raises:
+        UserError: a pass of `vllms` is not there or not complete.
+    """
+    passes = pass_fingerprints(Path(config.cache.folder) / config.evaluation.split, config.vllms)
+    decides = [GRADES_VERSION, fingerprint, annotation_hashes(config), _graded_by(config)]
+    return short_digest([*decides, passes] if passes else decides)
 
 
 def short_digest(plain: Any) -> str:

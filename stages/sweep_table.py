@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cache.atomic import read_json, write_atomically, write_json
 from hoi.evaluation.rows import MEANS, Comparison, ResultRow, compare
 from hoi.evaluation.table import COLUMNS, means_over_seeds
+from hoi.evaluation.zero_shot import format_zero_shot, in_percent, means_of_splits, splits_of_row
 from hoi.provenance import commit, library_versions
 from hoi.sweeps import Sweep
 
@@ -33,6 +36,7 @@ class SweepTable:
         failed: Why there is none, by name and seed.
         runs: Folders of the training runs by name and seed; rows that are only scored differently share one.
         num_trained: Runs that were not finished before.
+        zero_shot: Splits whose unseen and seen means are shown, with the ids that each hides.
     """
 
     sweep: Sweep
@@ -43,6 +47,7 @@ class SweepTable:
     failed: dict[RowSeed, str]
     runs: dict[RowSeed, Path]
     num_trained: int
+    zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[ResultRow]:
@@ -86,6 +91,14 @@ class SweepTable:
             "split": self.sweep.config.evaluation.split,
             "baselines": baselines,
             "rows": students,
+            "zero_shot": [
+                {
+                    "name": row.name,
+                    "seed": row.seed,
+                    **in_percent(means_of_splits(row.result, splits_of_row(row, self.zero_shot))),
+                }
+                for row in (self.rows if self.zero_shot else [])
+            ],
             "failed": [{"name": name, "seed": seed, "reason": text} for (name, seed), text in self.failed.items()],
             "config": self.sweep.config.model_dump(mode="json"),
             "fingerprint": self.fingerprint,
@@ -114,7 +127,9 @@ class SweepTable:
         head = ["", "seeds", *COLUMNS.values(), f"− {self.sweep.against}, 95 % interval"]
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *self._cells()]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return f"{self._title()}\n\n{table}\n" + "".join(f"\n{line}\n" for line in self._failures())
+        unseen = "".join(f"\n    {line}" for line in self._unseen())
+        failures = "".join(f"\n{line}\n" for line in self._failures())
+        return f"{self._title()}\n\n{table}\n{unseen and unseen + chr(10)}{failures}"
 
     def __str__(self) -> str:
         head = ["", "seeds", *COLUMNS.values(), f"− {self.sweep.against}"]
@@ -126,7 +141,11 @@ class SweepTable:
         num_runs = len(set(self.runs.values()))
         runs = f"{num_runs} runs for {len(self.runs)} rows and seeds, {self.num_trained} of them trained now"
         wrote = [f"wrote {self.folder / f'table.{kind}'}" for kind in ("csv", "md", "json")]
-        return "\n".join([self._title(), *table, runs, *self._failures(), *wrote])
+        unseen = ["", *self._unseen(), ""] if self.zero_shot else []
+        return "\n".join([self._title(), *table, *unseen, runs, *self._failures(), *wrote])
+
+    def _unseen(self) -> list[str]:
+        return format_zero_shot(self.rows, self.zero_shot).splitlines() if self.zero_shot else []
 
     def _title(self) -> str:
         config = self.sweep.config

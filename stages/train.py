@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from cache.dataset import CacheSplit
+from cache.opened import pass_fingerprints
 from cache.resident import training_source
 from cache.subset import FirstImages
 from hoi.boards import check_tensorboard
-from hoi.config import PipelineConfig, StudentConfig
+from hoi.config import PipelineConfig, StudentConfig, TrainConfig
 from hoi.distributed import ALONE, Group, end_with_group, is_first_process, join, one_voice
 from hoi.errors import UserError, run_program
 from hoi.matching import LabelTargets
@@ -73,10 +74,12 @@ class Supervision:
     Args:
         labels: Of the training split.
         quality: Student to its mean average precision on the tuning split.
+        hidden: What a zero-shot split hid from both, for the run's record.
     """
 
     labels: LabelTargets | None = None
     quality: Callable[[Student], float] | None = None
+    hidden: dict[str, Any] | None = None
 
 
 def main(config: PipelineConfig) -> TrainReport:
@@ -147,6 +150,16 @@ def open_source(config: PipelineConfig, split: CacheSplit, device: torch.device,
     return source if is_whole else FirstImages(source, config.train.max_images, group)
 
 
+def own_training(config: PipelineConfig, settings: StudentConfig, split: CacheSplit) -> TrainConfig:
+    """The training section as one student takes it: with its own learning rate, epochs and share of the images."""
+    train = config.train
+    own: dict[str, Any] = {key: getattr(settings, key) for key in ("learning_rate", "epochs")}
+    if settings.label_fraction is not None:
+        num_images = min(train.max_images or split.num_images, int(split.is_readable.sum()))
+        own["max_images"] = max(1, round(settings.label_fraction * num_images))
+    return train.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
 def run_folder(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> RunFolder:
     """Where a student of the pipeline file is trained, and all that decides its weights.
 
@@ -173,11 +186,13 @@ def run_settings(config: PipelineConfig, name: str, seed: int, fingerprint: str)
     if config.train.precision == "auto":
         # What it comes to depends on the device, which is no part of a run either.
         elsewhere |= {"precision"}
+    passes = pass_fingerprints(Path(config.cache.folder) / config.train.split, student.vllm_names)
     return {
         "student": student.model_dump(mode="json", exclude=not_deciding),
         "train": config.train.model_dump(mode="json", exclude=elsewhere),
         "seed": seed,
         "cache": fingerprint,
+        **({"passes": passes} if passes else {}),
         **({"tune_split": config.evaluation.tune_split} if by_labels else {}),
     }
 
@@ -214,10 +229,18 @@ def train_run(
     start = time.monotonic()
     settings = config.students[name]
     supervision = _supervision(config, settings, split, device) if settings.supervision == "labels" else Supervision()
+    train = own_training(config, settings, split)
+    if train.max_images != config.train.max_images:
+        source = open_source(config.model_copy(update={"train": train}), split, device, group)
+    student = build_student(settings, split.text_bank, split.vocabulary, split.axes, seed)
+    if group.ask_first(folder.status) == "new":
+        # All of them on every process, whose share of the batches `source` may be.
+        everything = FirstImages(split, train.max_images).batches(BATCH_IMAGES, extra=student.extra_fields)
+        student.prepare(everything, supervision.labels)
     student, progress = fit(
-        build_student(settings, split.text_bank, split.vocabulary, split.axes, seed),
+        student,
         source,
-        config.train,
+        train,
         seed=seed,
         device=device,
         labels=supervision.labels,
@@ -238,6 +261,7 @@ def train_run(
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "precision": choose_precision(config.train.precision, device),
             "num_processes": group.size,
+            **({} if supervision.hidden is None else {"zero_shot": supervision.hidden}),
             "versions": library_versions(LIBRARIES),
             "commit": commit(),
             "fingerprint": split.fingerprint,
@@ -252,6 +276,7 @@ def _supervision(
 ) -> Supervision:
     """Annotations of the training split as targets, and those of the tuning split as judge of the checkpoints."""
     from hoi.evaluation.hico import evaluate
+    from hoi.evaluation.zero_shot import hide
     from hoi.matching import label_targets
     from hoi.scoring import score_split
     from stages.cached_split import open_split
@@ -261,6 +286,10 @@ def _supervision(
     open_split(config, config.train.split)
     tune_split = open_split(config, config.evaluation.tune_split)
     labels, tune_labels = check_annotations(config)
+    unseen_ids, hidden = None, None
+    if settings.zero_shot is not None:
+        unseen_ids = zero_shot_unseen(config, settings.zero_shot)
+        (labels, tune_labels), hidden = hide(settings.zero_shot, unseen_ids, (labels, tune_labels))
 
     def quality(student: Student) -> float:
         batches = tune_split.batches(BATCH_IMAGES, extra=student.extra_fields)
@@ -269,13 +298,28 @@ def _supervision(
         full = evaluate(triplets, tune_labels, len(vocabulary), nothing, nothing, protocol="official").full
         return 0.0 if full is None else full
 
-    return Supervision(label_targets(split.batches(BATCH_IMAGES), labels, vocabulary, split.num_images), quality)
+    targets = label_targets(split.batches(BATCH_IMAGES), labels, vocabulary, split.num_images, unseen_ids)
+    return Supervision(targets, quality, hidden)
+
+
+def zero_shot_unseen(config: PipelineConfig, name: str) -> np.ndarray:
+    """A zero-shot split to the ids of what it hides, int64; splits that count read the training labels."""
+    from hoi.datasets import load_vocabulary
+    from hoi.datasets.labels import load_labels
+    from hoi.evaluation.zero_shot_splits import unseen_ids
+
+    def train_interactions() -> np.ndarray:
+        return load_labels(config.dataset, config.train.split).interaction
+
+    return unseen_ids(config.dataset, load_vocabulary(config.dataset), name, train_interactions)
 
 
 def check_annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
     """The labels of the training split and of the tuning split, or what is wrong with them."""
     from hoi.datasets.labels import load_labels
+    from hoi.evaluation.zero_shot import check_zero_shot
 
+    check_zero_shot(config)
     if config.evaluation.tune_split in (config.train.split, config.evaluation.split):
         raise UserError(
             "checkpoints would be chosen on a split that trains or evaluates",

@@ -40,7 +40,8 @@ def test_an_example_loads_and_keeps_its_outputs_apart(
     assert config.name == path.stem
     assert config.output == f"outputs/{path.stem}"
     assert Path(config.cache.folder).is_relative_to(config.output)
-    assert not any(student.supervision == "labels" for student in config.students.values())
+    by_labels = {name for name, student in config.students.items() if student.supervision == "labels"}
+    assert by_labels == ({"hoiclip_labels", "hoiclip_rare_first"} if path.stem == "hicodet-hoiclip" else set())
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -72,13 +73,15 @@ def test_best_and_faithful_are_the_same_students_everywhere(
     assert students == {kept: shipped[kept] for kept in ("faithful", "best")}
 
 
-@pytest.mark.parametrize("name", ["hicodet", "hicodet-best"])
+@pytest.mark.parametrize("name", ["hicodet", "hicodet-best", "hicodet-hoiclip"])
 def test_hicodet_can_be_planned_without_weights(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_rehearsal(tmp_path / "tree", made_up(5), 3, 2)
     config = load(EXAMPLES / f"{name}.yaml", monkeypatch, tmp_path / "tree", f"cache.folder={tmp_path / 'cache'}")
     estimate = plan(config)
     assert sum(split.num_images for split in estimate.splits) == 5
-    assert (estimate.axes["K"], estimate.axes["D"]) == (600, 1024)
+    assert (estimate.axes["K"], estimate.axes["D"]) == (600, 512 if name == "hicodet-hoiclip" else 1024)
+    # ViT-B/32 at 224 px: 7 x 7 cells, 75 KB an image.
+    assert estimate.axes.get("C") == (768 if name == "hicodet-hoiclip" else None)
     assert estimate.fits
     assert not (tmp_path / "cache").exists()
 

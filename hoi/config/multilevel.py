@@ -57,12 +57,13 @@ class MultiLevelConfig(StudentSettings):
     for none. Departs from the paper."""
     image_teachers: TeacherWeights = {"clip": 1.0}
     """Who gives images their targets, and with what weight: `clip`, and passes of `vllms` by name, as in
-    `{clip: 0.7, coca: 0.3}`. A pass that was not asked of an interaction has no say in it (hoi/students/mixing.py).
-    Anything but CLIP departs from the paper."""
+    `{clip: 0.7, coca: 0.3}`. A pass that was not asked of an interaction has no say in it. Anything but CLIP departs
+    from the paper."""
     pair_teachers: TeacherWeights = {"clip": 1.0}
     """The same of pairs; a pass named here must have scored pairs (`pair_scores` of its section)."""
     teacher_pool: Literal["linear", "geometric"] = "linear"
-    """How several teachers' targets join: mean of scores, or of their logarithms. [choice]"""
+    """How several teachers' targets join (hoi/students/mixing.py): Σ w · t / Σ w over shares of CLIP's mass, or
+    Π t^w, in which a pass moves mass as well. [choice]"""
     union_views: Literal["first", "all"] = "first"
     """Crops that the union branch sees, and whose mean similarity it learns: the first of `teacher.crop.margins`, or
     all of them. [choice]"""

@@ -70,6 +70,7 @@ def audit_row(config: PipelineConfig, knobs: dict[str, Any]) -> dict[str, Any]:
             "tuning": knobs.get("tuned_on"),
             "grading": config.evaluation.split,
         },
+        **({"zero_shot": knobs["zero_shot"]} if knobs.get("zero_shot") else {}),
         "num_settings_tried": knobs.get("num_tried", 0),
     }
 
@@ -132,10 +133,11 @@ def _warnings(config: PipelineConfig, detector: dict[str, str], teacher: dict[st
             found.append(f"what the {part} was trained on is not known; say it in evaluation.{part}_trained_on")
     if detector["name"] == "ground_truth":
         found.append("the detections are annotated boxes: an upper bound, no result")
-    if config.evaluation.zero_shot and any(s.supervision == "labels" for s in config.students.values()):
+    saw = [name for name, s in config.students.items() if s.supervision == "labels" and s.zero_shot is None]
+    if saw and (config.evaluation.zero_shot or any(s.zero_shot for s in config.students.values())):
         found.append(
-            "students with supervision: labels were trained with the labels of unseen interactions: their unseen means "
-            "are no zero-shot results"
+            f"students with supervision: labels and no zero_shot of their own ({', '.join(saw)}) were trained with the "
+            "labels of unseen interactions: their unseen means are no zero-shot results"
         )
     found.append(
         "the branch that the student is compared with last is the best one by labels of the evaluated split, in that "
@@ -151,7 +153,9 @@ def format_audit(found: dict[str, Any]) -> str:
         read = row["labels_read"]
         chosen = read["tuning"] or read["choosing the epoch"]
         tried = f" ({row['num_settings_tried']} settings)" if row["num_settings_tried"] else ""
-        line = [row["name"], row["supervision"], read["training"] or "–", f"{chosen}{tried}" if chosen else "–"]
+        without = f" without {row['zero_shot']}'s unseen" if "zero_shot" in row else ""
+        chosen_by = f"{chosen}{tried}" if chosen else "–"
+        line = [row["name"], row["supervision"], (read["training"] or "–") + without, chosen_by]
         if [*line, read["grading"]] not in lines:
             lines.append([*line, read["grading"]])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

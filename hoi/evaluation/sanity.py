@@ -40,7 +40,7 @@ class SanityGate:
     """One thing that was looked at.
 
     Args:
-        name: `images`, `detector` or `teacher`.
+        name: `images`, `detector`, `teacher`, or that of a pass of `vllms`.
         level: `stop` where nothing that is trained on this cache could mean anything.
         said: The figures, for people.
         figures: The same for machines; shares are fractions.
@@ -170,7 +170,7 @@ def detector_gate(
     plain = {"recall": {name: asdict(of) for name, of in figures.items()}, "num_annotated": num_annotated}
     fix = "the detector's weights and classes, the frame of precomputed boxes, images of another size than annotated"
     judged = [figures[name] for name in ("human", "object") if name in figures]
-    return _judge("detector", f"IoU 0.5 with a cached box or pair: {said}", judged, plain, fix)
+    return judge("detector", f"IoU 0.5 with a cached box or pair: {said}", judged, plain, fix)
 
 
 def teacher_gate(
@@ -188,9 +188,7 @@ def teacher_gate(
         labels: At least one; an image is positive for the interactions of its annotated pairs.
         vocabulary: K interactions.
     """
-    present = np.zeros((len(is_readable), len(vocabulary)), bool)
-    present[labels.image, labels.interaction] = True
-    present = present[is_readable]
+    present = positives(labels, len(is_readable), vocabulary)[is_readable]
     logits = logit_scale * similarity[is_readable].astype(np.float64)
     readings = {"softmax": logits - np.logaddexp.reduce(logits, axis=1, keepdims=True), "cosine": logits}
     orders = {name: np.argsort(-scores, axis=0, kind="stable") for name, scores in readings.items()}
@@ -210,7 +208,14 @@ def teacher_gate(
         f"{100 * chance:.1f}; published for HICO-DET: {100 * PUBLISHED:.1f} ({SOURCE})"
     )
     fix = "the teacher's weights, its activation (-quickgelu), crops and prompts, the order of the annotated classes"
-    return _judge("teacher", said, [figure], plain, fix)
+    return judge("teacher", said, [figure], plain, fix)
+
+
+def positives(labels: HoiLabels, num_images: int, vocabulary: Vocabulary) -> np.ndarray:
+    """bool [I, K]: which interactions an image's annotated pairs do."""
+    present = np.zeros((num_images, len(vocabulary)), bool)
+    present[labels.image, labels.interaction] = True
+    return present
 
 
 def mean_ap(order: np.ndarray, present: np.ndarray) -> float:
@@ -235,7 +240,16 @@ def _recall(truth: Boxes, found: Boxes, vocabulary: Vocabulary) -> float:
     return float(match(asked, there, len(vocabulary.objects), protocol="official").is_hit.mean())
 
 
-def _judge(name: str, said: str, figures: list[Figure], plain: dict[str, Any], fix: str) -> SanityGate:
+def judge(name: str, said: str, figures: list[Figure], plain: dict[str, Any], fix: str) -> SanityGate:
+    """Figures to the gate that the worst of them gives.
+
+    Args:
+        name: Of the gate.
+        said: The figures in words.
+        figures: What is judged.
+        plain: For machines.
+        fix: What to look at where one is bad.
+    """
     levels = {figure.level for figure in figures}
     if "stop" in levels:
         return SanityGate(name, "stop", f"{said}: no better than with the images mixed up", plain, fix)

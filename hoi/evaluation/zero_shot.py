@@ -1,12 +1,14 @@
 """Zero-shot splits: labels without what a split hides, and results as unseen / seen means; docs/zero-shot.md.
 
+Which interactions a split hides: hoi/evaluation/zero_shot_splits.py.
+
 Letters: K interactions, R annotated rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from hoi.errors import UserError
 from hoi.evaluation.hico import HicoResult
 from hoi.evaluation.rows import ResultRow
 from hoi.evaluation.table import rows_by_name
+from hoi.evaluation.zero_shot_splits import check_name
 from hoi.records import HoiLabels
 
 
@@ -74,15 +77,51 @@ def drop_unseen(labels: HoiLabels, unseen_ids: np.ndarray) -> tuple[HoiLabels, D
     return kept, report
 
 
+def hide(
+    name: str, unseen_ids: np.ndarray, splits: tuple[HoiLabels, HoiLabels]
+) -> tuple[tuple[HoiLabels, HoiLabels], dict[str, Any]]:
+    """Labels to train with, and those that choose, without what a split hides; and what a run's record says of it.
+
+    Args:
+        name: Of the split.
+        unseen_ids: int64, the interactions to hide.
+        splits: Labels of the training split and of the tuning split.
+
+    Raises:
+        UserError: nothing is left of one of them.
+    """
+    (train, of_train), (tune, of_tune) = (drop_unseen(labels, unseen_ids) for labels in splits)
+    for labels, which in ((train, "training"), (tune, "tuning")):
+        if not len(labels):
+            raise UserError(
+                f"the zero-shot split leaves no label to {'learn from' if which == 'training' else 'choose by'}",
+                where=f"zero_shot: {name}, {which} split",
+                expected="at least one label of a seen interaction",
+                got="none",
+            )
+    record = {"split": name, "unseen": unseen_ids.tolist(), "dropped": asdict(of_train), "of_tuning": asdict(of_tune)}
+    return (train, tune), record
+
+
 def zero_shot_means(result: HicoResult, split_names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A result on HICO-DET to unseen, seen and full means of each zero-shot split, as fractions.
 
     Raises:
         UserError: there is no such split.
     """
+    return means_of_splits(result, {name: unseen(name) for name in split_names})
+
+
+def means_of_splits(result: HicoResult, splits: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """The same of any splits.
+
+    Args:
+        result: On any vocabulary.
+        splits: Name to the ids of unseen interactions.
+    """
     means: dict[str, dict[str, Any]] = {}
-    for name in split_names:
-        is_unseen = np.isin(np.arange(len(result.ap)), unseen(name))
+    for name, ids in splits.items():
+        is_unseen = np.isin(np.arange(len(result.ap)), ids)
         of_unseen, of_seen = result.unseen_seen(is_unseen)
         means[name] = {
             "unseen": of_unseen,
@@ -105,33 +144,47 @@ def in_percent(means: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
+def split_names(config: PipelineConfig) -> list[str]:
+    """Splits that a config reports, and those that its students are trained in, in this order."""
+    own = [student.zero_shot for student in config.students.values() if student.zero_shot is not None]
+    return list(dict.fromkeys([*config.evaluation.zero_shot, *own]))
+
+
 def check_zero_shot(config: PipelineConfig) -> None:
-    """Nothing, where every split of `evaluation.zero_shot` is known and the data set has them.
+    """Nothing, where the data set has every zero-shot split that is named.
 
     Raises:
         UserError: otherwise.
     """
-    names = config.evaluation.zero_shot
-    if names and config.dataset.name != "hicodet":
-        raise UserError(
-            "zero-shot splits are HICO-DET's",
-            where="evaluation.zero_shot",
-            expected=f"[] for the data set {config.dataset.name}",
-            got=names,
-        )
-    for name in names:
-        unseen(name)
+    for name in config.evaluation.zero_shot:
+        check_name(config.dataset, name, "evaluation.zero_shot")
+    for student, settings in config.students.items():
+        if settings.zero_shot is not None:
+            check_name(config.dataset, settings.zero_shot, f"students.{student}.zero_shot")
 
 
-def format_zero_shot(rows: Sequence[ResultRow], split_names: Sequence[str]) -> str:
-    """Rows to one line a method and zero-shot split: means over its seeds, in percent."""
-    lines = [f"{'':24}{'zero-shot split':18}{'unseen':>8}{'seen':>8}{'full':>8}"]
+def splits_of_row(row: ResultRow, splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The splits that say something of a row: its own where it was trained in one, else all."""
+    own = row.knobs.get("zero_shot")
+    return {name: ids for name, ids in splits.items() if own in (None, name)}
+
+
+def format_zero_shot(rows: Sequence[ResultRow], splits: Mapping[str, np.ndarray]) -> str:
+    """Rows to one line a method and zero-shot split: means over its seeds, in percent.
+
+    A method that learned from labels of unseen interactions is marked with a *: its unseen mean is no zero-shot result.
+    """
+    lines, is_marked = [f"{'':30}{'zero-shot split':18}{'unseen':>8}{'seen':>8}{'full':>8}"], False
     for name, seeds in rows_by_name(rows).items():
-        found = [zero_shot_means(row.result, split_names) for row in seeds]
-        for split in split_names:
+        knobs = seeds[0].knobs
+        saw = knobs.get("supervision") == "labels" and knobs.get("zero_shot") is None
+        is_marked |= saw
+        own = splits_of_row(seeds[0], splits)
+        found = [means_of_splits(row.result, own) for row in seeds]
+        for split in own:
             cells = []
             for mean in ("unseen", "seen", "full"):
                 values = [means[split][mean] for means in found if means[split][mean] is not None]
                 cells.append(f"{100 * np.mean(values):.2f}" if values else "–")
-            lines.append(f"{name:24}{split:18}{cells[0]:>8}{cells[1]:>8}{cells[2]:>8}")
-    return "\n".join(lines)
+            lines.append(f"{name + ' *' * saw:30}{split:18}{cells[0]:>8}{cells[1]:>8}{cells[2]:>8}")
+    return "\n".join([*lines, *(["* trained with labels of unseen interactions, too"] if is_marked else [])])

@@ -9,12 +9,18 @@ import torch
 from hoi.config import StudentConfig
 from hoi.records import TextBank
 from hoi.students.base import StepLosses, Student
+from hoi.students.clhoi import ClhoiStudent
+from hoi.students.hoiclip import HoiclipStudent
 from hoi.students.multilevel import MultiLevelStudent
 from hoi.vocabulary import Vocabulary
 
 __all__ = ["StepLosses", "Student", "build_student"]
 
-METHODS: dict[str, Callable[..., Student]] = {"multilevel": MultiLevelStudent}
+METHODS: dict[str, Callable[..., Student]] = {
+    "clhoi": ClhoiStudent,
+    "hoiclip": HoiclipStudent,
+    "multilevel": MultiLevelStudent,
+}
 
 
 def build_student(

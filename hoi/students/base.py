@@ -6,6 +6,7 @@ Letters: P pairs, K interactions, R images or pairs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -47,6 +48,22 @@ class Student(nn.Module, ABC):
     def extra_fields(self) -> tuple[str, ...]:
         """Cached fields beyond those of every `PairBatch` that the student reads, out of `PairBatch.extra`."""
         return ()
+
+    @property
+    def scoring_fields(self) -> tuple[str, ...]:
+        """Those of them that scores need; the others only teach."""
+        return self.extra_fields
+
+    def prepare(self, batches: Iterable[PairBatch], labels: LabelTargets | None) -> None:
+        """Looks once at what it is about to learn from, before a new run's first step; does nothing where not needed.
+
+        What it finds goes into parameters and buffers of the state, so that a run that goes on need not look again. It
+        must not depend on the order of the batches: several processes may each look for themselves.
+
+        Args:
+            batches: All training images once, with `extra_fields`.
+            labels: As in `losses`.
+        """
 
     @abstractmethod
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:

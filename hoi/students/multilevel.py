@@ -37,8 +37,18 @@ from hoi.students.layers import (
     SigmoidOffsets,
     SpatialBranch,
 )
+from hoi.students.mixing import Target
 from hoi.students.spatial import spatial_code
-from hoi.students.targets import best_of_images, from_pairs, related, score_form, with_none
+from hoi.students.targets import (
+    best_of_images,
+    fields_of_passes,
+    from_pairs,
+    image_target,
+    pair_target,
+    related,
+    score_form,
+    with_none,
+)
 from hoi.vocabulary import Vocabulary
 
 
@@ -55,6 +65,7 @@ class MultiLevelStudent(Student):
     text_embedding: Tensor
     admitted: Tensor
     is_real: Tensor
+    object_of: Tensor
 
     def __init__(
         self, config: MultiLevelConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]
@@ -71,6 +82,7 @@ class MultiLevelStudent(Student):
         self.register_buffer("text_embedding", text_embedding)
         self.register_buffer("admitted", torch.from_numpy(vocabulary.object_mask), persistent=False)
         self.register_buffer("is_real", torch.from_numpy(~vocabulary.is_no_interaction), persistent=False)
+        self.register_buffer("object_of", torch.from_numpy(vocabulary.object_of), persistent=False)
         self.adapt_text = Adapter(joint, width, joint, dropout)
         self.adapt_image = Adapter(joint, width, joint, dropout)
         views = axes["M"] if config.union_views == "all" else axes["L"]
@@ -87,6 +99,11 @@ class MultiLevelStudent(Student):
 
     @property
     def extra_fields(self) -> tuple[str, ...]:
+        """See `Student`."""
+        return (*self.scoring_fields, *(() if self.by_labels else fields_of_passes(self.config)))
+
+    @property
+    def scoring_fields(self) -> tuple[str, ...]:
         """See `Student`."""
         return ("union_embedding",) if self.config.union_views == "all" else ()
 
@@ -135,21 +152,26 @@ class MultiLevelStudent(Student):
                 raise ValueError("a student with supervision `labels` was given no labels")
             return self._losses_of_labels(batch, logits, labels)
         of_pair, of_image = self._scopes(batch)
-        targets_image = self._targets(batch.image_similarity, of_image)
         targets_union = self._targets(
             batch.union_similarity.mean(1) if self.config.union_views == "all" else batch.union_similarity[:, 0],
             of_pair,
         )
+        is_distribution = self.form.kind == "softmax"
+        targets_image = self._targets(batch.image_similarity, of_image)
+        image = image_target(self.config, batch, targets_image, self.object_of, is_distribution)
+        union = pair_target(self.config, batch, targets_union, self.object_of, self.admitted, is_distribution)
+        of_global = _within(image.scope, logits.image)
         step = StepLosses(
-            {"global": self.form.divergence(targets_image, logits.image).mean()},
-            {"global": _same_first(targets_image, logits.image)},
+            {"global": self.form.divergence(image.scores, of_global).mean()},
+            {"global": _same_first(image, of_global)},
         )
         if logits.union is not None:
-            step.losses["union"] = self._divergence_of_pairs(batch, targets_union, logits.union)
-            step.agreement["union"] = _same_first(targets_union, logits.union)
-        targets_of_pairs = self._add_human_object(step, batch, targets_image, targets_union, logits.human_object)
+            of_union = _within(union.scope, logits.union)
+            step.losses["union"] = self._divergence_of_pairs(batch, union, of_union)
+            step.agreement["union"] = _same_first(union, of_union)
+        targets_of_pairs = self._add_human_object(step, batch, image, union, logits.human_object)
         if logits.spatial is not None or logits.relatedness is not None:
-            together = self._together(targets_union, logits)
+            together = self._together(union.scores, logits)
         if logits.spatial is not None:
             targets = with_none(batch, together, self.admitted[batch.labels_o], self._real(batch))
             divergence = F.kl_div(logits.spatial.log_softmax(-1), targets, reduction="none").sum(-1)
@@ -206,28 +228,31 @@ class MultiLevelStudent(Student):
         """bool [P, K]: what each pair's object admits, `no_interaction` left out."""
         return self.is_real & self.admitted[batch.labels_o]
 
-    def _divergence_of_pairs(self, batch: PairBatch, targets: Tensor, logits: Tensor) -> Tensor:
-        return mean_over_images(self.form.divergence(targets, logits), batch.pair_image, batch.num_images)
+    def _divergence_of_pairs(self, batch: PairBatch, target: Target, logits: Tensor) -> Tensor:
+        return mean_over_images(self.form.divergence(target.scores, logits), batch.pair_image, batch.num_images)
 
     def _add_human_object(
-        self, step: StepLosses, batch: PairBatch, targets_image: Tensor, targets_union: Tensor, logits: Tensor
+        self, step: StepLosses, batch: PairBatch, image: Target, union: Target, logits: Tensor
     ) -> Float[Tensor, "B K"]:
         """Adds what supervises the human-object branch; returns the target of its images."""
-        config, admitted, targets = self.config, self.admitted[batch.labels_o], targets_image
+        config, admitted, target = self.config, self.admitted[batch.labels_o], image
         pair_logits = logits
         if config.image_target == "pairs":
             is_softmax, exponent = self.form.kind == "softmax", config.target_gate_exponent
-            targets = from_pairs(batch, targets_union, admitted, self._real(batch), exponent, is_softmax)
-            pair_logits = logits.masked_fill(~admitted, NOT_ADMITTED)
+            target = Target(from_pairs(batch, union.scores, admitted, self._real(batch), exponent, is_softmax))
+            pair_logits = _within(union.scope, logits.masked_fill(~admitted, NOT_ADMITTED))
         if config.human_object_target != "union":
-            image, has_pairs = self.form.aggregate(pair_logits, batch.pair_image, batch.num_images, config.aggregation)
-            divergence = self.form.divergence(targets, image)
+            found, has_pairs = self.form.aggregate(pair_logits, batch.pair_image, batch.num_images, config.aggregation)
+            found = _within(target.scope, found)
+            divergence = self.form.divergence(target.scores, found)
             step.losses["human_object"] = torch.where(has_pairs, divergence, 0.0).mean()
-            step.agreement["human_object"] = _same_first(targets, image)[has_pairs & targets.any(1)]
+            agrees = target.scores.argmax(-1) == found.argmax(-1)
+            step.agreement["human_object"] = agrees[has_pairs & target.scores.any(1)]
         if config.human_object_target != "image":
-            step.losses["human_object_union"] = self._divergence_of_pairs(batch, targets_union, logits)
-            step.agreement["human_object_union"] = _same_first(targets_union, logits)
-        return targets
+            own_logits = _within(union.scope, logits)
+            step.losses["human_object_union"] = self._divergence_of_pairs(batch, union, own_logits)
+            step.agreement["human_object_union"] = _same_first(union, own_logits)
+        return target.scores
 
     @torch.no_grad()
     def _together(self, targets_union: Tensor, logits: BranchLogits) -> Float[Tensor, "P K"]:
@@ -241,9 +266,10 @@ class MultiLevelStudent(Student):
 
     def _losses_of_labels(self, batch: PairBatch, logits: BranchLogits, labels: LabelTargets) -> StepLosses:
         pairs, images = labels.of(batch)
-        admitted = self.admitted[batch.labels_o]
+        seen = labels.seen.to(images.device)
+        admitted = self.admitted[batch.labels_o] & seen
         temperature, focus = self.form.temperature, self.config.focal_gamma
-        losses = {"global": focal_loss(logits.image / temperature, images, torch.ones_like(images), focus)}
+        losses = {"global": focal_loss(logits.image / temperature, images, seen.expand_as(images), focus)}
         if logits.union is not None:
             losses["union"] = focal_loss(logits.union / temperature, pairs, admitted, focus)
         losses["human_object"] = focal_loss(logits.human_object / temperature, pairs, admitted, focus)
@@ -265,5 +291,7 @@ def _cross_entropy(batch: PairBatch, logits: Tensor, positive: Tensor, counted: 
     return mean_over_images(torch.where(counted, values, 0.0), batch.pair_image, batch.num_images)
 
 
-def _same_first(targets: Tensor, logits: Tensor) -> Tensor:
-    return targets.argmax(-1) == logits.argmax(-1)
+def _same_first(target: Target, logits: Tensor) -> Tensor:
+    """Whether teacher and student put the same first, of rows where some teacher was asked anything."""
+    agrees = target.scores.argmax(-1) == logits.argmax(-1)
+    return agrees if target.scope is None else agrees[target.scope.any(-1)]

@@ -14,6 +14,7 @@ from hoi.errors import UserError
 from hoi.gating import competition_gate, gated
 from hoi.losses import ScoreForm
 from hoi.records import PairBatch, TextBank
+from hoi.students.mixing import CLIP, Opinion, Target, mix
 
 TARGET_PRIOR_EXPONENT = 0.5
 """Of (s_h · s_o) in the image's targets that are taken from its pairs."""
@@ -40,6 +41,70 @@ def score_form(config: MultiLevelConfig, bank: TextBank) -> ScoreForm:
             fix="set score_form: teacher, or choose a SigLIP model",
         )
     return ScoreForm(config.score_form, config.target_temperature)
+
+
+def fields_of_passes(config: MultiLevelConfig) -> tuple[str, ...]:
+    """Cached fields of the vision language models that a student learns from."""
+    images, pairs = _passes(config.image_teachers), _passes(config.pair_teachers)
+    return (
+        *(f"{name}/vllm_scores" for name in images),
+        *(f"{name}/vllm_asked" for name in dict.fromkeys([*images, *pairs])),
+        *(f"{name}/vllm_pair_scores" for name in pairs),
+    )
+
+
+def image_target(
+    config: MultiLevelConfig,
+    batch: PairBatch,
+    clip: Float[Tensor, "B K"],
+    object_of: Int64[Tensor, " K"],
+    is_distribution: bool,
+) -> Target:
+    """What the teachers of images say together.
+
+    Args:
+        config: `image_teachers` and `teacher_pool` are read.
+        batch: With the fields of the passes.
+        clip: CLIP's scores.
+        object_of: Each interaction's object.
+        is_distribution: Whether these sum to 1.
+    """
+    opinions = []
+    for name, weight in config.image_teachers.items():
+        if name == CLIP:
+            opinions.append(Opinion(clip, weight))
+        else:
+            scores, asked = batch.extra[f"{name}/vllm_scores"].float(), batch.extra[f"{name}/vllm_asked"] > 0
+            opinions.append(Opinion(scores, weight, asked, torch.where(asked, scores, 0.0).amax(1)))
+    return mix(opinions, config.teacher_pool, object_of, is_distribution=is_distribution)
+
+
+def pair_target(
+    config: MultiLevelConfig,
+    batch: PairBatch,
+    clip: Float[Tensor, "P K"],
+    object_of: Int64[Tensor, " K"],
+    admitted: Bool[Tensor, "O K"],
+    is_distribution: bool,
+) -> Target:
+    """What the teachers of pairs say together; a pass was asked of a pair what it was asked of the pair's object.
+
+    Args: as `image_target`, with `pair_teachers`; `admitted` says which interactions an object admits.
+    """
+    opinions = []
+    for name, weight in config.pair_teachers.items():
+        if name == CLIP:
+            opinions.append(Opinion(clip, weight))
+        else:
+            scores = batch.extra[f"{name}/vllm_pair_scores"].float()
+            asked = (batch.extra[f"{name}/vllm_asked"] > 0)[batch.pair_image] & admitted[batch.labels_o]
+            highest = best_of_images(torch.where(asked, scores, 0.0), batch.pair_image, batch.num_images).amax(1)
+            opinions.append(Opinion(scores, weight, asked, highest[batch.pair_image]))
+    return mix(opinions, config.teacher_pool, object_of, is_distribution=is_distribution)
+
+
+def _passes(weights: dict[str, float]) -> list[str]:
+    return [name for name in weights if name != CLIP]
 
 
 def best_of_images(

@@ -13,10 +13,13 @@ from hoi.baselines import (
     DirectClip,
     DirectClipLevels,
     DirectSetting,
+    DirectVllm,
     GatedDirectClip,
     direct_settings,
+    direct_vllms,
     setting_knobs,
 )
+from hoi.config import VllmConfig
 from hoi.records import PairBatch, TextBank
 from hoi.vocabulary import Vocabulary
 
@@ -135,3 +138,22 @@ def test_the_gate_divides_an_object_between_its_rivals() -> None:
     expected = before[:2, [RIDE, HOLD]] * (mass / mass.sum()).sqrt()[:, None]
     assert torch.allclose(shared[:2, [RIDE, HOLD]], expected, rtol=1e-3)
     assert torch.equal(shared[:, EAT], before[:, EAT])
+
+
+def test_a_language_models_rows_are_its_confidences_in_the_pairs_image_and_in_the_pair() -> None:
+    plain = batch(CROPS, IMAGES)
+    extra = {"a/vllm_scores": torch.rand(2, 3), "a/vllm_pair_scores": torch.rand(4, 3)}
+    scorer = DirectVllm("a", "vllm_image", "vllm_pairs")
+    rows = scorer.branch_scores(replace(plain, extra=extra))
+    assert torch.equal(rows["vllm_image"], extra["a/vllm_scores"][[0, 0, 1, 1]])
+    assert torch.equal(rows["vllm_pairs"], extra["a/vllm_pair_scores"])
+    assert set(scorer.scoring_fields) == set(extra)
+
+
+def test_the_rows_of_several_language_models_have_names_of_their_own() -> None:
+    def asked(image: bool, pairs: bool) -> VllmConfig:
+        return VllmConfig(backend="coca", model="m", image_scores=image, pair_scores=pairs)
+
+    vllms = {"words": asked(False, False), "a": asked(True, False), "b": asked(True, True), "c": asked(False, True)}
+    rows = {scorer.vllm: scorer.rows for scorer in direct_vllms(vllms)}
+    assert rows == {"a": ("vllm_image",), "b": ("vllm_image/b", "vllm_pairs"), "c": ("vllm_pairs/c",)}

@@ -41,7 +41,7 @@ def test_the_shipped_pipeline_file_is_valid() -> None:
             ("{name: world}\ndetector", "{name: world, seed: '3'}\ndetector"),
             r"valid integer.*key 'dataset\.seed'.*got: '3'",
         ),
-        (("students: {student: {}}", "students: {student: {epochs: 3}}"), r"unknown key.*'students\.student\.epochs'"),
+        (("students: {student: {}}", "students: {student: {epoch: 3}}"), r"unknown key.*'students\.student\.epoch'"),
         (("name: t", "name: t\nname: u"), r"duplicate key 'name' .*lines 2 and 3"),
         (
             ("folder: out/cache", "folder: out/cache, images_per_shard: 0"),

@@ -215,9 +215,9 @@ def test_every_row_says_which_labels_were_read_for_it_and_the_audit_lists_them(
     assert "split `clip`" in by_stage_three["teacher"]["trained_on"]
 
 
-def test_zero_shot_splits_are_for_hicodet_alone(plain: dict[str, Any]) -> None:
-    wrong = parse_config({**plain, "evaluation": {"zero_shot": ["rare_first"]}}, "test")
-    with pytest.raises(UserError, match=r"zero-shot splits are HICO-DET's .*evaluation\.zero_shot"):
+def test_the_world_has_the_four_zero_shot_splits_and_no_other(plain: dict[str, Any]) -> None:
+    wrong = parse_config({**plain, "evaluation": {"zero_shot": ["rare_first", "uc0"]}}, "test")
+    with pytest.raises(UserError, match=r"no zero-shot split 'uc0' of world .*evaluation\.zero_shot"):
         stage.main(wrong)
 
 

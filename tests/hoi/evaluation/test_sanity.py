@@ -7,6 +7,7 @@ import pytest
 
 from hoi.datasets.hicodet_classes import hicodet_vocabulary
 from hoi.evaluation.sanity import Boxes, SanityGate, detector_gate, images_gate, mean_ap, teacher_gate
+from hoi.evaluation.vllm_gate import vllm_gate
 from hoi.records import HoiLabels
 from hoi.vocabulary import Vocabulary
 
@@ -131,3 +132,22 @@ def test_unreadable_images_and_images_without_pairs_are_counted() -> None:
     nothing = images_gate({"test": (readable, pairs), "train": (readable, 0 * pairs)})
     assert nothing.level == "stop"
     assert "pairs.min_score" in str(nothing)
+
+
+def test_a_language_model_is_ranked_where_it_was_asked_with_clip_on_the_same_beside_it() -> None:
+    labels = labelled()
+    present = np.zeros((NUM_IMAGES, len(VOCABULARY)), bool)
+    present[labels.image, labels.interaction] = True
+    clip, scale, readable = cosines(labels, 2.0), 50.0, np.ones(NUM_IMAGES, bool)
+    asked = present.copy()
+    asked[:, 0] = False
+    knows_all = vllm_gate("coca", asked * 0.7, asked, clip, scale, readable, labels, VOCABULARY)
+    figures = knows_all.figures["image_level_map"]
+    assert figures["by_reading"]["coca"] == figures["by_reading"]["clip_where_asked"] == 1.0
+    assert figures["by_reading"]["clip"] < 0.9
+    assert knows_all.figures["num_interactions"] == present[:, 1:].any(0).sum()
+    assert knows_all.level == "ok"
+    mixed_up = np.roll(asked, NUM_IMAGES // 3, axis=0)
+    lost = vllm_gate("coca", mixed_up * 0.7, mixed_up, clip, scale, readable, labels, VOCABULARY)
+    assert lost.level != "ok"
+    assert "vllms.coca" in str(lost)

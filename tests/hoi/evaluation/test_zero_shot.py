@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,16 @@ def test_the_printed_means_are_over_a_methods_seeds() -> None:
         examiner.grade("method", 0, found((0, A, B, hidden), (1, A, B, shown)), {}),
         examiner.grade("method", 1, found((1, A, B, shown)), {}),
     ]
-    header, line = format_zero_shot(rows, ["unseen_object"]).splitlines()
+    splits = {"unseen_object": ids, "unseen_verb": unseen("unseen_verb")}
+    header, line, _ = format_zero_shot(rows, splits).splitlines()
     assert header.split() == ["zero-shot", "split", "unseen", "seen", "full"]
     assert line.split() == ["method", "unseen_object", "50.00", "100.00", "75.00"]
+    by_labels = [replace(row, knobs={"supervision": "labels"}) for row in rows]
+    _, marked, _, note = format_zero_shot(by_labels, splits).splitlines()
+    assert marked.split()[:3] == ["method", "*", "unseen_object"]
+    assert note.startswith("* trained with labels of unseen")
+    own = [replace(row, knobs={"supervision": "labels", "zero_shot": "unseen_object"}) for row in rows]
+    assert format_zero_shot(own, splits).splitlines()[1:] == [line]
 
 
 CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))
