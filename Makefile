@@ -12,6 +12,8 @@ overrides := $(filter-out $(capitals),$(subst \$(space),<space>,$(MAKEOVERRIDES)
 OVERRIDES = $(foreach given,$(overrides),'$(subst <space>, ,$(given))')
 # A target with a file of its own takes it where no CONFIG is given.
 config_or = $(if $(filter file,$(origin CONFIG)),$(1),$(CONFIG))
+# A text of make's command line as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
 STAGE_ARGS = --config $(CONFIG) $(OVERRIDES)
 
 # Cores are often shared: spinning OpenMP threads stall each other.
@@ -73,22 +75,22 @@ doctor: setup ## what is missing or wrong in what the pipeline file names, and t
 	@$(PY) -m stages.doctor $(STAGE_ARGS) $(if $(ALL),--all) $(if $(JSON),--json $(JSON))
 
 new: setup ## a pipeline file for a folder of your own (NAME=, IMAGES=, PHRASES=, DETECTOR=, INSTANCES=, CLIP=)
-	@$(PY) -m stages.new $(if $(NAME),--name '$(NAME)') $(if $(IMAGES),--images '$(IMAGES)') $(if $(PHRASES),--phrases '$(PHRASES)') $(if $(DETECTOR),--detector '$(DETECTOR)') $(if $(INSTANCES),--instances '$(INSTANCES)') $(if $(CLIP),--clip '$(CLIP)') $(ARGS)
+	@$(PY) -m stages.new $(foreach each,NAME IMAGES PHRASES DETECTOR INSTANCES CLIP,$(if $($(each)),--$(shell echo $(each) | tr A-Z a-z) $(call quoted,$($(each))))) $(ARGS)
 
 checkpoint: setup ## a trained student as one self-contained folder (STUDENT=best SEED=0 OUT=folder ONNX=1)
 	@$(PY) -m stages.checkpoint $(STAGE_ARGS) $(if $(STUDENT),--student $(STUDENT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out '$(OUT)') $(if $(ONNX),--onnx)
 
 predict: setup ## images, folders or videos to predictions and pictures (IMAGES=path OUT=folder CHECKPOINT=folder)
-	@$(PY) -m stages.predict $(STAGE_ARGS) --images $(IMAGES) --out '$(or $(OUT),outputs/predictions)' $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(if $(STUDENT),--student $(STUDENT)) $(ARGS)
+	@$(PY) -m stages.predict $(STAGE_ARGS) $(if $(IMAGES),--images $(call quoted,$(IMAGES))) --out $(call quoted,$(or $(OUT),outputs/predictions)) $(if $(CHECKPOINT),--checkpoint $(call quoted,$(CHECKPOINT))) $(if $(STUDENT),--student $(STUDENT)) $(ARGS)
 
 quality: setup ## what can be said of students without labels, and its limits (SAMPLE=24 images looked at again)
 	@$(PY) -m stages.quality $(if $(SAMPLE),--sample $(SAMPLE)) $(STAGE_ARGS) $(ARGS)
 
-app: setup ## a page on this machine: drop an image, see who does what (CHECKPOINT=folder)
-	@$(PY) -m stages.app $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(ARGS)
+app: setup ## a page on this machine: drop an image, see who does what (CHECKPOINT=folder, or CONFIG= of a trained one)
+	@$(PY) -m stages.app $(if $(CHECKPOINT),--checkpoint $(call quoted,$(CHECKPOINT)) $(OVERRIDES),$(STAGE_ARGS) $(if $(STUDENT),--student $(STUDENT))) $(ARGS)
 
 check-page: setup ## mark 50 predictions right or wrong: precision and AP with intervals (PREDICTIONS=file IMAGES=folder)
-	@$(PY) -m stages.check_page --serve --predictions '$(PREDICTIONS)' $(if $(IMAGES),--images '$(IMAGES)',--config $(CONFIG)) $(ARGS)
+	@$(PY) -m stages.check_page --serve $(if $(PREDICTIONS),--predictions $(call quoted,$(PREDICTIONS))) $(if $(IMAGES),--images $(call quoted,$(IMAGES)),--config $(CONFIG)) $(if $(OUT),--out $(call quoted,$(OUT))) $(ARGS)
 
 audit: setup ## which labels, splits and training data touched the results
 	@$(PY) -m stages.audit $(STAGE_ARGS) $(ARGS)

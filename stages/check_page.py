@@ -14,6 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os.path import expanduser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -181,11 +182,11 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m stages.check_page", description=(__doc__ or "").splitlines()[0])
     parser.shape = "--predictions FILE (--images DIR | --config FILE) [--out DIR] [--number N] [--serve]"
     add = parser.add_argument
-    add("--predictions", required=True, help="JSON lines, gzipped or not")
-    add("--images", help="the folder that their file names are below")
+    add("--predictions", required=True, type=expanduser, help="JSON lines, gzipped or not")
+    add("--images", type=expanduser, help="the folder that their file names are below")
     add("--config", help="the pipeline file whose data set they are of, in place of --images, or for its vocabulary")
     add("--split", help="of that data set (default: evaluation.split)")
-    add("--out", default="outputs/check", help="folder of marks and results (default: %(default)s)")
+    add("--out", type=expanduser, default="outputs/check", help="folder of marks and results (default: %(default)s)")
     add("--number", type=int, default=50, help="how many triplets are asked (default: %(default)s)")
     add("--seed", type=int, default=0, help="of their draw (default: %(default)s)")
     add("--serve", action="store_true", help="open the page")

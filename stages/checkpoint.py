@@ -8,6 +8,7 @@ docs/predict.md describes the folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> CheckpointReport:
         "--student", help=f"its name in the pipeline file (default: {PREFERRED}, or the first without labels)"
     )
     parser.add_argument("--seed", type=int, help="of its training (default: the first of train.seeds)")
-    parser.add_argument("--out", help="the folder (default: OUTPUT/checkpoints/STUDENT)")
+    parser.add_argument("--out", type=expanduser, help="the folder (default: OUTPUT/checkpoints/STUDENT)")
     parser.add_argument(
         "--models",
         choices=("auto", "copy", "refer"),
@@ -109,6 +110,17 @@ def write_checkpoint(
     )
     folder = Path(config.output) / "checkpoints" / name if out is None else Path(out)
     return save_checkpoint(making, folder, models)
+
+
+def checkpoint_folder(checkpoint: str | None, config: str, student: str | None, overrides: list[str]) -> Path:
+    """What a command line names to a checkpoint's folder; without one, that of a pipeline file's student is made.
+
+    Raises:
+        UserError: see `write_checkpoint`.
+    """
+    if checkpoint is not None:
+        return Path(checkpoint)
+    return write_checkpoint(load_config(config, overrides), student).folder
 
 
 def _figures(config: PipelineConfig, name: str, seed: int) -> dict[str, Any] | None:

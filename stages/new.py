@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path, PurePath
+from shlex import quote
 
 import numpy as np
 
@@ -120,11 +121,13 @@ def main(project: Project, out: Path) -> Report:
 def next_commands(config: PipelineConfig, path: Path) -> list[str]:
     """From the pipeline file to pictures."""
     assert config.dataset.name == "folder"
+    # make reads a dollar before the shell does.
+    quoted = quote(config.dataset.images).replace("$", "$$")
     return [
         f"make teacher-cache CONFIG={path}",
         f"make train CONFIG={path}",
         f"make quality CONFIG={path}",
-        f"make predict CONFIG={path} IMAGES='{config.dataset.images}' OUT={config.output}/pictures",
+        f"make predict CONFIG={path} IMAGES={quoted} OUT={config.output}/pictures",
     ]
 
 
@@ -178,7 +181,9 @@ def _check_splits(config: PipelineConfig) -> list[Finding]:
 
 
 def _command(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(description="A folder of images and a list of phrases to a checked pipeline file.")
+    parser = Parser(
+        prog="python -m stages.new", description="A folder of images and a list of phrases to a checked pipeline file."
+    )
     parser.shape = "--name NAME --images FOLDER --phrases FILE"
     _add_options(parser)
     parsed = parser.parse_args(arguments)

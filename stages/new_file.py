@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from hoi.errors import UserError
+from hoi.strict_yaml import parse_yaml
 
 OPEN_CLIP_DEFAULT = "ViT-B-16-quickgelu/openai"
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -56,8 +57,9 @@ def pipeline_text(project: Project) -> str:
     """A project to its pipeline file.
 
     Raises:
-        UserError: detector or CLIP are not understood.
+        UserError: detector or CLIP are not understood, or a path is none that the file could name.
     """
+    _refuse_unwritable(project)
     return f"""\
 # {project.name}: a detector of one's own interactions, without any label. Made by `make new`; yours to edit.
 #
@@ -164,8 +166,24 @@ def _teacher(clip: str) -> str:
 
 
 def _text(value: str) -> str:
-    """A text as YAML: plain where that is safe, else quoted."""
+    """A text as YAML: plain where that is safe, else quoted; `true`, `null` and `.inf` are no text for YAML."""
     plain = value.replace("-", "").replace("_", "").replace(".", "").replace("/", "")
-    return (
-        value if plain.isalnum() and plain[0].isalpha() and value[0] != "-" else json.dumps(value, ensure_ascii=False)
-    )
+    is_safe = plain.isalnum() and plain[0].isalpha() and value[0] != "-" and parse_yaml(value, "a text") == value
+    if is_safe:
+        return value
+    # YAML's own escapes: those of JSON are halves of a letter beyond 16 bits, and YAML folds a line at more letters.
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False))
+
+
+def _refuse_unwritable(project: Project) -> None:
+    """Nothing, or a UserError: pipeline files take `${NAME}` for the environment's value, and are UTF-8."""
+    for option in ("images", "phrases", "detector", "instances", "clip"):
+        value = getattr(project, option) or ""
+        if "${" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise UserError(
+                "a pipeline file cannot name this",
+                where=f"--{option}",
+                expected="a path in UTF-8, without ${",
+                got=ascii(value),
+                fix="rename it, or make a link to it",
+            )

@@ -8,12 +8,14 @@ docs/predict.md describes what is written. Exit code 0 when something was read, 
 from __future__ import annotations
 
 import io
+import math
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,14 @@ import numpy as np
 from tqdm import tqdm
 
 from cache.atomic import write_atomically
-from hoi.config import load_config
 from hoi.datasets import UnreadableImage
-from hoi.datasets.images import read_image
+from hoi.datasets.images import SUFFIXES, read_image
 from hoi.errors import UserError, run_program
 from hoi.prediction import Checkpoint, ImageResult, Predictor
 from hoi.prediction.pictures import MAX_PAIRS, draw_result
 from hoi.prediction.predictor import MAX_IMAGE_PIXELS
-from hoi.prediction.sources import Source, find_sources, shown
-from stages.checkpoint import write_checkpoint
+from hoi.prediction.sources import VIDEO_SUFFIXES, Source, find_sources, shown
+from stages.checkpoint import checkpoint_folder
 from stages.command_line import Parser
 from stages.predict_video import predict_video
 from stages.prediction_files import PredictionFolder
@@ -92,8 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> PredictReport:
     if options.batch < 1 or (options.top is not None and options.top < 1) or options.shown < 1:
         raise UserError("a number is too small", where="--batch, --top or --shown", expected="at least 1")
     out = Path(options.out)
+    if not math.isfinite(options.threshold):
+        raise UserError("this threshold is none", where="--threshold", expected="a number", got=options.threshold)
     found = find_sources(options.images, out)
-    checkpoint = Checkpoint.open(_checkpoint_folder(options), options.overrides if options.checkpoint else ())
+    if not found.sources and not found.refused:
+        other = f"{len(found.passed_over)} other files" if found.passed_over else "no file"
+        raise UserError(
+            "there is no image and no video to look at",
+            where=", ".join(map(shown, options.images)),
+            expected=f"files that end with one of {', '.join(sorted(SUFFIXES | VIDEO_SUFFIXES))}",
+            got=other,
+            fix="check the path; a single file may have any name",
+        )
+    place = checkpoint_folder(options.checkpoint, options.config, options.student, options.overrides)
+    checkpoint = Checkpoint.open(place, options.overrides if options.checkpoint else ())
     inclusive = checkpoint.config.dataset.name == "hicodet"
     settings = _settings(options, checkpoint)
     with PredictionFolder.open(out, settings, checkpoint.vocabulary, inclusive=inclusive) as folder:
@@ -114,9 +127,21 @@ def _parser() -> Parser:
     parser.shape = "--images PATH ... --out DIR [--checkpoint DIR] [section.key=value ...]"
     add = parser.add_argument
     add("overrides", nargs="*", metavar="section.key=value", help="values that replace the checkpoint's, or the file's")
-    add("--images", nargs="+", required=True, metavar="PATH", help="an image, a folder, a pattern, or a video")
-    add("--out", required=True, metavar="DIR", help="where results go; the same folder again goes on")
-    add("--checkpoint", metavar="DIR", help="what `stages.checkpoint` wrote (default: made from --config's students)")
+    add(
+        "--images",
+        nargs="+",
+        required=True,
+        type=expanduser,
+        metavar="PATH",
+        help="an image, a folder, a pattern, or a video",
+    )
+    add("--out", required=True, type=expanduser, metavar="DIR", help="where results go; the same folder again goes on")
+    add(
+        "--checkpoint",
+        type=expanduser,
+        metavar="DIR",
+        help="what `stages.checkpoint` wrote (default: made from --config's students)",
+    )
     add("--config", default="pipeline.yaml", help="pipeline file of the default checkpoint (default: %(default)s)")
     add("--student", help="of that pipeline file (default: best, or the first without labels)")
     add("--top", type=int, metavar="N", help="triplets of each image that are kept (default: all)")
@@ -128,12 +153,6 @@ def _parser() -> Parser:
     add("--no-pictures", action="store_true", help="draw nothing")
     add("--device", default="auto", help="auto, cpu or cuda")
     return parser
-
-
-def _checkpoint_folder(options: Namespace) -> Path:
-    if options.checkpoint is not None:
-        return Path(options.checkpoint)
-    return write_checkpoint(load_config(options.config, options.overrides), options.student).folder
 
 
 def _settings(options: Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -243,7 +262,9 @@ def _predict(
 
 
 def _picture(folder: PredictionFolder, source: Source, options: Namespace) -> Path | None:
-    return None if options.no_pictures or source.is_video else folder.picture_of(source.name)
+    if options.no_pictures:
+        return None
+    return folder.video_of(source.name, ".mp4") if source.is_video else folder.picture_of(source.name)
 
 
 def _command() -> int:

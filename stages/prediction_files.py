@@ -83,7 +83,7 @@ class PredictionFolder:
         place = self._places.get(source.name)
         if place is None or place[1] != source.stamp() or place[2] == "unreadable":
             return False
-        return place[2] == "video" or picture is None or picture.is_file()
+        return picture is None or picture.is_file()
 
     def picture_of(self, name: str) -> Path:
         """Where an image's picture goes."""
@@ -167,12 +167,11 @@ class PredictionFolder:
         with journal.open("rb+") as file:
             for line in iter(file.readline, b""):
                 try:
-                    plain = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    plain = None
-                if plain is None:
+                    plain = json.loads(line if line.endswith(b"\n") else b"")
+                    name, place = plain["name"], (self._end, plain["stamp"], plain["kind"])
+                except (ValueError, TypeError, KeyError):
                     break
-                self._places[plain["name"]] = (self._end, plain["stamp"], plain["kind"])
+                self._places[name] = place
                 self._end += len(line)
             file.truncate(self._end)
 

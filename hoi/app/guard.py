@@ -81,6 +81,8 @@ class Guard:
         return "another site asked for this" if site not in (None, "same-origin", "none") else None
 
     def _is_ours(self, host: str) -> bool:
+        if set(host) & set("@/?#"):
+            return False
         try:
             name = urlsplit(f"//{host}").hostname or ""
             _ = urlsplit(f"//{host}").port

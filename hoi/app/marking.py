@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class Marking:
     def __init__(self, session: Session, read: Callable[[str], np.ndarray], export: Callable[[], list[str]]) -> None:
         self._session, self._read, self._export = session, read, export
         self._pictures: OrderedDict[str, tuple[bytes, tuple[int, int]] | str] = OrderedDict()
+        self._reading = Lock()
 
     def routes(self) -> list[BaseRoute]:
         """Of the application."""
@@ -79,18 +81,22 @@ class Marking:
 
     def _picture(self, image_id: str) -> tuple[bytes, tuple[int, int]] | str:
         """A JPEG and the image's height and width, or the reason why there is none."""
-        if image_id in self._pictures:
-            self._pictures.move_to_end(image_id)
-            return self._pictures[image_id]
-        try:
-            pixels = self._read(image_id)
-            made: tuple[bytes, tuple[int, int]] | str = (as_jpeg(pixels), (pixels.shape[0], pixels.shape[1]))
-        except (UnreadableImage, OSError) as error:
-            made = str(error)
-        self._pictures[image_id] = made
-        while len(self._pictures) > KEPT_PICTURES:
-            self._pictures.popitem(last=False)
-        return made
+        # The question and its image are asked for at once, from two threads.
+        with self._reading:
+            if image_id in self._pictures:
+                self._pictures.move_to_end(image_id)
+                return self._pictures[image_id]
+            try:
+                pixels = self._read(image_id)
+                made: tuple[bytes, tuple[int, int]] | str = (as_jpeg(pixels), (pixels.shape[0], pixels.shape[1]))
+            except (UnreadableImage, OSError) as error:
+                made = str(error)
+            except MemoryError:
+                made = "this image needs more memory than there is"
+            self._pictures[image_id] = made
+            while len(self._pictures) > KEPT_PICTURES:
+                self._pictures.popitem(last=False)
+            return made
 
     async def _image(self, request: Request) -> Response:
         row = request.path_params["row"]

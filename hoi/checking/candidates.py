@@ -12,7 +12,7 @@ import numpy as np
 
 from hoi.errors import UserError, nearest
 from hoi.evaluation.json_lines import Records, read_json_lines
-from hoi.vocabulary import NO_INTERACTION, Vocabulary
+from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Candidates:
     @property
     def phrases(self) -> list[str]:
         """K readable names."""
-        return [f"{verb} {thing}".replace("_", " ") for verb, thing in self.interactions]
+        return [
+            " ".join((verb, *[thing] * (thing != NO_OBJECT))).replace("_", " ") for verb, thing in self.interactions
+        ]
 
 
 def read_candidates(path: Path, vocabulary: Vocabulary | None = None, *, inclusive: bool = False) -> Candidates:

@@ -16,6 +16,8 @@ from hoi.config import PipelineConfig
 
 UNKNOWN = "unknown"
 COCO_2017 = "COCO train2017: boxes and classes"
+COUNTED_SPLITS = ("rare_first", "non_rare_first")
+"""Zero-shot splits that follow from counts of labels, where no list was published."""
 _TEACHERS = (
     ("mscoco", "a public image-text set, then the captions of COCO"),
     ("openai", "OpenAI's WIT, 400 M image-text pairs, not public"),
@@ -49,6 +51,7 @@ def audit(config: PipelineConfig, rows: Sequence[dict[str, Any]], dropped: dict[
         "teacher": teacher,
         "rare_list": _rare_list(config),
         "zero_shot_dropped": dropped,
+        **_zero_shot_counts(config),
         "warnings": _warnings(config, detector, teacher),
         "rows": [{"name": row["name"], "seed": row["seed"], **audit_row(config, row["knobs"])} for row in rows],
     }
@@ -115,6 +118,14 @@ def _rare_list(config: PipelineConfig) -> str:
     return f"counts of the labels of split {config.train.split}"
 
 
+def _zero_shot_counts(config: PipelineConfig) -> dict[str, str]:
+    """Whose labels, the unseen ones among them, decided what the splits of a result hide; nothing where none did."""
+    own = (student.zero_shot for student in config.students.values())
+    if config.dataset.name == "hicodet" or not {*config.evaluation.zero_shot, *own} & {*COUNTED_SPLITS}:
+        return {}
+    return {"zero_shot_counted_on": config.train.split}
+
+
 def _warnings(config: PipelineConfig, detector: dict[str, str], teacher: dict[str, str]) -> list[str]:
     saw_coco = "coco" in f"{detector['trained_on']}".lower()
     found = []
@@ -154,7 +165,7 @@ def format_audit(found: dict[str, Any]) -> str:
         chosen = read["tuning"] or read["choosing the epoch"]
         tried = f" ({row['num_settings_tried']} settings)" if row["num_settings_tried"] else ""
         without = f" without {row['zero_shot']}'s unseen" if "zero_shot" in row else ""
-        chosen_by = f"{chosen}{tried}" if chosen else "–"
+        chosen_by = f"{chosen}{tried}{without}" if chosen else "–"
         line = [row["name"], row["supervision"], (read["training"] or "–") + without, chosen_by]
         if [*line, read["grading"]] not in lines:
             lines.append([*line, read["grading"]])
@@ -170,4 +181,8 @@ def format_audit(found: dict[str, Any]) -> str:
         f"{drop['num_seen']} seen labels"
         for name, drop in found["zero_shot_dropped"].items()
     ]
+    if "zero_shot_counted_on" in found:
+        drops.append(
+            f"what {' and '.join(COUNTED_SPLITS)} hide was counted on all labels of split {found['zero_shot_counted_on']}"
+        )
     return "\n".join([*table, "", *models, rare, *drops, *(f"warning: {warning}" for warning in found["warnings"])])

@@ -36,6 +36,11 @@ FORMAT, VERSION = "hoi-distill checkpoint", 1
 RECORD_NAME, STUDENT_NAME, TEXT_NAME = "checkpoint.json", "student.safetensors", "text.safetensors"
 CARD_NAME = "MODEL_CARD.md"
 LOCAL_DIR = "local-dir:"
+KEYS = frozenset(
+    {"format", "version", "name", "seed", "config", "vocabulary", "axes", "text", "models", "places", "trained"}
+    | {"figures", "files"}
+)
+"""Of the record."""
 MODELS = {"detector": "detector", "teacher": "CLIP"}
 FREE = {
     "detector": {"min_score", "max_detections", "nms_iou"},
@@ -181,6 +186,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
             got=f"{found[0]}, version {found[1]}",
             fix=make,
         )
+    missing = sorted(KEYS - record.keys()) or sorted({STUDENT_NAME, TEXT_NAME} - record["files"].keys())
+    if missing:
+        raise UserError(
+            "the record of a checkpoint is damaged", where=path, expected=", ".join(missing), got="none", fix=make
+        )
     return record
 
 
@@ -223,6 +233,8 @@ def _apply(plain: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         here = here.setdefault(parent, {})
+        if not isinstance(here, dict):
+            raise UserError("this override goes below a key that holds a value", got=override, expected=f"{parent}=...")
     here[last] = parse_yaml(text, f"override {override}")
 
 

@@ -79,6 +79,10 @@ def _words(members: Sequence[HoiTriplet], vocabulary: Vocabulary) -> str:
     """A pair's interactions in few words, as `ride + hold bicycle`; phrases of one's own as they are."""
     if any(vocabulary.phrases[each.interaction_idx] is not None for each in members):
         return " + ".join(each.phrase for each in members)
-    verbs = " + ".join(spaced(each.verb) for each in members)
-    thing = members[0].object
-    return verbs if thing == NO_OBJECT else f"{verbs} {spaced(thing)}"
+    # Things that are detected as one class share a pair: ride bicycle + ride bike.
+    verbs: dict[str, list[str]] = {}
+    for each in members:
+        verbs.setdefault(each.object, []).append(spaced(each.verb))
+    return " + ".join(
+        " + ".join(of) if thing == NO_OBJECT else f"{' + '.join(of)} {spaced(thing)}" for thing, of in verbs.items()
+    )

@@ -127,7 +127,7 @@ def _below(folder: Path, root: Path, leave_out: Path | None, found: Found) -> It
     sources = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
         here = Path(parent)
-        folders[:] = [name for name in folders if leave_out is None or (here / name).absolute() != leave_out.absolute()]
+        folders[:] = [name for name in folders if leave_out is None or not _is_same(here / name, leave_out)]
         for name in folders:
             if Path(name).suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:
                 found.refused.append((_name(here / name, root), "this is a folder"))
@@ -139,6 +139,10 @@ def _below(folder: Path, root: Path, leave_out: Path | None, found: Found) -> It
             else:
                 found.passed_over.append(_name(here / name, root))
     yield from sorted(sources, key=lambda source: source.name)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return os.path.abspath(path) == os.path.abspath(other)
 
 
 def _name(path: Path, root: Path) -> str:

@@ -24,7 +24,8 @@ def format_quality(content: dict[str, Any]) -> str:
     scorers = content["scorers"]
     largest, looked = content["largest_object"], content["num_images_looked_at_again"]
     head = (
-        f"{content['name']}, split {content['split']}: {content['num_images']} images, "
+        f"{content['name']}, split {content['split']} (evaluation.split=NAME for another): "
+        f"{content['num_images']} images, "
         f"{content['num_readable']} readable, {content['num_images_with_pair']} with a pair, "
         f"{content['num_pairs']} pairs, "
         f"{100 * largest['share_of_pairs']:.0f} % of them with {largest['name']}"
@@ -40,7 +41,7 @@ def format_quality(content: dict[str, Any]) -> str:
     for phrase, found in zip(content["phrases"], scorers[student]["phrases"], strict=True):
         counts = [str(found["num_images"]), str(found["num_pairs"]), *map(str, found["above"].values())]
         ranks = [_number(found["rank"].get(key)) for key in VIEW_NAMES]
-        lines.append([phrase, *counts, f"{found['best_score']:.2f}", *ranks, "; ".join(found["notes"])])
+        lines.append([phrase, *counts, _score(found["best_score"]), *ranks, "; ".join(found["notes"])])
     parts = [
         head,
         "rank correlation over the pairs of each phrase, mean over phrases (1: the same order, 0: none)"
@@ -61,6 +62,11 @@ def _detector(content: dict[str, Any]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def _score(value: float) -> str:
+    """Scores of a phrase may be far below 0.01 and yet tell its pairs apart."""
+    return f"{value:.2f}" if value >= 0.1 or not value else f"{value:.1g}"
 
 
 def _percent(value: float | None) -> str:

@@ -258,6 +258,8 @@ def test_foreign_hosts_and_origins_are_refused_and_every_answer_is_locked_down(s
         ("localhost.evil.example", 403),
         ("", 403),
         ("a:b:c", 403),
+        ("evil.example@127.0.0.1", 403),
+        ("127.0.0.1/evil.example", 403),
     ):
         assert site.ask("GET", "/", Host=host)[0] == status, host
     for headers, status in (

@@ -114,6 +114,23 @@ def test_a_label_trained_student_is_no_zero_shot_result() -> None:
     assert not any("no zero-shot results" in warning for warning in audit(alone, ROWS, drop)["warnings"])
 
 
+def test_a_zero_shot_row_trains_and_chooses_without_the_unseen_and_the_audit_says_what_was_counted() -> None:
+    supervised = {"supervision": "labels", "zero_shot": "rare_first"}
+    rows = [*ROWS, row("hidden", **supervised, tuned_on="validation", num_tried=11)]
+    found = audit(config_of(students={"hidden": supervised}), rows, {})
+    printed = format_audit(found)
+    (line,) = [line for line in printed.splitlines() if line.startswith("hidden")]
+    assert "train without rare_first's unseen  validation (11 settings) without rare_first's unseen" in line
+    (others,) = [line for line in printed.splitlines() if line.startswith("supervised")]
+    assert "without" not in others
+    assert found["zero_shot_counted_on"] == "train"
+    assert "hide was counted on all labels of split train" in printed
+    hicodet = audit(config_of(dataset={"name": "hicodet", "root": "h"}, students={"hidden": supervised}), rows, {})
+    assert "zero_shot_counted_on" not in hicodet
+    by_names = audit(config_of(students={"hidden": {**supervised, "zero_shot": "unseen_verb"}}), rows, {})
+    assert "zero_shot_counted_on" not in by_names
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> PipelineConfig:
     """A run whose results are there, made with another detector than the pipeline file names now."""

@@ -105,6 +105,8 @@ def test_thresholds_may_change_and_other_settings_may_not(folder: Path) -> None:
     for override in ("students.best.width=3", "pairs.max_humans"):
         with pytest.raises(UserError, match="does not take this override"):
             Checkpoint.open(folder, [override])
+    with pytest.raises(UserError, match=r"below a key that holds a value · expected: name="):
+        Checkpoint.open(folder, ["detector.name.x=1"])
 
 
 def test_what_is_no_whole_checkpoint_of_this_version_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -124,6 +126,11 @@ def test_what_is_no_whole_checkpoint_of_this_version_is_refused(folder: Path, tm
     (folder / "text.safetensors").unlink()
     with pytest.raises(UserError, match=r"is missing|not the one"):
         Checkpoint.open(folder)
+    whole = json.loads((folder / "checkpoint.json").read_text())
+    for cut in ({key: value for key, value in whole.items() if key != "places"}, whole | {"files": {}}):
+        (folder / "checkpoint.json").write_text(json.dumps(cut))
+        with pytest.raises(UserError, match=r"is damaged .* expected: (places|student\.safetensors, text)"):
+            Checkpoint.open(folder)
     (folder / "checkpoint.json").write_text("{")
     with pytest.raises(UserError, match="record of a checkpoint is damaged"):
         Checkpoint.open(folder)
@@ -157,7 +164,7 @@ def test_an_onnx_file_scores_as_torch_does_on_any_number_of_images_and_pairs(
     command = [sys.executable, "-m", "stages.checkpoint", "--config", str(config), "--out", str(out), "--onnx"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=WEIGHTS.parents[2], check=True)
     found = re.search(
-        r"student\.onnx: .* at most (\S+) from torch, (\S+) of the largest score, in 4 batches", done.stdout
+        r"student\.onnx: .* at most (\S+) from torch, (\S+) of the largest score, in 5 batches", done.stdout
     )
     assert found is not None, done.stdout
     assert max(float(found[1]), float(found[2])) <= 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,23 @@ def test_the_file_loads_and_everything_is_said_beforehand(place: Path, capsys: p
     assert not (place / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    "folder", ['it\'s $my "photos", one', "null", ".inf", "a: b # c", "schöne Fotos\u00a0🚲\u0085"]
+)
+def test_any_name_of_a_folder_comes_back_from_the_file(
+    place: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "my photos").rename(place / folder)
+    (place / "hoi").symlink_to(Path("hoi").absolute())
+    monkeypatch.chdir(place)
+    assert run(place, images=folder, name="no") == 0
+    config = load_config(place / "no.yaml")
+    assert (config.name, config.dataset.name) == ("no", "folder")
+    assert config.dataset.images == folder
+    said = next(line for line in new.next_commands(config, Path("no.yaml")) if "predict" in line)
+    assert f"IMAGES={folder}" in shlex.split(said.replace("$$", "$"))
+
+
 def test_an_older_file_is_never_replaced(place: Path) -> None:
     (place / "mine.yaml").write_text("mine")
     with pytest.raises(UserError, match="there already"):
@@ -115,6 +133,7 @@ def test_an_object_that_the_detector_lacks_is_an_error_with_what_to_do(
         ({"images": "/nowhere"}, "no such folder of images"),
         ({"phrases": "/nowhere"}, "no such file of phrases"),
         ({"clip": "ViT-B-16"}, "CLIP is not understood"),
+        ({"clip": "local-dir:a${HOME}"}, r"a pipeline file cannot name this .* --clip"),
     ],
 )
 def test_what_is_wrong_is_refused_and_nothing_is_written(place: Path, changes: dict[str, str], message: str) -> None:

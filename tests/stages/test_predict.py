@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -332,6 +333,27 @@ def test_a_video_of_scenes_comes_out_drawn_with_a_line_a_frame(
     assert (len(pictures), pictures[0].shape) == (7, (640, 640, 3))
     assert not list((out / "videos").glob(".*"))
     assert run([clip, tmp_path / "cut.mp4"], out, "--top", "5").num_now == 0
+    (out / "videos" / "clip.mp4").unlink()
+    assert run(clip, out, "--top", "5", "--no-pictures").num_now == 0
+    assert run(clip, out, "--top", "5").num_now == 1
+    assert (out / "videos" / "clip.mp4").is_file()
+
+
+def test_a_folder_without_an_image_is_a_mistake_and_nothing_is_written(
+    run: Callable[..., PredictReport], tmp_path: Path
+) -> None:
+    write(tmp_path / "notes" / "text.txt", b"text")
+    with pytest.raises(UserError, match=r"no image and no video .* got: 1 other files"):
+        run(tmp_path / "notes", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_below_the_folder_of_images_are_never_looked_at_however_they_are_named(
+    photographs: Path, run: Callable[..., PredictReport]
+) -> None:
+    out = photographs / "deeper" / ".." / "out"
+    assert run(photographs, out, "--top", "1").num_images == run(photographs, out, "--top", "1").num_images == 10
+    shutil.rmtree(out)
 
 
 def test_without_a_checkpoint_the_pipeline_files_student_is_taken(

@@ -19,7 +19,7 @@ from hoi.evaluation.zero_shot_splits import unseen_ids
 from hoi.records import HoiLabels, ImageSignals, VisualHead
 from hoi.steps import Loop
 from hoi.students.hoiclip import HoiclipStudent
-from stages import evaluate, teacher_cache, train
+from stages import evaluate, grading, teacher_cache, train
 from stages.cached_split import open_split
 from stages.train import own_training
 from tests.hoi.students.hoiclip_fixtures import SMALL
@@ -115,6 +115,29 @@ def test_not_one_unseen_label_touches_prototypes_loss_or_choice(
     assert record["unseen"] == ids.tolist()
     assert record["dropped"]["num_unseen"] == int(np.isin(READ(config.dataset, "train").interaction, ids).sum()) > 0
     assert record == unseen_changed[2]["zero_shot"]
+
+
+def test_the_priors_exponent_is_chosen_without_one_unseen_label(
+    tmp_path: Path, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    students = {"hidden": ZERO_SHOT, "sees_all": {**ZERO_SHOT, "zero_shot": None}}
+    config = pipeline(tmp_path, cache, students=students, evaluation={"bootstrap": 5})
+    ids = hidden_ids(config)
+    train.main(config)
+
+    def changed(dataset: Any, split: str) -> HoiLabels:
+        labels = READ(dataset, split)
+        return otherwise(labels, np.isin(labels.interaction, ids) & (split == "validation"), ids)
+
+    found = []
+    for read in (READ, changed):
+        monkeypatch.setattr(grading, "load_labels", read)
+        found.append({row.name: row.knobs for row in evaluate.main(config).rows})
+    as_they_are, unseen_changed = found
+    for name, reads_unseen in (("hidden", False), ("sees_all", True), ("direct_clip_tuned", True)):
+        before, after = as_they_are[name], unseen_changed[name]
+        assert (before["tuned_full"] != after["tuned_full"]) == reads_unseen, name
+        assert reads_unseen or before["score_exponent"] == after["score_exponent"]
 
 
 def test_a_fraction_learns_from_the_first_images_of_one_order_and_from_no_other(

@@ -55,6 +55,23 @@ def test_pairs_are_shown_with_their_likely_interactions_and_one_colour_a_person(
     assert shown_pairs(result_of((100, 100), [(0, 1, 2, 0.9)]), VOCABULARY, 9) == []
 
 
+def test_two_things_that_are_detected_as_one_class_are_both_named() -> None:
+    bikes = Vocabulary(
+        ("person", "bicycle"),
+        ("ride", "hold"),
+        (("ride", "bicycle"), ("ride", "bike"), ("hold", "bike")),
+        seen_as=(("bike", "bicycle"),),
+    )
+    places = (0.0, 0.0, 50.0, 50.0), (40.0, 40.0, 90.0, 90.0)
+    found = Detections(np.array(places, np.float32), np.ones(2, np.float32), np.array([0, 1]))
+    rows = [
+        HoiTriplet(*places, 1.0, 1.0, *bikes.interactions[k], "", k, score, 0.5, 0, 1)
+        for k, score in ((1, 0.8), (0, 0.5), (2, 0.4))
+    ]
+    [pair] = shown_pairs(ImageResult("image", (100, 100), found, ["person", "bicycle"], rows), bikes, 9)
+    assert pair.text == "ride + hold bike + ride bicycle 0.80"
+
+
 def test_phrases_of_ones_own_are_shown_as_they_are() -> None:
     own = Vocabulary(VOCABULARY.objects, VOCABULARY.verbs, VOCABULARY.interactions, ("up on a horse", None, None, None))
     [pair] = shown_pairs(result_of((100, 100), [(0, 1, 0, 0.8)]), own, 9)

@@ -14,6 +14,7 @@ from hoi.errors import UserError
 from hoi.matching import LabelTargets, label_targets
 from hoi.students import build_student
 from hoi.students.hoiclip_parts import InteractionClassifier, enhancement, object_texts
+from hoi.students.prototypes import RegionSums, verb_prototypes
 from hoi.training import fit
 from tests.hoi.students.hoiclip_fixtures import CHANNELS, MapSplit, fresh, make_map_split
 from tests.synthetic import VOCABULARY
@@ -140,6 +141,54 @@ def test_classifiers_have_no_bias_of_chance() -> None:
     assert not [name for name, _ in classifier.named_parameters() if "bias" in name]
     with_offset = InteractionClassifier(split.bank, VOCABULARY, 0.0, 2.0)
     assert with_offset.bias.item() == pytest.approx(-np.log(6))
+
+
+def test_logits_are_scaled_cosines_to_texts_and_lambda_times_those_to_verbs() -> None:
+    split = make_map_split()
+    classifier = InteractionClassifier(split.bank, VOCABULARY, 0.3, None)
+    assert classifier.log_scale.exp().item() == pytest.approx(1 / 0.07)
+    assert [layer.weight.shape for layer in classifier.adapter[::2]] == [(8, 16), (8, 8), (16, 8)]
+    joint = F.normalize(torch.randn(4, 16), dim=-1)
+    adapted = classifier.adapter(joint)
+    with torch.no_grad():
+        classifier.verbs *= 3
+    for k, verb in enumerate(VOCABULARY.verb_of):
+        to_text = F.cosine_similarity(joint, torch.from_numpy(split.bank.text_embedding[k])[None])
+        to_verb = F.cosine_similarity(adapted, classifier.verbs[verb][None])
+        assert torch.allclose(classifier(joint)[:, k], (to_text + 0.3 * to_verb) / 0.07, atol=1e-4)
+
+
+def test_every_layer_is_taught_by_a_loss_of_its_own() -> None:
+    split = make_map_split()
+    student = fresh(split, layers=3)
+    losses = student.losses(split.whole, None).losses
+    assert list(losses) == ["layer_1", "layer_2", "layer_3"]
+    for taught, loss in enumerate(losses.values()):
+        student.zero_grad()
+        loss.backward(retain_graph=True)
+        reached = [any(p.grad is not None for p in layer.parameters()) for layer in student.decoder.layers]
+        assert reached == [layer <= taught for layer in range(3)]
+
+
+def test_what_is_frozen_is_no_weight_of_the_student() -> None:
+    student = fresh(make_map_split())
+    kept = {name for name, _ in student.named_parameters()} | set(student.state_dict())
+    assert not [name for name in kept if name.startswith("head.") or "texts" in name]
+
+
+def test_prototypes_are_made_of_the_first_crops_of_unions_and_objects() -> None:
+    split = make_map_split(margins=2)
+    labels, whole = targets_of(split), split.whole
+    student = fresh(split, **LABELS)
+    student.prepare([whole], labels)
+    sums = RegionSums.empty(VOCABULARY, 16)
+    # The last level is the teacher's embedding of the object's own crop; the levels before lie in other spaces.
+    sums.add(labels.pairs.float(), whole.extra["union_embedding"][:, 0], whole.object_feature[:, -1], whole.labels_o)
+    expected, _ = verb_prototypes(sums, torch.from_numpy(split.bank.text_embedding), VOCABULARY)
+    assert torch.equal(student.classify.verbs, expected)
+    taught = fresh(split)
+    taught.prepare([whole], None)
+    assert not torch.equal(taught.classify.verbs, expected)
 
 
 def test_verb_logits_are_copied_to_all_interactions_of_the_verb() -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from hoi.config import HoiclipConfig
 from hoi.losses import focal_loss, soft_focal_loss
 from hoi.students.frozen_head import FrozenHead
-from hoi.students.interaction_decoder import DualAttention
+from hoi.students.interaction_decoder import Attention, DecoderLayer, DualAttention
 from hoi.students.memory import Memory, Places, cells_in_square, in_square, instances_of, sine_positions
 from hoi.students.prototypes import RegionSums, verb_prototypes
 from hoi.students.soft_targets import ClassScales, PairTargets
@@ -36,6 +37,44 @@ def test_with_equal_memories_the_dual_attention_is_twice_the_single_one() -> Non
     assert not torch.allclose(attention(queries, positions, places, [memory, other]), 2 * single)
     weights = sum(p.numel() for p in attention.parameters())
     assert weights == 4 * (16 * 16 + 16) + 2 * 16
+
+
+def copy_attention(own: Attention, torchs: nn.MultiheadAttention) -> None:
+    with torch.no_grad():
+        parts = (own.query, own.key, own.value)
+        torchs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+        torchs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+        torchs.out_proj.load_state_dict(own.out.state_dict())
+
+
+def test_each_memorys_result_is_normalised_before_the_sum_and_positions_are_in_the_keys_alone() -> None:
+    torch.manual_seed(0)
+    dual, torchs = DualAttention(16, 4, 0.1).eval(), nn.MultiheadAttention(16, 4, batch_first=True)
+    copy_attention(dual.attention, torchs)
+    queries, positions = torch.randn(3, 16), torch.randn(3, 16)
+    memories = [Memory(torch.randn(n, 16), torch.randn(n, 16), Places.of(torch.zeros(n).long(), 1)) for n in (5, 2)]
+    expected = torch.zeros(3, 16)
+    for memory in memories:
+        keys = memory.tokens + memory.positions
+        found, _ = torchs((queries + positions)[None], keys[None], memory.tokens[None])
+        expected += F.layer_norm(queries + found[0], (16,))
+    result = dual(queries, positions, Places.of(torch.zeros(3).long(), 1), memories)
+    assert torch.allclose(result, expected, atol=1e-5)
+
+
+def test_with_one_memory_a_layer_is_torchs_post_norm_decoder_layer() -> None:
+    torch.manual_seed(0)
+    layer = DecoderLayer(16, 4, 24, 0.1).eval()
+    torchs = nn.TransformerDecoderLayer(16, 4, 24, batch_first=True, norm_first=False).eval()
+    copy_attention(layer.among_queries, torchs.self_attn)
+    copy_attention(layer.to_memories.attention, torchs.multihead_attn)
+    norms = ((torchs.norm1, layer.norm_first), (torchs.norm2, layer.to_memories.norm), (torchs.norm3, layer.norm_last))
+    for theirs, own in (*norms, (torchs.linear1, layer.network[0]), (torchs.linear2, layer.network[3])):
+        theirs.load_state_dict(own.state_dict())
+    queries, tokens = torch.randn(4, 16), torch.randn(6, 16)
+    memory = Memory(tokens, torch.zeros(6, 16), Places.of(torch.zeros(6).long(), 1))
+    found = layer(queries, torch.zeros(4, 16), Places.of(torch.zeros(4).long(), 1), [memory])
+    assert torch.allclose(found, torchs(queries[None], tokens[None])[0], atol=1e-5)
 
 
 def test_flat_rows_come_back_from_a_table_and_an_image_without_any_has_one_zero_row() -> None:
