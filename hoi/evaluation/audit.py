@@ -182,7 +182,6 @@ def format_audit(found: dict[str, Any]) -> str:
         for name, drop in found["zero_shot_dropped"].items()
     ]
     if "zero_shot_counted_on" in found:
-        drops.append(
-            f"what {' and '.join(COUNTED_SPLITS)} hide was counted on all labels of split {found['zero_shot_counted_on']}"
-        )
+        counted, split = " and ".join(COUNTED_SPLITS), found["zero_shot_counted_on"]
+        drops.append(f"what {counted} hide was counted on all labels of split {split}")
     return "\n".join([*table, "", *models, rare, *drops, *(f"warning: {warning}" for warning in found["warnings"])])

@@ -52,8 +52,8 @@ class Dropped:
 def drop_unseen(labels: HoiLabels, unseen_ids: np.ndarray) -> tuple[HoiLabels, Dropped]:
     """Training labels without the pairs that have an unseen interaction, and what was dropped.
 
-    A pair is an image and its two boxes; all its labels go, the seen ones with the unseen ones, as a pair that is left
-    with part of its labels would teach that the others do not hold.
+    A pair is an image and its two boxes; all its labels go, the seen ones with the unseen ones, so that not even its
+    being there tells of what is hidden.
 
     Args:
         labels: Of a training split.

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hoi.config import StudentConfig
 from hoi.errors import UserError
 from hoi.extraction import similarity
 from hoi.prediction.batch import IMAGE_FIELDS, PAIR_FIELDS, ExtraFields, batch_of
@@ -28,6 +29,7 @@ from hoi.students import Student
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
+EXPORTED = ("multilevel",)
 MAX_DIFFERENCE = 1e-4
 """Of any score from torch, as it is and as a share of the largest: scores of made-up signals are low."""
 IMAGE_INPUTS = ("size_hw", "image_embedding", "image_similarity")
@@ -129,14 +131,30 @@ def export_student(folder: Path) -> ExportedStudent:
     """
     _check_packages()
     checkpoint = Checkpoint.open(folder)
-    student = checkpoint.student()
     settings = checkpoint.config.students[checkpoint.name]
+    refuse_what_has_no_export(checkpoint.name, settings)
+    student = checkpoint.student()
     extra = student.scoring_fields
     mask = torch.from_numpy(checkpoint.vocabulary.object_mask)
     scoring = ScoringStudent(student, mask, settings.score_exponent, extra).eval()
     names = (*IMAGE_INPUTS, *PAIR_INPUTS, *extra)
     data = _export(scoring, _inputs(_made_up(checkpoint, 2, 5, seed=0), extra), names)
     return ExportedStudent(data, *_compare(data, scoring, checkpoint, names), len(CHECKED))
+
+
+def refuse_what_has_no_export(name: str, settings: StudentConfig) -> None:
+    """Nothing, where a student's method can be written as ONNX.
+
+    Raises:
+        UserError: its attention runs over each image's own pairs, whose number ONNX's exporter would fix.
+    """
+    if settings.method not in EXPORTED:
+        raise UserError(
+            f"a student of the method '{settings.method}' has no ONNX form",
+            where=f"student '{name}'",
+            expected=f"method {' or '.join(EXPORTED)}",
+            fix="leave --onnx out: the checkpoint itself runs by stages.predict and Predictor",
+        )
 
 
 def _check_packages() -> None:

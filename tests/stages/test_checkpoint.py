@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hoi.config import PipelineConfig
+from hoi.config import HoiclipConfig, PipelineConfig
 from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.prediction import Checkpoint, Predictor
+from hoi.prediction.onnx_student import refuse_what_has_no_export
 from stages import checkpoint as stage
 from tests.small_checkpoint import WEIGHTS, trained_world
 from tests.world_signals import write_pipeline
@@ -169,3 +170,8 @@ def test_an_onnx_file_scores_as_torch_does_on_any_number_of_images_and_pairs(
     assert found is not None, done.stdout
     assert max(float(found[1]), float(found[2])) <= 1e-4
     assert (out / "student.onnx").stat().st_size > 10_000
+
+
+def test_a_student_that_attends_over_its_images_pairs_has_no_onnx_form() -> None:
+    with pytest.raises(UserError, match=r"method 'hoiclip' has no ONNX form .*student 'mine'"):
+        refuse_what_has_no_export("mine", HoiclipConfig(method="hoiclip"))

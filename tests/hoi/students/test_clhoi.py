@@ -55,6 +55,9 @@ def test_one_pair_passes_the_pooling_unchanged_and_several_are_weighed_by_hand()
     torch.testing.assert_close(joined[1, 0], share @ vectors[1:])
     assert has_pair.tolist() == [[True, True], [True, True], [False, False]]
     assert not torch.cat([pooled[2], joined[2].flatten()]).any()
+    # What no pair of an image admits is pooled from none.
+    nothing, joined, has_pair = pool_pairs(seats, logits, vectors, log_r, torch.zeros_like(admitted), 0.5)
+    assert not torch.cat([nothing.flatten(), joined.flatten(), has_pair.flatten().float()]).any()
 
 
 def test_what_was_not_asked_gets_no_gradient_at_all() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from hoi.config import HoiclipConfig, TrainConfig
 from hoi.errors import UserError
+from hoi.losses import soft_focal_loss
 from hoi.matching import LabelTargets, label_targets
 from hoi.students import build_student
 from hoi.students.hoiclip_parts import InteractionClassifier, enhancement, object_texts
@@ -168,6 +169,20 @@ def test_every_layer_is_taught_by_a_loss_of_its_own() -> None:
         loss.backward(retain_graph=True)
         reached = [any(p.grad is not None for p in layer.parameters()) for layer in student.decoder.layers]
         assert reached == [layer <= taught for layer in range(3)]
+
+
+def test_the_teachers_scores_are_learned_over_their_class_s_scale_and_never_above_one() -> None:
+    split = make_map_split()
+    student, batch = fresh(split, layers=1), split.whole
+    admitted = torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
+    raw = student.targets.raw(batch, admitted, student.is_real & admitted)
+    scales = raw.max(0).values / 2
+    student.target_scales.copy_(scales.where(scales > 0, 1.0))
+    targets = (raw / student.target_scales).clamp(max=1)
+    assert (targets == 1).any(0)[admitted.any(0)].all()
+    logits = student(batch).masked_fill(~admitted, 0)
+    expected = soft_focal_loss(logits, targets, admitted, 2.0)
+    assert torch.allclose(student.losses(batch, None).total, expected, rtol=1e-5)
 
 
 def test_what_is_frozen_is_no_weight_of_the_student() -> None:
