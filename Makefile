@@ -59,7 +59,7 @@ eval: setup ## stage three: average precision of students and baselines
 sweep: setup ## grid or list of students x seeds against one cache, to one table (CONFIG=examples/ablation.yaml)
 	@$(PY) -m stages.sweep --config $(call config_or,examples/ablation.yaml) $(OVERRIDES)
 
-bench: setup ## the README's rows over two worlds and three seeds, to outputs/bench
+bench: setup ## the README's rows over two worlds and five seeds, to outputs/bench
 	@$(PY) -m stages.bench --config $(call config_or,examples/bench.yaml) $(OVERRIDES)
 
 report: setup ## one self-contained page of the results: tables, curves, pictures
