@@ -45,79 +45,79 @@ $(VENV)/.ready: pyproject.toml
 setup: $(VENV)/.ready ## make the environment in .venv (the other targets do it when needed)
 
 demo: setup ## the whole main job on the embedded world: cache, train, evaluate, print the table
-	@$(PY) -m stages.demo $(STAGE_ARGS)
+	@$(PY) -m hoi demo $(STAGE_ARGS)
 
 teacher-cache: setup ## stage one: detector and teacher over every image, into HDF5 shards
-	@$(PY) -m stages.teacher_cache $(STAGE_ARGS)
+	@$(PY) -m hoi teacher-cache $(STAGE_ARGS)
 
 train: setup ## stage two: students, from the cache alone
-	@$(PY) -m stages.train $(STAGE_ARGS)
+	@$(PY) -m hoi train $(STAGE_ARGS)
 
 eval: setup ## stage three: average precision of students and baselines
-	@$(PY) -m stages.evaluate $(STAGE_ARGS)
+	@$(PY) -m hoi eval $(STAGE_ARGS)
 
 sweep: setup ## grid or list of students x seeds against one cache, to one table (CONFIG=examples/ablation.yaml)
-	@$(PY) -m stages.sweep --config $(call config_or,examples/ablation.yaml) $(OVERRIDES)
+	@$(PY) -m hoi sweep --config $(call config_or,examples/ablation.yaml) $(OVERRIDES)
 
 bench: setup ## the README's rows over two worlds and five seeds, to outputs/bench
-	@$(PY) -m stages.bench --config $(call config_or,examples/bench.yaml) $(OVERRIDES)
+	@$(PY) -m hoi bench --config $(call config_or,examples/bench.yaml) $(OVERRIDES)
 
 report: setup ## one self-contained page of the results: tables, curves, pictures
-	@$(PY) -m stages.report $(STAGE_ARGS) $(ARGS)
+	@$(PY) -m hoi report $(STAGE_ARGS) $(ARGS)
 
 hicodet: setup ## HICO-DET from files on disk to results: doctor, plan, cache, gates, train, eval, audit (DATA=folder)
-	@$(PY) -m stages.hicodet --config $(call config_or,examples/hicodet.yaml) $(OVERRIDES) $(ARGS)
+	@$(PY) -m hoi hicodet --config $(call config_or,examples/hicodet.yaml) $(OVERRIDES) $(ARGS)
 
 vcoco: setup ## the same for V-COCO (DATA=folder)
-	@$(PY) -m stages.hicodet --config $(call config_or,examples/vcoco.yaml) $(OVERRIDES) $(ARGS)
+	@$(PY) -m hoi hicodet --config $(call config_or,examples/vcoco.yaml) $(OVERRIDES) $(ARGS)
 
 doctor: setup ## what is missing or wrong in what the pipeline file names, and the line that mends it (ALL=1: every file)
-	@$(PY) -m stages.doctor $(STAGE_ARGS) $(if $(ALL),--all) $(if $(JSON),--json $(JSON))
+	@$(PY) -m hoi doctor $(STAGE_ARGS) $(if $(ALL),--all) $(if $(JSON),--json $(JSON))
 
 new: setup ## a pipeline file for a folder of your own (NAME=, IMAGES=, PHRASES=, DETECTOR=, INSTANCES=, CLIP=)
-	@$(PY) -m stages.new $(foreach each,NAME IMAGES PHRASES DETECTOR INSTANCES CLIP,$(if $($(each)),--$(shell echo $(each) | tr A-Z a-z) $(call quoted,$($(each))))) $(ARGS)
+	@$(PY) -m hoi new $(foreach each,NAME IMAGES PHRASES DETECTOR INSTANCES CLIP,$(if $($(each)),--$(shell echo $(each) | tr A-Z a-z) $(call quoted,$($(each))))) $(ARGS)
 
 checkpoint: setup ## a trained student as one self-contained folder (STUDENT=best SEED=0 OUT=folder ONNX=1)
-	@$(PY) -m stages.checkpoint $(STAGE_ARGS) $(if $(STUDENT),--student $(STUDENT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out '$(OUT)') $(if $(ONNX),--onnx)
+	@$(PY) -m hoi checkpoint $(STAGE_ARGS) $(if $(STUDENT),--student $(STUDENT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out '$(OUT)') $(if $(ONNX),--onnx)
 
 predict: setup ## images, folders or videos to predictions and pictures (IMAGES=path OUT=folder CHECKPOINT=folder)
-	@$(PY) -m stages.predict $(STAGE_ARGS) $(if $(IMAGES),--images $(call quoted,$(IMAGES))) --out $(call quoted,$(or $(OUT),outputs/predictions)) $(if $(CHECKPOINT),--checkpoint $(call quoted,$(CHECKPOINT))) $(if $(STUDENT),--student $(STUDENT)) $(ARGS)
+	@$(PY) -m hoi predict $(STAGE_ARGS) $(if $(IMAGES),--images $(call quoted,$(IMAGES))) --out $(call quoted,$(or $(OUT),outputs/predictions)) $(if $(CHECKPOINT),--checkpoint $(call quoted,$(CHECKPOINT))) $(if $(STUDENT),--student $(STUDENT)) $(ARGS)
 
 quality: setup ## what can be said of students without labels, and its limits (SAMPLE=24 images looked at again)
-	@$(PY) -m stages.quality $(if $(SAMPLE),--sample $(SAMPLE)) $(STAGE_ARGS) $(ARGS)
+	@$(PY) -m hoi quality $(if $(SAMPLE),--sample $(SAMPLE)) $(STAGE_ARGS) $(ARGS)
 
 app: setup ## a page on this machine: drop an image, see who does what (CHECKPOINT=folder, or CONFIG= of a trained one)
-	@$(PY) -m stages.app $(if $(CHECKPOINT),--checkpoint $(call quoted,$(CHECKPOINT)) $(OVERRIDES),$(STAGE_ARGS) $(if $(STUDENT),--student $(STUDENT))) $(ARGS)
+	@$(PY) -m hoi app $(if $(CHECKPOINT),--checkpoint $(call quoted,$(CHECKPOINT)) $(OVERRIDES),$(STAGE_ARGS) $(if $(STUDENT),--student $(STUDENT))) $(ARGS)
 
 check-page: setup ## mark 50 predictions right or wrong: precision and AP with intervals (PREDICTIONS=file IMAGES=folder)
-	@$(PY) -m stages.check_page --serve $(if $(PREDICTIONS),--predictions $(call quoted,$(PREDICTIONS))) $(if $(IMAGES),--images $(call quoted,$(IMAGES)),--config $(CONFIG)) $(if $(OUT),--out $(call quoted,$(OUT))) $(ARGS)
+	@$(PY) -m hoi check-page --serve $(if $(PREDICTIONS),--predictions $(call quoted,$(PREDICTIONS))) $(if $(IMAGES),--images $(call quoted,$(IMAGES)),--config $(CONFIG)) $(if $(OUT),--out $(call quoted,$(OUT))) $(ARGS)
 
 audit: setup ## which labels, splits and training data touched the results
-	@$(PY) -m stages.audit $(STAGE_ARGS) $(ARGS)
+	@$(PY) -m hoi audit $(STAGE_ARGS) $(ARGS)
 
 score: setup ## average precision of anybody's predictions: make score ARGS='--dataset hicodet --annotations ...'
-	@$(PY) -m stages.score $(ARGS)
+	@$(PY) -m hoi score $(ARGS)
 
 cache-plan: setup ## what a build would take: shards, bytes, minutes (SAMPLE=8 times some images)
-	@$(PY) -m stages.teacher_cache plan $(if $(SAMPLE),--sample $(SAMPLE)) $(STAGE_ARGS)
+	@$(PY) -m hoi teacher-cache plan $(if $(SAMPLE),--sample $(SAMPLE)) $(STAGE_ARGS)
 
 cache-info: setup ## what the cache is
-	@$(PY) -m stages.teacher_cache info $(STAGE_ARGS)
+	@$(PY) -m hoi teacher-cache info $(STAGE_ARGS)
 
 cache-verify: setup ## sizes, hashes and tables of every file (RECOMPUTE=8 runs the models on 8 images again, SEED=0)
-	@$(PY) -m stages.teacher_cache verify $(if $(RECOMPUTE),--recompute $(RECOMPUTE)) $(if $(SEED),--seed $(SEED)) $(STAGE_ARGS)
+	@$(PY) -m hoi teacher-cache verify $(if $(RECOMPUTE),--recompute $(RECOMPUTE)) $(if $(SEED),--seed $(SEED)) $(STAGE_ARGS)
 
 cache-repair: setup ## make missing, bad and failed parts again
-	@$(PY) -m stages.teacher_cache repair $(STAGE_ARGS)
+	@$(PY) -m hoi teacher-cache repair $(STAGE_ARGS)
 
 cache-rescore: setup ## other prompts or vocabulary from the cached embeddings (TO=folder)
-	@$(PY) -m stages.teacher_cache rescore $(if $(TO),--to '$(TO)') $(STAGE_ARGS)
+	@$(PY) -m hoi teacher-cache rescore $(if $(TO),--to '$(TO)') $(STAGE_ARGS)
 
 cache-export: setup ## one image's records as JSON (IMAGE=id, TOP=5)
-	@$(PY) -m stages.teacher_cache export $(if $(IMAGE),'$(IMAGE)') $(if $(TOP),--top $(TOP)) $(STAGE_ARGS)
+	@$(PY) -m hoi teacher-cache export $(if $(IMAGE),'$(IMAGE)') $(if $(TOP),--top $(TOP)) $(STAGE_ARGS)
 
 cache-pull: setup ## a finished cache from any location, verified (URL=..., TO=folder)
-	@$(PY) -m stages.teacher_cache pull $(if $(URL),'$(URL)') $(if $(TO),--to '$(TO)') $(STAGE_ARGS)
+	@$(PY) -m hoi teacher-cache pull $(if $(URL),'$(URL)') $(if $(TO),--to '$(TO)') $(STAGE_ARGS)
 
 test: setup ## all tests
 	$(PY) -m pytest -n 2 $(ARGS)
@@ -135,10 +135,10 @@ chaos: setup ## kill, break and disturb stage one, counted (about five minutes; 
 	@OMP_NUM_THREADS=1 $(PY) -m tests.chaos $(ARGS)
 
 world-weights: setup ## train the embedded world's CLIP, detector and captioner again (CPU, about half an hour each)
-	@$(PY) -m stages.world_weights $(ARGS)
+	@$(PY) -m hoi world $(ARGS)
 
 world-check: setup ## measure the committed CLIP, detector and captioner of the embedded world
-	@$(PY) -m stages.world_weights --check
+	@$(PY) -m hoi world --check
 
 benchmarks: setup ## ratios of speed, measured side by side (a quarter of an hour; benchmarks/README.md)
 	@for name in evaluation reader training extraction workers memory latency candidates hoiclip; do $(PY) -m benchmarks.$$name && echo || exit; done

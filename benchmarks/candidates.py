@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks.side_by_side import Rounds, ratio_table, run_in_turn
-from hoi.config import VllmConfig
-from hoi.vllm import VisionLanguageModel, build_vllm
-from hoi.vllm.prefix import likelihoods, plain_likelihoods, run_prefix
-from hoi.vllm.transformers_model import TransformersModel
+from hoi.config import VlmConfig
+from hoi.vlm import VisionLanguageModel, build_vlm
+from hoi.vlm.prompting import likelihoods, plain_likelihoods, run_prefix
+from hoi.vlm.transformers_model import TransformersModel
 
 CASES = ("qwen2_vl", "coca")
 ALONE = "image and question alone"
@@ -42,14 +42,14 @@ CANDIDATES = [
 def measure(case: str, device: str, num_rounds: int = NUM_ROUNDS) -> str:
     """The table of one model."""
     if case == "coca":
-        config = VllmConfig(backend="coca", model="coca_ViT-B-32", pretrained="random")
-        return _compare_calls(case, build_vllm(config, device), None, device, num_rounds)
+        config = VlmConfig(backend="coca", model="coca_ViT-B-32", pretrained="random")
+        return _compare_calls(case, build_vlm(config, device), None, device, num_rounds)
     # What transformers needs is only imported for it.
-    from tests.tiny_vlm import write_vlm
+    from tests.fakes.tiny_vlm import write_vlm
 
     with tempfile.TemporaryDirectory() as folder:
         write_vlm(Path(folder), case, width=WIDTH, layers=LAYERS, image_px=IMAGE_SIDE_PX)
-        model = TransformersModel(VllmConfig(backend="transformers", model=folder), device)
+        model = TransformersModel(VlmConfig(backend="transformers", model=folder), device)
         tables = [
             _compare_passes(case, model, device, num_rounds),
             _compare_calls(case, model, QUESTION, device, num_rounds),

@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.side_by_side import ratio_table, run_in_turn
 from hoi.evaluation import hico, vcoco
 from hoi.evaluation.hico import PROTOCOLS, min_pair_iou
-from hoi.evaluation.json_lines import read_json_lines
 from hoi.evaluation.predictions import Images, Reader
+from hoi.json_lines import read_json_lines
 from hoi.records import HoiLabels, Triplets
 
 HICO_IMAGES, HICO_TRUTHS, HICO_PREDICTIONS, NUM_INTERACTIONS = 9_658, 33_405, 270_000, 600

@@ -24,16 +24,21 @@ from torch.nn import functional
 
 from benchmarks.full_size import DETECTOR, full_size_pipeline, image_kind
 from benchmarks.side_by_side import ratio_table, run_in_turn
-from cache.build import build_shard
-from cache.models import Held, hold, load_extractor, release
-from cache.plan import plan_split
-from cache.tables import pack_tables
-from cache.writing import write_shard
 from hoi.boxes import union_boxes
+from hoi.cache.build.models import (
+    Held,
+    hold,
+    load_extractor,
+    release,
+)
+from hoi.cache.build.worker import build_shard
+from hoi.cache.build.writing import write_shard
+from hoi.cache.plan import plan_split
+from hoi.cache.tables import pack_tables
 from hoi.config import PipelineConfig, load_config
 from hoi.crops import crop_windows
 from hoi.datasets import open_images
-from hoi.pairing import pair_detections
+from hoi.extraction import pair_detections
 
 CONFIG = "pipeline.yaml"
 WORLD = "world"

@@ -29,10 +29,17 @@ from benchmarks.synthetic_cache import (
     write_split,
     write_thin_shards,
 )
-from cache.dataset import CacheSplit, Mode
-from cache.layout import plan_shards
-from cache.manifest import BANK_NAME, INDEX_NAME, MANIFEST_NAME, has_all_files, read_manifest, write_manifest
-from cache.verify import verify_split
+from hoi.cache.manifest import (
+    BANK_NAME,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    has_all_files,
+    read_manifest,
+    write_manifest,
+)
+from hoi.cache.plan import plan_shards
+from hoi.cache.read.split import CacheSplit, Mode
+from hoi.cache.tools.verify import verify_split
 
 BATCH_IMAGES = 32
 SAMPLE_S = 0.02

@@ -23,13 +23,13 @@ import torch
 
 from benchmarks.memory import INTERVAL_S, anonymous_bytes
 from benchmarks.training import FirstImages, OnlineTeacher
-from cache.dataset import CacheSplit
+from hoi.cache.build.run import main as build_cache
+from hoi.cache.read.split import CacheSplit
 from hoi.config import HoiclipConfig, PipelineConfig, load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.extraction import Extractor
-from hoi.students import build_student
-from hoi.training import BatchSource, fit
-from stages.teacher_cache import main as build_cache
+from hoi.students.registry import build_student
+from hoi.training.loop import BatchSource, fit
 
 CONFIG = "pipeline.yaml"
 WAYS = ("cache", "online")

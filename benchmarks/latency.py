@@ -22,9 +22,8 @@ from hoi.config import load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.extraction import Extractor
 from hoi.prediction import Predictor
-from hoi.students import build_student
-from stages.checkpoint import choose_student
-from stages.checkpoint_files import Making, save_checkpoint
+from hoi.prediction.export import Making, choose_student, save_checkpoint
+from hoi.students.registry import build_student
 
 CONFIG = "pipeline.yaml"
 NUM_ROUNDS = 60

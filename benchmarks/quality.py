@@ -1,6 +1,6 @@
 """What the label-free estimate is worth: against average precision, where there are labels to tell.
 
-    python -m stages.quality --branches --sample 100 OVERRIDES     then
+    python -m hoi.quality.run --branches --sample 100 OVERRIDES     then
     python -m benchmarks.quality OUTPUT
 
 reads OUTPUT's quality.json, results.json and per_class.json. Two questions: over methods, does a measure order them as
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.atomic import read_json
+from hoi.files import read_json
 from hoi.quality.measures import spearman
 
 MEASURES = ("teacher", "flip", "crop", "shift")

@@ -17,12 +17,25 @@ import numpy as np
 import torch
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
-from cache.dataset import CacheSplit
-from cache.index import write_index
-from cache.layout import hash_of_ids
-from cache.manifest import BANK_NAME, BankReceipt, Manifest, Receipt, shard_name, write_manifest
-from cache.schema import BY_NAME, SCHEMA_VERSION, Field, fields_of, shape_of
-from cache.shard import encode_file
+from hoi.cache.index import write_index
+from hoi.cache.manifest import (
+    BANK_NAME,
+    BankReceipt,
+    Manifest,
+    Receipt,
+    shard_name,
+    write_manifest,
+)
+from hoi.cache.plan import hash_of_ids
+from hoi.cache.read.split import CacheSplit
+from hoi.cache.schema import (
+    BY_NAME,
+    SCHEMA_VERSION,
+    Field,
+    fields_of,
+    shape_of,
+)
+from hoi.cache.shard import encode_file
 from hoi.vocabulary import PERSON, Vocabulary
 
 AXES = {"K": 600, "D": 512, "M": 1, "L": 1}

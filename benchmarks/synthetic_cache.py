@@ -9,13 +9,26 @@ from unittest.mock import patch
 
 import numpy as np
 
-from cache.fingerprint import digest_of
-from cache.index import write_index
-from cache.layout import plan_shards
-from cache.manifest import BankReceipt, Manifest, Receipt, read_bank_receipt, read_receipt, shard_name, write_manifest
-from cache.schema import READABLE, check_tables, fields_of, shape_of
-from cache.tables import pack_tables
-from cache.writing import write_bank, write_shard
+from hoi.cache.build.writing import write_bank, write_shard
+from hoi.cache.fingerprint import digest_of
+from hoi.cache.index import write_index
+from hoi.cache.manifest import (
+    BankReceipt,
+    Manifest,
+    Receipt,
+    read_bank_receipt,
+    read_receipt,
+    shard_name,
+    write_manifest,
+)
+from hoi.cache.plan import plan_shards
+from hoi.cache.schema import (
+    READABLE,
+    check_tables,
+    fields_of,
+    shape_of,
+)
+from hoi.cache.tables import pack_tables
 from hoi.records import Detections, ImageSignals, TextBank
 from hoi.vocabulary import Vocabulary
 

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
-from cache.dataset import CacheSplit
+from hoi.cache.build.run import main as build_cache
+from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig, TeacherConfig, load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.errors import UserError
 from hoi.extraction import Extractor
 from hoi.records import PairBatch
-from hoi.students import build_student
-from hoi.training import BatchSource, fit
-from stages.teacher_cache import main as build_cache
+from hoi.students.registry import build_student
+from hoi.training.loop import BatchSource, fit
 
 CONFIG = "pipeline.yaml"
 STUDENT = "student"

@@ -16,10 +16,10 @@ from contextlib import ExitStack
 from functools import partial
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
-from cache.build import build_shard
-from cache.plan import plan_split
-from cache.schedule import open_pool
-from cache.tasks import Pool, Task
+from hoi.cache.build.pool import open_pool
+from hoi.cache.build.tasks import Pool, Task
+from hoi.cache.build.worker import build_shard
+from hoi.cache.plan import plan_split
 from hoi.config import PipelineConfig, load_config
 
 CONFIG = "pipeline.yaml"

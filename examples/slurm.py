@@ -12,9 +12,9 @@ import argparse
 
 from dask_jobqueue import SLURMCluster
 
+from hoi.cache.build.run import main
 from hoi.config import load_config
 from hoi.errors import run_program
-from stages.teacher_cache import main
 
 
 def build() -> None:

@@ -20,17 +20,43 @@ import numpy as np
 import open_clip
 import torch
 import torchvision
+from jaxtyping import Int
 from torch import Tensor
 
 from hoi.boxes import union_boxes
-from hoi.config import PipelineConfig
+from hoi.config import PairsConfig, PipelineConfig
 from hoi.crops import CropStyle, boxes_in_window, crop_windows, cut_crop, share_windows, whole_image_window
 from hoi.detectors import Detector, build_detector
-from hoi.pairing import pair_detections
+from hoi.machine import may_have_side_threads
 from hoi.records import Detections, ImageSignals, TextBank
-from hoi.side_threads import may_have_side_threads
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
+
+
+def pair_detections(
+    detections: Detections, person_idx: int, config: PairsConfig, *, with_itself: bool = False
+) -> Int[np.ndarray, "P 2"]:
+    """Detections to candidate pairs, human first.
+
+    The best `max_humans` persons and the best `max_objects` other detections of at least `min_score` take part;
+    a person may be the object of another person, and of itself where that is asked for.
+
+    Args:
+        detections: By falling score.
+        person_idx: Label of the human class.
+        with_itself: Whether each human makes one more pair with itself, for what a person does without an object.
+
+    Returns:
+        int32 rows (human, object) of `detections`, by human, then by object; [0, 2] where nobody was found.
+    """
+    candidates = detections.scores >= config.min_score
+    is_person = detections.labels == person_idx
+    humans = np.flatnonzero(candidates & is_person)[: config.max_humans]
+    things = np.flatnonzero(candidates & ~is_person)[: config.max_objects]
+    partners = np.sort(np.concatenate([humans, things]))
+    pairs = [(human, partner) for human in humans for partner in partners if with_itself or partner != human]
+    return np.array(pairs, dtype=np.int32).reshape(-1, 2)
+
 
 IMAGE_BATCH = 8
 """Whole images of one forward pass, if the batch size allows: few, since a call with fewer still pays for all."""

@@ -5,12 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 # Two test processes on two cores: a second thread each would only wait. Read when torch is imported, and by children.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Whoever names shapes is held to them: every call into those modules has its arguments and results checked.
+# Check the shapes of every call into a module that names shapes.
 ROOT = Path(__file__).parents[1]
 SHAPED = [path for path in sorted((ROOT / "hoi").rglob("*.py")) if "from jaxtyping import" in path.read_text()]
 install_import_hook([".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SHAPED], "beartype.beartype")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run tests marked slow as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run it with --slow, or make test SLOW=1"))

@@ -8,11 +8,11 @@ import open_clip
 import pytest
 import torchvision
 
+from hoi.cache.tools.describe import plan
 from hoi.config import PipelineConfig, load_config
+from hoi.config.yaml import read_yaml
 from hoi.datasets.vcoco import split_ids
-from hoi.strict_yaml import read_yaml
-from stages.cache_estimates import plan
-from tests.hicodet_rehearsal import made_up, write_rehearsal
+from tests.fakes.hicodet_rehearsal import made_up, write_rehearsal
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PIPELINES = sorted(

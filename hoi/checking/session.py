@@ -10,9 +10,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hoi.checking.candidates import Candidates
 from hoi.checking.estimates import Result, Results, estimate
-from hoi.checking.sample import Sample, draw_sample
+from hoi.checking.sample import Candidates, Sample, draw_sample
 from hoi.errors import UserError
 
 Verdict = Literal["right", "wrong", "skip"]
@@ -117,7 +116,7 @@ class Session:
         return estimate(found.phrase, found.score, self.sample.stratum, marked, right, len(found.interactions))
 
     def annotations(self) -> bytes:
-        """The triplets marked as right, as the annotation lines of a folder data set, which `stages.score` reads."""
+        """The triplets marked as right, as the annotation lines of a folder data set, which `hoi score` reads."""
         return _lines(self._line(row) for row, verdict in self.marks.items() if verdict == "right")
 
     def checked(self) -> bytes:

@@ -27,12 +27,17 @@ from hoi.config.detectors import (
     WorldDetectorConfig,
 )
 from hoi.config.loading import load_config, parse_config, parse_section, parse_student
-from hoi.config.pipeline import PipelineConfig
+from hoi.config.pipeline import (
+    ClhoiConfig,
+    HoiclipConfig,
+    MultiLevelConfig,
+    PipelineConfig,
+    StudentConfig,
+    StudentSettings,
+)
 from hoi.config.running import CacheConfig, EvaluationConfig, TrainConfig
 from hoi.config.section import TABLE_NAMES, Count, FolderName, Section, Seeds, Share, StudentName
-from hoi.config.students import ClhoiConfig, HoiclipConfig, MultiLevelConfig, StudentConfig, StudentSettings
-from hoi.config.teachers import CropConfig, TeacherConfig
-from hoi.config.vllm import PassName, VllmConfig
+from hoi.config.teachers import CropConfig, PassName, TeacherConfig, VlmConfig
 
 __all__ = [
     "TABLE_NAMES",
@@ -67,7 +72,7 @@ __all__ = [
     "TorchvisionDetectorConfig",
     "TrainConfig",
     "VcocoDataset",
-    "VllmConfig",
+    "VlmConfig",
     "WorldDataset",
     "WorldDetectorConfig",
     "load_config",

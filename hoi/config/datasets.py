@@ -88,7 +88,7 @@ class VcocoDataset(Section):
     image_list: str | None = None
     """Text file of COCO image ids, one a line; only those of a split count. null for all of V-COCO."""
     vocabulary: Literal["common_sense", "all"] = "common_sense"
-    """Which objects an action-role pair goes with: those written down in `hoi.datasets.vcoco_vocabulary` (370
+    """Which objects an action-role pair goes with: those written down in `hoi.datasets.vcoco` (370
     interactions), or each of the 80 (2,004)."""
     annotations: str | None = None
     """Folder of V-COCO's own `vcoco_{train,val,test}.json`; without those, of fredzzhang's `instances_vcoco_*.json`,

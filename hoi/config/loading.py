@@ -9,11 +9,10 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from hoi.config.pipeline import PipelineConfig
+from hoi.config.pipeline import PipelineConfig, StudentConfig, method_of
 from hoi.config.section import Section
-from hoi.config.students import StudentConfig, method_of
+from hoi.config.yaml import parse_yaml, read_yaml
 from hoi.errors import UserError
-from hoi.strict_yaml import parse_yaml, read_yaml
 
 AnySection = TypeVar("AnySection", bound=Section)
 

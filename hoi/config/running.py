@@ -72,7 +72,7 @@ class EvaluationConfig(Section):
     `rare_first`, `non_rare_first`, `unseen_object`, `unseen_verb`, and of HICO-DET `uc0` to `uc4`
     (docs/zero-shot.md)."""
     save_predictions: bool = False
-    """Whether the triplets of every student of the teacher are written as JSON lines that `stages.score` reads."""
+    """Whether the triplets of every student of the teacher are written as JSON lines that `hoi score` reads."""
     detector_trained_on: str | None = None
     """What the detector's weights were trained on, in words for the audit; null for what is known of published ones."""
     teacher_trained_on: str | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -42,7 +42,7 @@ TeacherWeights = Annotated[dict[FolderName, Annotated[float, Field(ge=0)]], Afte
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
 TABLE_NAMES = frozenset(
     {"detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", "direct_clip_tuned"}
-    | {"vllm_image", "vllm_pairs", "interaction"}
+    | {"vlm_image", "vlm_pairs", "interaction"}
     | {"direct_clip_gated", "global", "union", "human_object", "spatial", "ungated"}
     | {"labels_on_detections"}
 )
@@ -53,3 +53,40 @@ class Section(BaseModel):
     """A strict part of the pipeline file: unknown keys, and numbers written as strings, are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StudentSettings(Section):
+    """One student of the pipeline file; each method has a section of its own."""
+
+    READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset({"score_exponent"})
+    """Keys that leave the weights alone, so changing them asks for no new training."""
+
+    method: str
+    """Which of the sections this is."""
+    supervision: Literal["teacher", "labels"] = "teacher"
+    """`teacher`: cached scores only. `labels`: annotated pairs matched to cached boxes."""
+    zero_shot: str | None = None
+    """With `supervision: labels`: a split whose unseen interactions are hidden from training, prototypes and the choice
+    of checkpoints and of the prior's exponent: `rare_first`, `non_rare_first`, `unseen_object` or `unseen_verb`
+    (docs/zero-shot.md)."""
+    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """With `supervision: labels`: share of the training images that are learned from, the first of one shuffled order,
+    as `train.max_images`; null for all. Checkpoints are chosen by all labels of `evaluation.tune_split` even so."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """null for `train.learning_rate`."""
+    epochs: Count | None = None
+    """null for `train.epochs`."""
+    score_exponent: Annotated[float, Field(ge=0)] = 1.0
+    """γ of (s_h · s_o)^γ in the final score. [choice]"""
+
+    @model_validator(mode="after")
+    def _labels_for_what_is_about_labels(self) -> StudentSettings:
+        for key in ("zero_shot", "label_fraction"):
+            if getattr(self, key) is not None and self.supervision != "labels":
+                raise ValueError(f"{key} is about labels, and supervision is {self.supervision}")
+        return self
+
+    @property
+    def vlm_names(self) -> frozenset[str]:
+        """The passes of `vlms` whose fields the student reads."""
+        return frozenset()

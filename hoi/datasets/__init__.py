@@ -1,4 +1,4 @@
-"""Where images and vocabularies come from. Nothing here hands out an HOI label: those live in `hoi.datasets.labels`.
+"""Where images and vocabularies come from. Nothing here hands out an HOI label: those live in `hoi.labels`.
 
 Stages one and two of an annotation-free run use this module alone, so they cannot reach a label.
 """
@@ -10,8 +10,7 @@ from hoi.datasets.base import ImageSource, UnreadableImage
 from hoi.datasets.folder import FolderImages
 from hoi.datasets.hicodet import HicodetImages
 from hoi.datasets.hicodet_classes import hicodet_vocabulary
-from hoi.datasets.vcoco import VcocoImages
-from hoi.datasets.vcoco_vocabulary import vcoco_vocabulary
+from hoi.datasets.vcoco import VcocoImages, vcoco_vocabulary
 from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.datasets.world import WorldImages, world_identity, world_vocabulary
 from hoi.errors import UserError

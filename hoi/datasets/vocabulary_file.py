@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hoi.datasets.object_names import usual_name
-from hoi.datasets.phrases import parse_phrase
+from hoi.config.yaml import read_yaml
+from hoi.datasets.phrases import parse_phrase, usual_name
 from hoi.errors import UserError, nearest
 from hoi.prompts import spaced, verb_ing
-from hoi.strict_yaml import read_yaml
 from hoi.vocabulary import NO_OBJECT, PERSON, Vocabulary
 
 YAML_SUFFIXES = (".yaml", ".yml")

@@ -8,11 +8,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from hoi.config import DatasetConfig, GroundTruthDetectorConfig
-from hoi.datasets.boxes import load_boxes
+from hoi.datasets.world import scene_of
 from hoi.detectors.base import keep_detections, kept_settings
+from hoi.errors import UserError
 from hoi.prompts import spaced
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary
+from hoi.world import OBJECTS, annotate
+
+
+def load_boxes(config: DatasetConfig, image_id: str) -> tuple[np.ndarray, list[str]]:
+    """Image id to its annotated boxes, float32 [N, 4] pixel-edge xyxy, and their N object names.
+
+    Raises:
+        UserError: the data set has no annotated boxes.
+    """
+    if config.name != "world":
+        raise UserError(
+            "the ground_truth detector needs annotated boxes",
+            where=f"dataset {config.name}",
+            expected="a data set with boxes (world)",
+            fix="use detector.name torchvision or precomputed",
+        )
+    annotation = annotate(scene_of(image_id))
+    return annotation.boxes_xyxy.astype(np.float32), [OBJECTS[label] for label in annotation.labels]
 
 
 class GroundTruthDetector:

@@ -25,10 +25,10 @@ import numpy as np
 
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet_classes import hicodet_vocabulary
-from hoi.datasets.hicodet_mat import load_mat
-from hoi.datasets.vcoco_actions import KEYS
+from hoi.datasets.vcoco import KEYS
 from hoi.errors import UserError
-from hoi.evaluation.json_lines import Records, read_bytes
+from hoi.json_lines import Records, read_bytes
+from hoi.labels.hicodet_mat import load_mat
 
 _NAN = re.compile(r"\bnan\b")
 _NUMPY_SCALAR = re.compile(r"\bnp\.\w+\(([^()]*)\)")

@@ -182,3 +182,82 @@ def per_class(rows: Sequence[ResultRow], vocabulary: Vocabulary) -> list[dict[st
         }
         for k, name in enumerate(vocabulary.names)
     ]
+
+
+def to_plain(row: ResultRow) -> dict[str, Any]:
+    """A row to what JSON can hold; floats come back as they were."""
+    result = row.result
+    return {
+        "name": row.name,
+        "seed": row.seed,
+        "means": row.means,
+        "ap": result.ap.tolist(),
+        "num_positives": result.num_positives.tolist(),
+        "is_rare": result.is_rare.tolist(),
+        "is_no_interaction": result.is_no_interaction.tolist(),
+        "observed": row.resampled.observed,
+        "resampled": row.resampled.resampled.tolist(),
+        "knobs": row.knobs,
+        "further": row.further,
+        "resampled_means": {
+            mean: {"observed": found.observed, "resampled": found.resampled.tolist()}
+            for mean, found in row.resampled_means.items()
+        },
+    }
+
+
+def from_plain(plain: dict[str, Any]) -> ResultRow:
+    """What `to_plain` made, back."""
+    result = HicoResult(
+        np.array(plain["ap"]),
+        np.array(plain["num_positives"], np.int64),
+        np.array(plain["is_rare"], bool),
+        np.array(plain["is_no_interaction"], bool),
+    )
+    means = {mean: _resampled(found) for mean, found in plain["resampled_means"].items()}
+    own = {key: plain[key] for key in ("name", "seed", "means", "knobs", "further")}
+    return ResultRow(**own, result=result, resampled=_resampled(plain), resampled_means=means)
+
+
+def _resampled(plain: dict[str, Any]) -> ResampledMap:
+    return ResampledMap(plain["observed"], np.array(plain["resampled"]))
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """(of − start) / (goal − start) in full mean average precision, means over seeds.
+
+    Args:
+        of, start, goal: Row names.
+        share: On the images as they are; 0 at the start, 1 at the goal.
+        low, high: The central 95 % of the resamples in which start and goal differ.
+    """
+
+    of: str
+    start: str
+    goal: str
+    share: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain form, in percent."""
+        percent = {name: round(100 * getattr(self, name), 4) for name in ("share", "low", "high")}
+        return {"of": self.of, "start": self.start, "goal": self.goal, **percent}
+
+    def __str__(self) -> str:
+        share, low, high = (100 * value for value in (self.share, self.low, self.high))
+        return (
+            f"{self.of}: {share:.1f} % of the way from {self.start} to {self.goal}, "
+            f"95 % interval {low:.1f} to {high:.1f}"
+        )
+
+
+def headroom(rows: Sequence[ResultRow], of: str, start: str, goal: str) -> Headroom:
+    """Rows to the share of the way that one of them has gone."""
+    found = [resampled(rows, name) for name in (of, start, goal)]
+    here, begin, end = (np.mean([[m.observed, *m.resampled] for m in maps], 0) for maps in found)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (here - begin) / (end - begin)
+    low, high = np.percentile(share[1:][end[1:] != begin[1:]], [2.5, 97.5])
+    return Headroom(of, start, goal, float(share[0]), float(low), float(high))

@@ -15,7 +15,12 @@ from typing import Literal
 
 import numpy as np
 
-from hoi.datasets.vcoco_actions import ACTION_ROLES, ACTIONS, KEYS, ROLES
+from hoi.datasets.vcoco import (
+    ACTION_ROLES,
+    ACTIONS,
+    KEYS,
+    ROLES,
+)
 from hoi.evaluation.hico import row_iou
 
 LEFT_OUT = "point"

@@ -9,7 +9,6 @@ result = predictor("photograph.jpg")
 from __future__ import annotations
 
 from hoi.prediction.checkpoint import Checkpoint
-from hoi.prediction.predictor import Picture, Predictor
-from hoi.prediction.results import HoiTriplet, ImageResult
+from hoi.prediction.predictor import HoiTriplet, ImageResult, Picture, Predictor
 
 __all__ = ["Checkpoint", "HoiTriplet", "ImageResult", "Picture", "Predictor"]

@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from hoi.drawing import PAIR_COLOURS, DrawnPair, covered_share, draw_pairs, fit_longest_side
-from hoi.lettering import add_legend
-from hoi.prediction.results import HoiTriplet, ImageResult
+from hoi.drawing import PAIR_COLOURS, DrawnPair, add_legend, covered_share, draw_pairs, fit_longest_side
+from hoi.prediction.predictor import HoiTriplet, ImageResult
 from hoi.prompts import spaced
 from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, Vocabulary
 

@@ -21,8 +21,8 @@ BASELINES = {
     "direct_clip_product": "union crop times whole image",
     "direct_clip_tuned": "the frozen teacher on union crops, read as labels say is best for it",
     "direct_clip_gated": "the same, with the students' training-free gate on top",
-    "vllm_image": "the vision language model's confidences in the whole image, given to each of its pairs",
-    "vllm_pairs": "the vision language model asked about each pair's union crop",
+    "vlm_image": "the vision language model's confidences in the whole image, given to each of its pairs",
+    "vlm_pairs": "the vision language model asked about each pair's union crop",
 }
 PARTS = {
     "global": "its branch on the whole image, alone",

@@ -41,7 +41,7 @@ class StepLosses:
 class Student(nn.Module, ABC):
     """A network that scores the pairs of a batch from cached signals alone.
 
-    It may be called inside of `hoi.precision.mixed`; logits and losses are float32 all the same.
+    It may be called inside of `hoi.machine.mixed`; logits and losses are float32 all the same.
     """
 
     @property

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from hoi.world.dice import Dice
 from hoi.world.people import darker
-from hoi.world.raster import CANVAS, Colour, Shape, capsule, disc, ellipse, polygon, rectangle
+from hoi.world.raster import CANVAS, Colour, Dice, Shape, capsule, disc, ellipse, polygon, rectangle
 from hoi.world.scene import Background
 
 SKIES: tuple[tuple[Colour, Colour], ...] = (

@@ -7,9 +7,8 @@ captions of a compound pose name one of its verbs only, and some name none. All 
 
 from __future__ import annotations
 
-from hoi.world.dice import Dice
 from hoi.world.people import Look
-from hoi.world.raster import CANVAS, extent
+from hoi.world.raster import CANVAS, Dice, extent
 from hoi.world.scene import Interaction, Person, Scene, Thing, shapes_of_person, shapes_of_thing
 from hoi.world.vocabulary import NO_INTERACTION
 

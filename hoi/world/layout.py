@@ -3,17 +3,93 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
+from math import isqrt
 
-from hoi.world.arrange import arrange, idle
-from hoi.world.arrangement import Arrangement
 from hoi.world.background import sample_background
-from hoi.world.dice import Dice
 from hoi.world.people import sample_look
-from hoi.world.prior import Combination, combination_of_scene, sample_combination
-from hoi.world.raster import CANVAS, Point, extent
+from hoi.world.poses import Arrangement, arrange, idle
+from hoi.world.raster import CANVAS, Dice, Point, extent
 from hoi.world.scene import Interaction, Person, Scene, Step, Thing, shapes_of_person, shapes_of_thing
 from hoi.world.things import sample_thing_look
-from hoi.world.vocabulary import COMBINATIONS, NO_INTERACTION, OBJECTS, SPLITS, TRAINING_SPLITS
+from hoi.world.vocabulary import (
+    COMBINATIONS,
+    INTERACTION_ROW,
+    INTERACTIONS,
+    NO_INTERACTION,
+    OBJECTS,
+    SPLITS,
+    TRAINING_SPLITS,
+)
+
+TAIL_OFFSET = 3
+"""Larger is flatter: an interaction of rank k has weight (k + TAIL_OFFSET) ** -1.5."""
+
+FLOOR = 5_000
+"""Least weight of a combination in `train`, so that few interactions are absent from it."""
+
+Combination = tuple[str, tuple[str, ...]]
+"""An object and its verbs."""
+
+
+def _shuffled(key: str) -> list[int]:
+    dice, rows = Dice(key), list(range(len(INTERACTIONS)))
+    for last in range(len(rows) - 1, 0, -1):
+        other = dice.below(last + 1)
+        rows[last], rows[other] = rows[other], rows[last]
+    return rows
+
+
+@cache
+def _tail() -> dict[tuple[str, str], int]:
+    """Weight of each interaction in `train`, in millionths of the weight of rank 1 - TAIL_OFFSET."""
+    ranked = _shuffled("tail")
+    return {INTERACTIONS[row]: 10**9 // isqrt((rank + TAIL_OFFSET) ** 3 * 10**6) for rank, row in enumerate(ranked)}
+
+
+@cache
+def _tailed_combinations() -> tuple[tuple[Combination, ...], tuple[int, ...]]:
+    items, weights = [], []
+    for name, combinations in COMBINATIONS.items():
+        for verbs, weight in (*combinations, ((NO_INTERACTION,), 3)):
+            tail = [_tail()[verb, name] for verb in verbs]
+            items.append((name, verbs))
+            weights.append(weight * isqrt(min(tail) * max(tail)) * len(tail) + FLOOR)
+    return tuple(items), tuple(weights)
+
+
+@cache
+def _cycle(seed: int, split: str, number: int) -> list[int]:
+    return _shuffled(f"{seed}/{split}/cycle/{number}")
+
+
+def combination_of_scene(seed: int, split: str, index: int, dice: Dice) -> Combination:
+    """Object and verbs of a scene's first pair."""
+    if split == "train":
+        return dice.weighted(*_tailed_combinations())
+    row = _cycle(seed, split, index // len(INTERACTIONS))[index % len(INTERACTIONS)]
+    return _containing(row, dice)
+
+
+def sample_combination(split: str, dice: Dice) -> Combination:
+    """Object and verbs of a further pair."""
+    if split == "train":
+        return dice.weighted(*_tailed_combinations())
+    return _containing(dice.below(len(INTERACTIONS)), dice)
+
+
+def _containing(row: int, dice: Dice) -> Combination:
+    verb, name = INTERACTIONS[row]
+    if verb == NO_INTERACTION:
+        return name, (verb,)
+    fitting = [entry for entry in COMBINATIONS[name] if verb in entry[0]]
+    return name, dice.weighted([verbs for verbs, _ in fitting], [weight for _, weight in fitting])
+
+
+def rows_of(name: str, verbs: tuple[str, ...]) -> tuple[int, ...]:
+    """Interaction rows of an object and its verbs, ascending."""
+    return tuple(sorted(INTERACTION_ROW[verb, name] for verb in verbs))
+
 
 Box = tuple[int, int, int, int]
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from math import isqrt
 from typing import NamedTuple
 
-from hoi.world.dice import Dice
-from hoi.world.raster import Colour, Point, Shape, capsule, disc, ellipse, polygon
+from hoi.world.raster import Colour, Dice, Point, Shape, capsule, disc, ellipse, polygon
 
 LEG = 258
 """Length of the upper and of the lower leg."""

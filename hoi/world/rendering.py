@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from hoi.world.prior import rows_of
+from hoi.world.layout import rows_of
 from hoi.world.raster import Canvas, capsule
 from hoi.world.scene import Background, Scene, SceneAnnotation, shapes_of_person, shapes_of_thing
 from hoi.world.vocabulary import OBJECTS, SIZE_PX

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hoi.world.dice import Dice
 from hoi.world.people import SHIRTS, darker
-from hoi.world.raster import Colour, Shape, capsule, disc, ellipse, polygon, rectangle, ring
+from hoi.world.raster import Colour, Dice, Shape, capsule, disc, ellipse, polygon, rectangle, ring
 
 DARK: Colour = (38, 38, 42)
 METAL: Colour = (105, 108, 116)

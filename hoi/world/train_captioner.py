@@ -23,11 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hoi.config import TeacherConfig
 from hoi.teachers.loading import load_model
-from hoi.vllm.image_tokens import image_states, resized_positions
-from hoi.world.caption_tokens import IGNORED, Texts
-from hoi.world.captioned import MEAN, STD, augment
+from hoi.vlm.coca import image_states, resized_positions
+from hoi.world.questions import IGNORED, Texts
 from hoi.world.tokenizer import BPE_FILE
-from hoi.world.train_clip import contrastive_loss, optimizer_of, row_batches, save_open_clip
+from hoi.world.train_clip import MEAN, STD, augment, contrastive_loss, optimizer_of, row_batches, save_open_clip
 
 RESNET_STRIDE = 32
 """Pixels of the image to a cell of the tower's last map."""

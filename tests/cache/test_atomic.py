@@ -13,8 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from cache.atomic import read_json, sole_builder, write_atomically, write_json
 from hoi.errors import UserError
+from hoi.files import (
+    read_json,
+    sole_builder,
+    write_atomically,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file_alone(tmp_path: Path, t
 def test_a_writer_killed_before_the_rename_leaves_no_file_and_its_rest_is_cleared(tmp_path: Path) -> None:
     path = tmp_path / "train" / "shard-00000.h5"
     code = (
-        "import os, signal, sys; from pathlib import Path; from cache.atomic import write_atomically\n"
+        "import os, signal, sys; from pathlib import Path; from hoi.files import write_atomically\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_atomically(Path(sys.argv[1]), b'half')"
     )

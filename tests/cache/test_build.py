@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache.build import build_bank, build_shard
-from cache.manifest import Receipt, read_bank_receipt, read_receipt
-from cache.models import ExtractorFactory, release
-from cache.plan import finished_receipt, plan_split, receipt_from_file
-from cache.request import request_parts
-from cache.shard import inspect_shard
+from hoi.cache.build.models import ExtractorFactory, release
+from hoi.cache.build.worker import build_bank, build_shard
+from hoi.cache.fingerprint import request_parts
+from hoi.cache.manifest import Receipt, read_bank_receipt, read_receipt
+from hoi.cache.plan import finished_receipt, plan_split, receipt_from_file
+from hoi.cache.shard import inspect_shard
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.records import ImageSignals
-from tests.random_signals import AXES, RandomSignals, photo_pipeline
+from tests.fakes.random_signals import AXES, RandomSignals, photo_pipeline
 
 
 @pytest.fixture(autouse=True)

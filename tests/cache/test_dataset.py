@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from cache import dataset
-from cache.dataset import CacheSplit, Mode
+from hoi.cache.build import run as teacher_cache
+from hoi.cache.read import split as dataset
+from hoi.cache.read.split import CacheSplit, Mode
 from hoi.config import PipelineConfig
 from hoi.datasets import load_vocabulary, open_images
 from hoi.errors import UserError
 from hoi.records import ImageSignals, PairBatch
-from stages import teacher_cache
-from tests.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
 NUM_PAIRS = (2, 0, 1, 5, 3, 1)
 UNREADABLE = 4

@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.estimate import axes_of, bytes_per_image, journal_seconds, pair_cap
+from hoi.cache.build.run import main
+from hoi.cache.tools.describe import info, plan
+from hoi.cache.tools.estimate import (
+    axes_of,
+    bytes_per_image,
+    journal_seconds,
+    pair_cap,
+)
 from hoi.config import PipelineConfig, TeacherConfig
 from hoi.teachers import build_teacher
-from stages.cache_estimates import info, plan
-from stages.teacher_cache import main
-from tests.random_signals import AXES, RandomSignals, photo_pipeline, random_signals
-from tests.small_teachers import VISION, write_model
+from tests.fakes.random_signals import AXES, RandomSignals, photo_pipeline, random_signals
+from tests.fakes.small_teachers import VISION, write_model
 
 
 def test_bytes_of_an_image_are_those_of_its_tables() -> None:

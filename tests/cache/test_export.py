@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.dataset import CacheSplit
-from cache.export import export_image
+from hoi.cache.build.run import main
+from hoi.cache.read.split import CacheSplit
+from hoi.cache.tools.export import export_image
 from hoi.errors import UserError
-from stages.teacher_cache import main
-from tests.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
 
 def test_detections_pairs_and_scores_are_those_of_the_cache(tmp_path: Path) -> None:

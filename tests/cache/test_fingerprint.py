@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 
-from cache.dataset import CacheSplit
-from cache.fingerprint import (
+from hoi.cache.build.models import hold, load_extractor, release
+from hoi.cache.build.run import main
+from hoi.cache.fingerprint import (
     differing_keys,
     digest_of,
+    fingerprint_parts,
     refuse_other_settings,
+    request_parts,
     settings_parts,
 )
-from cache.models import hold, load_extractor, release
-from cache.request import fingerprint_parts, request_parts
+from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from stages.teacher_cache import main
-from tests.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "hoi" / "world" / "weights"

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache.dataset import CacheSplit
-from cache.shard import read_header
+from hoi.cache.build.run import main
+from hoi.cache.read.split import CacheSplit
+from hoi.cache.shard import read_header
+from hoi.cache.tools.upkeep import verify
 from hoi.config import PipelineConfig, parse_config
+from hoi.config.yaml import read_yaml
 from hoi.records import Detections, ImageSignals
-from hoi.strict_yaml import read_yaml
 from hoi.teachers import build_teacher
-from hoi.teachers.text_side import TextSide
-from hoi.vllm import Likelihoods, build_vllm
-from hoi.vllm.asking import Asker, sentences
+from hoi.teachers.loading import TextSide
+from hoi.vlm import Likelihoods, build_vlm
+from hoi.vlm.asking import Asker, sentences
 from hoi.vocabulary import Vocabulary
-from stages.cache_upkeep import verify
-from stages.teacher_cache import main
-from tests.hoi.vllm.test_coca import FULL, small_folder
+from tests.vlm.test_coca import FULL, small_folder
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 6
@@ -51,7 +51,7 @@ def with_passes(config: PipelineConfig, **sections: dict[str, Any]) -> PipelineC
         "model": f"local-dir:{Path(config.cache.folder).parent / 'coca'}",
         "pretrained": "random",
     }
-    plain = {**config.model_dump(mode="json"), "vllms": {name: {**model, **keys} for name, keys in sections.items()}}
+    plain = {**config.model_dump(mode="json"), "vlms": {name: {**model, **keys} for name, keys in sections.items()}}
     return parse_config(plain, "further")
 
 
@@ -79,12 +79,12 @@ def test_adding_it_opens_no_detector_and_no_image_tower_of_the_teacher_and_leave
 
     split = CacheSplit.open(base.cache.folder, "test", config=config)
     names = (
-        "vllm_scores",
-        "vllm_asked",
-        "vllm_log_likelihood",
+        "vlm_scores",
+        "vlm_asked",
+        "vlm_log_likelihood",
         "context_embedding",
         "context_mask",
-        "vllm_pair_scores",
+        "vlm_pair_scores",
     )
     batch = split.batch(np.arange(NUM_IMAGES), extra=[f"coca/{name}" for name in names])
     scores, asked, sums, context, mask, pairs = (batch.extra[f"coca/{name}"].numpy() for name in names)
@@ -111,7 +111,7 @@ def test_adding_it_opens_no_detector_and_no_image_tower_of_the_teacher_and_leave
     phrases, tokens = bank.json("phrases"), bank.table("num_tokens")
     row = vocabulary.interactions.index(("ride", "horse"))
     assert phrases[row] == "a person riding a horse"
-    model = build_vllm(config.vllms["coca"], "cpu")
+    model = build_vlm(config.vlms["coca"], "cpu")
     [found] = model.log_likelihoods([np.full((224, 224, 3), 128, np.uint8)], [[phrases[row]]])
     assert (tokens[row], bank.table("prior_log_likelihood")[row]) == (found.num_tokens[0], found.log_likelihood[0])
     assert not tokens[vocabulary.is_no_interaction].any()
@@ -166,7 +166,7 @@ VOCABULARY = Vocabulary(
 
 def asker(base: PipelineConfig, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> tuple[Asker, Recording]:
     model = Recording()
-    monkeypatch.setattr("hoi.vllm.asking.build_vllm", lambda *_: model)
+    monkeypatch.setattr("hoi.vlm.asking.build_vlm", lambda *_: model)
     made = Asker(with_passes(base, coca=keys), "coca", VOCABULARY, "cpu")
     model.asked.clear()
     return made, model
@@ -206,12 +206,10 @@ def test_a_pair_is_asked_about_its_object_on_its_union_and_equal_questions_are_a
     ]
     # The union of person and horse is 30 x 20 about (25, 20); 1.15 times the longer side is 34.5, so 35 pixels.
     np.testing.assert_array_equal(model.asked[1][0], image[3:38, 8:43])
-    assert found.vllm_pair_scores is not None
+    assert found.vlm_pair_scores is not None
     ride, feed = np.exp([-1.0, -2.0]) / np.exp([-1.0, -2.0]).sum()
-    np.testing.assert_allclose(
-        found.vllm_pair_scores, [[ride, feed, 0, 0], [0, 0, 0, 1], [ride, feed, 0, 0]], atol=1e-3
-    )
-    assert (found.caption, found.vllm_scores, found.context_embedding) == ("", None, None)
+    np.testing.assert_allclose(found.vlm_pair_scores, [[ride, feed, 0, 0], [0, 0, 0, 1], [ride, feed, 0, 0]], atol=1e-3)
+    assert (found.caption, found.vlm_scores, found.context_embedding) == ("", None, None)
 
 
 def test_ways_of_asking_differ_in_what_is_asked_and_stored(
@@ -222,10 +220,10 @@ def test_ways_of_asking_differ_in_what_is_asked_and_stored(
     def answer(**keys: Any) -> tuple[np.ndarray, Recording]:
         made, model = asker(base, monkeypatch, caption=False, **keys)
         [found] = made.ask([(both, image)], STYLE)
-        assert found.vllm_scores is not None
-        assert found.vllm_asked is not None
-        assert not found.vllm_scores[found.vllm_asked == 0].any()
-        return found.vllm_scores.astype(np.float64), model
+        assert found.vlm_scores is not None
+        assert found.vlm_asked is not None
+        assert not found.vlm_scores[found.vlm_asked == 0].any()
+        return found.vlm_scores.astype(np.float64), model
 
     e = np.exp(-0.5)
     mean, model = answer(scoring="mean", question="what is going on?", no_interaction="product")
@@ -252,8 +250,8 @@ def test_an_image_without_a_pair_is_not_asked_and_its_caption_ends_with_its_last
     made, model = asker(base, monkeypatch, max_sentences=3)
     [found] = made.ask([(signals([]), np.zeros((40, 60, 3), np.uint8))], STYLE)
     assert model.asked == []
-    assert found.vllm_asked is not None
-    assert not found.vllm_asked.any()
+    assert found.vlm_asked is not None
+    assert not found.vlm_asked.any()
     assert found.context_mask is not None
     assert found.context_mask.tolist() == [1, 1, 0]
     assert found.context_embedding is not None

@@ -12,16 +12,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.dataset import CacheSplit
-from cache.index import LazyShard, index_tables, open_index, write_index
-from cache.manifest import Manifest, read_manifest, write_manifest
-from cache.schema import FIELDS, INDEX_FIELDS, shape_of
-from cache.shard import SHARD_ATTRIBUTES, Header, MappedFile, encode_file, inspect_shard, read_header
-from cache.tables import pack_tables
+from hoi.cache.build import run as teacher_cache
+from hoi.cache.index import (
+    LazyShard,
+    index_tables,
+    open_index,
+    write_index,
+)
+from hoi.cache.manifest import Manifest, read_manifest, write_manifest
+from hoi.cache.read.split import CacheSplit
+from hoi.cache.schema import FIELDS, INDEX_FIELDS, shape_of
+from hoi.cache.shard import (
+    SHARD_ATTRIBUTES,
+    Header,
+    MappedFile,
+    encode_file,
+    inspect_shard,
+    read_header,
+)
+from hoi.cache.tables import pack_tables
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from stages import teacher_cache
-from tests.random_signals import AXES, RandomSignals, photo_pipeline, random_signals
+from tests.fakes.random_signals import AXES, RandomSignals, photo_pipeline, random_signals
 
 NUM_PAIRS = (2, 0, 1, 5, 0, 0, 3)
 UNREADABLE = 2
@@ -116,7 +128,7 @@ def test_opening_reads_no_shard_and_a_shard_is_mapped_once(folder: Path, monkeyp
         opened.append(path.name)
         return inspect_shard(path)
 
-    monkeypatch.setattr("cache.index.inspect_shard", inspect)
+    monkeypatch.setattr("hoi.cache.index.inspect_shard", inspect)
     split = CacheSplit.open(folder.parent, "test", mode="mapped")
     assert (split.num_images, split.num_pairs, split.image_ids[3]) == (7, 10, "03.png")
     assert split.size_hw[UNREADABLE].tolist() == [0, 0]

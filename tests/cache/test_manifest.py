@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.manifest import (
+from hoi.cache.manifest import (
     BankReceipt,
     IndexReceipt,
     Manifest,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.memory import free_memory_bytes
+from hoi.machine import free_memory_bytes
 
 GB = 10**9
 

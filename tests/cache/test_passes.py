@@ -14,31 +14,37 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cache.answers import pack_answers, unpack_answers
-from cache.dataset import CacheSplit, Mode
-from cache.export import export_image
-from cache.passes import BASE, Pass, of_file, passes_in, split_name
-from cache.pull import pull_split
-from cache.resident import ResidentSplit, feature_bytes
-from cache.schema import PASS_FIELDS
-from cache.shard import inspect_shard
-from cache.verify import verify_split
-from hoi.config import PipelineConfig, VllmConfig
+from hoi.cache.build.run import Report, main
+from hoi.cache.manifest import (
+    BASE,
+    Pass,
+    of_file,
+    passes_in,
+    split_name,
+)
+from hoi.cache.read.sources import ResidentSplit, feature_bytes
+from hoi.cache.read.split import CacheSplit, Mode
+from hoi.cache.schema import PASS_FIELDS
+from hoi.cache.shard import inspect_shard
+from hoi.cache.tables import pack_answers, unpack_answers
+from hoi.cache.tools.describe import info, plan
+from hoi.cache.tools.export import export_image
+from hoi.cache.tools.pull import pull_split
+from hoi.cache.tools.upkeep import repair
+from hoi.cache.tools.verify import verify_split
+from hoi.config import PipelineConfig, VlmConfig
 from hoi.errors import UserError
-from hoi.vllm.answers import ImageAnswers
-from stages.cache_estimates import info, plan
-from stages.cache_upkeep import repair
-from stages.teacher_cache import Report, main
-from tests.random_answers import PASS, AnswersOf, RandomAnswers
-from tests.random_signals import RandomSignals, photo_pipeline
+from hoi.vlm.base import ImageAnswers
+from tests.fakes.random_answers import PASS, AnswersOf, RandomAnswers
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
-FIELDS = ("coca/vllm_scores", "coca/vllm_asked", "coca/vllm_log_likelihood", "coca/vllm_pair_scores")
+FIELDS = ("coca/vlm_scores", "coca/vlm_asked", "coca/vlm_log_likelihood", "coca/vlm_pair_scores")
 CONTEXT = ("coca/context_embedding", "coca/context_mask")
 
 
 def pipeline(folder: Path, *num_pairs: int, coca: dict[str, Any] | None = None, **sections: Any) -> PipelineConfig:
     """Photographs in shards of two, and a further pass `coca`."""
-    return photo_pipeline(folder, num_pairs or (2, 0, 1, 5, 3), vllms={"coca": {**PASS, **(coca or {})}}, **sections)
+    return photo_pipeline(folder, num_pairs or (2, 0, 1, 5, 3), vlms={"coca": {**PASS, **(coca or {})}}, **sections)
 
 
 def build(config: PipelineConfig) -> Report:
@@ -85,7 +91,7 @@ def test_adding_one_builds_nothing_else_and_changes_no_file(tmp_path: Path) -> N
     assert [s.num_built for s in build(pipeline(tmp_path)).splits] == [0, 0]
     # Each further one is on its own as well, and a base pass that is alone again needs none of them.
     plain = pipeline(tmp_path).model_dump(mode="json")
-    both = PipelineConfig.model_validate_json(json.dumps({**plain, "vllms": {"coca-2": PASS}}))
+    both = PipelineConfig.model_validate_json(json.dumps({**plain, "vlms": {"coca-2": PASS}}))
     assert [s.num_built for s in main(both, RandomSignals, AnswersOf("coca-2")).splits] == [0, 3]
     assert {name: contents(folder)[name] for name in after} == after
     assert passes_in(folder) == [Pass("coca"), Pass("coca-2")]
@@ -100,7 +106,7 @@ def test_its_fields_are_served_by_name_beside_the_pairs_and_images_that_they_are
     config = pipeline(tmp_path)
     build(config)
     split = opened(config, mode)
-    asker = RandomAnswers(config.vllms["coca"], split.vocabulary)
+    asker = RandomAnswers(config.vlms["coca"], split.vocabulary)
     rows = np.array([3, 0, 1])
     batch = split.batch(rows, extra=(*FIELDS, *CONTEXT, "union_embedding"))
     for place, row in enumerate(rows.tolist()):
@@ -113,7 +119,7 @@ def test_its_fields_are_served_by_name_beside_the_pairs_and_images_that_they_are
             expected = getattr(answer, split_name(name)[1])
             np.testing.assert_array_equal(found[of_pairs] if "pair" in name else found[place], expected)
             assert found.dtype == np.float32
-    assert split.table("coca/vllm_scores").shape == (5, 3)
+    assert split.table("coca/vlm_scores").shape == (5, 3)
 
 
 def test_batches_of_a_resident_split_hold_the_same_and_its_size_counts_what_is_asked_for(tmp_path: Path) -> None:
@@ -133,13 +139,13 @@ def test_a_pass_that_is_not_there_is_named_with_the_command(tmp_path: Path) -> N
     build(photo_pipeline(tmp_path))
     split = opened(config)
     with pytest.raises(
-        UserError, match=r"the cache has no pass 'coca' .* vllms\.coca in the pipeline .* make teacher-cache"
+        UserError, match=r"the cache has no pass 'coca' .* vlms\.coca in the pipeline .* make teacher-cache"
     ):
         split.batch(np.array([0]), FIELDS)
     with pytest.raises(UserError, match="no pass 'coca'"):
         next(split.batches(2, extra=FIELDS))
     build(config)
-    with pytest.raises(UserError, match=r"pass 'coca' has no field 'scores' .* vllm_asked.* make teacher-cache"):
+    with pytest.raises(UserError, match=r"pass 'coca' has no field 'scores' .* vlm_asked.* make teacher-cache"):
         split.batch(np.array([0]), ("coca/scores",))
     (split.folder / "coca-index.h5").unlink()
     with pytest.raises(UserError, match=r"pass 'coca' is not complete .* make teacher-cache"):
@@ -147,7 +153,7 @@ def test_a_pass_that_is_not_there_is_named_with_the_command(tmp_path: Path) -> N
     build(config)
     changed = pipeline(tmp_path, coca={"temperature": 2.0})
     with pytest.raises(
-        UserError, match=r"pass 'coca' was made with other .*vllms.coca.temperature \(cache: 1.0, now: 2"
+        UserError, match=r"pass 'coca' was made with other .*vlms.coca.temperature \(cache: 1.0, now: 2"
     ):
         CacheSplit.open(config.cache.folder, "test", config=changed).batch(np.array([0]), FIELDS)
 
@@ -158,7 +164,7 @@ def test_other_settings_are_refused_with_their_keys_and_nothing_is_touched(tmp_p
     folder = tmp_path / "cache" / "test"
     before = contents(folder)
     message = (
-        r"pass 'coca' was made with other settings .*vllm\.phrase \(cache: .* or delete .*/test/coca-\* and run make"
+        r"pass 'coca' was made with other settings .*vlm\.phrase \(cache: .* or delete .*/test/coca-\* and run make"
     )
     with pytest.raises(UserError, match=message):
         build(pipeline(tmp_path, coca={"phrase": "somebody {verb_ing} {a_object}"}))
@@ -166,7 +172,7 @@ def test_other_settings_are_refused_with_their_keys_and_nothing_is_touched(tmp_p
     # Without a manifest, it is what it was begun with that refuses; and what is there is gone on with.
     (folder / "coca-manifest.json").unlink()
     (folder / "coca-shard-00002.h5").unlink()
-    with pytest.raises(UserError, match=r"pass 'coca' was made with other settings .*vllm\.phrase"):
+    with pytest.raises(UserError, match=r"pass 'coca' was made with other settings .*vlm\.phrase"):
         build(pipeline(tmp_path, coca={"phrase": "somebody {verb_ing} {a_object}"}))
     assert build(config).splits[1].num_built == 1
     assert contents(folder) == before
@@ -218,7 +224,7 @@ def test_where_a_base_shard_was_made_again_with_an_image_more_only_the_shard_ove
     assert lines[-1].startswith("test, pass 'coca': 1 shards built")
     changed = [name for name, time in times.items() if (folder / name).stat().st_mtime_ns != time]
     assert changed == ["coca-shard-00001.h5"]
-    assert opened(config).batch(np.array([2]), FIELDS).extra["coca/vllm_pair_scores"].shape == (1, 3)
+    assert opened(config).batch(np.array([2]), FIELDS).extra["coca/vlm_pair_scores"].shape == (1, 3)
     fresh = pipeline(tmp_path, cache={"folder": str(tmp_path / "fresh")})
     build(fresh)
     assert (
@@ -289,10 +295,10 @@ def test_an_image_that_only_it_cannot_read_keeps_its_pairs_with_rows_of_zeros(tm
     report = build(config)
     assert [s.num_failed for s in report.splits] == [0, 1]
     batch = opened(config).batch(np.array([3, 4]), FIELDS)
-    assert (batch.num_pairs, batch.extra["coca/vllm_pair_scores"].shape) == (8, (8, 3))
-    assert not batch.extra["coca/vllm_pair_scores"][:5].any()
-    assert batch.extra["coca/vllm_pair_scores"][5:].any()
-    assert not batch.extra["coca/vllm_asked"][0].any()
+    assert (batch.num_pairs, batch.extra["coca/vlm_pair_scores"].shape) == (8, (8, 3))
+    assert not batch.extra["coca/vlm_pair_scores"][:5].any()
+    assert batch.extra["coca/vlm_pair_scores"][5:].any()
+    assert not batch.extra["coca/vlm_asked"][0].any()
 
 
 def test_verbs_say_what_it_is_and_what_it_would_take(tmp_path: Path) -> None:
@@ -305,7 +311,7 @@ def test_verbs_say_what_it_is_and_what_it_would_take(tmp_path: Path) -> None:
     assert "test, pass 'coca': 5 images, 3 shards: 3 finished" in str(plan(config))
     said = info(tmp_path / "cache")
     assert "test, pass 'coca': complete" in said
-    assert "vllm.phrase: a person {verb_ing} {a_object}" in said
+    assert "vlm.phrase: a person {verb_ing} {a_object}" in said
     exported = export_image(tmp_path / "cache", "03.png", 2)["passes"]["coca"]
     assert exported["caption"] == "a person in 03.png"
     assert len(exported["pairs"]) == 5
@@ -335,12 +341,12 @@ def test_names_that_the_base_pass_needs_are_refused_and_files_are_told_apart() -
         Pass("a-b"),
         None,
     ]
-    assert split_name("coca/vllm_scores") == (Pass("coca"), "vllm_scores")
+    assert split_name("coca/vlm_scores") == (Pass("coca"), "vlm_scores")
     assert split_name("spatial_map") == (BASE, "spatial_map")
     plain = photo_pipeline_plain()
     for name in ("shard", "shard-x", "../x"):
         with pytest.raises(ValidationError):
-            PipelineConfig.model_validate({**plain, "vllms": {name: PASS}})
+            PipelineConfig.model_validate({**plain, "vlms": {name: PASS}})
 
 
 def photo_pipeline_plain() -> dict[str, Any]:
@@ -395,12 +401,12 @@ def test_answers_that_break_a_rule_are_named() -> None:
         pack_answers(["a"], [ImageAnswers(**{**vars(good), **changes})], offsets, axes)
 
     packed()
-    with pytest.raises(ValueError, match=r"vllm_scores leaves \[0, 1\]"):
-        packed(vllm_scores=np.array([0, 0.5, 1.5], np.float16))
-    with pytest.raises(ValueError, match="vllm_scores says something where vllm_asked is 0"):
-        packed(vllm_asked=np.array([0, 1, 1], np.uint8))
-    with pytest.raises(ValueError, match="vllm_log_likelihood of image a holds NaN"):
-        packed(vllm_log_likelihood=np.array([0, np.nan, 0], np.float32))
+    with pytest.raises(ValueError, match=r"vlm_scores leaves \[0, 1\]"):
+        packed(vlm_scores=np.array([0, 0.5, 1.5], np.float16))
+    with pytest.raises(ValueError, match="vlm_scores says something where vlm_asked is 0"):
+        packed(vlm_asked=np.array([0, 1, 1], np.uint8))
+    with pytest.raises(ValueError, match="vlm_log_likelihood of image a holds NaN"):
+        packed(vlm_log_likelihood=np.array([0, np.nan, 0], np.float32))
     with pytest.raises(ValueError, match=r"context_mask of image a has shape \(3,\), expected \(2,\)"):
         packed(context_mask=np.ones(3, np.uint8))
     with pytest.raises(ValueError, match="about image b came in the place of a"):
@@ -415,4 +421,4 @@ def test_a_section_that_asks_for_nothing_or_has_no_place_for_the_phrase_is_refus
         ({"prior_weight": 0.5, "scoring": "yes_no"}, "prior_weight is of log-prob"),
     ):
         with pytest.raises(ValidationError, match=message):
-            VllmConfig.model_validate({"backend": "coca", "model": "x", **keys})
+            VlmConfig.model_validate({"backend": "coca", "model": "x", **keys})

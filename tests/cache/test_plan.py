@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import cache.layout
-from cache.layout import doubled_id, hash_of_ids, plan_shards
-from cache.plan import plan_split, splits_of
+import hoi.cache.plan
+from hoi.cache.plan import doubled_id, hash_of_ids, plan_shards, plan_split, splits_of
 from hoi.errors import UserError
-from tests.random_signals import photo_pipeline
+from tests.fakes.random_signals import photo_pipeline
 
 
 def test_five_images_at_two_a_shard_are_three_shards(tmp_path: Path) -> None:
@@ -36,7 +35,7 @@ def test_a_hash_of_ids_is_that_of_all_of_them_joined_however_many_are_hashed_at_
     ids = [f"bär-{row}" for row in range(7)]
     expected = hashlib.sha256("".join(image_id + "\0" for image_id in ids).encode()).hexdigest()
     for at_once in (1, 3, 7, 100):
-        monkeypatch.setattr(cache.layout, "IDS_AT_ONCE", at_once)
+        monkeypatch.setattr(hoi.cache.plan, "IDS_AT_ONCE", at_once)
         assert hash_of_ids(ids) == expected
 
 
@@ -70,7 +69,7 @@ def test_an_image_id_that_stands_twice_is_refused(tmp_path: Path, monkeypatch: p
     class Twice:
         image_ids = ("a", "b", "a")
 
-    monkeypatch.setattr("cache.plan.open_images", lambda *_: Twice())
+    monkeypatch.setattr("hoi.cache.plan.open_images", lambda *_: Twice())
     with pytest.raises(UserError, match=r"an image id stands twice .* got: a"):
         plan_split(photo_pipeline(tmp_path), "test")
 

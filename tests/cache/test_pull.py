@@ -11,12 +11,12 @@ from typing import Any
 import fsspec
 import pytest
 
-from cache.pull import pull_split
-from cache.verify import verify_split
+from hoi.cache.build.run import main
+from hoi.cache.read.split import open_split
+from hoi.cache.tools.pull import pull_split
+from hoi.cache.tools.verify import verify_split
 from hoi.errors import UserError
-from stages.cached_split import open_split
-from stages.teacher_cache import main
-from tests.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
 URL = "memory://caches/photos"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cache.verify import verify_split
+from hoi.cache.build.run import main
+from hoi.cache.tools.upkeep import repair
+from hoi.cache.tools.verify import verify_split
 from hoi.errors import UserError
-from stages.cache_upkeep import repair
-from stages.teacher_cache import main
-from tests.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,19 +13,18 @@ import pytest
 import yaml
 from PIL import Image
 
-from cache.dataset import CacheSplit
-from cache.models import release
-from cache.rescore import Texts, new_parts
-from cache.verify import verify_split
+from hoi.cache.build.models import release
+from hoi.cache.build.run import main
+from hoi.cache.read.split import CacheSplit, open_split
+from hoi.cache.tools.rescore import Texts, new_parts
+from hoi.cache.tools.verbs import rescore
+from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig, parse_config
 from hoi.datasets.world import WorldImages
 from hoi.errors import UserError
 from hoi.records import TextBank
 from hoi.vocabulary import Vocabulary
 from hoi.world import INTERACTIONS
-from stages.cache_verbs import rescore
-from stages.cached_split import open_split
-from stages.teacher_cache import main
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 6
@@ -177,7 +176,7 @@ def test_an_interrupted_rescore_goes_on_and_ends_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cache.split_build.SplitBuild.seal", killed)
+        patch.setattr("hoi.cache.build.split_build.SplitBuild.seal", killed)
         with pytest.raises(KeyboardInterrupt):
             rescore(new, tmp_path / "to")
     (tmp_path / "to" / "test" / "shard-00001.h5").unlink()

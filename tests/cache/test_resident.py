@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from cache.dataset import CacheSplit, Mode
-from cache.resident import ResidentSplit, feature_bytes, is_resident, training_source
+from hoi.cache.build import run as teacher_cache
+from hoi.cache.read.sources import (
+    ResidentSplit,
+    feature_bytes,
+    is_resident,
+    training_source,
+)
+from hoi.cache.read.split import CacheSplit, Mode
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from hoi.training import BatchSource
-from stages import teacher_cache
-from tests.random_signals import RandomSignals, photo_pipeline
+from hoi.training.loop import BatchSource
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
 CPU = torch.device("cpu")
 

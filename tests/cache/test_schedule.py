@@ -16,13 +16,25 @@ import dask
 import pytest
 from distributed import LocalCluster
 
-from cache import schedule
-from cache.schedule import KEPT_BYTES, default_workers, open_pool, visible_devices, worker_environment
-from cache.slot import give_up_slot, giving_up
-from cache.tasks import RETRIES, Pool, SynchronousPool, Task
+from hoi.cache.build import pool as schedule
+from hoi.cache.build.pool import (
+    KEPT_BYTES,
+    default_workers,
+    open_pool,
+    visible_devices,
+    worker_environment,
+)
+from hoi.cache.build.tasks import (
+    RETRIES,
+    Pool,
+    SynchronousPool,
+    Task,
+    give_up_slot,
+    giving_up,
+)
 from hoi.config import CacheConfig
 from hoi.errors import UserError
-from tests import worker_tasks
+from tests.fakes import worker_tasks
 
 
 def settings(**keys: Any) -> CacheConfig:

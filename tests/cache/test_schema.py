@@ -7,12 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cache
-from cache.index import INDEX_ATTRIBUTES
-from cache.schema import FIELDS, INDEX_FIELDS, PASS_FIELDS, check_detections, check_tables, fields_of
-from cache.shard import SHARD_ATTRIBUTES
-from cache.tables import pack_tables
-from tests.random_signals import AXES, MAP_AXES, random_signals
+from hoi.cache.index import INDEX_ATTRIBUTES
+from hoi.cache.schema import (
+    FIELDS,
+    INDEX_FIELDS,
+    PASS_FIELDS,
+    check_detections,
+    check_tables,
+    fields_of,
+)
+from hoi.cache.shard import SHARD_ATTRIBUTES
+from hoi.cache.tables import pack_tables
+from tests.fakes.random_signals import AXES, MAP_AXES, random_signals
 
 DOCUMENT = (Path(cache.__file__).parent / "FORMAT.md").read_text()
 

@@ -10,12 +10,17 @@ import h5py
 import numpy as np
 import pytest
 
-import cache
-from cache.schema import SCHEMA_VERSION
-from cache.shard import BrokenFile, encode_file, inspect_shard, read_header, read_text
-from cache.tables import pack_tables
+from hoi.cache.schema import SCHEMA_VERSION
+from hoi.cache.shard import (
+    BrokenFile,
+    encode_file,
+    inspect_shard,
+    read_header,
+    read_text,
+)
+from hoi.cache.tables import pack_tables
 from hoi.errors import UserError
-from tests.random_signals import AXES, random_signals
+from tests.fakes.random_signals import AXES, random_signals
 
 TABLES = pack_tables(["bär", "b", "c"], [random_signals("bär", 3, 4), "gone", random_signals("c", 1, 0)], AXES)
 ATTRIBUTES: dict[str, Any] = {

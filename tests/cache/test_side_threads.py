@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from cache.build import read_ahead
-from cache.schedule import open_pool
-from cache.tasks import Task
+from hoi.cache.build.pool import open_pool
+from hoi.cache.build.tasks import Task
+from hoi.cache.build.worker import read_ahead
 from hoi.config import CacheConfig
 from hoi.datasets.base import UnreadableImage
-from hoi.side_threads import keeping_to_own_threads, may_have_side_threads
+from hoi.machine import keeping_to_own_threads, may_have_side_threads
 
 
 @dataclass

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from cache.dataset import CacheSplit
-from cache.resident import ResidentSplit
-from cache.subset import FirstImages
+from hoi.cache.build import run as teacher_cache
+from hoi.cache.read.sources import FirstImages, ResidentSplit
+from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig
-from hoi.distributed import Group
-from hoi.training import BatchSource
-from stages import teacher_cache
-from tests.random_signals import RandomSignals, photo_pipeline
+from hoi.training.distributed import Group
+from hoi.training.loop import BatchSource
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
 
 @pytest.fixture(scope="module")

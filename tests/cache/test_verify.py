@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.manifest import read_manifest
-from cache.shard import encode_file, inspect_shard
-from cache.verify import verify_split
-from stages.teacher_cache import main
-from tests.random_signals import RandomSignals, photo_pipeline
+from hoi.cache.build.run import main
+from hoi.cache.manifest import read_manifest
+from hoi.cache.shard import encode_file, inspect_shard
+from hoi.cache.tools.verify import verify_split
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
 
 def made(folder: Path, **sections: object) -> Path:

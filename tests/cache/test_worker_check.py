@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cache.atomic import WORKERS_NAME
-from cache.request import request_parts
-from cache.schedule import open_pool
-from cache.tasks import Task
-from cache.worker_check import Answer, WorkerCheck, worker_check
+from hoi.cache.build.pool import open_pool
+from hoi.cache.build.tasks import Task
+from hoi.cache.build.worker_check import Answer, WorkerCheck, worker_check
+from hoi.cache.fingerprint import request_parts
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from tests import worker_tasks
-from tests.random_signals import photo_pipeline
+from hoi.files import WORKERS_NAME
+from tests.fakes import worker_tasks
+from tests.fakes.random_signals import photo_pipeline
 
 SAME = {"python": "3.12.1", "torch": "2.15.0", "device": "cpu"}
 

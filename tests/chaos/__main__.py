@@ -20,9 +20,6 @@ from pathlib import Path
 os.environ["TQDM_DISABLE"] = "1"
 
 # Imported here, before anything is forked: a killed driver's successor then starts in milliseconds.
-import cache.build
-import cache.split_build
-import cache.worker_check  # noqa: F401
 from tests.chaos.faults import FAULTS, NotHere
 from tests.chaos.kills import kill_drivers, kill_drivers_with_workers, kill_workers
 from tests.chaos.machines import CASES

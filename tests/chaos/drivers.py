@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from hoi.cache.build.run import Report, main
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.records import ImageSignals
-from stages.teacher_cache import Report, main
-from tests.random_answers import PASS, AnswersOf
-from tests.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.random_answers import PASS, AnswersOf
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
 
 NUM_PAIRS = (2, 0, 1, 5, 3, 1, 0, 4) * 5
 SECONDS_PER_IMAGE = 0.04
@@ -42,7 +42,7 @@ def small_build(images: Path, cache: Path, **keys: Any) -> PipelineConfig:
         cache: Folder of the cache.
         keys: Of the cache section.
     """
-    return photo_pipeline(images, NUM_PAIRS, cache={"folder": str(cache), **keys}, vllms={FURTHER: PASS})
+    return photo_pipeline(images, NUM_PAIRS, cache={"folder": str(cache), **keys}, vlms={FURTHER: PASS})
 
 
 def build(config: PipelineConfig, factory: type[RandomSignals] = RandomSignals) -> Report:

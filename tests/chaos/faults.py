@@ -19,14 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.repair import set_aside
-from cache.verify import verify_split
+from hoi.cache.tools.upkeep import set_aside
+from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from tests.chaos.content import content_of
 from tests.chaos.drivers import SlowSignals, build, small_build, start
 from tests.chaos.kills import check_content
-from tests.random_signals import photo_pipeline
+from tests.fakes.random_signals import photo_pipeline
 
 ROOT = Path(__file__).parents[2]
 SHARD = "shard-00007.h5"

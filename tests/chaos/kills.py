@@ -11,11 +11,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache.verify import verify_split
+from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig
 from tests.chaos.content import content_of
 from tests.chaos.drivers import FURTHER, SlowSignals, small_build, start
-from tests.random_signals import RandomSignals
+from tests.fakes.random_signals import RandomSignals
 
 MAX_RESUMES = 20
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hoi.cache.build.run import main
 from hoi.config import load_config
-from stages.teacher_cache import main
 from tests.chaos.content import content_of
 from tests.chaos.nodes import PORT, ROOT, Node, bridged_nodes, cluster, power_off, wait_for
 
@@ -36,7 +36,7 @@ def settings(cache: Path) -> list[str]:
 def start_driver(hub: Node, folder: Path) -> tuple[Node, subprocess.Popen[bytes]]:
     """The real command, on the scheduler's machine; its cache is `folder/shared`."""
     driver = Node(hub.name, hub.address, folder / "driver")
-    stage = [sys.executable, "-m", "stages.teacher_cache", "--config", str(ROOT / "pipeline.yaml")]
+    stage = [sys.executable, "-m", "hoi.cache.build.run", "--config", str(ROOT / "pipeline.yaml")]
     address = f"cache.scheduler=tcp://{hub.address}:{PORT}"
     return driver, driver.start([*stage, *settings(folder / "shared"), address])
 

@@ -1,1 +1,0 @@
-"""The teacher cache: what a shard holds, how it is planned, built, sealed and read. See FORMAT.md."""

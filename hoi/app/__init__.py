@@ -1,1 +1,0 @@
-"""A page on one's own machine: what a student finds in an image, and marks of right and wrong on predictions."""

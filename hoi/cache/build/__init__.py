@@ -1,0 +1,1 @@
+"""Build a cache: plan, workers, manifest."""

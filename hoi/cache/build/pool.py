@@ -1,0 +1,327 @@
+"""Tasks to outcomes, on this process, on local workers or on a cluster. The only module that knows dask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any
+
+from hoi.cache.build.tasks import (
+    RETRIES,
+    Attempt,
+    Outcome,
+    Pool,
+    SynchronousPool,
+    Task,
+    giving_up,
+    outcome_of,
+    timed_call,
+)
+from hoi.config import CacheConfig
+from hoi.errors import UserError
+from hoi.machine import keeping_to_own_threads
+
+if TYPE_CHECKING:
+    from hoi.cache.build.worker_check import Answer, WorkerCheck
+
+
+TASKS_PER_WORKER = 2
+"""Tasks in flight per worker: one that computes, and one that waits or already writes; a lost worker loses little."""
+MAX_DEFAULT_WORKERS = 8
+WORKER_BYTES = 2 << 30
+"""Memory of a default worker: torch, a detector and a teacher of the usual sizes, a shard computed and one written."""
+INTERRUPTED_CLOSE_S = 2.0
+FIRST_WORKER_S = 60.0
+COUNT_INTERVAL_S = 5.0
+"""How often the workers are counted, so that those that join later get tasks, too."""
+KEPT_BYTES = 2**30
+"""What a worker's allocator keeps for its next batch. Dask's default keeps next to none, at thrice the system time."""
+
+
+class DaskPool:
+    """A window of tasks in flight on a dask.distributed cluster.
+
+    Args:
+        client: A connected dask client.
+        check: What workers have to pass; None for tasks that any worker can run.
+
+    Raises:
+        UserError: there is no worker, or one of them does not pass.
+    """
+
+    def __init__(self, client: Any, check: WorkerCheck | None = None) -> None:
+        self._client = client
+        self._check = check and check.settle(_ask_all(client, check))
+        self._num_workers, self._counted = 0, 0.0
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """See `Pool.run`."""
+        from distributed import as_completed
+
+        remaining = iter(tasks)
+        in_flight: dict[Any, Task] = {}
+
+        def submit() -> list[Any]:
+            futures = []
+            for task in islice(remaining, max(1, self._window() - len(in_flight))):
+                arguments = (task.function, task.arguments, self._check)
+                future = self._client.submit(_on_worker, *arguments, pure=False, retries=RETRIES)
+                in_flight[future.key] = task
+                futures.append(future)
+            return futures
+
+        completed = as_completed(submit())
+        for future in completed:
+            task = in_flight.pop(future.key)
+            if future.status == "finished":
+                yield outcome_of(task, future.result())
+            elif future.status == "error":
+                yield Outcome(task, None, None, "".join(traceback.format_exception(future.exception())))
+            else:
+                raise _lost_scheduler(self._client)
+            future.release()
+            completed.update(submit())
+
+    def _window(self) -> int:
+        """Tasks that may be in flight, with the workers that there are by now."""
+        if time.monotonic() - self._counted > COUNT_INTERVAL_S:
+            try:
+                self._num_workers = len(self._client.nthreads())
+            except OSError:
+                raise _lost_scheduler(self._client) from None
+            self._counted = time.monotonic()
+        return TASKS_PER_WORKER * max(1, self._num_workers)
+
+
+def _lost_scheduler(client: Any) -> UserError:
+    return UserError(
+        "the connection to the scheduler is lost",
+        where=client.scheduler.address if client.scheduler is not None else None,
+        fix="start it again, then run the same command again: finished shards are kept",
+    )
+
+
+def _on_worker(
+    function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], check: WorkerCheck | None
+) -> Attempt:
+    """One task, after this worker has passed the check."""
+    from distributed import get_worker, secede
+
+    if check is not None:
+        try:
+            check.admit(get_worker().state.nthreads)
+        except UserError as error:
+            return 0.0, error
+    with giving_up(secede), keeping_to_own_threads():
+        return timed_call(function, arguments)
+
+
+def _ask_all(client: Any, check: WorkerCheck) -> dict[str, Answer | Exception]:
+    """The answers of all workers by address; one that dies meanwhile is left out, and asked when it comes back."""
+    answers = client.run(_answer, check, on_error="return")
+    present = {address: answer for address, answer in answers.items() if not isinstance(answer, OSError)}
+    if not present:
+        raise UserError("no worker answers", where=client.scheduler.address, fix="start workers, then run again")
+    return present
+
+
+async def _answer(check: WorkerCheck, dask_worker: Any) -> Answer:
+    # In a thread, since imports and images take seconds in which the worker has to go on saying that it lives.
+    return await asyncio.to_thread(check.answer, dask_worker.state.nthreads)
+
+
+@contextlib.contextmanager
+def open_pool(
+    config: CacheConfig, check: WorkerCheck | None = None, leave: Callable[[], None] | None = None
+) -> Iterator[Pool]:
+    """A cache section to somewhere to run tasks; what was started is stopped at the end.
+
+    Args:
+        config: `scheduler`, `workers`, `threads` and `device` are read.
+        check: What other processes have to pass before they get a task.
+        leave: Called on workers that live on, at the end.
+
+    Raises:
+        UserError: `scheduler` is none of the known forms, nothing answers at its address, or a worker does not pass.
+    """
+    if config.scheduler == "synchronous":
+        yield SynchronousPool()
+        return
+    if config.scheduler != "local" and "://" not in config.scheduler:
+        raise UserError(
+            "unknown scheduler",
+            where="cache.scheduler",
+            expected="local, synchronous, or an address such as tcp://host:8786",
+            got=config.scheduler,
+        )
+    with contextlib.ExitStack() as stack:
+        if config.scheduler == "local":
+            client = _local_client(config, stack)
+        else:
+            stack.enter_context(_silence())
+            client = _join(config.scheduler, stack)
+            if leave is not None:
+                stack.callback(_tell_all, client, leave)
+        yield DaskPool(client, check)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps dask's own lines about a lost scheduler off the terminal; ours say what to do."""
+    import distributed  # noqa: F401  (sets the levels of its loggers when it is imported)
+
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _tell_all(client: Any, leave: Callable[[], None]) -> None:
+    # Workers and scheduler may be gone by now; there is nothing to leave in order then.
+    with contextlib.suppress(Exception):
+        client.run(leave, on_error="ignore")
+
+
+def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
+    import dask
+    from distributed import Client, LocalCluster
+
+    devices = visible_devices(config.device)
+    num_workers = config.workers or len(devices) or default_workers(config.threads)
+
+    class OneDeviceEach(LocalCluster):
+        """A local cluster whose workers differ in their environment: a GPU each."""
+
+        def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
+            spec = super().new_worker_spec()
+            for name, worker in spec.items():
+                worker["options"] = {**worker["options"], "env": worker_environment(int(name), devices)}
+            return spec
+
+    # These must be there before a worker imports numpy, which an environment of its own would be too late for. What
+    # stands in this process's environment goes before what dask is told, so the threads, which the fingerprint
+    # speaks of, are set there.
+    threads = {f"{library}_NUM_THREADS": str(config.threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    stack.enter_context(_environment(threads))
+    allocator = {"MALLOC_TRIM_THRESHOLD_": KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_": KEPT_BYTES}
+    before = "distributed.nanny.pre-spawn-environ"
+    settings = {f"{before}.{name}": value for name, value in {**threads, **allocator}.items()}
+    stack.enter_context(dask.config.set(settings))
+    with _keep_interruptions():
+        cluster = OneDeviceEach(
+            n_workers=0,
+            processes=True,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address=None,
+            # Without a dashboard, too, the scheduler takes a port, and says so where another build took it before.
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+            silence_logs=50,
+        )
+    stack.push(partial(_close, cluster))
+    cluster.scale(num_workers)
+    client = Client(cluster)
+    stack.push(partial(_close, client))
+    client.wait_for_workers(num_workers)
+    return client
+
+
+def _close(started: Any, kind: type[BaseException] | None, error: object, trace: object) -> None:
+    """Ends a client or a cluster. What it meets hides no error; after Ctrl-C it has little time."""
+    if kind is None:
+        started.close()
+        return
+    if issubclass(kind, Exception):
+        with contextlib.suppress(Exception):
+            started.close()
+        return
+    # At the end of this process dask would wait for workers that are still starting; they end with it in any case.
+    started.shutdown_on_close = False
+    with contextlib.suppress(Exception):
+        started.close(timeout=INTERRUPTED_CLOSE_S)
+
+
+@contextlib.contextmanager
+def _keep_interruptions() -> Iterator[None]:
+    """Threads that are started here, and the processes that these start, never see Ctrl-C: the driver ends them."""
+    # Its first start, which would else happen in such a thread, lets Ctrl-C through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _join(address: str, stack: contextlib.ExitStack) -> Any:
+    from distributed import Client
+
+    try:
+        client = Client(address)
+    except (OSError, asyncio.TimeoutError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            "no scheduler answers",
+            where=address,
+            got=str(error),
+            fix="start one (dask scheduler) and its workers (dask worker ADDRESS), or set cache.scheduler=local",
+        ) from None
+    stack.push(partial(_close, client))
+    try:
+        client.wait_for_workers(1, timeout=FIRST_WORKER_S)
+    except (TimeoutError, asyncio.TimeoutError):
+        fix = f"dask worker {address} --nthreads 1 --memory-limit 0"
+        raise UserError("this cluster has no workers", where=address, fix=fix) from None
+    return client
+
+
+def worker_environment(number: int, devices: Sequence[str]) -> dict[str, str]:
+    """The environment that is a worker's own: one GPU, taken in turn, where there are any."""
+    return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
+
+
+def default_workers(threads: int) -> int:
+    """As many processes as the cores and the memory that this process may use can serve, up to a limit."""
+    from distributed.system import MEMORY_LIMIT
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_DEFAULT_WORKERS, cores // threads, MEMORY_LIMIT // WORKER_BYTES))
+
+
+def visible_devices(device: str) -> list[str]:
+    """The GPUs of this machine as `CUDA_VISIBLE_DEVICES` names them; none where the CPU is asked for."""
+    if device == "cpu":
+        return []
+    import torch
+
+    # The variable may name what is no GPU: `-1`, or SLURM's `NoDevFiles`.
+    number = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:number] or [str(index) for index in range(number)]

@@ -1,0 +1,247 @@
+"""Whether a worker can be trusted with a shard: libraries, device, images and cache folder as on the others.
+
+The driver asks every worker before the first shard is begun. A worker that joins later, or comes back after it died,
+answers the same questions before its first task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hoi.cache.build.models import resolve_device
+from hoi.cache.fingerprint import flatten, pass_request, request_parts
+from hoi.cache.manifest import BASE, Pass
+from hoi.cache.plan import splits_of
+from hoi.config import PipelineConfig
+from hoi.datasets import UnreadableImage, open_images
+from hoi.errors import UserError
+from hoi.files import WORKERS_NAME, read_json, write_json
+from hoi.provenance import library_versions
+
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "h5py", "numpy", "pillow", "distributed")
+TOKEN_NAME = "driver.json"
+UNREADABLE = "unreadable: "
+SHOWN = 4
+
+_admitted: set[str] = set()
+"""Tokens of the builds whose check this process has passed."""
+
+
+class Answer(NamedTuple):
+    """What a worker says of itself.
+
+    Args:
+        facts: Must be equal on all workers.
+        problems: Why this one cannot take part, each with its cure.
+        written: File that it wrote into the cache folder, relative to it; None where it could not.
+    """
+
+    host: str
+    facts: dict[str, str]
+    problems: tuple[str, ...]
+    written: str | None
+
+
+@dataclass(frozen=True)
+class WorkerCheck:
+    """The questions; small, since they travel with every task.
+
+    Args:
+        config_json: The resolved config.
+        token: What the driver wrote into the cache folder.
+        request: What the config asks for, as the driver reads the files that it names.
+        first_images: Split to what the driver made of its first image.
+        facts: What the workers agreed on; None until they were asked.
+        of: Which pass is built.
+    """
+
+    config_json: str
+    token: str
+    request: dict[str, Any]
+    first_images: dict[str, str]
+    facts: dict[str, str] | None = None
+    of: Pass = BASE
+
+    def answer(self, slots: int) -> Answer:
+        """On a worker: everything that is asked.
+
+        Args:
+            slots: Tasks that this worker runs at the same time.
+        """
+        config = PipelineConfig.model_validate_json(self.config_json)
+        facts, problems = library_versions(LIBRARIES), list[str]()
+        if slots != 1:
+            problems.append(f"it runs {slots} tasks at once; start it with --nthreads 1")
+        threads = _numpy_threads()
+        if threads != str(config.cache.threads):
+            problems.append(
+                f"numpy would compute with {threads} threads, cache.threads is {config.cache.threads}; "
+                f"start it with OMP_NUM_THREADS={config.cache.threads}"
+            )
+        try:
+            facts["device"] = resolve_device(config.cache.device)
+        except UserError as error:
+            problems.append(str(error))
+        written = self._write(Path(config.cache.folder), problems)
+        try:
+            facts |= self._read(config, problems)
+        # An OSError that left here would look like that of a worker which is gone.
+        except (UserError, OSError) as error:
+            problems.append(f"{error} (working directory {Path.cwd()})")
+        return Answer(f"{platform.node()}, process {os.getpid()}", facts, tuple(problems), written)
+
+    def _write(self, folder: Path, problems: list[str]) -> str | None:
+        resolved = folder.absolute()
+        try:
+            found = read_json(folder / WORKERS_NAME / TOKEN_NAME)
+        except (OSError, ValueError) as error:
+            found = str(error)
+        if found != self.token:
+            problems.append(
+                f"it does not see the driver's cache folder as {resolved}; "
+                "mount the shared folder there, or give an absolute cache.folder that all machines share"
+            )
+            return None
+        written = f"{WORKERS_NAME}/{uuid.uuid4().hex}.json"
+        try:
+            write_json(folder / written, self.token)
+        except (UserError, OSError) as error:
+            problems.append(f"it cannot write there: {error}")
+            return None
+        return written
+
+    def _read(self, config: PipelineConfig, problems: list[str]) -> dict[str, str]:
+        """Hashes of what this worker reads; the driver's own reading is the yardstick for what can be read at all."""
+        facts = {}
+        for split, seen_by_driver in self.first_images.items():
+            seen = first_image(config, split)
+            if seen != seen_by_driver and not seen_by_driver.startswith(UNREADABLE) and seen.startswith(UNREADABLE):
+                problems.append(f"it cannot read the first image of split '{split}' ({seen})")
+            facts[f"first image of split '{split}'"] = seen
+        request = request_parts(config)
+        if not self.of.is_base:
+            request = pass_request(config, self.of.name, request)
+        here, there = flatten(request), flatten(self.request)
+        differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
+        if differing:
+            problems.append(f"the pipeline names other files there: {', '.join(differing[:SHOWN])} differ")
+        return facts
+
+    def settle(self, answers: Mapping[str, Answer | Exception]) -> WorkerCheck:
+        """On the driver: the answers of all workers to the check that later ones have to pass.
+
+        Args:
+            answers: Address to answer, or to why there is none.
+
+        Raises:
+            UserError: a worker cannot take part, or differs from the others; names it and says in what.
+        """
+        folder = Path(PipelineConfig.model_validate_json(self.config_json).cache.folder)
+        complaints = []
+        for address, answer in sorted(answers.items()):
+            if isinstance(answer, Exception):
+                complaints.append(
+                    f"{address}: cannot answer ({type(answer).__name__}: {answer}); install hoi-distill there"
+                )
+                continue
+            problems = list(answer.problems)
+            if answer.written is not None and not (folder / answer.written).exists():
+                problems.append(f"what it writes into {folder} does not arrive here")
+            complaints += [f"{address} ({answer.host}): {problem}" for problem in problems]
+        if not complaints:
+            given = {f"{address} ({a.host})": a.facts for address, a in answers.items() if isinstance(a, Answer)}
+            facts = most_common(list(given.values()))
+            complaints = [
+                f"{worker}: {text}" for worker, own in sorted(given.items()) for text in differences(own, facts)
+            ]
+        if complaints:
+            raise _refusal(complaints)
+        return replace(self, facts=facts)
+
+    def admit(self, slots: int) -> None:
+        """On a worker, before a task: nothing, if it passed before or passes now.
+
+        Raises:
+            UserError: this worker cannot take part, or differs from those that began.
+        """
+        if self.token in _admitted:
+            return
+        answer = self.answer(slots)
+        complaints = [*answer.problems, *differences(answer.facts, self.facts or answer.facts)]
+        if complaints:
+            raise _refusal([f"{answer.host}, which joined later: {complaint}" for complaint in complaints])
+        _admitted.add(self.token)
+
+
+def first_image(config: PipelineConfig, split: str) -> str:
+    """Hash of the pixels of a split's first image, or why it cannot be read."""
+    source = open_images(config.dataset, split)
+    try:
+        return hashlib.sha256(source.read(0).tobytes()).hexdigest()[:16]
+    except UnreadableImage as error:
+        return f"{UNREADABLE}{source.image_ids[0]}, {error}"
+
+
+def most_common(facts: list[dict[str, str]]) -> dict[str, str]:
+    """For every fact the value that most workers give; of equals the first."""
+    keys = sorted(set().union(*facts))
+    return {key: Counter(own.get(key, "absent") for own in facts).most_common(1)[0][0] for key in keys}
+
+
+def differences(own: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """The facts in which a worker differs, in words."""
+    return [
+        f"{key} is {own.get(key, 'absent')}, elsewhere {others.get(key, 'absent')}"
+        for key in sorted(own.keys() | others.keys())
+        if own.get(key, "absent") != others.get(key, "absent")
+    ]
+
+
+def _refusal(complaints: list[str]) -> UserError:
+    more = f"; and {len(complaints) - SHOWN} more" if len(complaints) > SHOWN else ""
+    return UserError(
+        "not every worker can build this cache",
+        got="; ".join(complaints[:SHOWN]) + more,
+        fix="mend or stop the named workers, then run the same command again: finished shards are kept",
+    )
+
+
+def _numpy_threads() -> str:
+    """What numpy's matrix products were told at its import; they decide last bits of the cached similarities."""
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+    return next((os.environ[name] for name in names if os.environ.get(name)), str(os.cpu_count()))
+
+
+@contextmanager
+def worker_check(config: PipelineConfig, request: dict[str, Any], of: Pass = BASE) -> Iterator[WorkerCheck | None]:
+    """A config to the questions for its workers, None where there are none; the token lies in the cache folder so long.
+
+    Args:
+        config: Which is built.
+        request: What it asks for.
+        of: Of which pass.
+
+    Raises:
+        UserError: the cache folder cannot be written.
+    """
+    folder = Path(config.cache.folder) / WORKERS_NAME
+    if config.cache.scheduler == "synchronous":
+        yield None
+        return
+    token = uuid.uuid4().hex
+    write_json(folder / TOKEN_NAME, token)
+    first_images = {split: first_image(config, split) for split in splits_of(config)}
+    try:
+        yield WorkerCheck(config.model_dump_json(), token, request, first_images, of=of)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,280 @@
+"""The index of a split: what a reader needs of every shard before it reads one, in a single file that is mapped.
+
+It is made from the finished shards alone, by the driver, just before the manifest. Letters as in `hoi.cache.schema`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hoi.cache.manifest import (
+    BASE,
+    IndexReceipt,
+    Manifest,
+    Pass,
+    Receipt,
+    hash_of_shards,
+)
+from hoi.cache.schema import (
+    FIELDS,
+    INDEX_FIELDS,
+    SCHEMA_VERSION,
+    Field,
+    fields_of,
+    shape_of,
+)
+from hoi.cache.shard import (
+    BrokenFile,
+    Header,
+    Location,
+    MappedFile,
+    encode_file,
+    inspect_shard,
+    read_header,
+)
+from hoi.errors import UserError
+from hoi.files import write_atomically
+
+INDEX_ATTRIBUTES = ("schema_version", "fingerprint", "split", "shards_sha256", "axes")
+BUILD = "make teacher-cache (CONFIG=your pipeline file)"
+
+
+def write_index(
+    folder: Path,
+    split: str,
+    fingerprint: str,
+    receipts: Sequence[Receipt],
+    of: Pass = BASE,
+) -> IndexReceipt:
+    """Finished shards to the index beside them; equal shards give equal bytes.
+
+    Args:
+        folder: Where the shards lie.
+        split, fingerprint: What every shard must say of itself.
+        receipts: Of all shards, in order.
+        of: Which pass they are of.
+
+    Raises:
+        UserError: a shard is not the one of its receipt, or the index cannot be written.
+    """
+    headers = (checked_header(folder, split, fingerprint, receipt, of.fields) for receipt in receipts)
+    axes, tables = index_tables(headers, sum(receipt.num_images for receipt in receipts), of.fields)
+    attributes = {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": fingerprint,
+        "split": split,
+        "shards_sha256": hash_of_shards(receipts),
+        "axes": axes,
+    }
+    data = encode_file(tables, attributes, consume=True)
+    write_atomically(folder / of.index_name, data)
+    return IndexReceipt(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def index_tables(
+    shards: Iterable[Header], num_images: int, table: Sequence[Field] = FIELDS
+) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    """Shards, in order, to (size of every letter, tables of the index). One shard is held at a time.
+
+    Args:
+        shards: Headers of the shards.
+        num_images: Of all shards.
+        table: Which fields such shards have; what the index says per image is taken from those that are among them.
+
+    Raises:
+        ValueError: a shard has other axes than the first, or the number of images is another.
+    """
+    axes: dict[str, int] = {}
+    names = {field.name for field in table}
+    columns = {field.name: _Column(field, num_images) for field in index_fields(table) if field.name in names}
+    places: list[list[tuple[int, int]]] = []
+    shard_offsets = [0]
+    for shard in shards:
+        axes = axes or shard.attributes["axes"]
+        if shard.attributes["axes"] != axes:
+            raise ValueError(f"{shard.path} has axes {shard.attributes['axes']}, expected {axes}")
+        for name, column in columns.items():
+            column.append(shard.table(name, mapped=True))
+        shard_offsets.append(shard_offsets[-1] + shard.locations["image_id"].shape[0])
+        found = [shard.locations[field.name] for field in fields_of(axes, table)]
+        places.append([(where.offset or 0, where.dtype.itemsize * prod(where.shape[1:])) for where in found])
+    if shard_offsets[-1] != num_images:
+        raise ValueError(f"the shards hold {shard_offsets[-1]} images, expected {num_images}")
+    byte_offset, row_bytes = np.moveaxis(np.array(places, "<i8"), 2, 0)
+    return axes, {
+        **{name: column.rows for name, column in columns.items()},
+        "shard_offsets": np.array(shard_offsets, "<i8"),
+        "field": np.array([field.name.encode() for field in fields_of(axes, table)]),
+        "byte_offset": np.ascontiguousarray(byte_offset),
+        "row_bytes": np.ascontiguousarray(row_bytes),
+    }
+
+
+def index_fields(table: Sequence[Field]) -> tuple[Field, ...]:
+    """The index's fields where shards have those of a table: of what is known per image, only what they hold."""
+    names = {field.name for field in table}
+    own = ("shard", "shard offset", "field")
+    return tuple(field for field in INDEX_FIELDS if field.rows in own or field.name in names)
+
+
+class _Column:
+    """What the index says per image, as it grows shard by shard; it is held once, however many images there are."""
+
+    def __init__(self, field: Field, num_images: int) -> None:
+        self._is_offset = field.rows == "offset"
+        dtype = "S1" if field.is_text else field.dtype
+        self.rows = np.zeros(shape_of(field, num_images + self._is_offset, {}), dtype)
+        self._end = 0
+
+    def append(self, table: np.ndarray) -> None:
+        if table.dtype.itemsize > self.rows.dtype.itemsize:
+            self.rows = self.rows.astype(table.dtype)
+        if self._is_offset:
+            table = table[1:] + self.rows[self._end]
+        start, self._end = self._end, self._end + len(table)
+        self.rows[start + self._is_offset : self._end + self._is_offset] = table
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    """The index of one split, opened for reading.
+
+    Args:
+        axes: Size of every letter.
+        columns: The index's fields by name; views of the mapped file.
+        table: Which fields such shards have.
+    """
+
+    axes: Mapping[str, int]
+    columns: Mapping[str, np.ndarray]
+    table: Sequence[Field] = FIELDS
+
+    @cached_property
+    def fields(self) -> dict[str, tuple[int, Field]]:
+        """Name to (column of `byte_offset`, field) of what every shard holds."""
+        known = {field.name: field for field in fields_of(self.axes, self.table)}
+        names = [name.decode() for name in self.columns["field"].tolist()]
+        return {name: (column, known[name]) for column, name in enumerate(names) if name in known}
+
+    def location(self, shard: int, name: str) -> Location:
+        """Where a field lies in the file of a shard, without a look at that file.
+
+        Raises:
+            KeyError: the shards hold no such field.
+        """
+        column, field = self.fields[name]
+        shape = shape_of(field, self._num_rows(shard, field), self.axes)
+        dtype = np.dtype(f"S{self.columns['row_bytes'][shard, column]}" if field.is_text else field.dtype)
+        return Location(dtype, shape, int(self.columns["byte_offset"][shard, column]) if 0 not in shape else None)
+
+    def _num_rows(self, shard: int, field: Field) -> int:
+        start, stop = self.columns["shard_offsets"][shard : shard + 2].tolist()
+        if field.rows in ("image", "offset"):
+            return int(stop - start) + (field.rows == "offset")
+        offsets = self.columns[f"{field.rows}_offsets"]
+        return int(offsets[stop] - offsets[start])
+
+
+class LazyShard:
+    """One shard of a split: opened when a row of it is first touched, and refused then if it is not the manifest's.
+
+    Args:
+        folder: Where it lies.
+        manifest: Of the split.
+        index: Of the split.
+        number: Which shard it is.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, index: SplitIndex, number: int) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._index = index
+        self._number = number
+
+    def rows(self, name: str) -> np.ndarray:
+        """A field's rows of this shard, mapped and read-only, as on disk.
+
+        Raises:
+            UserError: the file is damaged, or another one than the split was sealed with.
+            KeyError: the shards hold no such field.
+        """
+        return self._file.table(self._index.location(self._number, name))
+
+    @cached_property
+    def _file(self) -> MappedFile:
+        receipt = self._manifest.shards[self._number]
+        manifest = self._manifest
+        header = checked_header(self._folder, manifest.split, manifest.bank.fingerprint, receipt, self._index.table)
+        for name in self._index.fields:
+            expected, got = self._index.location(self._number, name), header.locations[name]
+            if got != expected:
+                at = [f"{name} {place.dtype} {place.shape} at byte {place.offset}" for place in (expected, got)]
+                raise _foreign(header.path, *at)
+        return MappedFile(header.path)
+
+
+def checked_header(
+    folder: Path, split: str, fingerprint: str, receipt: Receipt, table: Sequence[Field] = FIELDS
+) -> Header:
+    """A shard's file to its header, found to be the one that a receipt speaks of.
+
+    Raises:
+        UserError: it is missing, damaged, of another schema version, or another shard.
+    """
+    path = folder / receipt.name
+    try:
+        header = inspect_shard(path, table)
+    except FileNotFoundError:
+        raise UserError("a shard is missing", where=path, fix=BUILD) from None
+    except BrokenFile as error:
+        raise UserError("a shard is damaged", where=path, got=error, fix=f"delete {path}, then {BUILD}") from None
+    expected = (fingerprint, split, receipt.image_ids_sha256)
+    got = tuple(header.attributes[name] for name in ("fingerprint", "split", "image_ids_sha256"))
+    if got != expected:
+        raise _foreign(path, *(f"fingerprint {f[:12]}, split {s}, ids {ids[:12]}" for f, s, ids in (expected, got)))
+    return header
+
+
+def _foreign(path: Path, expected: str, got: str) -> UserError:
+    fix = f"delete {path}, then {BUILD}"
+    return UserError("a shard does not belong to this cache", where=path, expected=expected, got=got, fix=fix)
+
+
+def open_index(folder: Path, manifest: Manifest) -> SplitIndex:
+    """The index of a complete pass, mapped; no shard is opened.
+
+    Raises:
+        UserError: it is damaged, of another schema version, or not made from the manifest's shards.
+    """
+    path, table = folder / manifest.of.index_name, manifest.of.fields
+    try:
+        header = read_header(path)
+        found = {name: header.attributes[name] for name in INDEX_ATTRIBUTES}
+        columns = {field.name: header.table(field.name, mapped=True) for field in index_fields(table)}
+        index = SplitIndex(found["axes"], columns, table)
+    except (BrokenFile, FileNotFoundError, KeyError) as error:
+        raise _unfit(path, "this index is damaged", None, error) from None
+    expected = {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": manifest.bank.fingerprint,
+        "split": manifest.split,
+        "shards_sha256": hash_of_shards(manifest.shards),
+        "axes": manifest.bank.axes,
+    }
+    for name in INDEX_ATTRIBUTES:
+        if found[name] != expected[name]:
+            what = f"this index is of other shards than the manifest: {name}"
+            raise _unfit(path, what, expected[name], found[name])
+    return index
+
+
+def _unfit(path: Path, what: str, expected: Any, got: Any) -> UserError:
+    return UserError(what, where=path, expected=expected, got=got, fix=f"delete {path}, then {BUILD}")

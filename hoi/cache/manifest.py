@@ -1,0 +1,350 @@
+"""What says that a split of the cache is complete: a JSON file, written last, that lists every shard with its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hoi.cache.schema import FIELDS, PASS_FIELDS, SCHEMA_VERSION, Field
+from hoi.errors import UserError
+from hoi.files import read_json, write_json
+
+_FILE = re.compile(
+    r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)-)?(?:(?:bank|shard-\d{5,})\.(?:h5|json)|manifest\.json|index\.h5)"
+)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass.
+
+    Args:
+        name: Empty for the base pass.
+    """
+
+    name: str = ""
+
+    @property
+    def is_base(self) -> bool:
+        return not self.name
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its files begin with."""
+        return f"{self.name}-" if self.name else ""
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"pass '{self.name}'" if self.name else "teacher cache"
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The table of its shards."""
+        return PASS_FIELDS if self.name else FIELDS
+
+    @property
+    def bank_name(self) -> str:
+        return f"{self.prefix}bank.h5"
+
+    @property
+    def bank_receipt_name(self) -> str:
+        return f"{self.prefix}bank.json"
+
+    @property
+    def index_name(self) -> str:
+        return f"{self.prefix}index.h5"
+
+    @property
+    def manifest_name(self) -> str:
+        return f"{self.prefix}manifest.json"
+
+    @property
+    def journal_name(self) -> str:
+        return f"{self.prefix}journal.jsonl"
+
+    @property
+    def shard_pattern(self) -> str:
+        """Which files look like shards of it."""
+        return f"{self.prefix}shard-*.h5"
+
+    def shard_name(self, index: int) -> str:
+        """File name of a shard."""
+        return f"{self.prefix}shard-{index:05d}.h5"
+
+    def shard_index(self, name: str) -> int:
+        """File name of a shard back to its number."""
+        return int(name.removeprefix(f"{self.prefix}shard-").removesuffix(".h5"))
+
+    def clearing(self, folder: Path) -> str:
+        """What to delete for it to be built anew."""
+        return f"{folder}/{self.prefix}*" if self.name else str(folder)
+
+
+BASE = Pass()
+
+
+def passes_in(folder: Path) -> list[Pass]:
+    """The further passes of which a split's folder holds anything, by name."""
+    found = {of_file(path.name) for path in folder.iterdir()} if folder.is_dir() else set()
+    return sorted((of for of in found if of is not None and not of.is_base), key=lambda of: of.name)
+
+
+def of_file(name: str) -> Pass | None:
+    """A file's name to the pass that it is of, or None if it is none of the content."""
+    match = _FILE.fullmatch(name)
+    return None if match is None else Pass(match["name"] or "")
+
+
+def split_name(field: str) -> tuple[Pass, str]:
+    """A field as students name it, `coca/vlm_scores` or `spatial_map`, to (its pass, its own name)."""
+    name, _, own = field.rpartition("/")
+    return Pass(name), own
+
+
+MANIFEST_NAME = BASE.manifest_name
+BANK_NAME = BASE.bank_name
+INDEX_NAME = BASE.index_name
+JOURNAL_NAME = BASE.journal_name
+FORMAT_NAME = "hoi-distill teacher cache"
+
+_SHARD_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]*-)?shard-\d{5,}\.h5")
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard of the base pass."""
+    return BASE.shard_name(index)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What is known of a finished shard without opening it; lies beside it as `shard-00000.json`.
+
+    Args:
+        name: File name in the split's folder.
+        fingerprint: Of the models and settings that made it.
+        image_ids_sha256: Hash of its ids, in order.
+        num_images, num_detections, num_pairs: Rows of its tables.
+        num_bytes: Size of the file.
+        sha256: Hash of its bytes.
+        failed: (image id, reason) of every unreadable image.
+        base_sha256: Of a further pass: hash of the base shard that it was made over. None of the base pass.
+    """
+
+    name: str
+    fingerprint: str
+    image_ids_sha256: str
+    num_images: int
+    num_detections: int
+    num_pairs: int
+    num_bytes: int
+    sha256: str
+    failed: tuple[tuple[str, str], ...]
+    base_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"'{self.name}' is no name of a shard")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain form that goes into JSON and over the network; what does not apply is left out."""
+        plain = {**asdict(self), "failed": [list(pair) for pair in self.failed]}
+        return {name: value for name, value in plain.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Receipt:
+        """Back from `to_dict`'s form."""
+        return cls(**{**plain, "failed": tuple((image_id, reason) for image_id, reason in plain["failed"])})
+
+
+@dataclass(frozen=True)
+class BankReceipt:
+    """What the models said of themselves when the split was begun; lies beside the text bank as `bank.json`.
+
+    Args:
+        fingerprint: Hash of `parts`.
+        parts: What the fingerprint is over.
+        request: What the config asked for, as comparable without a model.
+        images_per_shard: Layout of the split.
+        image_ids_sha256: Hash of all ids of the split, in order.
+        num_images: Number of ids.
+        axes: Size of every letter of the schema.
+        sha256: Hash of the bank's bytes.
+        num_bytes: Size of the bank.
+        made_with: Versions and device; no part of the fingerprint.
+    """
+
+    fingerprint: str
+    parts: dict[str, Any]
+    request: dict[str, Any]
+    images_per_shard: int
+    image_ids_sha256: str
+    num_images: int
+    axes: dict[str, int]
+    sha256: str
+    num_bytes: int
+    made_with: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class IndexReceipt:
+    """What is known of a split's index without opening it.
+
+    Args:
+        sha256: Hash of its bytes.
+        num_bytes: Size of the file.
+    """
+
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A complete split.
+
+    Args:
+        split: Name of the split.
+        bank: What it was made from.
+        shards: One receipt per shard, in order.
+        made_with: Resolved config, commit, versions, device.
+        index: Of the index; None where the split was sealed without one, and so is not complete.
+        of: Which pass this is.
+    """
+
+    split: str
+    bank: BankReceipt
+    shards: tuple[Receipt, ...]
+    made_with: dict[str, Any]
+    index: IndexReceipt | None = None
+    of: Pass = BASE
+
+    @property
+    def num_images(self) -> int:
+        return sum(shard.num_images for shard in self.shards)
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        """(image id, reason) of every unreadable image of the split."""
+        return [pair for shard in self.shards for pair in shard.failed]
+
+
+def hash_of_shards(receipts: Iterable[Receipt]) -> str:
+    """Receipts, in order, to SHA-256 over their shards' own, each followed by a line feed."""
+    return hashlib.sha256("".join(receipt.sha256 + "\n" for receipt in receipts).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Seals a split: from now on it is complete."""
+    plain = {
+        "format": FORMAT_NAME,
+        "schema_version": SCHEMA_VERSION,
+        "split": manifest.split,
+        **({} if manifest.of.is_base else {"pass": manifest.of.name}),
+        "num_images": manifest.num_images,
+        "num_failed": len(manifest.failed),
+        "num_detections": sum(shard.num_detections for shard in manifest.shards),
+        "num_pairs": sum(shard.num_pairs for shard in manifest.shards),
+        "num_bytes": sum(shard.num_bytes for shard in manifest.shards),
+        "bank": asdict(manifest.bank),
+        "index": asdict(manifest.index) if manifest.index is not None else None,
+        "shards": [shard.to_dict() for shard in manifest.shards],
+        "made_with": manifest.made_with,
+    }
+    write_json(folder / manifest.of.manifest_name, plain)
+
+
+def read_manifest(folder: Path, of: Pass = BASE) -> Manifest | None:
+    """The manifest of a pass in a split's folder, or None where the pass is not complete.
+
+    Raises:
+        UserError: the file is damaged, or of another schema version.
+    """
+    path = folder / of.manifest_name
+    try:
+        plain = read_json(path)
+        if plain is None:
+            return None
+        fix = f"delete {of.clearing(folder)} and run make teacher-cache, or use the release that made it"
+        manifest = parse_manifest(plain, path, fix)
+        if manifest.of != of:
+            raise ValueError(f"it is the manifest of the {manifest.of.title}")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        rebuild = f"delete {path} and run make teacher-cache again: finished shards are kept"
+        raise UserError("this manifest is damaged", where=path, got=repr(error), fix=rebuild) from None
+
+
+def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
+    """The JSON of a manifest to a Manifest.
+
+    Args:
+        plain: As `write_manifest` wrote it.
+        where, fix: For the message about another schema version.
+
+    Raises:
+        UserError: it is of another schema version.
+        ValueError, KeyError, TypeError, AttributeError: it is damaged.
+    """
+    if plain["format"] != FORMAT_NAME or plain["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            "this cache has another schema version",
+            where=where,
+            expected=SCHEMA_VERSION,
+            got=plain["schema_version"],
+            fix=fix,
+        )
+    return Manifest(
+        plain["split"],
+        BankReceipt(**plain["bank"]),
+        tuple(Receipt.from_dict(shard) for shard in plain["shards"]),
+        plain["made_with"],
+        IndexReceipt(**plain["index"]) if plain.get("index") is not None else None,
+        Pass(plain.get("pass", "")),
+    )
+
+
+def read_bank_receipt(folder: Path, of: Pass = BASE) -> BankReceipt | None:
+    """What a begun pass was begun with, or None where nothing whole is there."""
+    try:
+        plain = read_json(folder / of.bank_receipt_name)
+        receipt = BankReceipt(**plain) if plain is not None else None
+    except (ValueError, TypeError):
+        return None
+    if receipt is None or not has_size(folder / of.bank_name, receipt.num_bytes):
+        return None
+    return receipt
+
+
+def read_receipt(shard: Path) -> Receipt | None:
+    """The receipt beside a shard, or None where there is none that fits the file's name and size."""
+    try:
+        plain = read_json(shard.with_suffix(".json"))
+        receipt = Receipt.from_dict(plain) if plain is not None else None
+    except (ValueError, TypeError, KeyError):
+        return None
+    if receipt is None or receipt.name != shard.name or not has_size(shard, receipt.num_bytes):
+        return None
+    return receipt
+
+
+def has_size(path: Path, num_bytes: int) -> bool:
+    """Whether the file is there and has this size."""
+    try:
+        return path.stat().st_size == num_bytes
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def has_all_files(folder: Path, manifest: Manifest) -> bool:
+    """Whether every file that a manifest lists is there with its size; hashes are not taken."""
+    return (
+        read_bank_receipt(folder, manifest.of) == manifest.bank
+        and manifest.index is not None
+        and has_size(folder / manifest.of.index_name, manifest.index.num_bytes)
+        and all(has_size(folder / shard.name, shard.num_bytes) for shard in manifest.shards)
+    )

@@ -1,0 +1,1 @@
+"""Read a finished cache as batches."""

@@ -1,0 +1,340 @@
+"""Rows of a split to batches of their pairs, float32, on the device where the features lie.
+
+Letters as in `hoi.cache.read.split`; C is the number of images, over all batches, that are planned at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import getitem
+from typing import Literal, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hoi.records import PairBatch
+
+Kind = Literal["image", "detection", "pair"]
+"""What one row of a table is."""
+ShardRows = Callable[[int, str], np.ndarray]
+"""(shard, field) to the field's rows of that shard, which may be a view of a mapped file."""
+Template = tuple[np.dtype, tuple[int, ...]]
+"""dtype and shape of one row of a field."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The consecutive rows that each of some images has in the tables of one kind.
+
+    Args:
+        kind: Which tables.
+        images: int64 [B], rows of the split.
+        starts: int64 [B], each image's first row in the split's tables.
+        counts: int64 [B], its number of rows.
+        slots: int64 [B + 1]: where each image's rows begin among the R, and R.
+        rows: int64 [R]: rows of the split's tables.
+    """
+
+    kind: Kind
+    images: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    slots: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def counted(cls, kind: Kind, images: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> Runs:
+        """Runs of the given numbers of rows, int64 [B]."""
+        slots = np.concatenate([[0], np.cumsum(counts)])
+        return cls(kind, images, starts, counts, slots, np.repeat(starts - slots[:-1], counts) + np.arange(slots[-1]))
+
+    @classmethod
+    def of_images(cls, images: np.ndarray) -> Runs:
+        """One row per image."""
+        return cls("image", images, images, np.ones_like(images), np.arange(len(images) + 1), images)
+
+    @classmethod
+    def between(cls, kind: Kind, offsets: np.ndarray, images: np.ndarray) -> Runs:
+        """All rows of each image, out of the split's offsets, int64 [n + 1]."""
+        starts = offsets[images]
+        return cls.counted(kind, images, starts, offsets[images + 1] - starts)
+
+
+_rows_of = cast(Callable[[memoryview, slice], memoryview], getitem)
+
+
+class Located(Protocol):
+    """Runs of images, found in the tables of their kind."""
+
+    def take(self, begin: int, end: int, name: str) -> Tensor:
+        """A field's rows of the images from `begin` up to, not including, `end`: a new tensor [R, ...]."""
+        ...
+
+
+class Tables(Protocol):
+    """Fields of a split, wherever they lie."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def locate(self, runs: Runs) -> Located:
+        """Runs to where their rows lie."""
+        ...
+
+
+def pick(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a table, in any order and number, to a new tensor on its device."""
+    if table.device.type != "cpu":
+        return table.index_select(0, rows)
+    # One memcpy per row; index_select sets up a copy kernel for each, and costs several times as much on small tables.
+    return torch.from_numpy(table.numpy().take(rows.numpy(), axis=0))
+
+
+class JoinedTables:
+    """Whole fields, in memory or on a GPU: one gather per field. A field is joined when it is first asked for.
+
+    Args:
+        shard_rows: The shards.
+        num_shards: S.
+        device: Where the fields are to lie.
+    """
+
+    def __init__(self, shard_rows: ShardRows, num_shards: int, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._shard_rows = shard_rows
+        self._num_shards = num_shards
+        self._whole: dict[str, Tensor] = {}
+
+    def whole(self, name: str) -> Tensor:
+        """All rows of a field; no copy."""
+        if name not in self._whole:
+            self._whole[name] = self._join(name)
+        return self._whole[name]
+
+    def locate(self, runs: Runs) -> Located:
+        """See `Tables`."""
+        return _Picked(self, torch.from_numpy(runs.rows).to(self.device), runs.slots.tolist())
+
+    def _join(self, name: str) -> Tensor:
+        parts = [self._shard_rows(shard, name) for shard in range(self._num_shards)]
+        if self.device.type == "cpu":
+            return torch.from_numpy(np.concatenate(parts))
+        # Shard by shard, so that a field that only the device has room for is never whole in memory.
+        first = torch.from_numpy(parts[0].copy())
+        table = first.new_empty((sum(map(len, parts)), *first.shape[1:]), device=self.device)
+        for part, rows in zip(parts, table.split([len(part) for part in parts]), strict=True):
+            rows.copy_(torch.from_numpy(part.copy()))
+        return table
+
+
+@dataclass(frozen=True)
+class _Picked:
+    tables: JoinedTables
+    rows: Tensor
+    slots: list[int]
+
+    def take(self, begin: int, end: int, name: str) -> Tensor:
+        return pick(self.tables.whole(name), self.rows[self.slots[begin] : self.slots[end]])
+
+
+class MappedTables:
+    """Fields that stay in the shards' mapped files: one copy per image and field, straight into the batch.
+
+    Args:
+        shard_rows: The shards, mapped.
+        starts: Of each kind, int64 [S + 1]: rows of the split at which the shards begin, and their sum.
+        template: Of a field by name.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, shard_rows: ShardRows, starts: Mapping[Kind, np.ndarray], template: Callable[[str], Template]
+    ) -> None:
+        self._starts = starts
+        self._views = _FieldViews(shard_rows)
+        self._template = template
+
+    def locate(self, runs: Runs) -> Located:
+        """See `Tables`."""
+        shard = np.searchsorted(self._starts["image"], runs.images, side="right") - 1
+        begin = runs.starts - self._starts[runs.kind][shard]
+        slices = list(map(slice, begin.tolist(), (begin + runs.counts).tolist()))
+        return _Sliced(self._views, self._template, shard.tolist(), slices)
+
+
+@dataclass(frozen=True)
+class _Sliced:
+    views: _FieldViews
+    template: Callable[[str], Template]
+    shards: list[int]
+    slices: list[slice]
+
+    def take(self, begin: int, end: int, name: str) -> Tensor:
+        views = map(self.views[name].__getitem__, self.shards[begin:end])
+        # Slices of a memoryview cost a fifth of an array's, and join copies each with one memcpy.
+        data = bytearray().join(map(_rows_of, views, self.slices[begin:end]))
+        dtype, shape = self.template(name)
+        return torch.from_numpy(np.frombuffer(data, dtype).reshape(-1, *shape))
+
+
+class _ShardViews(dict[int, memoryview]):
+    """Shard to one field's rows of it, looked up when first asked for."""
+
+    def __init__(self, shard_rows: ShardRows, name: str) -> None:
+        super().__init__()
+        self._shard_rows = shard_rows
+        self._name = name
+
+    def __missing__(self, shard: int) -> memoryview:
+        view = self[shard] = self._shard_rows(shard, self._name).data
+        return view
+
+
+class _FieldViews(dict[str, _ShardViews]):
+    """Field to its rows by shard, made when it is first asked for."""
+
+    def __init__(self, shard_rows: ShardRows) -> None:
+        super().__init__()
+        self._shard_rows = shard_rows
+
+    def __missing__(self, name: str) -> _ShardViews:
+        views = self[name] = _ShardViews(self._shard_rows, name)
+        return views
+
+
+DETECTION_COLUMNS = ("boxes_xyxy", "scores", "labels")
+IMAGE_FEATURES = ("image_embedding", "image_similarity")
+PAIR_FEATURES = ("union_feature", "union_similarity")
+FEATURES = (*IMAGE_FEATURES, "detection_feature", *PAIR_FEATURES)
+"""Nearly all of a batch's bytes."""
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Images of a split to their batches.
+
+    Args:
+        size_hw: int32 [n, 2].
+        detection_offsets, pair_offsets: int64 [n + 1], rows of the split's tables.
+        columns: Where pairs, boxes, scores and labels are taken from, on the CPU.
+        features: Where `FEATURES` are taken from; batches are made on its device.
+        no_object_idx: Label of the object of a pair of a human with itself; None where there are no such pairs.
+    """
+
+    size_hw: np.ndarray
+    detection_offsets: np.ndarray
+    pair_offsets: np.ndarray
+    columns: Tables
+    features: Tables
+    no_object_idx: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are made."""
+        return self.features.device
+
+    def make(
+        self, images_of_batches: Sequence[np.ndarray], extra: Mapping[str, tuple[Kind, Tables]]
+    ) -> Iterator[PairBatch]:
+        """Each batch's rows of the split, int64 [B], to the batches, one after the other.
+
+        Which rows to take, and the small columns, are worked out for all of them at once: done batch by batch, that
+        would cost a third of what the features cost.
+
+        Args:
+            images_of_batches: In the batches' own order.
+            extra: Further fields by name: whether a row is an image or a pair, and where they are taken from.
+        """
+        images = np.concatenate(images_of_batches)
+        bounds = np.cumsum([0, *map(len, images_of_batches)])
+        pairs = Runs.between("pair", self.pair_offsets, images)
+        pairs_at = self.columns.locate(pairs)
+        humans_objects = np.ascontiguousarray(pairs_at.take(0, len(images), "pairs_ho").numpy().T, np.int64)
+        detections = self._paired_detections(pairs, humans_objects)
+        detections_at = self.columns.locate(detections)
+        columns = self._columns(detections, detections_at, pairs, humans_objects)
+        places = _places(bounds, detections, pairs, humans_objects)
+        runs = {"image": Runs.of_images(images), "pair": pairs}
+        images_at = self.columns.locate(runs["image"])
+        extra_at = {name: tables.locate(runs[kind]) for name, (kind, tables) in extra.items()}
+        if self.features is not self.columns:
+            images_at, detections_at, pairs_at = map(self.features.locate, (runs["image"], detections, pairs))
+
+        image_columns = {"image_rows": images, "size_hw": self.size_hw[images].astype(np.float32)}
+        of_images = self._split(image_columns, bounds)
+        of_pairs = self._split(columns, pairs.slots[bounds])
+        of_places = self._split(places, pairs.slots[bounds])
+        for begin, end in pairwise(bounds.tolist()):
+            place = next(of_places)
+            # Every detection is read and converted once, however many pairs share it.
+            region = detections_at.take(begin, end, "detection_feature").float()
+            yield PairBatch(
+                **next(of_images),
+                **{name: images_at.take(begin, end, name).float() for name in IMAGE_FEATURES},
+                **next(of_pairs),
+                pair_image=place["image"],
+                human_feature=pick(region, place["human"]),
+                object_feature=pick(region, place["object"]),
+                **{name: pairs_at.take(begin, end, name).float() for name in PAIR_FEATURES},
+                extra={name: at.take(begin, end, name).to(self.device).float() for name, at in extra_at.items()},
+            )
+
+    def _paired_detections(self, pairs: Runs, humans_objects: np.ndarray) -> Runs:
+        """Each image's detections up to the last that is in a pair; scores fall, so most others come after."""
+        counts = np.zeros(len(pairs.images), np.int64)
+        has_pairs = pairs.counts > 0
+        if has_pairs.any():
+            last = np.maximum(*humans_objects)
+            counts[has_pairs] = np.maximum.reduceat(last, pairs.slots[:-1][has_pairs]) + 1
+        return Runs.counted("detection", pairs.images, self.detection_offsets[pairs.images], counts)
+
+    def _columns(
+        self, detections: Runs, detections_at: Located, pairs: Runs, humans_objects: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What batches hold of pairs, [P, ...] by name, without the features."""
+        boxes, scores, labels = (
+            detections_at.take(0, len(detections.images), name).numpy() for name in DETECTION_COLUMNS
+        )
+        slots = humans_objects + np.repeat(detections.slots[:-1], pairs.counts)
+        rows_h, rows_o = humans_objects + np.repeat(detections.starts, pairs.counts)
+        boxes_h, boxes_o = boxes.take(slots, axis=0)
+        scores_h, scores_o = scores.take(slots)
+        labels_o = labels.take(slots[1]).astype(np.int64)
+        if self.no_object_idx is not None:
+            labels_o[rows_h == rows_o] = self.no_object_idx
+        return {
+            "boxes_h": boxes_h,
+            "boxes_o": boxes_o,
+            "scores_h": scores_h,
+            "scores_o": scores_o,
+            "labels_o": labels_o,
+            "pair_rows": pairs.rows,
+            "rows_h": rows_h,
+            "rows_o": rows_o,
+        }
+
+    def _split(self, columns: Mapping[str, np.ndarray], bounds: np.ndarray) -> Iterator[dict[str, Tensor]]:
+        """Columns to their rows between each two bounds, on the batches' device."""
+        on_cpu = self.device.type == "cpu"
+        for begin, end in pairwise(bounds.tolist()):
+            own = {name: torch.from_numpy(rows[begin:end]) for name, rows in columns.items()}
+            yield own if on_cpu else {name: rows.to(self.device) for name, rows in own.items()}
+
+
+def _places(bounds: np.ndarray, detections: Runs, pairs: Runs, humans_objects: np.ndarray) -> dict[str, np.ndarray]:
+    """int64 [P] each, counted from the pair's batch: its image, and its human and object among the detections.
+
+    Args:
+        bounds: int64, where the batches begin among the images, and C.
+        detections, pairs: Of all images.
+        humans_objects: int64 [2, P], rows of the image's detections.
+    """
+    first_image = np.repeat(bounds[:-1], np.diff(bounds))
+    slots = detections.slots[:-1] - detections.slots[first_image]
+    human, thing = humans_objects + np.repeat(slots, pairs.counts)
+    image = np.repeat(np.arange(len(first_image)) - first_image, pairs.counts)
+    return {"image": image, "human": human, "object": thing}

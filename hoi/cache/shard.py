@@ -1,0 +1,242 @@
+"""One HDF5 file: tables to bytes and back. The only module that knows h5py.
+
+A file is assembled in memory and written in one go by `hoi.files`, so HDF5 itself never meets a full disk, and a
+reader never meets a file that is still growing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hoi.cache.schema import (
+    FIELDS,
+    SCHEMA_VERSION,
+    Field,
+    fields_of,
+)
+from hoi.errors import UserError
+
+ALIGNMENT_BYTES = 64
+
+
+class BrokenFile(Exception):
+    """A file that is no whole HDF5 file of ours; the text says why. The cure is to build it again."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a dataset lies in its file, so that it can be memory-mapped without h5py.
+
+    Args:
+        dtype: numpy dtype on disk.
+        shape: Full shape.
+        offset: Byte at which the rows start; None for a dataset without rows.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int | None
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+
+class MappedFile:
+    """A whole file, mapped read-only: one mapping, and no open descriptor, for as long as a table of it is in use.
+
+    Python's own `mmap` keeps a descriptor for every mapping, and a process may often have 1,024 of them.
+
+    Raises:
+        UserError: the process has as many mappings as it may have, or no address space left.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        if address == ctypes.c_void_p(-1).value:
+            code = ctypes.get_errno()
+            raise UserError(
+                "the system does not map this file",
+                where=path,
+                got=os.strerror(code),
+                fix="raise vm.max_map_count or the address space (ulimit -v), or build with more images in a shard",
+            )
+        mapping = (ctypes.c_ubyte * size).from_address(address)
+        # Not at exit: other threads may still read then.
+        weakref.finalize(mapping, _libc.munmap, address, size).atexit = False
+        self._bytes = memoryview(mapping).toreadonly()
+
+    def table(self, location: Location) -> np.ndarray:
+        """One table of it, read-only; its rows stay on disk until they are touched."""
+        if location.offset is None:
+            return np.zeros(location.shape, location.dtype)
+        return np.ndarray(location.shape, location.dtype, self._bytes, location.offset)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself, read without its tables."""
+
+    path: Path
+    attributes: dict[str, Any]
+    locations: dict[str, Location]
+
+    def table(self, name: str, mapped: bool = False) -> np.ndarray:
+        """One table, read into memory or memory-mapped read-only.
+
+        Args:
+            name: Name of the dataset.
+            mapped: Whether rows are to stay on disk until they are touched.
+        """
+        rows = self.file.table(self.locations[name])
+        return rows if mapped else rows.copy()
+
+    @cached_property
+    def file(self) -> MappedFile:
+        """The file, mapped when it is first asked for."""
+        return MappedFile(self.path)
+
+    def json(self, name: str) -> Any:
+        """A dataset that holds one JSON text, as plain data."""
+        with h5py.File(self.path, "r", locking=False) as file:
+            return json.loads(file[name][()])
+
+
+def encode_file(tables: Mapping[str, np.ndarray], attributes: Mapping[str, Any], consume: bool = False) -> bytes:
+    """Tables and attributes to the bytes of an HDF5 file; equal content gives equal bytes.
+
+    Args:
+        tables: Name to array; bytes arrays become fixed-length UTF-8. Contiguous and uncompressed.
+        attributes: Name to number or text; anything else is stored as JSON text.
+        consume: Whether `tables` is a dict that each table is dropped from once it is in the file: a large file then
+            takes its size in memory twice, not three times.
+    """
+    total = sum(table.nbytes for table in tables.values())
+    # v110: a file cut short then fails at opening; older formats can open with rows missing.
+    with h5py.File(
+        "shard",
+        "w",
+        driver="core",
+        backing_store=False,
+        block_size=max(1 << 16, total // 8),
+        libver=("v110", "v110"),
+        alignment_threshold=1,
+        alignment_interval=ALIGNMENT_BYTES,
+    ) as file:
+        for name, value in attributes.items():
+            plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+            file.attrs[name] = value if plain else json.dumps(value, sort_keys=True)
+        for name in list(tables):
+            table = tables.pop(name) if consume and isinstance(tables, dict) else tables[name]
+            is_text = table.dtype.kind == "S"
+            utf8 = table.view(h5py.string_dtype("utf-8", table.dtype.itemsize)) if is_text else table
+            file.create_dataset(name, data=utf8)
+            del table, utf8
+        file.flush()
+        return file.id.get_file_image()
+
+
+def read_header(path: Path) -> Header:
+    """File to its attributes and the places of its tables.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BrokenFile: it is cut short, no HDF5 file, or of a layout that cannot be mapped.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            # By h5py's low-level names, in half the time: a cache may have many thousand files.
+            attributes = dict(_attribute(file.id, number) for number in range(h5py.h5a.get_num_attrs(file.id)))
+            locations = {name.decode(): _location(h5py.h5d.open(file.id, name), name) for name in file.id}
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, AttributeError, RuntimeError, ValueError) as error:
+        raise BrokenFile(" ".join(str(error).split())) from error
+    return Header(path, attributes, locations)
+
+
+def _location(dataset: h5py.h5d.DatasetID, name: bytes) -> Location:
+    shape, offset = dataset.shape, dataset.get_offset()
+    if 0 in shape:
+        offset = None
+    elif offset is None:
+        raise BrokenFile(f"dataset {name.decode()} is not contiguous")
+    return Location(np.dtype(dataset.dtype.str), shape, offset)
+
+
+def _attribute(file: h5py.h5f.FileID, number: int) -> tuple[str, Any]:
+    attribute = h5py.h5a.open(file, index=number)
+    cell = np.empty(attribute.shape, attribute.dtype)
+    attribute.read(cell)
+    value = cell.item()
+    if isinstance(value, bytes):
+        value = value.decode()
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        value = json.loads(value)
+    return attribute.name.decode(), value
+
+
+def read_text(table: np.ndarray) -> list[str]:
+    """Fixed-length UTF-8 rows to strings."""
+    return [value.decode() for value in table.tolist()]
+
+
+SHARD_ATTRIBUTES = (
+    "schema_version",
+    "fingerprint",
+    "fingerprint_parts",
+    "split",
+    "index",
+    "start",
+    "num_images",
+    "image_ids_sha256",
+    "axes",
+)
+
+
+def inspect_shard(path: Path, table: Sequence[Field] = FIELDS) -> Header:
+    """A shard's file to its header, checked against the schema.
+
+    Args:
+        path: The file.
+        table: Which fields such a shard has.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BrokenFile: it is cut short, or no shard.
+        UserError: it is of another schema version.
+    """
+    header = read_header(path)
+    version = header.attributes.get("schema_version")
+    if version is not None and version != SCHEMA_VERSION:
+        raise UserError(
+            "this shard has another schema version",
+            where=path,
+            expected=SCHEMA_VERSION,
+            got=version,
+            fix=f"delete {path.parent} and run make teacher-cache, or use the release that made it",
+        )
+    absent = [name for name in SHARD_ATTRIBUTES if name not in header.attributes]
+    if absent:
+        raise BrokenFile(f"attribute {absent[0]} is missing")
+    fields = fields_of(header.attributes["axes"], table)
+    absent = [field.name for field in fields if field.name not in header.locations]
+    if absent:
+        raise BrokenFile(f"field {absent[0]} is missing")
+    return header

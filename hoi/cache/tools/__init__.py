@@ -1,0 +1,1 @@
+"""Estimate, verify, repair, rescore, pull and export caches."""

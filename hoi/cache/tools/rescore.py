@@ -1,0 +1,281 @@
+"""Cached embeddings to a cache with other prompts or another vocabulary: no image is read, only texts are encoded.
+
+Embeddings, boxes and region features are taken over; similarities are computed anew, as the extractor computes them. A
+shard at a time is in memory, and an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hoi.cache.build.models import device_name
+from hoi.cache.build.split_build import SplitBuild
+from hoi.cache.build.worker import LIBRARIES
+from hoi.cache.build.writing import write_bank, write_shard
+from hoi.cache.fingerprint import (
+    differing_keys,
+    digest_of,
+    file_sha256,
+    refuse_other_settings,
+)
+from hoi.cache.manifest import BankReceipt, Manifest, Receipt
+from hoi.cache.plan import ShardPlan, plan_over
+from hoi.cache.schema import fields_of
+from hoi.cache.shard import inspect_shard, read_text
+from hoi.cache.tables import pack_tables, unpack_tables
+from hoi.config import PairsConfig, PipelineConfig
+from hoi.errors import UserError
+from hoi.extraction import pair_detections, similarity
+from hoi.prompts import spaced
+from hoi.provenance import library_versions
+from hoi.records import ImageSignals, TextBank
+from hoi.teachers import Teacher
+from hoi.vocabulary import Vocabulary
+
+NEW_IN_REQUEST = {"vocabulary", "teacher.prompts", "teacher.no_interaction_prompts"}
+NEW_IN_TEACHER = {"prompts", "no_interaction_prompts", "tokens_sha256"}
+"""What rescoring may change; every other key of request and fingerprint must be the cache's own."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the new cache asks of the old embeddings.
+
+    Args:
+        vocabulary: The new one.
+        bank: Its texts, from the teacher that made the embeddings.
+        provenance: What that teacher says of itself now.
+        device: `cpu` or `cuda`, where the texts were encoded.
+    """
+
+    vocabulary: Vocabulary
+    bank: TextBank
+    provenance: dict[str, Any]
+    device: str
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What became of a split.
+
+    Args:
+        split: Its name.
+        num_images, num_pairs: What the new cache holds.
+        num_done: Shards that were made now.
+        dropped: Objects that the new vocabulary leaves out.
+        fewer_pairs: Images of the shards made now for which a fresh build would have further pairs: dropped objects
+            took places below `pairs.max_objects`, and what would have moved up was never embedded.
+        full: Images of the shards made now at `detector.max_detections`, where a fresh build may have found further
+            boxes.
+    """
+
+    split: str
+    num_images: int
+    num_pairs: int
+    num_done: int
+    dropped: tuple[str, ...]
+    fewer_pairs: int
+    full: int
+
+    def __str__(self) -> str:
+        lines = [f"{self.split}: {self.num_images} images, {self.num_pairs} pairs, {self.num_done} shards made now"]
+        if self.dropped:
+            lines.append(f"  left out with their boxes and pairs: {', '.join(self.dropped)}")
+        if self.fewer_pairs:
+            lines.append(f"  {self.fewer_pairs} images lack pairs that a fresh build would have (pairs.max_objects)")
+        if self.full:
+            lines.append(f"  {self.full} images may lack boxes that a fresh build would have (detector.max_detections)")
+        return "\n".join(lines)
+
+
+def encode_texts(teacher: Teacher, vocabulary: Vocabulary, device: str) -> Texts:
+    """The new vocabulary's texts, by the teacher's text tower alone."""
+    return Texts(vocabulary, teacher.text_bank(vocabulary), dict(teacher.provenance()), device)
+
+
+def refuse_other_request(folder: Path, cached: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Nothing, if two requests differ in prompts and vocabulary alone.
+
+    Raises:
+        UserError: something else differs, which only a new build can give.
+    """
+    differences = [d for d in differing_keys(cached, wanted) if d.split(" (")[0] not in NEW_IN_REQUEST]
+    if differences:
+        raise UserError(
+            "rescoring changes prompts and vocabulary alone",
+            where=folder,
+            got="; ".join(differences),
+            fix="set these keys back, or build a new cache with make teacher-cache and another cache.folder",
+        )
+
+
+def object_rows(old: Vocabulary, new: Vocabulary, where: object) -> np.ndarray:
+    """Rows of the old vocabulary's objects to rows of the new one's, by name; -1 for objects that it leaves out.
+
+    Raises:
+        UserError: the new vocabulary has objects that the detector was never asked for.
+    """
+    row_of = {_plain(name): row for row, name in enumerate(new.objects)}
+    unknown = [name for name in new.objects if _plain(name) not in {_plain(o) for o in old.objects}]
+    if unknown:
+        raise UserError(
+            f"this cache was made without {len(unknown)} of the vocabulary's objects, so no such box is in it",
+            where=where,
+            expected=f"objects out of {', '.join(old.objects)}",
+            got=", ".join(unknown),
+            fix="take them out of the vocabulary, or build another cache.folder with make teacher-cache",
+        )
+    return np.array([row_of.get(_plain(name), -1) for name in old.objects], np.int64)
+
+
+def _plain(name: str) -> str:
+    return spaced(name).lower()
+
+
+def new_parts(folder: Path, cached: dict[str, Any], texts: Texts) -> dict[str, Any]:
+    """The cache's fingerprint parts with the new vocabulary and prompts in them: those of a fresh build.
+
+    Raises:
+        UserError: the teacher is not the one that made the embeddings.
+    """
+    kept = {k: v for k, v in cached["teacher"].items() if k not in NEW_IN_TEACHER}
+    now = {k: v for k, v in texts.provenance.items() if k not in NEW_IN_TEACHER}
+    refuse_other_settings(folder, {"teacher": kept}, {"teacher": now})
+    parts = {**cached, "vocabulary": texts.vocabulary.digest(), "teacher": texts.provenance}
+    # Texts encoded on another kind of device differ in their last bits from those of a fresh build.
+    return parts if texts.device == cached.get("device", texts.device) else {**parts, "text_device": texts.device}
+
+
+def rescore_split(
+    source: Path,
+    manifest: Manifest,
+    old_vocabulary: Vocabulary,
+    texts: Texts,
+    config: PipelineConfig,
+    request: dict[str, Any],
+    progress: Callable[[int], object],
+) -> Rescored:
+    """A complete split to one with other texts, complete as well.
+
+    Args:
+        source: The old split's folder.
+        manifest: Of the old split.
+        old_vocabulary: Which its labels are rows of.
+        texts: What is new.
+        config: Whose `cache.folder` the new split goes below.
+        request: What that config asks for.
+        progress: Is told the number of images of every shard that is there.
+
+    Raises:
+        UserError: see `refuse_other_request`, `object_rows` and `new_parts`; or another cache is in the new place.
+    """
+    refuse_other_request(source, manifest.bank.request, request)
+    rows = object_rows(old_vocabulary, texts.vocabulary, source)
+    dropped = tuple(name for name, row in zip(old_vocabulary.objects, rows, strict=True) if row < 0)
+    folder = Path(config.cache.folder) / manifest.split
+    parts = new_parts(source, manifest.bank.parts, texts)
+    begun = replace(
+        manifest.bank,
+        fingerprint=digest_of(parts),
+        parts=parts,
+        request=request,
+        axes={**manifest.bank.axes, "K": len(texts.vocabulary)},
+        made_with={
+            "versions": library_versions(LIBRARIES),
+            "device": device_name(texts.device),
+            "rescored_from": {"fingerprint": manifest.bank.fingerprint, **manifest.bank.made_with},
+        },
+    )
+    plan = plan_over(manifest, folder)
+    build = SplitBuild(plan, config, request, reads_images=False)
+    if build.bank is None:
+        build.bank = write_bank(folder, texts.bank, texts.vocabulary, begun)
+    refuse_other_settings(folder, build.bank.parts, parts)
+    build.unseal()
+    progress(build.num_images_done)
+    rescoring = _Rescoring(texts, rows, config.pairs, manifest.bank, build.bank)
+    missing = [shard for shard in plan.shards if shard.index not in build.receipts]
+    for shard in missing:
+        build.receipts[shard.index] = rescoring.shard(
+            source / shard.name, manifest.shards[shard.index].sha256, folder, shard
+        )
+        progress(shard.num_images)
+    build.seal()
+    num_pairs = sum(receipt.num_pairs for receipt in build.receipts.values())
+    limit = config.detector.max_detections if dropped else None
+    full = sum(number == limit for number in rescoring.num_detections)
+    return Rescored(manifest.split, plan.num_images, num_pairs, len(missing), dropped, rescoring.fewer_pairs, full)
+
+
+class _Rescoring:
+    """What all shards of a split share, and what is counted over them."""
+
+    def __init__(self, texts: Texts, rows: np.ndarray, pairs: PairsConfig, old: BankReceipt, new: BankReceipt) -> None:
+        self._texts, self._rows, self._pairs, self._old, self._new = texts, rows, pairs, old, new
+        levels = old.parts["teacher"]["levels"]
+        self._crop_level = levels.index("crop") if "crop" in levels else None
+        self.fewer_pairs = 0
+        self.num_detections: list[int] = []
+
+    def shard(self, path: Path, sha256: str, folder: Path, plan: ShardPlan) -> Receipt:
+        if file_sha256(path) != sha256:
+            raise UserError(
+                "a file differs from what its manifest says", where=path, fix="make cache-repair with the old settings"
+            )
+        header = inspect_shard(path)
+        axes = self._old.axes
+        tables = {field.name: header.table(field.name) for field in fields_of(axes)}
+        image_ids = read_text(tables["image_id"])
+        outcomes = [o if isinstance(o, str) else self._image(o) for o in unpack_tables(tables, axes)]
+        return write_shard(
+            folder,
+            pack_tables(image_ids, outcomes, self._new.axes),
+            index=plan.index,
+            start=plan.start,
+            image_ids_sha256=plan.image_ids_sha256,
+            parts=self._new.parts,
+            fingerprint=self._new.fingerprint,
+            axes=self._new.axes,
+        )
+
+    def _image(self, record: ImageSignals) -> ImageSignals:
+        self.num_detections.append(len(record.detections))
+        if (self._rows < 0).any() or not np.array_equal(self._rows, np.arange(len(self._rows))):
+            record = self._with_new_labels(record)
+        texts = self._texts.bank.text_embedding
+        return replace(
+            record,
+            image_similarity=similarity(record.image_embedding, texts),
+            union_similarity=similarity(record.union_embedding, texts),
+        )
+
+    def _with_new_labels(self, record: ImageSignals) -> ImageSignals:
+        labels = self._rows[record.detections.labels]
+        kept = np.flatnonzero(labels >= 0)
+        detections = replace(record.detections, labels=labels).select(kept)
+        new_row = np.cumsum(labels >= 0) - 1
+        vocabulary = self._texts.vocabulary
+        is_itself = record.pairs_ho[:, 0] == record.pairs_ho[:, 1]
+        pairs = np.flatnonzero((labels[record.pairs_ho] >= 0).all(1) & (vocabulary.has_no_object | ~is_itself))
+        pairs_ho = new_row[record.pairs_ho[pairs]].astype(np.int32)
+        detection_feature = record.detection_feature[kept]
+        if self._crop_level is not None:
+            # As in a fresh build: a box's own crop is encoded for boxes of pairs alone.
+            is_paired = np.isin(np.arange(len(kept)), pairs_ho)
+            detection_feature[~is_paired, self._crop_level] = 0
+        policy = pair_detections(detections, vocabulary.person_idx, self._pairs, with_itself=vocabulary.has_no_object)
+        self.fewer_pairs += not np.array_equal(policy, pairs_ho)
+        return replace(
+            record,
+            detections=detections,
+            pairs_ho=pairs_ho,
+            detection_feature=detection_feature,
+            union_embedding=record.union_embedding[pairs],
+            union_similarity=record.union_similarity[pairs],
+            union_feature=record.union_feature[pairs],
+        )

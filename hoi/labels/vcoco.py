@@ -1,0 +1,173 @@
+"""V-COCO's annotations, joined to the images of a split by COCO id. Stage three, and supervised students, alone.
+
+Letters: K interactions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from hoi.config import VcocoDataset
+from hoi.datasets.vcoco import VcocoImages, coco_id, vcoco_vocabulary
+from hoi.errors import UserError
+from hoi.evaluation.vcoco import VcocoTruth
+from hoi.labels.vcoco_files import VcocoPairs, VcocoSplit, pairs_of_truth, read_pairs, read_vcoco
+from hoi.records import HoiLabels
+
+PARTS = {"train": ("train",), "validation": ("val",), "trainval": ("train", "val"), "test": ("test",)}
+"""Split → V-COCO's label files of it."""
+PAIR_FILES = {
+    "train": ("train", "trainval"),
+    "validation": ("val", "trainval"),
+    "trainval": ("trainval",),
+    "test": ("test",),
+}
+"""Split → fredzzhang's files that hold its images, the first that is there to be read."""
+
+
+def find_label_files(config: VcocoDataset, split: str) -> list[Path] | None:
+    """V-COCO's own label files of a split, or None where one of them is not there."""
+    found = [path for part in PARTS[split] if (path := _find(config, f"vcoco_{part}")) is not None]
+    return found if len(found) == len(PARTS[split]) else None
+
+
+def find_pair_file(config: VcocoDataset, split: str) -> Path | None:
+    """fredzzhang's file with the images of a split, or None."""
+    found = (_find(config, f"instances_vcoco_{part}") for part in PAIR_FILES[split])
+    return next((path for path in found if path is not None), None)
+
+
+def vcoco_truth(config: VcocoDataset, split: str) -> VcocoTruth:
+    """What the V-COCO evaluation counts of a split; `image` holds rows of `open_images`.
+
+    Raises:
+        UserError: V-COCO's own label files or the boxes are not there, or lack an image of the split.
+    """
+    files = find_label_files(config, split)
+    if files is None:
+        raise UserError(
+            f"there are no V-COCO label files of split '{split}'",
+            where="dataset.annotations",
+            expected=f"a folder with {_label_file_names(split)}",
+            got=config.annotations,
+            fix="put V-COCO's own files there: its evaluation counts roles without a box, which other formats lack",
+        )
+    rows = _rows(config, split)
+    parts = [_read_label_file(file, config.instances) for file in files]
+    _check_complete(config, split, rows, (number for part in parts for number in part.image_ids))
+    truths = [_on_rows(part, rows) for part in parts]
+    return VcocoTruth(**{f.name: np.concatenate([getattr(t, f.name) for t in truths]) for f in fields(VcocoTruth)})
+
+
+def vcoco_labels(config: VcocoDataset, split: str) -> HoiLabels:
+    """The annotated pairs of a split as interactions of its vocabulary.
+
+    Those that the vocabulary does not speak of are left out; with `vocabulary: all` there are none. See `unspoken`. The
+    V-COCO evaluation counts them all the same.
+
+    Raises:
+        UserError: there are no annotations, or they are wrong or lack an image.
+    """
+    interaction_of = {pair: k for k, pair in enumerate(vcoco_vocabulary(config.vocabulary).interactions)}
+    found = []
+    for pairs, row in _pairs_on_rows(config, split):
+        names = zip(pairs.keys, pairs.objects, strict=True)
+        interaction = np.array([interaction_of.get(name, -1) for name in names], np.int64)
+        kept = (row >= 0) & (interaction >= 0)
+        found.append((row[kept], pairs.boxes_h[kept], pairs.boxes_o[kept], interaction[kept]))
+    image, boxes_h, boxes_o, interaction = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    order = np.argsort(image, kind="stable")
+    return HoiLabels(image[order], boxes_h[order], boxes_o[order], interaction[order])
+
+
+def unspoken(config: VcocoDataset, split: str) -> Counter[str]:
+    """Annotated pairs of a split that the vocabulary does not speak of, by name, as `carry_obj refrigerator`."""
+    spoken = set(vcoco_vocabulary(config.vocabulary).names)
+    return Counter(
+        f"{key} {thing}"
+        for pairs, row in _pairs_on_rows(config, split)
+        for key, thing, image in zip(pairs.keys, pairs.objects, row, strict=True)
+        if image >= 0 and f"{key} {thing}" not in spoken
+    )
+
+
+def annotated_sizes(config: VcocoDataset, split: str) -> dict[str, tuple[int, int]]:
+    """Image ids to the height and width that V-COCO's boxes were drawn on; empty without its own label files."""
+    parts = [_read_label_file(file, config.instances) for file in find_label_files(config, split) or []]
+    sizes = [zip(part.image_ids, part.size_hw.tolist(), strict=True) for part in parts]
+    return {str(number): (height, width) for of_part in sizes for number, (height, width) in of_part}
+
+
+def _find(config: VcocoDataset, stem: str) -> Path | None:
+    if config.annotations is None:
+        return None
+    paths = (Path(config.annotations) / (stem + ending) for ending in (".json", ".json.gz"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _label_file_names(split: str) -> str:
+    return " and ".join(f"vcoco_{part}.json" for part in PARTS[split])
+
+
+def _rows(config: VcocoDataset, split: str) -> dict[int, int]:
+    return {coco_id(image_id): row for row, image_id in enumerate(VcocoImages(config, split).image_ids)}
+
+
+@lru_cache(maxsize=4)
+def _read_label_file(labels: Path, instances: str | None) -> VcocoSplit:
+    try:
+        return read_vcoco(labels, None if instances is None else Path(instances))
+    except UserError as error:
+        fix = "set dataset.instances to COCO's instances JSON" if error.fix == "--instances FILE" else error.fix
+        raise UserError(error.what, where=error.where, expected=error.expected, got=error.got, fix=fix) from None
+
+
+@lru_cache(maxsize=4)
+def _read_pair_file(path: Path) -> VcocoPairs:
+    return read_pairs(path)
+
+
+def _on_rows(part: VcocoSplit, rows: dict[int, int]) -> VcocoTruth:
+    row = np.array([rows.get(number, -1) for number in part.image_ids], np.int64)[part.truth.image]
+    columns = {f.name: getattr(part.truth, f.name)[row >= 0] for f in fields(VcocoTruth)}
+    return VcocoTruth(**{**columns, "image": row[row >= 0]})
+
+
+def _pairs_on_rows(config: VcocoDataset, split: str) -> list[tuple[VcocoPairs, np.ndarray]]:
+    """Each annotation file's pairs, with the row of each pair's image, -1 where the split does not have it.
+
+    V-COCO's own files are read where the folder has them, otherwise fredzzhang's.
+    """
+    files, pair_file = find_label_files(config, split), find_pair_file(config, split)
+    if files is not None:
+        parts = [pairs_of_truth(_read_label_file(file, config.instances)) for file in files]
+    elif pair_file is not None:
+        parts = [_read_pair_file(pair_file)]
+    else:
+        raise UserError(
+            f"there are no V-COCO annotations of split '{split}'",
+            where="dataset.annotations",
+            expected=f"a folder with {_label_file_names(split)}, or with instances_vcoco_{PAIR_FILES[split][-1]}.json",
+            got=config.annotations,
+            fix="set dataset.annotations, or take the students with supervision: labels out",
+        )
+    rows = _rows(config, split)
+    _check_complete(config, split, rows, (number for part in parts for number in part.image_ids))
+    return [(p, np.array([rows.get(number, -1) for number in p.image.tolist()], np.int64)) for p in parts]
+
+
+def _check_complete(config: VcocoDataset, split: str, rows: dict[int, int], annotated: Iterable[int]) -> None:
+    missing = sorted(rows.keys() - set(annotated))
+    if missing:
+        raise UserError(
+            f"{len(missing)} images of split '{split}' are not in its annotation files",
+            where=config.annotations,
+            got=f"no {missing[0]}",
+            fix="put the complete files there, or keep only annotated images with dataset.image_list",
+        )

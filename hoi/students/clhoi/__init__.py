@@ -1,0 +1,1 @@
+"""CL-HOI (Gao et al., 2024) on cached signals."""

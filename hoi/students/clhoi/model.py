@@ -1,0 +1,335 @@
+"""The student `clhoi`: what a vision language model says of whole images, brought to pairs by two networks.
+
+A translator turns CLIP's map into words and learns them from a caption (context distillation). A cognition network
+lets pairs look at one another, at the map and at those words; its pairs are pooled to their image, where they learn the
+teacher's confidences (interaction distillation). Both by contrast. So much is in the paper's abstract; every layer,
+loss and value is our reconstruction. Every switch is explained at its key in `ClhoiConfig`.
+
+Letters: B images, P pairs, K interactions, D the joint width, L levels of region features, M crop margins, C channels
+of the map.
+
+Source: Gao et al., CL-HOI: Cross-Level Human-Object Interaction Distillation from Vision Large Language Models, 2024,
+arXiv 2410.15657.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from hoi.config import ClhoiConfig
+from hoi.errors import UserError
+from hoi.machine import full_precision
+from hoi.matching import LabelTargets
+from hoi.records import BranchScores, PairBatch, TextBank
+from hoi.scoring import gated
+from hoi.students.base import StepLosses, Student
+from hoi.students.clhoi.networks import (
+    FIRST_TEMPERATURE,
+    Cognition,
+    MapEncoder,
+    Seats,
+    Translator,
+    context_loss,
+)
+from hoi.students.layers import NUM_TERMS, spatial_code
+from hoi.students.losses import ScoreForm, mean_over_images
+from hoi.vocabulary import Vocabulary
+
+IGNORED = -1e4
+"""Logit of what takes no part in a softmax."""
+
+
+def pool_pairs(
+    seats: Seats,
+    logits: Float[Tensor, "P K"],
+    vectors: Float[Tensor, "P D"],
+    log_interactive: Float[Tensor, " P"],
+    admitted: Bool[Tensor, "P K"],
+    temperature: float,
+) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K D"], Bool[Tensor, "B K"]]:
+    """Cross-level pooling: a_pk = softmax_p(z_pk / temperature + log r_p), Z_k = Σ a z, G_k = Σ a g.
+
+    Args:
+        seats: Which image each pair is of.
+        logits: z.
+        vectors: g.
+        log_interactive: log r.
+        admitted: Pairs whose object admits the interaction; no other takes part.
+
+    Returns:
+        Z and G, 0 where no pair takes part, and where some does.
+    """
+    takes_part = seats.place(admitted)
+    weights = seats.place(logits / temperature + log_interactive[:, None])
+    weights = weights.masked_fill(~takes_part, IGNORED).softmax(1) * takes_part
+    pooled = (weights * seats.place(logits)).sum(1)
+    return pooled, torch.einsum("bqk,bqd->bkd", weights, seats.place(vectors)), takes_part.any(1)
+
+
+def soft_focal(
+    logits: Float[Tensor, "R K"], targets: Float[Tensor, "R K"], counted: Bool[Tensor, "R K"], focus: float
+) -> Float[Tensor, " R"]:
+    """Logits and confidences to the sum over counted interactions of |t − σ|^focus · cross-entropy, row by row.
+
+    Args:
+        logits: Before the sigmoid.
+        targets: In [0, 1].
+        counted: Where a teacher was asked.
+        focus: 0 is plain cross-entropy.
+
+    Source: Li et al., Generalized Focal Loss (NeurIPS 2020), eq. 3.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    # A power of 0 at a distance of 0 has no finite gradient for exponents below 1.
+    distance = (targets - logits.sigmoid()).abs().clamp(min=torch.finfo(logits.dtype).eps)
+    return torch.where(counted, distance**focus * cross_entropy, 0.0).sum(1)
+
+
+def interaction_contrast(
+    vectors: Float[Tensor, "B K D"],
+    texts: Float[Tensor, "K D"],
+    positive: Bool[Tensor, "B K"],
+    asked: Bool[Tensor, "B K"],
+    object_of: Int64[Tensor, " K"],
+    scale: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """InfoNCE between what an image's pairs say of the interactions that its teacher has seen, and their texts.
+
+    An anchor is an interaction seen in an image. Its vector is told from the texts of the object's other interactions
+    that were asked there and not seen, and from the texts of the batch's other anchors; its text is told from the
+    vectors of the batch's other anchors. What is seen in an image as well is no negative there. Means over an image's
+    anchors, then over all images.
+
+    Args:
+        vectors: G; any norm.
+        texts: Unit norm.
+        positive: Seen by the teacher; asked, and pooled from a pair.
+        asked: Of the teacher.
+        object_of: Each interaction's object.
+        scale: One over the temperature.
+    """
+    image, seen = positive.nonzero(as_tuple=True)
+    anchors = F.normalize(vectors[image, seen], dim=-1)
+    own = texts[seen]
+    is_same_object = object_of[seen][:, None] == object_of
+    is_hard = is_same_object & asked[image] & ~positive[image]
+    others = torch.eye(len(image), dtype=torch.bool, device=image.device).logical_not()
+    is_seen_too = positive[image][:, seen] & others
+    nearness = scale * anchors @ own.T
+    hard = (scale * anchors @ texts.T).masked_fill(~is_hard, IGNORED)
+    to_texts = torch.cat([nearness.masked_fill(is_seen_too, IGNORED), hard], 1).log_softmax(1)
+    to_vectors = nearness.masked_fill(is_seen_too, IGNORED).log_softmax(0)
+    per_anchor = -(to_texts[:, : len(image)].diagonal() + to_vectors.diagonal()) / 2
+    num_anchors = positive.sum(1).clamp(min=1)
+    return (per_anchor / num_anchors[image]).sum() / len(positive)
+
+
+MAX_SCALE = 100.0
+"""Of learned similarities, as CLIP's own."""
+
+
+@dataclass(frozen=True)
+class PairLogits:
+    """What the networks say.
+
+    Args:
+        logits: z [P, K], whatever the pair's object.
+        vectors: g [P, D], unit norm.
+        log_interactive: log r [P].
+        words: [B, Z, D], unit norm; None without a translator.
+    """
+
+    logits: Float[Tensor, "P K"]
+    vectors: Float[Tensor, "P D"]
+    log_interactive: Float[Tensor, " P"]
+    words: Float[Tensor, "B Z D"] | None
+
+
+class ClhoiStudent(Student):
+    """Pairs of a batch to HOI scores that a vision language model's view of their images has taught.
+
+    Args:
+        config: Settings.
+        bank: CLIP's texts and logit scale.
+        vocabulary: Which interactions an object admits.
+        axes: Sizes of the cache's letters; C, H, W, L and M are read.
+
+    Raises:
+        UserError: the cache holds no spatial map.
+    """
+
+    text_embedding: Tensor
+    admitted: Tensor
+    is_real: Tensor
+    object_of: Tensor
+
+    def __init__(self, config: ClhoiConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]) -> None:
+        super().__init__()
+        if "C" not in axes:
+            raise UserError(
+                "a student of method clhoi reads CLIP's spatial map, which this cache does not hold",
+                where="teacher.spatial_map",
+                expected="true",
+                got="false",
+                fix="set teacher.spatial_map: true and build the cache anew in another cache.folder",
+            )
+        self.config = config
+        self.logit_scale = bank.logit_scale
+        is_softmax = bank.logit_bias is None
+        self.form = ScoreForm("softmax" if is_softmax else "sigmoid", config.target_temperature)
+        self.logit_bias = bank.logit_bias or 0.0
+        texts = torch.from_numpy(bank.text_embedding).float()
+        joint, width, dropout = texts.shape[1], config.width, config.dropout
+        self.register_buffer("text_embedding", texts)
+        self.register_buffer("admitted", torch.from_numpy(vocabulary.object_mask), persistent=False)
+        self.register_buffer("is_real", torch.from_numpy(~vocabulary.is_no_interaction), persistent=False)
+        self.register_buffer("object_of", torch.from_numpy(vocabulary.object_of), persistent=False)
+
+        views = axes["M"] if config.union_views == "all" else axes["L"]
+        self.norm_features, self.norm_spatial = nn.LayerNorm((2 * axes["L"] + views) * joint), nn.LayerNorm(NUM_TERMS)
+        self.to_pair = nn.Linear((2 * axes["L"] + views) * joint + NUM_TERMS, width)
+        self.encode_map = MapEncoder(axes["C"], width)
+        self.translator = (
+            Translator(config.translator_queries, config.translator_layers, width, config.heads, dropout, joint)
+            if config.translator
+            else None
+        )
+        self.cognition = Cognition(config.cognition_layers, width, config.heads, dropout, config.translator)
+        self.to_joint = nn.Linear(width, joint)
+        if config.start == "union":
+            nn.init.zeros_(self.to_joint.weight)
+            nn.init.zeros_(self.to_joint.bias)
+        self.to_interactive = nn.Linear(width, 1) if config.interactiveness else None
+        # z is read by a sigmoid, and cosines to interaction texts share a large common part: a reference text, which
+        # starts as the mean of the bank, takes it off, and a bias starts at odds of 1 to K.
+        self.reference = nn.Parameter(texts.mean(0))
+        self.bias = nn.Parameter(torch.tensor(-math.log(len(texts))))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(min(bank.logit_scale, MAX_SCALE))))
+        self.log_contrast = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))
+
+    @property
+    def extra_fields(self) -> tuple[str, ...]:
+        """See `Student`."""
+        name, config = self.config.vlm, self.config
+        fields = [*self.scoring_fields, f"{name}/vlm_scores", f"{name}/vlm_asked"]
+        if config.translator and config.context_weight > 0:
+            fields += [f"{name}/context_embedding", f"{name}/context_mask"]
+        if config.pair_weight > 0:
+            fields.append(f"{name}/vlm_pair_scores")
+        return tuple(fields)
+
+    @property
+    def scoring_fields(self) -> tuple[str, ...]:
+        """See `Student`; no language model is asked."""
+        return ("spatial_map", "union_embedding") if self.config.union_views == "all" else ("spatial_map",)
+
+    def forward(self, batch: PairBatch) -> PairLogits:
+        """Batch to what is said of its pairs and images."""
+        levels = batch.extra["union_embedding"] if self.config.union_views == "all" else batch.union_feature
+        regions = [batch.human_feature, batch.object_feature, levels]
+        features = self.norm_features(torch.cat([region.float().flatten(1) for region in regions], -1))
+        spatial = self.norm_spatial(spatial_code(batch.boxes_h, batch.boxes_o, batch.size_hw[batch.pair_image]))
+        spatial_map = batch.extra["spatial_map"].float()
+        cells = self.encode_map(spatial_map)
+        context = None if self.translator is None else self.translator(cells)
+        rows, columns = spatial_map.shape[2:]
+        pairs = self.to_pair(torch.cat([features, spatial], -1))
+        pairs = self.cognition(batch, pairs, cells, (rows, columns), context)
+        vectors = self.to_joint(pairs).float()
+        if self.config.start == "union":
+            vectors = vectors + F.normalize(levels.float().mean(1), dim=-1)
+        vectors = F.normalize(vectors, dim=-1)
+        with full_precision(vectors.device):
+            scale = self.log_scale.exp().clamp(max=MAX_SCALE)
+            cosine = vectors @ self.text_embedding.T - (vectors @ self.reference)[:, None]
+            logits = scale * cosine + self.bias
+        if self.to_interactive is None:
+            log_interactive = torch.zeros_like(vectors[:, 0])
+        else:
+            log_interactive = F.logsigmoid(self.to_interactive(pairs)[:, 0].float())
+        words = None if self.translator is None or context is None else self.translator.words(context)
+        return PairLogits(logits, vectors, log_interactive, words)
+
+    def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
+        """Batch to the weighted losses of context and interaction distillation; each is a mean over its images.
+
+        Contrasts are taken within the batch, or within one process's share of it.
+        """
+        config, name, found = self.config, self.config.vlm, self(batch)
+        confidence = batch.extra[f"{name}/vlm_scores"].float()
+        admitted = self.admitted[batch.labels_o]
+        with full_precision(confidence.device):
+            pooled, vectors, has_pair = pool_pairs(
+                Seats.of(batch),
+                found.logits,
+                found.vectors,
+                found.log_interactive,
+                admitted,
+                config.pooling_temperature,
+            )
+            asked = (batch.extra[f"{name}/vlm_asked"] > 0) & has_pair
+            losses = {
+                "interaction": config.interaction_weight
+                * soft_focal(pooled, confidence, asked, config.focal_gamma).mean()
+            }
+            if config.contrast_weight > 0:
+                best = torch.where(asked, confidence, 0.0).amax(1, keepdim=True)
+                positive = asked & (confidence >= config.positive_share * best) & (best > 0)
+                scale = self.log_contrast.exp().clamp(max=MAX_SCALE)
+                contrast = interaction_contrast(vectors, self.text_embedding, positive, asked, self.object_of, scale)
+                losses["contrast"] = config.contrast_weight * contrast
+            if config.union_weight > 0:
+                losses["union"] = config.union_weight * self._union_loss(batch, found.logits)
+            if config.pair_weight > 0:
+                losses["pair"] = config.pair_weight * self._pair_loss(batch, found.logits, asked, admitted)
+            if found.words is not None and config.context_weight > 0:
+                losses["context"] = config.context_weight * self._context_loss(batch, found.words)
+        unlikely = torch.finfo(confidence.dtype).min
+        first, own = (x.masked_fill(~asked, unlikely).argmax(1) for x in (confidence, pooled))
+        return StepLosses(losses, {"interaction": (first == own)[asked.any(1)]})
+
+    def branch_scores(self, batch: PairBatch) -> BranchScores:
+        """Batch to r^w · the pair's own scores, gated where told, and the latter alone as `interaction`."""
+        config, found = self.config, self(batch)
+        forms = {"sigmoid": found.logits.sigmoid(), "softmax": self.form.scores(found.logits)}
+        interaction = (
+            forms["sigmoid"] * forms["softmax"] if config.score_form == "product" else forms[config.score_form]
+        )
+        interactive = (config.score_interactiveness_exponent * found.log_interactive).exp()[:, None]
+        scores = {"student": interactive * interaction, "interaction": interaction}
+        if config.gate_exponent == 0:
+            return scores
+        fused, is_real = scores["student"], self.is_real & self.admitted[batch.labels_o]
+        student = gated(fused, is_real, batch.rows_h, batch.rows_o, config.gate_exponent, config.gate)
+        return {**scores, "student": student, "ungated": fused}
+
+    def _union_loss(self, batch: PairBatch, logits: Float[Tensor, "P K"]) -> Float[Tensor, ""]:
+        """KL of CLIP's scores of the union crops and the pairs'."""
+        similarity = batch.union_similarity.float()
+        similarity = similarity.mean(1) if self.config.union_views == "all" else similarity[:, 0]
+        targets = self.form.scores(self.logit_scale * similarity + self.logit_bias)
+        return mean_over_images(self.form.divergence(targets, logits), batch.pair_image, batch.num_images)
+
+    def _pair_loss(
+        self, batch: PairBatch, logits: Float[Tensor, "P K"], asked: Bool[Tensor, "B K"], admitted: Bool[Tensor, "P K"]
+    ) -> Float[Tensor, ""]:
+        """The pairs' distance to the teacher's confidences in their union crops."""
+        confidence = batch.extra[f"{self.config.vlm}/vlm_pair_scores"].float()
+        counted = asked[batch.pair_image] & admitted
+        distance = soft_focal(logits, confidence, counted, self.config.focal_gamma)
+        return mean_over_images(distance, batch.pair_image, batch.num_images)
+
+    def _context_loss(self, batch: PairBatch, words: Float[Tensor, "B Z D"]) -> Float[Tensor, ""]:
+        name = self.config.vlm
+        sentences, mask = batch.extra[f"{name}/context_embedding"].float(), batch.extra[f"{name}/context_mask"] > 0
+        translator = self.translator
+        assert translator is not None
+        scale = translator.log_scale.exp().clamp(max=MAX_SCALE)
+        return context_loss(words, sentences, mask, batch.image_embedding.float(), scale)

@@ -1,0 +1,92 @@
+"""Settings of the student `clhoi`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hoi.config.section import Count, FolderName, StudentSettings
+
+
+class ClhoiConfig(StudentSettings):
+    """CL-HOI (Gao et al., 2024) on the cache.
+
+    Known of it are its parts and what each is for (docs/clhoi.md); its code is unpublished, so every value and every
+    layer here is ours. [choice] The cache must hold `teacher.spatial_map` and a pass with captions and image scores.
+    """
+
+    READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset(
+        {"score_exponent", "score_interactiveness_exponent", "score_form", "gate", "gate_exponent"}
+    )
+    """Keys that leave the weights alone, so changing them asks for no new training."""
+
+    method: Literal["clhoi"]
+    supervision: Literal["teacher"] = "teacher"
+    """There is no form of it that learns from labels."""
+    vlm: FolderName = "coca"
+    """The pass of `vlms` that is the teacher."""
+
+    width: Count = 512
+    """Of every token."""
+    heads: Count = 8
+    """Of every attention."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    translator: bool = True
+    """Whether there is a Visual Linguistic Translator, which turns the map into words; without it pairs see the map
+    alone and no caption is learned."""
+    translator_queries: Count = 8
+    translator_layers: Count = 2
+    cognition_layers: Count = 2
+    start: Literal["union", "none"] = "union"
+    """What a pair's vector is before training: frozen CLIP's of the union crop, which the network then corrects, or
+    nothing."""
+    union_views: Literal["first", "all"] = "first"
+    """Crops of a pair's union that are read, and whose mean similarity is learned: the first of `teacher.crop.margins`,
+    or all of them."""
+    interactiveness: bool = True
+    """Whether pairs have a chance r to interact at all, learned through the pooling alone; without it r is 1."""
+
+    pooling_temperature: Annotated[float, Field(gt=0)] = 0.5
+    """Of the softmax over an image's pairs that weighs them."""
+    positive_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Least share of its highest confidence in an image at which the teacher has seen an interaction there, for the
+    contrast. Likelihoods have no scale of their own."""
+    target_temperature: Annotated[float, Field(gt=0)] = 2.0
+    """T at which CLIP's union similarities and the pairs' are compared."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """Exponent on the distance to a confidence; 0 is plain binary cross-entropy."""
+    interaction_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the pooled scores' distance to the teacher's confidences in the image."""
+    pair_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of the pairs' distance to its confidences in their union crops, where the pass has them."""
+    contrast_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the contrast between what the image's pairs say of a seen interaction and other interactions' texts."""
+    union_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Of KL(CLIP ‖ student) over the pairs' union scores."""
+    context_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Of the contrast between what is translated and the caption's sentences."""
+
+    score_exponent: Annotated[float, Field(ge=0)] = 2.8
+    """γ of (s_h · s_o)^γ in the final score; 2.8 is published for HICO-DET (spatially-conditioned-graphs)."""
+    score_interactiveness_exponent: Annotated[float, Field(ge=0)] = 0.5
+    """Of r in the final score."""
+    score_form: Literal["sigmoid", "softmax", "product"] = "sigmoid"
+    """How a pair's logits are read there: each alone, over all K at `target_temperature`, or the product of the two."""
+    gate_exponent: Annotated[float, Field(ge=0)] = 0.0
+    """Of the competition gate on the final score, as the multi-level student's; 0 for none."""
+    gate: Literal["both", "object", "human", "best"] = "both"
+    """Among whom that gate shares."""
+
+    @property
+    def vlm_names(self) -> frozenset[str]:
+        """See `StudentSettings`."""
+        return frozenset({self.vlm})
+
+    @model_validator(mode="after")
+    def _fits(self) -> ClhoiConfig:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of heads ({self.heads}) and of 4")
+        if not any((self.interaction_weight, self.pair_weight, self.contrast_weight, self.union_weight)):
+            raise ValueError("every loss of the pairs has the weight 0, so nothing would be learned of them")
+        return self

@@ -1,0 +1,1 @@
+"""HOICLIP (Ning et al., CVPR 2023) on cached signals."""

@@ -1,0 +1,243 @@
+"""HOICLIP on the cache: pairs ask the frozen teacher's map and the image's detections, and land in its joint space.
+
+From the paper: the interaction decoder with its shared attention over two memories, the frozen projection behind it, a
+classifier of frozen texts, a verb adapter, a verb classifier that visual semantic arithmetic fills, and the enhancement
+without training. Its detector (box heads, Hungarian matching) is replaced by cached boxes: docs/hoiclip.md.
+
+Letters: B images, P pairs, K interactions, V verbs, M views, D the joint width, W the decoder's width.
+
+Source: Ning et al., HOICLIP: Efficient Knowledge Transfer for HOI Detection with Vision-Language Models, CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hoi.config import HoiclipConfig
+from hoi.errors import UserError
+from hoi.machine import full_precision
+from hoi.matching import LabelTargets
+from hoi.records import BranchScores, PairBatch, TextBank, VisualHead
+from hoi.scoring import gated
+from hoi.students.base import StepLosses, Student
+from hoi.students.hoiclip.decoder import (
+    InteractionDecoder,
+    Memory,
+    Places,
+    cells_in_square,
+    in_square,
+    instances_of,
+    sine_positions,
+    union_of,
+)
+from hoi.students.hoiclip.parts import (
+    FrozenHead,
+    InstanceTokens,
+    InteractionClassifier,
+    PairQueries,
+    enhancement,
+    object_texts,
+)
+from hoi.students.hoiclip.targets import ClassScales, PairTargets, RegionSums, verb_prototypes
+from hoi.students.losses import soft_focal_loss
+from hoi.vocabulary import Vocabulary
+
+
+class HoiclipStudent(Student):
+    """Pairs of a batch to HOI scores.
+
+    Args:
+        config: Settings.
+        bank: The teacher's texts, and its frozen last layers.
+        vocabulary: Which interactions an object admits, and their verbs.
+        axes: Sizes of the cache's letters; L, M and C are read.
+
+    Raises:
+        UserError: the cache has no spatial map, or its teacher no layers that take a cell to the joint space.
+    """
+
+    admitted: Tensor
+    is_real: Tensor
+    target_scales: Tensor
+
+    def __init__(self, config: HoiclipConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.config, self.bank, self.vocabulary = config, bank, vocabulary
+        self.by_labels = config.supervision == "labels"
+        self.head = FrozenHead(_head_of(bank, axes))
+        joint = bank.text_embedding.shape[1]
+        width = config.width or self.head.width
+        if width % config.heads:
+            raise UserError(
+                "the decoder's width is no multiple of its heads",
+                where="width of the student",
+                expected=f"a multiple of heads {config.heads}",
+                got=width,
+            )
+        self.register_buffer("admitted", torch.from_numpy(vocabulary.object_mask), persistent=False)
+        self.register_buffer("is_real", torch.from_numpy(~vocabulary.is_no_interaction), persistent=False)
+        self.register_buffer("target_scales", torch.ones(len(vocabulary)))
+        self.targets = PairTargets(config, bank)
+
+        levels, views = axes["L"] * joint, {"none": 0, "first": 1, "all": axes["M"]}[config.query_union] * joint
+        self.queries = PairQueries(levels, views, config.query_boxes, width)
+        has_clip = config.layers > 0 and config.memories != "instances"
+        has_instances = config.layers > 0 and config.memories != "clip"
+        is_own_width = width == self.head.width
+        self.from_map = nn.Linear(self.head.width, width) if has_clip and not is_own_width else None
+        self.instances = InstanceTokens(object_texts(bank, vocabulary), levels, width) if has_instances else None
+        self.decoder = InteractionDecoder(config.layers, width, config.heads, config.feedforward, config.dropout)
+        self.to_token = None if is_own_width and not config.union_residual else nn.Linear(width, self.head.width)
+        if config.union_residual and self.to_token is not None:
+            # Before the first step, the union crop's own embedding is what the classifiers see.
+            nn.init.zeros_(self.to_token.weight)
+            nn.init.zeros_(self.to_token.bias)
+        offset = config.target_temperature if config.union_residual else None
+        self.classify = InteractionClassifier(bank, vocabulary, config.verb_weight, offset)
+
+    @property
+    def extra_fields(self) -> tuple[str, ...]:
+        """See `Student`."""
+        sees_map = self.config.layers > 0 and self.config.memories != "instances"
+        return (*(("spatial_map",) if sees_map else ()), "union_embedding")
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[PairBatch], labels: LabelTargets | None) -> None:
+        """Fills the verb classifier by visual semantic arithmetic, and finds the scale of every class's soft target."""
+        texts = torch.from_numpy(self.bank.text_embedding)
+        sums = RegionSums.empty(self.vocabulary, texts.shape[1])
+        scales = ClassScales(self.config.target_top_share, self.config.target_top_least)
+        for batch in batches:
+            here = batch.to(self.admitted.device)
+            admitted = self.admitted[here.labels_o]
+            if self.by_labels:
+                weights = (self._labels_of(here, labels) & admitted).float()
+            else:
+                weights = self.targets.raw(here, admitted, self._real(here))
+                scales.add(weights, admitted)
+            sums.add(weights, here.extra["union_embedding"][:, 0], here.object_feature[:, -1], here.labels_o)
+        if not self.by_labels:
+            self.target_scales.copy_(scales.scales(len(self.vocabulary)))
+        if self.config.verb_weight > 0:
+            self.classify.verbs.copy_(verb_prototypes(sums, texts, self.vocabulary)[0])
+
+    def decoded(self, batch: PairBatch) -> list[Float[Tensor, "P D"]]:
+        """Batch to the unit joint vector of every pair after each layer, the last one last."""
+        places = Places.of(batch.pair_image, batch.num_images)
+        size_hw = batch.size_hw[batch.pair_image]
+        views = self._views(batch)
+        queries = self.queries(
+            batch.human_feature.float(), batch.object_feature.float(), views, batch.boxes_h, batch.boxes_o, size_hw
+        )
+        unions = union_of(batch.boxes_h, batch.boxes_o)
+        positions = sine_positions(in_square(unions, size_hw), queries.shape[1])
+        found = self.decoder(queries, positions, places, self._memories(batch, queries.shape[1]))
+        tokens = found if self.to_token is None else [self.to_token(each) for each in found]
+        with full_precision(batch.boxes_h.device):
+            if not self.config.union_residual:
+                return [F.normalize(self.head.project(each.float()), dim=-1) for each in tokens]
+            own = F.normalize(views.mean(1), dim=-1)
+            # Without the projection's bias, so that a zero token says nothing.
+            return [F.normalize(own + each.float() @ self.head.projection[:-1], dim=-1) for each in tokens]
+
+    def forward(self, batch: PairBatch) -> Float[Tensor, "P K"]:
+        """Batch to logits; −inf at interactions that the pair's object does not admit."""
+        logits = self._logits(self.decoded(batch)[-1])
+        return logits.masked_fill(~self.admitted[batch.labels_o], -torch.inf)
+
+    def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
+        """Batch to the focal loss of every layer's logits, against labels or the teacher's rescaled scores."""
+        admitted = self.admitted[batch.labels_o]
+        counted = admitted
+        if self.by_labels:
+            targets = self._labels_of(batch, labels).float()
+            if labels is not None:
+                counted = admitted & labels.seen.to(admitted.device)
+        else:
+            targets = self.targets.raw(batch, admitted, self._real(batch)) / self.target_scales
+            targets = targets.clamp(max=1)
+        config = self.config
+        every = [self._logits(joint) for joint in self.decoded(batch)]
+        losses = {
+            f"layer_{number}": soft_focal_loss(logits, targets, counted, config.focal_gamma, config.focal_alpha)
+            for number, logits in enumerate(every, start=1)
+        }
+        count = torch.where(counted, targets, 0.0).sum()
+        agreement = {}
+        if not self.by_labels:
+            likeliest = every[-1].masked_fill(~admitted, -torch.inf).argmax(-1)
+            agreement["student"] = (targets.argmax(-1) == likeliest)[admitted.any(-1)]
+        return StepLosses(losses, agreement, dict.fromkeys(losses, count))
+
+    def branch_scores(self, batch: PairBatch) -> BranchScores:
+        """Batch to scores, gated where asked; `ungated` beside them then."""
+        config = self.config
+        scores, most = self(batch).sigmoid(), 1.0
+        if config.enhancement_classes > 0:
+            gain = enhancement(batch.image_similarity.float(), config.enhancement_classes)
+            scores, most = scores + gain[batch.pair_image], most + 0.5
+        if config.score_fusion == "sum":
+            scores, most = scores + batch.scores_o[:, None] ** 2, most + 1.0
+        # Into [0, 1], which moves no ranking.
+        scores = (scores / most).clamp(0, 1)
+        if config.score_union_weight > 0:
+            scores = scores * self.targets.of_unions(batch) ** config.score_union_weight
+        if config.gate_exponent == 0:
+            return {"student": scores}
+        student = gated(scores, self._real(batch), batch.rows_h, batch.rows_o, config.gate_exponent, config.gate)
+        return {"student": student, "ungated": scores}
+
+    def _logits(self, joint: Tensor) -> Tensor:
+        with full_precision(joint.device):
+            return self.classify(joint)
+
+    def _views(self, batch: PairBatch) -> Float[Tensor, "P M D"]:
+        crops = batch.extra["union_embedding"].float()
+        return crops if self.config.query_union == "all" else crops[:, :1]
+
+    def _memories(self, batch: PairBatch, width: int) -> list[Memory]:
+        memories = []
+        if "spatial_map" in self.extra_fields:
+            spatial_map = batch.extra["spatial_map"].float()
+            with full_precision(spatial_map.device):
+                tokens = self.head.tokens(spatial_map, batch.image_embedding.float())
+            cells = cells_in_square(spatial_map.shape[2], spatial_map.shape[3], spatial_map.device)
+            positions = sine_positions(cells, width).repeat(batch.num_images, 1)
+            image = torch.arange(batch.num_images, device=spatial_map.device).repeat_interleave(len(cells))
+            flat = tokens.flatten(0, 1)
+            flat = flat if self.from_map is None else self.from_map(flat)
+            memories.append(Memory(flat, positions, Places.of(image, batch.num_images)))
+        if self.instances is not None:
+            found = instances_of(batch, self.vocabulary.person_idx)
+            tokens = self.instances(found.feature.float(), found.labels)
+            positions = sine_positions(in_square(found.boxes, batch.size_hw[found.image]), width)
+            memories.append(Memory(tokens, positions, Places.of(found.image, batch.num_images)))
+        return memories
+
+    def _real(self, batch: PairBatch) -> Bool[Tensor, "P K"]:
+        """What each pair's object admits, `no_interaction` left out."""
+        return self.is_real & self.admitted[batch.labels_o]
+
+    def _labels_of(self, batch: PairBatch, labels: LabelTargets | None) -> Bool[Tensor, "P K"]:
+        if labels is None:
+            raise ValueError("a student with supervision `labels` was given no labels")
+        return labels.of(batch)[0]
+
+
+def _head_of(bank: TextBank, axes: Mapping[str, int]) -> VisualHead:
+    """The teacher's last layers, where the cache has them and the map that they are for."""
+    if "C" in axes and bank.visual is not None:
+        return bank.visual
+    lacks_map = "C" not in axes
+    raise UserError(
+        "this cache has no spatial map" if lacks_map else "this teacher takes no cell of its map to the joint space",
+        where="method: hoiclip",
+        expected="a cache made with teacher.spatial_map: true, by a CLIP ResNet or ViT",
+        got=None if lacks_map else "no visual head in its text bank",
+        fix="build one in another cache.folder: make teacher-cache teacher.spatial_map=true cache.folder=FOLDER",
+    )

@@ -1,0 +1,1 @@
+"""Multi-level CLIP distillation (Wan and Tuytelaars, WACV 2024)."""

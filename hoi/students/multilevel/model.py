@@ -1,0 +1,297 @@
+"""The multi-level student: a global, a union and a human-object branch over one knowledge bank of interaction texts.
+
+Late fusion of their scores, and what supervises which branch, follow the paper; its code is unpublished, so the layers
+are our reading of it. A fourth branch, off unless `score_spatial_weight` is set, is ours: it sees boxes and classes and
+no pixel, so it cannot repeat the teacher's visual mistakes, and learns what the others say of such pairs on the whole.
+Every switch is explained at its key in `MultiLevelConfig`.
+
+Letters: B images, P pairs, K interactions, D the joint width, L levels of region features, M crop margins.
+
+Source: Wan & Tuytelaars, Exploiting CLIP for Zero-shot HOI Detection Requires Knowledge Distillation at Multiple
+Levels, WACV 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hoi.config import MultiLevelConfig
+from hoi.machine import full_precision
+from hoi.matching import LabelTargets
+from hoi.records import BranchScores, PairBatch, TextBank
+from hoi.scoring import gated
+from hoi.students.base import StepLosses, Student
+from hoi.students.layers import (
+    NOT_ADMITTED,
+    Adapter,
+    BranchLogits,
+    PairEncoder,
+    RelatednessHead,
+    SigmoidOffsets,
+    SpatialBranch,
+    fuse,
+    spatial_code,
+)
+from hoi.students.losses import focal_loss, mean_over_images
+from hoi.students.multilevel.mixing import Target
+from hoi.students.multilevel.targets import (
+    best_of_images,
+    fields_of_passes,
+    from_pairs,
+    image_target,
+    pair_target,
+    related,
+    score_form,
+    with_none,
+)
+from hoi.vocabulary import Vocabulary
+
+
+class MultiLevelStudent(Student):
+    """Pairs and images of a batch to HOI scores on three levels.
+
+    Args:
+        config: Settings.
+        bank: The teacher's texts and logit scale.
+        vocabulary: Which interactions an object admits.
+        axes: Sizes of the cache's letters; L and M are read.
+    """
+
+    text_embedding: Tensor
+    admitted: Tensor
+    is_real: Tensor
+    object_of: Tensor
+
+    def __init__(
+        self, config: MultiLevelConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.logit_scale = bank.logit_scale
+        self.by_labels = config.supervision == "labels"
+        self.form = score_form(config, bank)
+        self.logit_bias = (bank.logit_bias or 0.0) if self.form.kind == "sigmoid" and not self.by_labels else 0.0
+
+        text_embedding = torch.from_numpy(bank.text_embedding).float()
+        joint, width, dropout = text_embedding.shape[1], config.width, config.dropout
+        self.register_buffer("text_embedding", text_embedding)
+        self.register_buffer("admitted", torch.from_numpy(vocabulary.object_mask), persistent=False)
+        self.register_buffer("is_real", torch.from_numpy(~vocabulary.is_no_interaction), persistent=False)
+        self.register_buffer("object_of", torch.from_numpy(vocabulary.object_of), persistent=False)
+        self.adapt_text = Adapter(joint, width, joint, dropout)
+        self.adapt_image = Adapter(joint, width, joint, dropout)
+        views = axes["M"] if config.union_views == "all" else axes["L"]
+        is_late = config.fusion == "late"
+        self.adapt_union = Adapter(views * joint, width, joint, dropout) if is_late else None
+        self.encode_pair = PairEncoder((2 * axes["L"] + (0 if is_late else views)) * joint, width, joint, dropout)
+        self.norm_pair = nn.LayerNorm(joint)
+        self.offsets = SigmoidOffsets(text_embedding) if self.by_labels else None
+        # Last, so that the other branches start from the same weights with it and without.
+        has_spatial = config.score_spatial_weight > 0
+        self.spatial = SpatialBranch(self.admitted, width, dropout) if has_spatial else None
+        has_relatedness = config.score_relatedness_weight > 0
+        self.relatedness = RelatednessHead(joint, width, dropout) if has_relatedness else None
+
+    @property
+    def extra_fields(self) -> tuple[str, ...]:
+        """See `Student`."""
+        return (*self.scoring_fields, *(() if self.by_labels else fields_of_passes(self.config)))
+
+    @property
+    def scoring_fields(self) -> tuple[str, ...]:
+        """See `Student`."""
+        return ("union_embedding",) if self.config.union_views == "all" else ()
+
+    def forward(self, batch: PairBatch) -> BranchLogits:
+        """Batch to the logits of each branch; before training, global and union are frozen CLIP's own."""
+        bank = F.normalize(self.text_embedding + self.adapt_text(self.text_embedding), dim=-1)
+
+        image = F.normalize(batch.image_embedding.float(), dim=-1)
+        image = F.normalize(image + self.adapt_image(image), dim=-1)
+
+        levels = batch.extra["union_embedding"] if self.config.union_views == "all" else batch.union_feature
+        levels = levels.float()
+        regions = [batch.human_feature.float().flatten(1), batch.object_feature.float().flatten(1)]
+        union = None
+        if self.adapt_union is None:
+            regions.append(levels.flatten(1))
+        else:
+            union = F.normalize(levels.mean(1), dim=-1)
+            union = F.normalize(union + self.adapt_union(levels.flatten(1)), dim=-1)
+
+        spatial = spatial_code(batch.boxes_h, batch.boxes_o, batch.size_hw[batch.pair_image])
+        pair = self.encode_pair(torch.cat(regions, -1), spatial)
+        with full_precision(pair.device):
+            attention = (self.logit_scale * pair @ bank.T).softmax(-1)
+            pair = F.normalize(self.norm_pair(pair + attention @ bank), dim=-1)
+
+        of_pair, of_image = self._scopes(batch)
+        return BranchLogits(
+            image=_within(of_image, self._logits("global", image, bank)),
+            human_object=_within(of_pair, self._logits("human_object", pair, bank)),
+            union=None if union is None else _within(of_pair, self._logits("union", union, bank)),
+            spatial=None if self.spatial is None else self.spatial(spatial, batch.labels_o),
+            relatedness=None if self.relatedness is None else self.relatedness(pair),
+        )
+
+    def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
+        """Batch to KL(t_g‖s_g) + mean_p KL(t_u‖s_u) + KL(t_i‖s_img), or to focal losses where labels are given.
+
+        t_i is t_g, or is made of the pairs' t_u: `MultiLevelConfig.image_target`; `human_object_target` may put
+        mean_p KL(t_u‖s_p) beside it or in its place. The spatial branch adds mean_p KL(t_s‖s_s), where t_s is what
+        teacher, union and human-object branch say together, and the relatedness head its cross-entropy.
+        """
+        logits = self(batch)
+        if self.by_labels:
+            if labels is None:
+                raise ValueError("a student with supervision `labels` was given no labels")
+            return self._losses_of_labels(batch, logits, labels)
+        of_pair, of_image = self._scopes(batch)
+        targets_union = self._targets(
+            batch.union_similarity.mean(1) if self.config.union_views == "all" else batch.union_similarity[:, 0],
+            of_pair,
+        )
+        is_distribution = self.form.kind == "softmax"
+        targets_image = self._targets(batch.image_similarity, of_image)
+        image = image_target(self.config, batch, targets_image, self.object_of, is_distribution)
+        union = pair_target(self.config, batch, targets_union, self.object_of, self.admitted, is_distribution)
+        of_global = _within(image.scope, logits.image)
+        step = StepLosses(
+            {"global": self.form.divergence(image.scores, of_global).mean()},
+            {"global": _same_first(image, of_global)},
+        )
+        if logits.union is not None:
+            of_union = _within(union.scope, logits.union)
+            step.losses["union"] = self._divergence_of_pairs(batch, union, of_union)
+            step.agreement["union"] = _same_first(union, of_union)
+        targets_of_pairs = self._add_human_object(step, batch, image, union, logits.human_object)
+        if logits.spatial is not None or logits.relatedness is not None:
+            together = self._together(union.scores, logits)
+        if logits.spatial is not None:
+            targets = with_none(batch, together, self.admitted[batch.labels_o], self._real(batch))
+            divergence = F.kl_div(logits.spatial.log_softmax(-1), targets, reduction="none").sum(-1)
+            step.losses["spatial"] = mean_over_images(divergence, batch.pair_image, batch.num_images)
+        if logits.relatedness is not None:
+            positive, counted = related(batch, targets_of_pairs, together, self._real(batch))
+            step.losses["relatedness"] = _cross_entropy(batch, logits.relatedness, positive, counted)
+        return step
+
+    def branch_scores(self, batch: PairBatch) -> BranchScores:
+        """Batch to the fused scores, s_u · s_ho unless told otherwise, and those of each branch alone; unmasked."""
+        logits, config = self(batch), self.config
+        parts = {"global": self.form.scores(logits.image)[batch.pair_image]}
+        if logits.union is not None:
+            parts["union"] = self.form.scores(logits.union)
+        parts["human_object"] = self.form.scores(logits.human_object)
+        if logits.spatial is not None:
+            parts["spatial"] = self._spatial_scores(logits.spatial)
+        weights = {
+            "union": config.score_union_weight,
+            "human_object": config.score_human_object_weight,
+            "global": config.score_global_weight,
+            "spatial": config.score_spatial_weight,
+        }
+        fused = fuse([(parts[name], weight) for name, weight in weights.items() if name in parts], config.score_fusion)
+        if logits.relatedness is not None:
+            relatedness = logits.relatedness.sigmoid()[:, None] ** config.score_relatedness_weight
+            fused = torch.where(self._real(batch), relatedness * fused, fused)
+        scores = {"student": fused, **parts}
+        if config.gate_exponent == 0:
+            return scores
+        student = gated(fused, self._real(batch), batch.rows_h, batch.rows_o, config.gate_exponent, config.gate)
+        return {**scores, "student": student, "ungated": fused}
+
+    def _logits(self, branch: str, vectors: Tensor, bank: Tensor) -> Tensor:
+        with full_precision(vectors.device):
+            logits = self.logit_scale * vectors @ bank.T + self.logit_bias
+            if self.offsets is None:
+                return logits
+            zero = self.logit_scale * vectors @ self.offsets.reference[branch]
+            return logits - zero[:, None] + self.form.temperature * self.offsets.bias[branch]
+
+    def _scopes(self, batch: PairBatch) -> tuple[Tensor | None, Tensor | None]:
+        """What scores of pairs [P, K] and of images [B, K] are normalised over; None for all K."""
+        if self.config.target_scope == "all" or self.by_labels:
+            return None, None
+        admitted = self.admitted[batch.labels_o]
+        return admitted, best_of_images(admitted.float(), batch.pair_image, batch.num_images) > 0
+
+    def _targets(self, similarity: Tensor, scope: Tensor | None) -> Tensor:
+        return self.form.scores(_within(scope, self.logit_scale * similarity.float() + self.logit_bias))
+
+    def _real(self, batch: PairBatch) -> Tensor:
+        """bool [P, K]: what each pair's object admits, `no_interaction` left out."""
+        return self.is_real & self.admitted[batch.labels_o]
+
+    def _divergence_of_pairs(self, batch: PairBatch, target: Target, logits: Tensor) -> Tensor:
+        return mean_over_images(self.form.divergence(target.scores, logits), batch.pair_image, batch.num_images)
+
+    def _add_human_object(
+        self, step: StepLosses, batch: PairBatch, image: Target, union: Target, logits: Tensor
+    ) -> Float[Tensor, "B K"]:
+        """Adds what supervises the human-object branch; returns the target of its images."""
+        config, admitted, target = self.config, self.admitted[batch.labels_o], image
+        pair_logits = logits
+        if config.image_target == "pairs":
+            is_softmax, exponent = self.form.kind == "softmax", config.target_gate_exponent
+            target = Target(from_pairs(batch, union.scores, admitted, self._real(batch), exponent, is_softmax))
+            pair_logits = _within(union.scope, logits.masked_fill(~admitted, NOT_ADMITTED))
+        if config.human_object_target != "union":
+            found, has_pairs = self.form.aggregate(pair_logits, batch.pair_image, batch.num_images, config.aggregation)
+            found = _within(target.scope, found)
+            divergence = self.form.divergence(target.scores, found)
+            step.losses["human_object"] = torch.where(has_pairs, divergence, 0.0).mean()
+            agrees = target.scores.argmax(-1) == found.argmax(-1)
+            step.agreement["human_object"] = agrees[has_pairs & target.scores.any(1)]
+        if config.human_object_target != "image":
+            own_logits = _within(union.scope, logits)
+            step.losses["human_object_union"] = self._divergence_of_pairs(batch, union, own_logits)
+            step.agreement["human_object_union"] = _same_first(union, own_logits)
+        return target.scores
+
+    @torch.no_grad()
+    def _together(self, targets_union: Tensor, logits: BranchLogits) -> Float[Tensor, "P K"]:
+        """The product of what teacher, union and human-object branch say; no gradient flows into them."""
+        parts = [targets_union, *(self.form.scores(z) for z in (logits.union, logits.human_object) if z is not None)]
+        return fuse([(part, 1.0) for part in parts], "product")
+
+    def _spatial_scores(self, logits: Float[Tensor, "P K1"]) -> Float[Tensor, "P K"]:
+        # Labels say of each interaction whether it is there, so that "none" needs no place of its own.
+        return logits[:, :-1].sigmoid() if self.by_labels else logits.softmax(-1)[:, :-1]
+
+    def _losses_of_labels(self, batch: PairBatch, logits: BranchLogits, labels: LabelTargets) -> StepLosses:
+        pairs, images = labels.of(batch)
+        seen = labels.seen.to(images.device)
+        admitted = self.admitted[batch.labels_o] & seen
+        temperature, focus = self.form.temperature, self.config.focal_gamma
+        losses = {"global": focal_loss(logits.image / temperature, images, seen.expand_as(images), focus)}
+        if logits.union is not None:
+            losses["union"] = focal_loss(logits.union / temperature, pairs, admitted, focus)
+        losses["human_object"] = focal_loss(logits.human_object / temperature, pairs, admitted, focus)
+        if logits.spatial is not None:
+            losses["spatial"] = focal_loss(logits.spatial[:, :-1], pairs, admitted, focus)
+        counts = {name: images.sum() if name == "global" else (pairs & admitted).sum() for name in losses}
+        if logits.relatedness is not None:
+            positive = (pairs & self._real(batch)).any(1)
+            losses["relatedness"] = _cross_entropy(batch, logits.relatedness, positive, torch.ones_like(positive))
+        return StepLosses(losses, counts=counts)
+
+
+def _within(scope: Tensor | None, logits: Tensor) -> Tensor:
+    return logits if scope is None else logits.masked_fill(~scope, NOT_ADMITTED)
+
+
+def _cross_entropy(batch: PairBatch, logits: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
+    values = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
+    return mean_over_images(torch.where(counted, values, 0.0), batch.pair_image, batch.num_images)
+
+
+def _same_first(target: Target, logits: Tensor) -> Tensor:
+    """Whether teacher and student put the same first, of rows where some teacher was asked anything."""
+    agrees = target.scores.argmax(-1) == logits.argmax(-1)
+    return agrees if target.scope is None else agrees[target.scope.any(-1)]

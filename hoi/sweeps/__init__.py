@@ -1,0 +1,1 @@
+"""Many students against one cache, in one table."""

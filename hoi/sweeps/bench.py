@@ -1,0 +1,214 @@
+"""The named rows over worlds and seeds: each world's teacher cache, its students, and what they are worth.
+
+Every world is a sweep of its own (stages/sweep.py), so what is finished is kept and a failed run stops no other.
+
+    python -m hoi.sweeps.bench [--config examples/bench.yaml] [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hoi.cache.build import run as teacher_cache
+from hoi.cache.build.models import ExtractorFactory
+from hoi.cache.read.split import open_split
+from hoi.cli.command_line import stage_parser
+from hoi.config import PipelineConfig
+from hoi.errors import run_program
+from hoi.evaluation.audit import audit_row
+from hoi.evaluation.grading import Grader
+from hoi.evaluation.rows import Comparison, Headroom, ResultRow, compare, from_plain, headroom, to_plain
+from hoi.evaluation.table import format_comparison, format_table, means_over_seeds
+from hoi.files import read_json, write_atomically, write_json
+from hoi.matching import CEILING
+from hoi.provenance import commit, library_versions
+from hoi.sweeps import run as sweep
+from hoi.sweeps.plan import Bench, Sweep, load_bench
+from hoi.sweeps.run import grading_digest
+from hoi.sweeps.table import SweepTable
+from hoi.training.loop import choose_device
+
+DEFAULT = "examples/bench.yaml"
+LIBRARIES = ("torch", "numpy", "open_clip_torch", "h5py", "safetensors")
+
+
+@dataclass(frozen=True)
+class World:
+    """What one world shows.
+
+    Args:
+        seed: Its own.
+        config: Its pipeline.
+        num_images, num_pairs: Of the evaluated split.
+        fingerprint: Of its cache.
+        rows: Baselines, students, and labels on the detections.
+        comparisons, ways: As the bench file asks, of rows that were graded and means that have truth.
+        failed: Why a row and seed was not.
+    """
+
+    seed: int
+    config: PipelineConfig
+    num_images: int
+    num_pairs: int
+    fingerprint: str
+    rows: list[ResultRow]
+    comparisons: list[Comparison]
+    ways: list[Headroom]
+    failed: dict[tuple[str, int], str]
+
+    @property
+    def title(self) -> str:
+        """What was evaluated."""
+        positives = int(self.rows[0].result.num_positives.sum())
+        return (
+            f"world {self.seed}, split {self.config.evaluation.split}: {self.num_images} images, {self.num_pairs} "
+            f"pairs, {positives} annotated interactions"
+        )
+
+    def differences(self) -> Iterator[str]:
+        """One line a comparison, then one a way."""
+        yield from map(format_comparison, self.comparisons)
+        yield from map(str, self.ways)
+
+    def failures(self) -> Iterator[str]:
+        """One line a run that failed."""
+        yield from (f"failed: {name} seed {seed}: {text}" for (name, seed), text in self.failed.items())
+
+    def plain_rows(self) -> list[dict[str, Any]]:
+        """Rows as they go into results.json."""
+        own = {"world": self.seed}
+        return [
+            {**row.to_dict(self.num_images), **own, "audit": audit_row(self.config, row.knobs)} for row in self.rows
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the rows, as plain data; figures in percent."""
+        return {
+            "world": self.seed,
+            "split": self.config.evaluation.split,
+            "num_images": self.num_images,
+            "num_pairs": self.num_pairs,
+            "means": means_over_seeds(self.rows),
+            "comparisons": [found.to_dict() for found in self.comparisons],
+            "headroom": [way.to_dict() for way in self.ways],
+            "failed": [{"name": name, "seed": seed, "reason": text} for (name, seed), text in self.failed.items()],
+            "config": self.config.model_dump(mode="json"),
+            "fingerprint": self.fingerprint,
+        }
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What all worlds show, and what was written."""
+
+    worlds: list[World]
+    files: list[Path]
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a row is not there."""
+        return any(world.failed for world in self.worlds)
+
+    def __str__(self) -> str:
+        parts = ["mean average precision in percent by HICO-DET's official rule, ± sd over seeds"]
+        for world in self.worlds:
+            parts += [
+                f"{world.title}\n{format_table(world.rows)}",
+                "\n".join([*world.differences(), *world.failures()]),
+            ]
+        return "\n\n".join([*filter(None, parts), "\n".join(f"wrote {file}" for file in self.files)])
+
+
+def main(bench: Bench, factory: ExtractorFactory | None = None) -> BenchReport:
+    """Every world's cache, students and figures; what is there already is not computed again.
+
+    Args:
+        bench: The bench file.
+        factory: As in stage one.
+
+    Raises:
+        UserError: as stage one and a sweep.
+    """
+    worlds = []
+    for seed, asked in bench.sweeps.items():
+        print(teacher_cache.main(asked.config, factory), flush=True)
+        worlds.append(_world(bench, seed, asked, sweep.main(asked)))
+    return _write(bench, worlds)
+
+
+def _world(bench: Bench, seed: int, asked: Sweep, table: SweepTable) -> World:
+    split = open_split(asked.config, asked.config.evaluation.split)
+    rows = [*table.baselines, *table.graded.values(), _ceiling(asked.config, split.fingerprint)]
+    graded = {row.name for row in rows}
+    has_truth = {mean for mean, value in rows[0].means.items() if value is not None}
+    return World(
+        seed,
+        asked.config,
+        split.num_images,
+        split.num_pairs,
+        split.fingerprint,
+        rows,
+        [
+            compare(rows, shown.better, shown.than, mean)
+            for shown in bench.differences
+            if {shown.better, shown.than} <= graded
+            for mean in shown.means
+            if mean in has_truth
+        ],
+        [
+            headroom(rows, way.of, way.start, way.goal)
+            for way in bench.headroom
+            if {way.of, way.start, way.goal} <= graded
+        ],
+        table.failed,
+    )
+
+
+def _ceiling(config: PipelineConfig, fingerprint: str) -> ResultRow:
+    """Labels on the cached pairs, kept like a sweep's grades."""
+    file = sweep.sweeps_folder(config) / CEILING / f"{grading_digest(config, fingerprint)}.json"
+    kept = read_json(file)
+    if kept is None:
+        torch.set_num_threads(config.train.threads)
+        split, device = open_split(config, config.evaluation.split), choose_device(config.train.device)
+        kept = to_plain(Grader(config, split, device).labels_on_detections())
+        write_json(file, kept)
+    return from_plain(kept)
+
+
+def _write(bench: Bench, worlds: list[World]) -> BenchReport:
+    """Writes the tables for reading, the summary and, last, results.json."""
+    files = [bench.output / name for name in ("table.md", "summary.json", "results.json")]
+    table, summary, results = files
+    write_atomically(table, _markdown(bench, worlds).encode())
+    versions = {"commit": commit(), "versions": library_versions(LIBRARIES)}
+    write_json(summary, {"name": bench.name, "worlds": [world.to_dict() for world in worlds], **versions})
+    write_json(results, [row for world in worlds for row in world.plain_rows()])
+    return BenchReport(worlds, files)
+
+
+def _markdown(bench: Bench, worlds: list[World]) -> str:
+    """Each world's table as it is printed, and its differences as a list."""
+    parts = [f"# {bench.name}", "Mean average precision in percent by HICO-DET's official rule, ± sd over seeds."]
+    for world in worlds:
+        table = "\n".join(f"    {line}".rstrip() for line in format_table(world.rows).splitlines())
+        lines = "\n".join(f"- {line}" for line in (*world.differences(), *world.failures()))
+        parts += [f"## World {world.seed}", f"{world.title}.", table, lines]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _command() -> int:
+    parser = stage_parser("The named rows over worlds and seeds. Run it again to go on.", "bench file", DEFAULT)
+    parsed = parser.parse_args()
+    report = main(load_bench(parsed.config, parsed.overrides))
+    print(report)
+    return 1 if report.has_failed else 0
+
+
+if __name__ == "__main__":
+    run_program(_command)

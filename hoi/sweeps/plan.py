@@ -1,0 +1,330 @@
+"""A bench file to one sweep for each of its worlds, and the differences that are to be shown.
+
+    name: bench
+    base: pipeline.yaml            # of data set `world`
+    output: outputs/bench
+    worlds:                        # by seed; each has an output and a cache of its own, unless a cache is named
+      - {seed: 0, cache: outputs/world/cache}
+      - {seed: 1}
+    differences:
+      - {better: best, than: direct_clip_tuned, means: [full, rare]}
+    headroom:
+      - {of: best, start: direct_clip_tuned, goal: labels_on_detections}
+
+The other keys are a sweep file's: hoi/sweeps.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from hoi.config import (
+    FolderName,
+    MultiLevelConfig,
+    PipelineConfig,
+    Section,
+    Seeds,
+    StudentConfig,
+    StudentName,
+    TrainConfig,
+    load_config,
+    parse_section,
+    parse_student,
+)
+from hoi.config.yaml import read_yaml
+from hoi.errors import UserError, nearest
+from hoi.evaluation.baselines import direct_vlms
+from hoi.matching import CEILING
+
+BASELINES = (
+    "detector_prior",
+    "direct_clip",
+    "direct_clip_image",
+    "direct_clip_product",
+    "direct_clip_tuned",
+    "direct_clip_gated",
+)
+"""What needs no training; they stand beside the rows of every sweep."""
+
+
+class RowSection(Section):
+    """One student of the sweep."""
+
+    name: StudentName
+    start: str | None = Field(None, alias="from")
+    """Row above, or student of the pipeline file, whose settings these are put over; null for the defaults."""
+    student: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+
+
+class GridSection(Section):
+    """Every combination of some values."""
+
+    start: str | None = Field(None, alias="from")
+    student: dict[str, list[Any]] = Field(default_factory=dict)
+    train: dict[str, list[Any]] = Field(default_factory=dict)
+
+
+class SweepSection(Section):
+    """The whole sweep file."""
+
+    name: FolderName
+    base: str
+    """Pipeline file, relative to the working directory."""
+    overrides: list[str] = Field(default_factory=list)
+    against: str
+    seeds: Seeds | None = None
+    """null for the pipeline file's."""
+    rows: list[RowSection] = Field(default_factory=list)
+    grid: GridSection | None = None
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One student of a sweep, with all its settings.
+
+    Args:
+        name: In the table.
+        start: The row or student that it starts from.
+        changes: What it changes there, by dotted key.
+        student, train: All settings.
+    """
+
+    name: str
+    start: str | None
+    changes: dict[str, Any]
+    student: StudentConfig
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep file.
+
+    Args:
+        name: Of its folder.
+        config: The pipeline.
+        against: The row or baseline that rows are compared with.
+        rows: In the file's order, the grid's last.
+    """
+
+    name: str
+    config: PipelineConfig
+    against: str
+    rows: tuple[SweepRow, ...]
+
+    def config_of(self, row: SweepRow) -> PipelineConfig:
+        """The pipeline with this row for its only student."""
+        return self.config.model_copy(update={"students": {row.name: row.student}, "train": row.train})
+
+
+def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep:
+    """Sweep file plus `section.key=value` overrides of its pipeline file to a checked sweep.
+
+    Raises:
+        UserError: a file is missing or no YAML, a key is unknown, missing or mistyped, or a name is unknown or there
+            twice.
+    """
+    plain = read_yaml(path)
+    if not isinstance(plain, dict):
+        raise UserError("this is no sweep file", where=path, expected="keys and values", got=type(plain).__name__)
+    return resolve_sweep(parse_section(SweepSection, plain, str(path)), str(path), overrides)
+
+
+def resolve_sweep(section: SweepSection, path: str, overrides: list[str] | tuple[str, ...] = ()) -> Sweep:
+    """A sweep file's content to a checked sweep; arguments and errors as in `load_sweep`."""
+    seeds = [] if section.seeds is None else [f"train.seeds={section.seeds}"]
+    config = load_config(section.base, [*section.overrides, *seeds, *overrides])
+    known = {name: SweepRow(name, None, {}, student, config.train) for name, student in config.students.items()}
+    rows: dict[str, SweepRow] = {}
+    for number, row in enumerate([*section.rows, *_combinations(section.grid)]):
+        if row.name in rows:
+            raise UserError(f"two rows are called '{row.name}'", where=path, fix="rename one of them")
+        where = f"rows.{number}" if number < len(section.rows) else "grid"
+        rows[row.name] = known[row.name] = _resolve(row, known, config, path, where)
+    if not rows:
+        raise UserError("this sweep has no row", where=path, expected="rows or grid")
+    if section.against not in {*rows, *untrained_rows(config)}:
+        raise UserError(
+            "rows cannot be compared with a row that is not there",
+            where=f"{path}, key 'against'",
+            expected=nearest(section.against, [*rows, *untrained_rows(config)]),
+            got=section.against,
+        )
+    return Sweep(section.name, config, section.against, tuple(rows.values()))
+
+
+def untrained_rows(config: PipelineConfig) -> list[str]:
+    """Rows that stand beside those of every sweep of a pipeline, its language models' among them."""
+    return [*BASELINES, *(row for scorer in direct_vlms(config.vlms) for row in scorer.rows)]
+
+
+def _resolve(row: RowSection, known: Mapping[str, SweepRow], config: PipelineConfig, path: str, where: str) -> SweepRow:
+    if row.start is not None and row.start not in known:
+        raise UserError(
+            "a row starts from one that is not there",
+            where=f"{path}, key '{where}.from'",
+            expected=nearest(row.start, known),
+            got=row.start,
+        )
+    if "seeds" in row.train:
+        raise UserError("all rows have the same seeds", where=f"{path}, key '{where}.train.seeds'", fix="set seeds")
+    start = known[row.start] if row.start else SweepRow("", None, {}, MultiLevelConfig(), config.train)
+    # Another method has other keys, so there nothing but its own defaults is started from.
+    is_same = row.student.get("method", start.student.method) == start.student.method
+    student = {**(start.student.model_dump(mode="json") if is_same else {}), **row.student}
+    train = {**start.train.model_dump(mode="json"), **row.train}
+    changes = row.student | {f"train.{key}": value for key, value in row.train.items()}
+    return SweepRow(
+        row.name,
+        row.start,
+        changes,
+        parse_student(student, path, f"{where}.student"),
+        parse_section(TrainConfig, train, path, f"{where}.train"),
+    )
+
+
+def _combinations(grid: GridSection | None) -> list[RowSection]:
+    if grid is None:
+        return []
+    keys = [*(("student", key) for key in grid.student), *(("train", key) for key in grid.train)]
+    rows = []
+    for values in product(*grid.student.values(), *grid.train.values()):
+        chosen: dict[str, dict[str, Any]] = {"student": {}, "train": {}}
+        for (section, key), value in zip(keys, values, strict=True):
+            chosen[section][key] = value
+        parts = [f"{key}-{_short(value)}" for (_, key), value in zip(keys, values, strict=True)]
+        name = "_".join([*filter(None, [grid.start]), *parts])
+        rows.append(RowSection.model_validate({"name": name, "from": grid.start, **chosen}))
+    return rows
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+OWN_KEYS = {
+    "dataset.seed": "worlds",
+    "cache.folder": "worlds",
+    "output": "output",
+    "evaluation.intervals": "differences",
+}
+"""Keys of the pipeline file that each world has for itself → where the bench file says them."""
+
+MeanName = Literal["full", "rare", "non_rare", "without_no_interaction", "one_pair", "several_pairs"]
+
+
+class WorldSection(Section):
+    """One world to draw images from."""
+
+    seed: NonNegativeInt
+    cache: str | None = None
+    """Folder of its teacher cache; null for one in the world's own output."""
+
+
+class DifferenceSection(Section):
+    """Two rows whose difference is shown."""
+
+    better: str
+    than: str
+    means: list[MeanName] = Field(["full"], min_length=1)
+
+
+class HeadroomSection(Section):
+    """A row, and the two that its share of the way is taken between."""
+
+    of: str
+    start: str
+    goal: str = CEILING
+
+
+class BenchSection(SweepSection):
+    """The whole bench file."""
+
+    output: str
+    worlds: list[WorldSection] = Field(min_length=1)
+    differences: list[DifferenceSection] = Field(default_factory=list)
+    headroom: list[HeadroomSection] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A checked bench file.
+
+    Args:
+        name: Of its tables.
+        output: Where they go.
+        sweeps: By world seed.
+        differences, headroom: What is shown of every world.
+    """
+
+    name: str
+    output: Path
+    sweeps: dict[int, Sweep]
+    differences: list[DifferenceSection]
+    headroom: list[HeadroomSection]
+
+
+def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
+    """Bench file plus `section.key=value` overrides of its pipeline file to a checked bench.
+
+    Raises:
+        UserError: as `load_sweep`; a world is there twice; a row is named that is not there; or an override is of a key
+            that the bench file sets.
+    """
+    plain = read_yaml(path)
+    if not isinstance(plain, dict):
+        raise UserError("this is no bench file", where=path, expected="keys and values", got=type(plain).__name__)
+    section = parse_section(BenchSection, plain, str(path))
+    for key in (override.partition("=")[0] for override in overrides):
+        if key in OWN_KEYS:
+            raise UserError(
+                f"every world of a bench has a '{key}' of its own",
+                where="the command line",
+                fix=f"set '{OWN_KEYS[key]}' in {path}, or in a copy of it",
+            )
+    seeds = [world.seed for world in section.worlds]
+    if len(set(seeds)) < len(seeds):
+        raise UserError("a world is there twice", where=f"{path}, key 'worlds'", got=seeds)
+    sweeps = {
+        world.seed: resolve_sweep(section, str(path), [*overrides, *_own(section, world)]) for world in section.worlds
+    }
+    data_set = sweeps[seeds[0]].config.dataset.name
+    if data_set != "world":
+        raise UserError("only the data set 'world' has worlds", where=section.base, got=f"dataset.name {data_set}")
+    first = sweeps[seeds[0]]
+    known = [*untrained_rows(first.config), CEILING, *(row.name for row in first.rows)]
+    for key, name in _named(section):
+        if name not in known:
+            raise UserError(
+                "a row is named that is not there",
+                where=f"{path}, key '{key}'",
+                expected=nearest(name, known),
+                got=name,
+            )
+    return Bench(section.name, Path(section.output), sweeps, section.differences, section.headroom)
+
+
+def _own(section: BenchSection, world: WorldSection) -> list[str]:
+    """What a world has for itself, as overrides of the pipeline file."""
+    output = f"{section.output}/world-{world.seed}"
+    further = sorted({mean for shown in section.differences for mean in shown.means} - {"full"})
+    return [
+        f"dataset.seed={world.seed}",
+        f"output={output}",
+        f"cache.folder={world.cache or f'{output}/cache'}",
+        f"evaluation.intervals=[{', '.join(further)}]",
+    ]
+
+
+def _named(section: BenchSection) -> Iterator[tuple[str, str]]:
+    for number, shown in enumerate(section.differences):
+        yield from ((f"differences.{number}.{key}", getattr(shown, key)) for key in ("better", "than"))
+    for number, way in enumerate(section.headroom):
+        yield from ((f"headroom.{number}.{key}", getattr(way, key)) for key in ("of", "start", "goal"))

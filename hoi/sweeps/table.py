@@ -1,0 +1,211 @@
+"""Graded rows of a sweep to one table: as text, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hoi.evaluation.rows import MEANS, Comparison, ResultRow, compare
+from hoi.evaluation.table import COLUMNS, means_over_seeds
+from hoi.evaluation.zero_shot import format_zero_shot, in_percent, means_of_splits, splits_of_row
+from hoi.files import read_json, write_atomically, write_json
+from hoi.provenance import commit, library_versions
+from hoi.sweeps.plan import Sweep
+
+LIBRARIES = ("torch", "numpy", "safetensors", "h5py", "distributed")
+RowSeed = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """What a sweep found.
+
+    Args:
+        sweep: What was asked.
+        folder: Where the tables go.
+        fingerprint: Of the cache.
+        baselines: Rows that need no training.
+        graded: Rows by name and seed.
+        failed: Why there is none, by name and seed.
+        runs: Folders of the training runs by name and seed; rows that are only scored differently share one.
+        num_trained: Runs that were not finished before.
+        zero_shot: Splits whose unseen and seen means are shown, with the ids that each hides.
+    """
+
+    sweep: Sweep
+    folder: Path
+    fingerprint: str
+    baselines: list[ResultRow]
+    graded: dict[RowSeed, ResultRow]
+    failed: dict[RowSeed, str]
+    runs: dict[RowSeed, Path]
+    num_trained: int
+    zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[ResultRow]:
+        """Baselines, then students in the sweep's order."""
+        return [*self.baselines, *self.graded.values()]
+
+    @cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Of every other row with the one that the sweep names, where that one was graded."""
+        names = dict.fromkeys(row.name for row in self.rows)
+        against = self.sweep.against
+        return {name: compare(self.rows, name, against) for name in names if name != against and against in names}
+
+    def write(self) -> None:
+        """Writes table.csv, table.md and, last, table.json."""
+        write_atomically(self.folder / "table.csv", self.to_csv().encode())
+        write_atomically(self.folder / "table.md", self.to_markdown().encode())
+        write_json(self.folder / "table.json", self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain data; figures in percent."""
+        means = {record["name"]: record for record in means_over_seeds(self.rows)}
+        students = []
+        for row in self.sweep.rows:
+            seeds = [seed for name, seed in self.runs if name == row.name]
+            students.append(
+                {
+                    "name": row.name,
+                    "from": row.start,
+                    "changes": row.changes,
+                    "student": row.student.model_dump(mode="json"),
+                    "train": row.train.model_dump(mode="json"),
+                    **self._figures(row.name, means),
+                    "runs": [self._run(row.name, seed) for seed in seeds],
+                }
+            )
+        baselines = [{"name": row.name, "knobs": row.knobs, **self._figures(row.name, means)} for row in self.baselines]
+        return {
+            "name": self.sweep.name,
+            "against": self.sweep.against,
+            "split": self.sweep.config.evaluation.split,
+            "baselines": baselines,
+            "rows": students,
+            "zero_shot": [
+                {
+                    "name": row.name,
+                    "seed": row.seed,
+                    **in_percent(means_of_splits(row.result, splits_of_row(row, self.zero_shot))),
+                }
+                for row in (self.rows if self.zero_shot else [])
+            ],
+            "failed": [{"name": name, "seed": seed, "reason": text} for (name, seed), text in self.failed.items()],
+            "config": self.sweep.config.model_dump(mode="json"),
+            "fingerprint": self.fingerprint,
+            "commit": commit(),
+            "versions": library_versions(LIBRARIES),
+        }
+
+    def to_csv(self) -> str:
+        """One line a row: mean and standard deviation over its seeds, and its difference to the named row."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        of_means = [f"{name}_{part}" for name in MEANS for part in ("mean", "sd")]
+        writer.writerow(["name", "num_seeds", *of_means, "against", "difference", "low", "high", "changes", "failed"])
+        for name, record, found in self._lines():
+            cells = [(record.get(mean) or {}).get(part) for mean in MEANS for part in ("mean", "sd")]
+            interval = (
+                [found.than, *(f"{100 * value:.4f}" for value in _interval(found))] if found else ["", "", "", ""]
+            )
+            writer.writerow(
+                [name, record.get("num_seeds"), *cells, *interval, self._changes(name), self._reasons(name)]
+            )
+        return text.getvalue()
+
+    def to_markdown(self) -> str:
+        """The printed columns as a Markdown table under one line that says what it is."""
+        head = ["", "seeds", *COLUMNS.values(), f"− {self.sweep.against}, 95 % interval"]
+        lines = [head, ["---", *["---:"] * (len(head) - 1)], *self._cells()]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        unseen = "".join(f"\n    {line}" for line in self._unseen())
+        failures = "".join(f"\n{line}\n" for line in self._failures())
+        return f"{self._title()}\n\n{table}\n{unseen and unseen + chr(10)}{failures}"
+
+    def __str__(self) -> str:
+        head = ["", "seeds", *COLUMNS.values(), f"− {self.sweep.against}"]
+        lines = [head, *self._cells()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for name, *cells in lines
+        ]
+        num_runs = len(set(self.runs.values()))
+        runs = f"{num_runs} runs for {len(self.runs)} rows and seeds, {self.num_trained} of them trained now"
+        wrote = [f"wrote {self.folder / f'table.{kind}'}" for kind in ("csv", "md", "json")]
+        unseen = ["", *self._unseen(), ""] if self.zero_shot else []
+        return "\n".join([self._title(), *table, *unseen, runs, *self._failures(), *wrote])
+
+    def _unseen(self) -> list[str]:
+        return format_zero_shot(self.rows, self.zero_shot).splitlines() if self.zero_shot else []
+
+    def _title(self) -> str:
+        config = self.sweep.config
+        return (
+            f"{self.sweep.name}: {config.name}, split {config.evaluation.split}, mean average precision in percent, "
+            "± sd over seeds"
+        )
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any], Comparison | None]]:
+        """Every row's name, its means and its comparison; rows without any figure among them."""
+        means = {record["name"]: record for record in means_over_seeds(self.rows)}
+        for name in [*dict.fromkeys(row.name for row in self.baselines), *(row.name for row in self.sweep.rows)]:
+            yield name, means.get(name, {}), self.comparisons.get(name)
+
+    def _cells(self) -> Iterator[list[str]]:
+        for name, record, found in self._lines():
+            num_seeds = record.get("num_seeds")
+            cells = [name, "–" if num_seeds is None else str(num_seeds)]
+            for mean in COLUMNS:
+                value = record.get(mean)
+                spread = f" ± {value['sd']:.2f}" if value and (num_seeds or 0) > 1 else ""
+                cells.append(f"{value['mean']:.2f}{spread}" if value else "–")
+            if found:
+                observed, low, high = (100 * value for value in _interval(found))
+                cells.append(f"{observed:+.2f} ({low:+.2f} to {high:+.2f})")
+            else:
+                cells.append("")
+            yield cells
+
+    def _figures(self, name: str, means: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        record = means.get(name, {})
+        compared = self.comparisons.get(name)
+        return {
+            "num_seeds": record.get("num_seeds"),
+            "means": {mean: record.get(mean) for mean in MEANS},
+            "difference": None if compared is None else compared.to_dict(),
+        }
+
+    def _run(self, name: str, seed: int) -> dict[str, Any]:
+        graded = self.graded.get((name, seed))
+        return {
+            "seed": seed,
+            "folder": str(self.runs[name, seed]),
+            "seconds": (read_json(self.runs[name, seed] / "run.json") or {}).get("seconds"),
+            **({} if graded is None else {"means": graded.means, "knobs": graded.knobs}),
+        }
+
+    def _changes(self, name: str) -> str:
+        row = next((row for row in self.sweep.rows if row.name == name), None)
+        if row is None:
+            return ""
+        start = [f"from {row.start}"] if row.start else []
+        return "; ".join([*start, *(f"{key}={value}" for key, value in row.changes.items())])
+
+    def _reasons(self, name: str) -> str:
+        return "; ".join(f"seed {seed}: {text}" for (row, seed), text in self.failed.items() if row == name)
+
+    def _failures(self) -> list[str]:
+        return [f"failed: {name} seed {seed}: {text}" for (name, seed), text in self.failed.items()]
+
+
+def _interval(found: Comparison) -> tuple[float, float, float]:
+    return found.difference.observed, found.difference.low, found.difference.high

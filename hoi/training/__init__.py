@@ -1,0 +1,1 @@
+"""Stage two: train students from the cache."""

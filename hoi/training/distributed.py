@@ -1,0 +1,164 @@
+"""Processes that train one student together: what they add up, and how they end together.
+
+    torchrun --nproc_per_node=2 -m hoi.training.train --config pipeline.yaml
+
+Each process computes on its share of every batch. Gradients are summed over all of them, so that each takes the step
+that one process would take on the whole batch; only the first writes anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from hoi.errors import UserError
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one another; `supervision: labels` judges checkpoints on the first alone."""
+ENDED_WITH_ANOTHER = 1
+"""Exit code of a process that ends because another one failed, which is the one that says why."""
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those that train together.
+
+    Args:
+        rank: Its number, from 0.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes."""
+        return self.rank == 0
+
+    def own(self, rows: np.ndarray) -> np.ndarray:
+        """A batch's images to this process's share: one of `size` near equal parts, empty where there are too few."""
+        return rows[len(rows) * self.rank // self.size : len(rows) * (self.rank + 1) // self.size]
+
+    def add(self, values: Tensor) -> Tensor:
+        """Values to their sum over all processes, in place."""
+        if self.size > 1:
+            self._together(lambda: dist.all_reduce(values))
+        return values
+
+    def add_gradients(self, parameters: list[nn.Parameter], figures: Tensor) -> Tensor:
+        """Every parameter's gradient to its sum over all processes, and figures [F] along with them.
+
+        Which parameters have a gradient depends on the student's settings alone, so it is the same everywhere.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        together = self.add(torch.cat([*(gradient.flatten() for gradient in gradients), figures]))
+        *sums, figures = together.split([*(gradient.numel() for gradient in gradients), len(figures)])
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total.view_as(gradient))
+        return figures
+
+    def ask_first(self, ask: Callable[[], Found]) -> Found:
+        """What the first process finds, on all of them; the others do not look."""
+        if self.size == 1:
+            return ask()
+        found = [ask() if self.is_first else None]
+        self._together(lambda: dist.broadcast_object_list(found, src=0))
+        return found[0]  # type: ignore[return-value]
+
+    def copy_first(self, student: nn.Module) -> None:
+        """Gives every process the first one's weights."""
+        if self.size > 1:
+            for tensor in student.state_dict().values():
+                self._together(lambda tensor=tensor: dist.broadcast(tensor, src=0))  # type: ignore[misc]
+
+    def _together(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except RuntimeError as error:
+            raise UserError(
+                "another process of this training ended without a word",
+                where=f"process {self.rank} of {self.size}",
+                got=(str(error).splitlines() or [type(error).__name__])[0],
+                fix="look for the reason (killed, out of memory), then run the same command again to go on",
+            ) from error
+
+
+ALONE = Group()
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[Group]:
+    """This process to its group, as torchrun's environment says; without one, it is alone.
+
+    Args:
+        device: What it computes on; GPUs talk by NCCL, CPUs by gloo.
+    """
+    if not _has_others():
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    yield Group(dist.get_rank(), dist.get_world_size())
+    # Not after a failure: this would wait for others, and the process ends in any case.
+    dist.destroy_process_group()
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Of processes that fail, as all do when one of them is gone, the first says why and the others end in silence."""
+    if not _has_others():
+        yield
+        return
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        if not _is_first_to_fail(store):
+            raise SystemExit(ENDED_WITH_ANOTHER) from None
+        raise
+
+
+def _has_others() -> bool:
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def end_with_group() -> None:
+    """Ends a process of a group that has done its work, at once: gloo's threads may still run, and would abort it."""
+    if _has_others():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def local_gpu() -> int | None:
+    """Which of this machine's GPUs is this process's, as torchrun says; None without it."""
+    local = os.environ.get("LOCAL_RANK")
+    return None if local is None else int(local)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that reports, as torchrun says; alone, it is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _is_first_to_fail(store: Any) -> bool:
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:
+        # The store ended with the process that kept it, which may have had no time to speak.
+        return True

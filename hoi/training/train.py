@@ -1,0 +1,360 @@
+"""Stage two: every student and seed of the pipeline file to trained weights, from the cache alone.
+
+No image, detector or teacher is opened. Labels are read for `supervision: labels` only, whose code alone imports them.
+
+    python -m hoi.training.train [--config pipeline.yaml] [section.key=value ...]
+    torchrun --nproc_per_node=N -m hoi.training.train ...    on N GPUs, or with N processes on a CPU
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hoi.cache.read.opened import pass_fingerprints
+from hoi.cache.read.sources import FirstImages, training_source
+from hoi.cache.read.split import CacheSplit
+from hoi.cli.command_line import stage_config
+from hoi.config import PipelineConfig, StudentConfig, TrainConfig
+from hoi.errors import UserError, run_program
+from hoi.machine import choose_precision
+from hoi.matching import LabelTargets
+from hoi.provenance import commit, library_versions
+from hoi.records import HoiLabels
+from hoi.students.registry import Student, build_student
+from hoi.training.distributed import (
+    ALONE,
+    Group,
+    end_with_group,
+    is_first_process,
+    join,
+    one_voice,
+)
+from hoi.training.loop import BatchSource, choose_device, fit
+from hoi.training.runs import RunFolder, check_tensorboard
+
+LIBRARIES = ("torch", "numpy", "safetensors", "h5py")
+BATCH_IMAGES = 64
+"""Images scored at once when `supervision: labels` chooses among its checkpoints."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """One student and seed.
+
+    Args:
+        name: In the pipeline file.
+        seed: Of weights, order and dropout.
+        folder: Where its weights lie.
+        seconds: What training took, or None where it was finished before.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """All students and seeds of the pipeline file, trained."""
+
+    runs: list[TrainedRun]
+
+    def __str__(self) -> str:
+        spent = [run.seconds for run in self.runs if run.seconds is not None]
+        return f"{len(self.runs)} students trained, {len(spent)} of them now in {sum(spent):.1f} s"
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What labels give to a student that is trained with them, and nothing to the others.
+
+    Args:
+        labels: Of the training split.
+        quality: Student to its mean average precision on the tuning split.
+        hidden: What a zero-shot split hid from both, for the run's record.
+    """
+
+    labels: LabelTargets | None = None
+    quality: Callable[[Student], float] | None = None
+    hidden: dict[str, Any] | None = None
+
+
+def main(config: PipelineConfig) -> TrainReport:
+    """Trains what is not trained yet; a run of other settings in the way is refused before anything starts.
+
+    Raises:
+        UserError: no cache, a cache or a run of other settings, a split without pairs, wrong annotations.
+    """
+    torch.set_num_threads(config.train.threads)
+    if config.train.tensorboard:
+        check_tensorboard()
+    device = choose_device(config.train.device)
+    choose_precision(config.train.precision, device)
+    with join(device) as group:
+        return _train_all(config, device, group)
+
+
+def _train_all(config: PipelineConfig, device: torch.device, group: Group) -> TrainReport:
+    split = open_training_split(config)
+    jobs = [
+        (name, seed, run_folder(config, name, seed, split.fingerprint))
+        for name in config.students
+        for seed in config.train.seeds
+    ]
+    status = group.ask_first(lambda: {folder.path: folder.status() for _, _, folder in jobs})
+    if any(config.students[name].supervision == "labels" for name, _, _ in jobs):
+        check_annotations(config)
+    source = open_source(config, split, device, group)
+    runs = []
+    for name, seed, folder in jobs:
+        is_finished = status[folder.path] == "finished"
+        seconds = None if is_finished else train_run(config, name, seed, split, source, folder, device, group=group)
+        runs.append(TrainedRun(name, seed, folder.path, seconds))
+        if group.is_first:
+            done = "finished before" if seconds is None else f"trained in {seconds:.1f} s"
+            print(f"{name} seed {seed}: {done} · {folder.path}", flush=True)
+    return TrainReport(runs)
+
+
+def open_training_split(config: PipelineConfig) -> CacheSplit:
+    """The cache of the split that students are trained on.
+
+    Raises:
+        UserError: no cache, a cache of other settings, or a split without pairs.
+    """
+    split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
+    if split.num_pairs == 0:
+        raise UserError(
+            "no image of the training split has a pair, so there is nothing to learn",
+            where=split.folder,
+            expected="people and objects in at least some images",
+            fix="lower pairs.min_score, or check the images and the detector",
+        )
+    return split
+
+
+def open_source(config: PipelineConfig, split: CacheSplit, device: torch.device, group: Group = ALONE) -> BatchSource:
+    """What training draws its batches from: the split or the first of its images, here or resident on the device.
+
+    Args:
+        config: `train.resident` and `train.max_images` are read.
+        split: The cache.
+        device: Where to compute.
+        group: Whose batches these are; each of its processes gets a share of them.
+    """
+    source = training_source(split, device, config.train.resident)
+    is_whole = config.train.max_images is None and group.size == 1
+    return source if is_whole else FirstImages(source, config.train.max_images, group)
+
+
+def own_training(config: PipelineConfig, settings: StudentConfig, split: CacheSplit) -> TrainConfig:
+    """The training section as one student takes it: with its own learning rate, epochs and share of the images."""
+    train = config.train
+    own: dict[str, Any] = {key: getattr(settings, key) for key in ("learning_rate", "epochs")}
+    if settings.label_fraction is not None:
+        num_images = min(train.max_images or split.num_images, int(split.is_readable.sum()))
+        own["max_images"] = max(1, round(settings.label_fraction * num_images))
+    return train.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
+def run_folder(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> RunFolder:
+    """Where a student of the pipeline file is trained, and all that decides its weights.
+
+    Args: as `run_settings`.
+    """
+    settings = run_settings(config, name, seed, fingerprint)
+    return RunFolder(Path(config.output) / "runs" / name / f"seed-{seed}", config.students[name], settings)
+
+
+def run_settings(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> dict[str, Any]:
+    """All that decides the weights of a student and seed, as plain data; runs of equal settings are the same run.
+
+    Args:
+        config: The pipeline.
+        name: Of the student in it.
+        seed: One of `train.seeds`.
+        fingerprint: Of the training split's cache.
+    """
+    student = config.students[name]
+    by_labels = student.supervision == "labels"
+    # Labels choose among checkpoints by the final score, so there scoring and checkpoints decide the weights as well.
+    not_deciding = set() if by_labels else set(student.READ_WHEN_SCORING)
+    elsewhere = {"seeds", "device", "resident", "tensorboard"} | (set() if by_labels else {"checkpoint_every"})
+    if config.train.precision == "auto":
+        # What it comes to depends on the device, which is no part of a run either.
+        elsewhere |= {"precision"}
+    passes = pass_fingerprints(Path(config.cache.folder) / config.train.split, student.vlm_names)
+    return {
+        "student": student.model_dump(mode="json", exclude=not_deciding),
+        "train": config.train.model_dump(mode="json", exclude=elsewhere),
+        "seed": seed,
+        "cache": fingerprint,
+        **({"passes": passes} if passes else {}),
+        **({"tune_split": config.evaluation.tune_split} if by_labels else {}),
+    }
+
+
+def train_run(
+    config: PipelineConfig,
+    name: str,
+    seed: int,
+    split: CacheSplit,
+    source: BatchSource,
+    folder: RunFolder,
+    device: torch.device,
+    *,
+    with_bar: bool = True,
+    group: Group = ALONE,
+) -> float:
+    """Trains one student and seed into its folder, going on from its last checkpoint.
+
+    Args:
+        config, name, seed: As in `run_settings`.
+        split: The cache.
+        source: What batches are drawn from: `open_source`.
+        folder: Of the run.
+        device: Where to compute.
+        with_bar: Whether a progress bar is shown.
+        group: Who trains together; the first process alone writes.
+
+    Returns:
+        Seconds that it took.
+
+    Raises:
+        UserError: the loss is no longer finite, or a file cannot be written.
+    """
+    start = time.monotonic()
+    settings = config.students[name]
+    supervision = _supervision(config, settings, split, device) if settings.supervision == "labels" else Supervision()
+    train = own_training(config, settings, split)
+    if train.max_images != config.train.max_images:
+        source = open_source(config.model_copy(update={"train": train}), split, device, group)
+    student = build_student(settings, split.text_bank, split.vocabulary, split.axes, seed)
+    if group.ask_first(folder.status) == "new":
+        # All of them on every process, whose share of the batches `source` may be.
+        everything = FirstImages(split, train.max_images).batches(BATCH_IMAGES, extra=student.extra_fields)
+        student.prepare(everything, supervision.labels)
+    student, progress = fit(
+        student,
+        source,
+        train,
+        seed=seed,
+        device=device,
+        labels=supervision.labels,
+        quality=supervision.quality,
+        run=folder,
+        title=f"{name} seed {seed}" if with_bar else "",
+        group=group,
+    )
+    seconds = time.monotonic() - start
+    if not group.is_first:
+        return seconds
+    folder.finish(
+        student,
+        {
+            "name": name,
+            "seconds": round(seconds, 2),
+            "chosen_epoch": progress.best_epoch or progress.epoch,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "precision": choose_precision(config.train.precision, device),
+            "num_processes": group.size,
+            **({} if supervision.hidden is None else {"zero_shot": supervision.hidden}),
+            "versions": library_versions(LIBRARIES),
+            "commit": commit(),
+            "fingerprint": split.fingerprint,
+            "config": config.model_dump(mode="json"),
+        },
+    )
+    return seconds
+
+
+def _supervision(
+    config: PipelineConfig, settings: StudentConfig, split: CacheSplit, device: torch.device
+) -> Supervision:
+    """Annotations of the training split as targets, and those of the tuning split as judge of the checkpoints."""
+    from hoi.cache.read.split import open_split
+    from hoi.evaluation.hico import evaluate
+    from hoi.evaluation.zero_shot import hide
+    from hoi.matching import label_targets
+    from hoi.scoring import score_split
+
+    vocabulary = split.vocabulary
+    # Labels join images by row, so these splits must hold the data set's own images in its own order.
+    open_split(config, config.train.split)
+    tune_split = open_split(config, config.evaluation.tune_split)
+    labels, tune_labels = check_annotations(config)
+    unseen_ids, hidden = None, None
+    if settings.zero_shot is not None:
+        unseen_ids = zero_shot_unseen(config, settings.zero_shot)
+        (labels, tune_labels), hidden = hide(settings.zero_shot, unseen_ids, (labels, tune_labels))
+
+    def quality(student: Student) -> float:
+        batches = tune_split.batches(BATCH_IMAGES, extra=student.extra_fields)
+        triplets = score_split(student, batches, vocabulary, settings.score_exponent, device)["student"]
+        nothing = np.zeros(len(vocabulary), bool)
+        full = evaluate(triplets, tune_labels, len(vocabulary), nothing, nothing, protocol="official").full
+        return 0.0 if full is None else full
+
+    targets = label_targets(split.batches(BATCH_IMAGES), labels, vocabulary, split.num_images, unseen_ids)
+    return Supervision(targets, quality, hidden)
+
+
+def zero_shot_unseen(config: PipelineConfig, name: str) -> np.ndarray:
+    """A zero-shot split to the ids of what it hides, int64; splits that count read the training labels."""
+    from hoi.datasets import load_vocabulary
+    from hoi.evaluation.zero_shot import unseen_ids
+    from hoi.labels import load_labels
+
+    def train_interactions() -> np.ndarray:
+        return load_labels(config.dataset, config.train.split).interaction
+
+    return unseen_ids(config.dataset, load_vocabulary(config.dataset), name, train_interactions)
+
+
+def check_annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
+    """The labels of the training split and of the tuning split, or what is wrong with them."""
+    from hoi.evaluation.zero_shot import check_zero_shot
+    from hoi.labels import load_labels
+
+    check_zero_shot(config)
+    if config.evaluation.tune_split in (config.train.split, config.evaluation.split):
+        raise UserError(
+            "checkpoints would be chosen on a split that trains or evaluates",
+            where="evaluation.tune_split",
+            expected="a split of its own",
+            got=config.evaluation.tune_split,
+            fix="set evaluation.tune_split, or take the students with supervision: labels out",
+        )
+    train_labels, tune_labels = (
+        load_labels(config.dataset, name) for name in (config.train.split, config.evaluation.tune_split)
+    )
+    for name, found in ((config.train.split, train_labels), (config.evaluation.tune_split, tune_labels)):
+        if not len(found):
+            raise UserError(
+                f"split '{name}' has no annotated interaction",
+                where="supervision: labels",
+                expected="at least one",
+                got="none",
+                fix="annotate some of its images, or choose another split",
+            )
+    return train_labels, tune_labels
+
+
+def _command() -> None:
+    with one_voice():
+        report = main(stage_config("Stage two: the teacher cache to trained students. Run it again to go on."))
+    if is_first_process():
+        print(report)
+    end_with_group()
+
+
+if __name__ == "__main__":
+    run_program(_command)

@@ -1,0 +1,27 @@
+"""Vision language models as teachers: what they say of an image, and how likely they find a text."""
+
+from __future__ import annotations
+
+from hoi.config import VlmConfig
+from hoi.vlm.base import Likelihoods, VisionLanguageModel
+
+__all__ = ["Likelihoods", "VisionLanguageModel", "build_vlm"]
+
+
+def build_vlm(config: VlmConfig, device: str) -> VisionLanguageModel:
+    """Config section to a vision language model that is ready to run; only its own backend is imported.
+
+    Args:
+        config: One entry of `vlms`.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        UserError: an unknown model, weights that are missing or do not fit, or a package that is not installed.
+    """
+    if config.backend == "coca":
+        from hoi.vlm.coca import CocaModel
+
+        return CocaModel(config, device)
+    from hoi.vlm.transformers_model import TransformersModel
+
+    return TransformersModel(config, device)

@@ -1,0 +1,272 @@
+"""What the base pass stored of an image, and its pixels, to what a vision language model says of it.
+
+Nothing is detected and no image is embedded here: labels, boxes and pairs are the cache's, and of the teacher only the
+text side is opened.
+
+Letters: K interactions, O object classes, n candidates of one image, P pairs, S sentences at most, D joint width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hoi.boxes import union_boxes
+from hoi.config import PipelineConfig, VlmConfig
+from hoi.crops import CropStyle, crop_windows, cut_crop
+from hoi.errors import UserError
+from hoi.prompts import interaction_prompts
+from hoi.records import ImageSignals
+from hoi.teachers.loading import TextSide
+from hoi.vlm import build_vlm
+from hoi.vlm.base import ImageAnswers, Likelihoods, PhraseBank
+from hoi.vlm.phrases import vocabulary_lexicon
+from hoi.vlm.scoring import (
+    Confidences,
+    candidate_rows,
+    confidences_by_likelihood,
+    confidences_by_text,
+    confidences_by_yes,
+)
+from hoi.vocabulary import Vocabulary
+
+BLANK_PX = 224
+BLANK_GREY = 128
+"""Of the image that shows nothing."""
+MAX_CROP_PX = 672
+"""Union crops keep the image's own pixels up to this side; the model resizes them as it resizes any image."""
+
+Image = tuple[ImageSignals, np.ndarray]
+"""What the base pass knows of an image, and its pixels: uint8 [H, W, 3] RGB, upright."""
+
+
+class Asker:
+    """A vision language model and what a section of `vlms` asks of it.
+
+    Args:
+        config: `vlms`, and the teacher's crops and text side.
+        name: Of the section.
+        vocabulary: The interactions.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        UserError: see `build_vlm` and `load_model`; or the phrase has no place for the vocabulary's own wording.
+    """
+
+    def __init__(self, config: PipelineConfig, name: str, vocabulary: Vocabulary, device: str) -> None:
+        self._settings, self._crop = config.vlms[name], config.teacher.crop
+        self._vocabulary, self._device = vocabulary, device
+        texts = _phrases(self._settings, vocabulary, f"vlms.{name}.phrase")
+        self._model = build_vlm(self._settings, device)
+        self._text_side = TextSide(config.teacher, device) if self._settings.caption else None
+        self._lexicon = vocabulary_lexicon(vocabulary, self._settings.synonyms)
+        self.phrases = self._on_blank(texts)
+        self.axes = self._axes()
+
+    def ask(self, images: Iterable[Image], teacher: Mapping[str, Any]) -> list[ImageAnswers]:
+        """Images to one record each, in their order.
+
+        Args:
+            images: Asked for a batch at a time, so that the next ones are decoded meanwhile.
+            teacher: What the base pass says of its teacher, for the style of its crops.
+        """
+        answers: list[ImageAnswers] = []
+        remaining = iter(images)
+        while chunk := list(islice(remaining, self._settings.batch_size)):
+            answers += self._ask(chunk, teacher)
+        return answers
+
+    def provenance(self) -> dict[str, Any]:
+        """Everything that changes a record's content, in plain JSON types; `versions` is for the manifest."""
+        said = dict(self._model.provenance())
+        versions = said.pop("versions", {})
+        settings = self._settings.model_dump(mode="json", exclude={"model", "pretrained"})
+        return {
+            "vlm": {**settings, "provenance": said, "max_crop_px": MAX_CROP_PX},
+            "text": None if self._text_side is None else self._text_side.provenance(),
+            "device": torch.device(self._device).type,
+            "num_threads": torch.get_num_threads(),
+            "versions": {"torch": torch.__version__, **versions},
+        }
+
+    def _axes(self) -> dict[str, int]:
+        settings, axes = self._settings, dict[str, int]()
+        if settings.image_scores:
+            axes["K"] = len(self._vocabulary)
+        if settings.pair_scores:
+            axes["Q"] = len(self._vocabulary)
+        if self._text_side is not None:
+            axes |= {"S": settings.max_sentences, "D": self._text_side.width}
+        return axes
+
+    def _on_blank(self, texts: tuple[str, ...]) -> PhraseBank:
+        """The phrases with their tokens, and how likely each is where nothing is to be seen."""
+        num_tokens, prior = np.zeros(len(texts), np.int32), np.zeros(len(texts), np.float32)
+        rows = np.flatnonzero(np.array(texts) != "")
+        if self._settings.scoring in ("sum", "mean"):
+            blank = np.full((BLANK_PX, BLANK_PX, 3), BLANK_GREY, np.uint8)
+            [found] = self._model.log_likelihoods([blank], [[texts[row] for row in rows]], self._settings.question)
+            num_tokens[rows], prior[rows] = found.num_tokens, found.log_likelihood
+        return PhraseBank(texts, num_tokens, prior)
+
+    def _ask(self, chunk: Sequence[Image], teacher: Mapping[str, Any]) -> list[ImageAnswers]:
+        settings = self._settings
+        images = [image for _, image in chunk]
+        captions = self._model.captions(images) if settings.caption else None
+        records: list[dict[str, Any]] = [{"image_id": signals.image_id} for signals, _ in chunk]
+        if captions is not None:
+            for record, caption in zip(records, captions, strict=True):
+                record |= self._context(caption)
+        if settings.image_scores:
+            present = [self._present(self._labels(signals)) for signals, _ in chunk]
+            for record, (found, sums) in zip(records, self._score(images, present, captions), strict=True):
+                record["vlm_scores"], record["vlm_asked"] = (
+                    found.scores.astype(np.float16),
+                    found.asked.astype(np.uint8),
+                )
+                record["vlm_log_likelihood"] = sums
+        if settings.pair_scores:
+            for record, (signals, image) in zip(records, chunk, strict=True):
+                record["vlm_pair_scores"] = self._of_pairs(signals, image, teacher)
+        return [ImageAnswers(**record) for record in records]
+
+    def _context(self, caption: str) -> dict[str, Any]:
+        assert self._text_side is not None
+        # A model that writes bytes may write any, and a NUL would end the stored text.
+        caption = caption.replace("\0", "")
+        found = sentences(caption)[: self._settings.max_sentences]
+        embedding = np.zeros((self._settings.max_sentences, self._text_side.width), np.float16)
+        embedding[: len(found)] = self._text_side.encode(found).numpy().astype(np.float16)
+        mask = (np.arange(len(embedding)) < len(found)).astype(np.uint8)
+        return {"caption": caption, "context_embedding": embedding, "context_mask": mask}
+
+    def _labels(self, signals: ImageSignals) -> np.ndarray:
+        """int64 [P]: the object of every pair; `no_object` for a human with itself."""
+        human, thing = signals.pairs_ho.T
+        labels = signals.detections.labels[thing].astype(np.int64)
+        if self._vocabulary.no_object_idx is not None:
+            labels[human == thing] = self._vocabulary.no_object_idx
+        return labels
+
+    def _present(self, labels: np.ndarray) -> np.ndarray:
+        """bool [O]."""
+        return np.isin(np.arange(len(self._vocabulary.objects)), labels)
+
+    def _score(
+        self, images: Sequence[np.ndarray], present: Sequence[np.ndarray], captions: Sequence[str] | None
+    ) -> list[tuple[Confidences, np.ndarray]]:
+        """Images or crops, and the classes in each, to confidences and sums of log-probabilities, float32 [K].
+
+        Only those are looked at that have a candidate.
+        """
+        rows = [
+            candidate_rows(self._vocabulary, classes, self._settings.no_interaction == "asked") for classes in present
+        ]
+        asked = [place for place, own in enumerate(rows) if len(own)]
+        nothing = Confidences(np.zeros(len(self._vocabulary), np.float32), np.zeros(len(self._vocabulary), bool))
+        result = [(nothing, np.zeros(len(self._vocabulary), np.float32)) for _ in rows]
+        if not asked:
+            return result
+        own_rows = [rows[place] for place in asked]
+        own_captions = [captions[place] for place in asked] if captions is not None else None
+        found = self._score_candidates([images[place] for place in asked], own_rows, own_captions)
+        for place, answer in zip(asked, found, strict=True):
+            result[place] = answer
+        return result
+
+    def _score_candidates(
+        self, images: Sequence[np.ndarray], rows: Sequence[np.ndarray], captions: Sequence[str] | None
+    ) -> list[tuple[Confidences, np.ndarray]]:
+        settings, vocabulary, phrases = self._settings, self._vocabulary, self.phrases
+        with_product = {"no_interaction": settings.no_interaction}
+        texts = [[phrases.phrases[row] for row in own] for own in rows]
+        no_sums = np.zeros(len(vocabulary), np.float32)
+        if settings.scoring == "yes_no":
+            questions = [[settings.yes_no_question.format(phrase=text) for text in own] for own in texts]
+            yes = self._model.yes_probabilities(images, questions)
+            return [
+                (confidences_by_yes(p, own, vocabulary, **with_product), no_sums)
+                for p, own in zip(yes, rows, strict=True)
+            ]
+        if settings.scoring == "free_text":
+            if settings.question is not None:
+                said: Sequence[str] = self._model.answers(images, settings.question)
+            else:
+                said = self._model.captions(images) if captions is None else captions
+            return [
+                (confidences_by_text(text, own, vocabulary, self._lexicon, **with_product), no_sums)
+                for text, own in zip(said, rows, strict=True)
+            ]
+        result = []
+        likelihoods = self._model.log_likelihoods(images, texts, settings.question)
+        for found, own in zip(likelihoods, rows, strict=True):
+            confidences = confidences_by_likelihood(
+                found,
+                own,
+                vocabulary,
+                length=settings.scoring,
+                temperature=settings.temperature,
+                group=settings.group,
+                blank=Likelihoods(phrases.prior_log_likelihood[own], phrases.num_tokens[own]),
+                prior_weight=settings.prior_weight,
+                **with_product,
+            )
+            sums = no_sums.copy()
+            sums[own] = found.log_likelihood
+            result.append((confidences, sums))
+        return result
+
+    def _of_pairs(self, signals: ImageSignals, image: np.ndarray, teacher: Mapping[str, Any]) -> np.ndarray:
+        """float16 [P, K]: each pair's union crop asked about its object; equal questions are asked once."""
+        labels = self._labels(signals)
+        scores = np.zeros((len(labels), len(self._vocabulary)), np.float16)
+        unions = union_boxes(signals.detections.boxes_xyxy, signals.pairs_ho)
+        size_hw, style = (image.shape[0], image.shape[1]), _style(teacher)
+        windows = crop_windows(unions, self._crop.margins[0], self._crop.mode, size_hw, style.resize_mode)
+        asked, of_pair = np.unique(np.concatenate([windows, labels[:, None]], axis=1), axis=0, return_inverse=True)
+        pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
+        answers: list[Confidences] = []
+        for some in _batches(asked, self._settings.batch_size):
+            crops = [_crop(pixels, question[:8], style) for question in some]
+            present = [self._present(question[8:]) for question in some]
+            answers += [found for found, _ in self._score(crops, present, None)]
+        for pair, place in enumerate(of_pair.reshape(-1).tolist()):
+            scores[pair] = answers[place].scores.astype(np.float16)
+        return scores
+
+
+def sentences(text: str) -> list[str]:
+    """Text to its sentences: at full stops, question and exclamation marks before a space, and at line ends."""
+    return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip(" .!?\n")]
+
+
+def _phrases(settings: VlmConfig, vocabulary: Vocabulary, where: str) -> tuple[str, ...]:
+    """K candidates' texts; empty for `no_interaction` where it is no candidate."""
+    template = settings.phrase
+    try:
+        filled = interaction_prompts(vocabulary, [template], [settings.no_interaction_phrase])
+    except UserError as error:
+        raise UserError(error.what, where=where, expected=error.expected, got=error.got or template) from None
+    dropped = vocabulary.is_no_interaction & (settings.no_interaction != "asked")
+    return tuple("" if none else own[0] for own, none in zip(filled, dropped, strict=True))
+
+
+def _style(teacher: Mapping[str, Any]) -> CropStyle:
+    return CropStyle(
+        teacher["crop_size_px"], tuple(teacher["fill_rgb"]), teacher["interpolation"], teacher["resize_mode"]
+    )
+
+
+def _crop(pixels: Tensor, window: np.ndarray, style: CropStyle) -> np.ndarray:
+    side = int(min(MAX_CROP_PX, max(window[2] - window[0], window[3] - window[1])))
+    return cut_crop(pixels, window, side, style).permute(1, 2, 0).contiguous().numpy()
+
+
+def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -1,0 +1,183 @@
+"""What a vision language model says of an image's candidates, to confidences in [0, 1] with a mask of what was asked.
+
+Three ways: likelihoods of the candidates' phrases, normalised over those of one object; probabilities of yes; phrases
+found in free text. An interaction that was not asked is 0 and masked out, which is not the same as asked and unlikely.
+
+Source: scoring by the summed likelihood of each candidate phrase, one question per detected object class, is DA-HOI's
+(ICLR 2026). The mean over tokens, the other ways of normalising, the correction by the prior and the product for
+`no_interaction` are choices of this project, there for comparison.
+
+Letters: K interactions, O object classes, n candidates of one image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+
+from hoi.vlm.base import Likelihoods
+from hoi.vlm.phrases import Lexicon, said_interactions
+from hoi.vocabulary import Vocabulary
+
+Length = Literal["sum", "mean"]
+Group = Literal["object", "all", "none"]
+NoInteraction = Literal["skip", "asked", "product"]
+
+
+@dataclass(frozen=True)
+class Confidences:
+    """Of one image, or of one pair's crop.
+
+    Args:
+        scores: In [0, 1]; exactly 0 where not asked.
+        asked: Which interactions have a score.
+    """
+
+    scores: Float32[np.ndarray, " K"]
+    asked: Bool[np.ndarray, " K"]
+
+    def __post_init__(self) -> None:
+        if self.scores.shape != self.asked.shape:
+            raise ValueError(f"Confidences: scores {self.scores.shape} and asked {self.asked.shape} differ in shape")
+        if (self.scores[~self.asked] != 0).any() or not ((self.scores >= 0) & (self.scores <= 1)).all():
+            raise ValueError("Confidences: a score is outside [0, 1], or not 0 where nothing was asked")
+
+
+def candidate_rows(
+    vocabulary: Vocabulary, present: Bool[np.ndarray, " O"], with_no_interaction: bool = False
+) -> Int64[np.ndarray, " n"]:
+    """Detected object classes to the interactions that are asked of the image, ascending.
+
+    Args:
+        vocabulary: Says which interactions an object admits.
+        present: Object classes that were detected (for a pair: its object's alone).
+        with_no_interaction: Whether `no_interaction` is a candidate with a phrase of its own.
+    """
+    asked = vocabulary.object_mask[present].any(axis=0)
+    return np.flatnonzero(asked if with_no_interaction else asked & ~vocabulary.is_no_interaction)
+
+
+def confidences_by_likelihood(
+    likelihoods: Likelihoods,
+    rows: Int64[np.ndarray, " n"],
+    vocabulary: Vocabulary,
+    *,
+    length: Length,
+    temperature: float = 1.0,
+    group: Group = "object",
+    blank: Likelihoods | None = None,
+    prior_weight: float = 0.0,
+    no_interaction: NoInteraction = "skip",
+) -> Confidences:
+    """Likelihoods of candidate phrases to confidences.
+
+    With x the log-probability, summed or as the mean over tokens, less `prior_weight` times the same of a blank image:
+    `object` gives softmax(x / temperature) over the candidates of one object, which sums to 1; `all` the same over all
+    candidates of the image; `none` gives exp(x / temperature), the likelihood itself, which is small for long texts.
+
+    Args:
+        likelihoods: Of the candidates, in the order of `rows`.
+        rows: Interactions, without duplicates, in any order.
+        vocabulary: Says which object an interaction has.
+        length: `sum` or `mean` over a candidate's tokens.
+        temperature: Above 0.
+        group: What candidates are compared with.
+        blank: The same texts' likelihoods given an image that shows nothing; needed if `prior_weight` is not 0.
+        prior_weight: Share of the blank image's log-probability that is taken off.
+        no_interaction: See `fill_no_interaction`; where `rows` has it as a candidate, its own score stays.
+    """
+    x = _log_probability(likelihoods, length)
+    if prior_weight:
+        if blank is None:
+            raise ValueError("a prior weight needs the likelihoods of a blank image")
+        x = x - prior_weight * _log_probability(blank, length)
+    x = x / temperature
+    if group == "none":
+        # A log-probability may round to above 0, and a prior may take off more than there is.
+        scores = np.exp(np.minimum(x, 0.0))
+    else:
+        groups = vocabulary.object_of[rows] if group == "object" else np.zeros(len(rows), np.int64)
+        scores = grouped_softmax(x, groups)
+    return _confidences(scores, rows, vocabulary, no_interaction)
+
+
+def confidences_by_yes(
+    probabilities: Float[np.ndarray, " n"],
+    rows: Int64[np.ndarray, " n"],
+    vocabulary: Vocabulary,
+    *,
+    no_interaction: NoInteraction = "skip",
+) -> Confidences:
+    """p(yes) / (p(yes) + p(no)) of each candidate's question, to confidences: as they are.
+
+    Args:
+        probabilities: In the order of `rows`.
+        rows, vocabulary, no_interaction: As in `confidences_by_likelihood`.
+    """
+    return _confidences(np.asarray(probabilities, np.float64), rows, vocabulary, no_interaction)
+
+
+def confidences_by_text(
+    text: str,
+    rows: Int64[np.ndarray, " n"],
+    vocabulary: Vocabulary,
+    lexicon: Lexicon,
+    *,
+    no_interaction: NoInteraction = "skip",
+) -> Confidences:
+    """Generated text to confidences: 1 for candidates that it says, 0 for others.
+
+    Args:
+        text: A caption or an answer.
+        rows, vocabulary, no_interaction: As in `confidences_by_likelihood`.
+        lexicon: The words that stand for verbs and objects; `vocabulary_lexicon` makes one.
+    """
+    said = said_interactions(text, lexicon)
+    scores = np.array([vocabulary.interactions[row] in said for row in rows], np.float64)
+    return _confidences(scores, rows, vocabulary, no_interaction)
+
+
+def fill_no_interaction(
+    scores: Float[np.ndarray, " K"], asked: Bool[np.ndarray, " K"], vocabulary: Vocabulary, mode: NoInteraction
+) -> tuple[Float[np.ndarray, " K"], Bool[np.ndarray, " K"]]:
+    """Gives `no_interaction` a score where it was no candidate itself.
+
+    `skip` and `asked` leave it as it is, `asked` being for callers who made it a candidate; `product` gives it the
+    product of (1 - score) over the asked verbs of its object, and marks it as asked where there is such a verb.
+    """
+    if mode != "product":
+        return scores, asked
+    scores, asked = scores.copy(), asked.copy()
+    verbs = asked & ~vocabulary.is_no_interaction
+    for row in np.flatnonzero(vocabulary.is_no_interaction & ~asked):
+        others = verbs & (vocabulary.object_of == vocabulary.object_of[row])
+        if others.any():
+            scores[row], asked[row] = np.prod(1 - scores[others]), True
+    return scores, asked
+
+
+def grouped_softmax(x: Float[np.ndarray, " n"], groups: Int64[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Softmax of each value among those of its group; float64."""
+    result = np.zeros(len(x), np.float64)
+    for group in np.unique(groups):
+        members = groups == group
+        weights = np.exp(x[members] - x[members].max())
+        result[members] = weights / weights.sum()
+    return result
+
+
+def _log_probability(likelihoods: Likelihoods, length: Length) -> Float[np.ndarray, " n"]:
+    total = likelihoods.log_likelihood.astype(np.float64)
+    return total if length == "sum" else total / np.maximum(likelihoods.num_tokens, 1)
+
+
+def _confidences(
+    scores: Float[np.ndarray, " n"], rows: Int64[np.ndarray, " n"], vocabulary: Vocabulary, mode: NoInteraction
+) -> Confidences:
+    every, asked = np.zeros(len(vocabulary), np.float64), np.zeros(len(vocabulary), bool)
+    every[rows], asked[rows] = np.clip(scores, 0.0, 1.0), True
+    every, asked = fill_no_interaction(every, asked, vocabulary, mode)
+    return Confidences(every.astype(np.float32), asked)

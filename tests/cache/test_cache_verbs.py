@@ -1,0 +1,191 @@
+"""The cache's verbs as they are called, and what they say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from hoi.cache.build.models import release
+from hoi.cache.build.run import main
+from hoi.cache.tools.upkeep import verify
+from hoi.cache.tools.verbs import run_verb
+from hoi.config import PipelineConfig
+from hoi.errors import UserError
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.world_signals import DrawnSignals, small_pipeline, write_pipeline
+
+ROOT = Path(__file__).parents[2]
+
+
+def pipeline_file(config: PipelineConfig, folder: Path) -> str:
+    return str(write_pipeline(config, folder / "pipeline.yaml"))
+
+
+def states(folder: Path) -> dict[str, tuple[str, int]]:
+    """Bytes and time of every file."""
+    return {
+        path.relative_to(folder).as_posix(): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+class OtherWeights(RandomSignals):
+    """The same settings, other weights: only the models themselves can tell."""
+
+    def provenance(self) -> dict[str, Any]:
+        return {**super().provenance(), "detector": {"weights_sha256": "b"}}
+
+
+class Blurred(RandomSignals):
+    """What another machine may give: last bits differ, or more."""
+
+    step = 4e-4
+
+    def extract(self, image_ids: Any, images: Any) -> list[Any]:
+        records = super().extract(image_ids, images)
+        for record in records:
+            record.union_embedding.__iadd__(np.float16(self.step))
+        return records
+
+
+class Smeared(Blurred):
+    step = 0.2
+
+
+def test_verify_recomputes_and_reports_the_largest_difference(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    main(config, RandomSignals)
+    exact = verify(config, recompute=3, seed=1, factory=RandomSignals)
+    assert exact.is_good
+    found = exact.recomputed["test"]
+    assert len(found.image_ids) == 3
+    assert set(found.differences.values()) == {0.0}
+    assert verify(config, recompute=99, factory=RandomSignals).recomputed["test"].image_ids == tuple(
+        f"0{i}.png" for i in range(5)
+    )
+    near = verify(config, recompute=99, factory=Blurred)
+    assert near.is_good
+    assert 0 < near.recomputed["test"].differences["union_embedding"] < 4e-3
+    far = verify(config, recompute=99, factory=Smeared)
+    assert not far.is_good
+    assert "03.png: union_embedding differs by 0.2" in str(far)
+
+
+def test_an_image_that_was_replaced_under_its_name_is_found_by_recomputing(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    main(config, RandomSignals)
+    Image.fromarray(np.full((8, 9, 3), [5, 77, 0], np.uint8)).save(tmp_path / "images" / "03.png")
+    (tmp_path / "images" / "04.png").write_bytes(b"")
+    assert verify(config).is_good
+    report = verify(config, recompute=5, factory=RandomSignals)
+    assert {text.split(":")[0] for text in report.recomputed["test"].problems} == {"03.png", "04.png"}
+    assert "04.png: cannot be read any more: the file is empty" in str(report)
+
+
+def test_models_other_than_the_caches_are_refused_before_anything_is_recomputed(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    main(config, RandomSignals)
+    with pytest.raises(UserError, match=r"detector.weights_sha256 \(cache: absent, now: b\)"):
+        verify(config, recompute=1, factory=OtherWeights)
+    with pytest.raises(UserError, match=r"made with other settings .* pairs.max_humans"):
+        verify(photo_pipeline(tmp_path, pairs={"max_humans": 2}), recompute=1, factory=RandomSignals)
+
+
+def test_every_verb_runs_from_its_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = photo_pipeline(tmp_path)
+    main(config, RandomSignals)
+    release()
+    options = ["--config", pipeline_file(config, tmp_path)]
+    folder = tmp_path / "cache" / "test"
+    capsys.readouterr()
+
+    def said(verb: str, *arguments: str) -> tuple[int, str]:
+        return run_verb(verb, [*arguments, *options]), capsys.readouterr().out
+
+    assert said("plan")[0] == 0
+    assert said("info")[1].startswith("test: complete")
+    code, text = said("verify")
+    assert code == 0
+    assert "nothing is wrong" in text
+    assert said("repair") == (0, "nothing to repair\n")
+    code, text = said("export", "03.png", "--top", "1")
+    assert len(json.loads(text)["pairs"]) == 5
+    assert said("export", "03.png", "--json", str(tmp_path / "03.json")) == (0, "")
+    assert json.loads((tmp_path / "03.json").read_text())["image_id"] == "03.png"
+    fsspec.filesystem("memory").put(str(tmp_path / "cache"), "/verbs", recursive=True)
+    code, text = said("pull", "memory://verbs", "--to", str(tmp_path / "pulled"))
+    assert (code, "5 files fetched" in text) == (0, True)
+    assert run_verb("verify", [*options, f"cache.folder={tmp_path / 'pulled'}"]) == 0
+    data = bytearray((folder / "shard-00001.h5").read_bytes())
+    data[-3000] ^= 1
+    (folder / "shard-00001.h5").write_bytes(data)
+    capsys.readouterr()
+    code, text = said("verify")
+    assert code == 1
+    assert text.startswith("test/shard-00001.h5: changed: its bytes are not those that were written")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verifi"], r"there is no such verb .* the nearest: verify"),
+        (["export"], r"export needs to know of what .* next: give IMAGE_ID right behind the verb"),
+        (["pull", "--to", "x"], r"pull needs to know of what"),
+        (["pull", "memory://x"], r"not understood: the following arguments are required: --to"),
+        (["rescore"], r"not understood: the following arguments are required: --to"),
+        (["verify", "--recompute", "0"], r"argument --recompute: must be at least 1"),
+        (["verify", "--sample", "3"], r"not understood: unrecognized arguments: --sample"),
+        (["pull", "memory://x", "--to", "y", "--split", "../up"], r"the data set has no split '../up'"),
+        (["info", "cache.folder=nowhere"], r"there is no teacher cache .* where: nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    verb, *rest = arguments
+    with pytest.raises(UserError, match=message):
+        run_verb(verb, [*rest, "--config", str(ROOT / "pipeline.yaml")])
+
+
+def test_the_program_takes_a_verb_in_front(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hoi.cache.build.run", "info", f"cache.folder={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: there is no teacher cache · where: {tmp_path} · " + (
+        "next: make teacher-cache, or set cache.folder\n"
+    )
+
+
+def test_a_new_split_of_the_world_leaves_the_old_ones_untouched(tmp_path: Path) -> None:
+    few = {"name": "world", "splits": {"train": 6}}
+    main(small_pipeline(tmp_path, dataset=few), DrawnSignals)
+    before = states(tmp_path / "cache" / "train")
+    more = small_pipeline(tmp_path, dataset={"name": "world", "splits": {"test": 3, "train": 6}})
+    assert [(s.split, s.num_built) for s in main(more, DrawnSignals).splits] == [("test", 1), ("train", 0)]
+    assert states(tmp_path / "cache" / "train") == before
+
+
+def test_a_new_split_of_a_folder_leaves_those_that_keep_their_images_untouched(tmp_path: Path) -> None:
+    halves = {"dataset": {"splits": {"train": 0.5, "rest": 0.5}}, "cache": {"max_failed_share": 1.0}}
+    main(photo_pipeline(tmp_path, (1,) * 20, **halves), RandomSignals)
+    before = states(tmp_path / "cache")
+    finer = {**halves, "dataset": {"splits": {"train": 0.5, "validation": 0.25, "test": 0.25}}}
+    built = {s.split: s.num_built > 0 for s in main(photo_pipeline(tmp_path, (1,) * 20, **finer), RandomSignals).splits}
+    assert built == {"train": False, "validation": True, "test": True}
+    after = states(tmp_path / "cache")
+    assert {name: after[name] for name in before if name != ".lock"} == {
+        n: s for n, s in before.items() if n != ".lock"
+    }
+    # A split that loses images to a new one is another split, and is refused rather than mixed.
+    smaller = {**halves, "dataset": {"splits": {"train": 0.5, "rest": 0.25, "more": 0.25}}}
+    with pytest.raises(UserError, match=r"images.number \(cache: \d+, now: \d+\)"):
+        main(photo_pipeline(tmp_path, (1,) * 20, **smaller), RandomSignals)

@@ -1,0 +1,299 @@
+"""What a user can get wrong: one clear line, nothing half-written, and what is finished stays.
+
+What a single module refuses is tested beside it; here is what takes a whole stage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hoi.cache.build import run as teacher_cache
+from hoi.cache.read.split import CacheSplit
+from hoi.cli.command_line import stage_config
+from hoi.config import PipelineConfig, load_config
+from hoi.errors import UserError, run_program
+from hoi.evaluation import evaluate
+from hoi.records import ImageSignals
+from hoi.training import train
+from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.world_signals import DrawnSignals, small_pipeline, write_pipeline
+
+ROOT = Path(__file__).parents[2]
+STUDENT = {"student": {"width": 16}}
+ONE_SEED = {"seeds": [0], "epochs": 2, "batch_images": 8, "checkpoint_every": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The cache section of a finished cache."""
+    config = small_pipeline(tmp_path_factory.mktemp("world"))
+    teacher_cache.main(config, DrawnSignals)
+    return config.cache.model_dump(mode="json")
+
+
+def files(folder: Path) -> list[str]:
+    """Everything in a folder but the lock and the log of timings."""
+    kept = (p for p in folder.rglob("*") if p.is_file() and p.name not in (".lock", "journal.jsonl"))
+    return sorted(p.relative_to(folder).as_posix() for p in kept)
+
+
+@contextmanager
+def disk_of(num_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this size: what a full disk looks like to a program."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.seeds=[0, 0]", r"a seed is there twice .*key 'train\.seeds'"),
+        ("students={../x: {}}", r"a folder will have this name.*got: '\.\./x'"),
+        ("students={global: {}}", r"another row of this name .*key 'students\.global'"),
+        ("dataset.splits={fit: 3}", r"splits train, validation and test, not fit"),
+        ("name={[a]: 1}", r"a key is no name"),
+        ("name=a\0b", r"not valid YAML .*override name"),
+    ],
+)
+def test_a_wrong_override_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(ROOT / "pipeline.yaml", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_pipeline_and_a_wrong_option_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty.yaml").write_text("")
+    for name, message in (("", "this is a folder"), ("binary.yaml", "not a text file"), ("empty.yaml", "no pipeline")):
+        with pytest.raises(UserError, match=message):
+            load_config(tmp_path / name)
+    with pytest.raises(UserError, match=r"unrecognized arguments: --epochs.*section\.key=value"):
+        stage_config("a stage", ["--epochs", "3"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher.model=ViT-B-61", "teacher.pretrained=openai"], r"open_clip has no such model .* ViT-B-16"),
+        (["teacher.model=ViT-B-32", "teacher.pretrained=opnai"], r"no such weights .* nearest: openai"),
+        (["teacher.model=local-dir:nowhere"], r"no folder of an open_clip model · where: nowhere"),
+        (["detector={name: torchvision, model: fasterrcnn_resnet5_fpn}"], r"no such detector .* fasterrcnn_resnet50"),
+        (["detector.weights={folder}/cut.safetensors"], r"no weight file of the world's detector · where: .*cut"),
+        (["teacher.model=local-dir:{folder}/clip"], r"teacher local-dir:.* cannot be loaded .* check teacher\.model"),
+    ],
+)
+def test_an_unknown_or_damaged_model_ends_stage_one_with_an_empty_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    weights = Path("hoi/world/weights")
+    (tmp_path / "cut.safetensors").write_bytes((weights / "detector.safetensors").read_bytes()[:10_000])
+    (tmp_path / "clip").mkdir()
+    for path in (weights / "clip").iterdir():
+        (tmp_path / "clip" / path.name).write_bytes(path.read_bytes()[:100_000])
+    path = write_pipeline(small_pipeline(tmp_path), tmp_path / "pipeline.yaml")
+    config = load_config(path, [override.replace("{folder}", str(tmp_path)) for override in overrides])
+    with pytest.raises(UserError, match=message):
+        teacher_cache.main(config)
+    assert files(tmp_path / "cache") == []
+
+
+def test_a_link_to_nothing_is_a_missing_image_and_is_counted(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    (tmp_path / "images" / "05.png").symlink_to(tmp_path / "gone.png")
+    report = teacher_cache.main(config, RandomSignals)
+    assert (report.splits[0].num_images, report.splits[0].num_failed) == (6, 1)
+    failed = json.loads((tmp_path / "cache" / "test" / "shard-00002.json").read_text())["failed"]
+    assert failed == [["05.png", "the file is missing"]]
+
+
+def test_an_image_that_goes_missing_during_the_run_is_recorded(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+
+    class Loses(RandomSignals):
+        """Takes an image away while the first shard is made."""
+
+        def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
+            (tmp_path / "images" / "04.png").unlink(missing_ok=True)
+            return super().extract(image_ids, images)
+
+    assert teacher_cache.main(config, Loses).splits[0].num_failed == 1
+
+
+def test_images_without_a_person_are_cached_and_cannot_be_learned_from(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path, num_pairs=(0, 0, 0), train={"split": "test"})
+    assert teacher_cache.main(config, RandomSignals).splits[0].num_pairs == 0
+    assert CacheSplit.open(config.cache.folder, "test").is_readable.all()
+    with pytest.raises(UserError, match=r"no image of the training split has a pair.* next: lower pairs\.min_score"):
+        train.main(config)
+    assert not Path(config.output).exists()
+
+
+def test_boxes_of_a_pixel_and_less_are_cached_with_finite_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = photo_pipeline(tmp_path, num_pairs=(1,))
+    names = {"person": 1, "bicycle": 2, "dog": 3}
+    boxes = [("person", [5, 5, 1, 1]), ("bicycle", [8, 7, 1, 1]), ("dog", [0, 0, 0, 0]), ("dog", [2, 2, 0.01, 300])]
+    results = [{"image_id": 7, "category_id": names[n], "bbox": box, "score": 0.9} for n, box in boxes]
+    instances = {
+        "images": [{"id": 7, "file_name": "00.png"}],
+        "categories": [{"id": number, "name": name} for name, number in names.items()],
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    places = {"results": str(tmp_path / "results.json"), "instances": str(tmp_path / "instances.json")}
+    plain = config.model_dump(mode="json")
+    plain["detector"] = {"name": "precomputed", **places}
+    plain["teacher"] = {"model": "local-dir:hoi/world/weights/clip", "regions": ["map", "crop"], "batch_size": 8}
+    teacher_cache.main(PipelineConfig.model_validate(plain, strict=False))
+    split = CacheSplit.open(config.cache.folder, "test")
+    assert split.num_pairs == 3
+    batch = split.batch(np.arange(1))
+    for features in (batch.union_feature, batch.human_feature, batch.object_feature):
+        assert abs(features.norm(dim=-1) - 1).max() < 2e-3
+
+
+def test_the_vocabularys_file_is_named(tmp_path: Path) -> None:
+    config = photo_pipeline(tmp_path)
+    (tmp_path / "vocabulary.yaml").write_text("[{verb: ride, object: horse}, {verb: ride, object: horse}]")
+    with pytest.raises(UserError, match=r"'ride horse' is there twice · where: .*vocabulary\.yaml, entry 1"):
+        teacher_cache.main(config, RandomSignals)
+
+
+def test_a_student_with_labels_that_are_not_there_stops_all_before_anything_is_trained(
+    tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    photos = photo_pipeline(
+        tmp_path,
+        num_pairs=(1,) * 12,
+        dataset={"splits": {"train": 0.4, "validation": 0.3, "test": 0.3}},
+        students={"student": {}, "supervised": {"supervision": "labels"}},
+        train=ONE_SEED,
+    )
+    teacher_cache.main(photos, RandomSignals)
+    with pytest.raises(UserError, match=r"the data set has no annotations .* next: set dataset\.annotations"):
+        train.main(photos)
+    with pytest.raises(UserError, match=r"no split 'val' .* expected: train or validation or test"):
+        train.main(small_pipeline(tmp_path, cache=cache, evaluation={"tune_split": "val"}))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_full_disk_in_stage_two_keeps_the_finished_student_and_goes_on_later(
+    tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    students = {"small": {"width": 2}, "large": {"width": 256}}
+    config = small_pipeline(tmp_path, cache=cache, students=students, train=ONE_SEED)
+    with disk_of(100_000), pytest.raises(UserError) as caught:
+        train.main(config)
+    assert re.search(r"cannot be written · where: .*large/seed-0/state\.safetensors .* free space", str(caught.value))
+    assert "cache" not in str(caught.value)
+    finished = ["model.safetensors", "run.json"]
+    kept = [f"small/seed-0/{name}" for name in ["metrics.jsonl", *finished]]
+    assert files(tmp_path / "outputs" / "runs") == ["large/seed-0/metrics.jsonl", *kept]
+    assert [run.seconds is None for run in train.main(config).runs] == [True, False]
+    assert len((tmp_path / "outputs/runs/large/seed-0/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_full_disk_in_stage_three_leaves_the_old_results_whole(tmp_path: Path, cache: dict[str, Any]) -> None:
+    config = small_pipeline(
+        tmp_path, cache=cache, students=STUDENT, train=ONE_SEED, evaluation={"bootstrap": 10, "split": "test"}
+    )
+    train.main(config)
+    evaluate.main(config)
+    outputs = tmp_path / "outputs"
+    before = {name: (outputs / name).read_bytes() for name in files(outputs)}
+    with disk_of(1_000), pytest.raises(UserError, match=r"the disk is full · where: .*per_class\.json") as caught:
+        evaluate.main(config)
+    assert "cache" not in str(caught.value)
+    assert {name: (outputs / name).read_bytes() for name in files(outputs)} == before
+
+
+@pytest.mark.parametrize("stage", ["teacher_cache", "train", "evaluate"])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, cache: dict[str, Any], stage: str) -> None:
+    (tmp_path / "taken").write_text("")
+    run: dict[str, Callable[[], Any]] = {
+        "teacher_cache": lambda: teacher_cache.main(
+            photo_pipeline(tmp_path, cache={"folder": str(tmp_path / "taken")}), RandomSignals
+        ),
+        "train": lambda: train.main(
+            small_pipeline(tmp_path, cache=cache, students=STUDENT, train=ONE_SEED, output=str(tmp_path / "taken"))
+        ),
+        "evaluate": lambda: evaluate.main(
+            small_pipeline(tmp_path, cache=cache, students={}, output=str(tmp_path / "taken"))
+        ),
+    }
+    with pytest.raises(UserError, match=r"taken.* got: (File exists|Not a directory) · next: "):
+        run[stage]()
+    assert (tmp_path / "taken").read_text() == ""
+
+
+def test_an_interruption_in_stage_one_is_one_line_and_the_next_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3))
+
+    class Interrupted(RandomSignals):
+        """Ctrl-C in the second shard."""
+
+        def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
+            if any(image[0, 0, 0] == 13 for image in images):
+                raise KeyboardInterrupt
+            return super().extract(image_ids, images)
+
+    def program() -> None:
+        teacher_cache.main(config, Interrupted)
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(program)
+    assert caught.value.code == 130
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == "interrupted: finished parts are kept; run the same command again to go on"
+    assert files(tmp_path / "cache" / "test") == ["bank.h5", "bank.json", "shard-00000.h5", "shard-00000.json"]
+    assert teacher_cache.main(config, RandomSignals).splits[0].num_built == 2
+
+
+def test_an_interruption_in_stage_two_is_one_line_and_leaves_a_checkpoint(
+    tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    endless = {**ONE_SEED, "epochs": 100_000}
+    config = small_pipeline(tmp_path, cache=cache, students=STUDENT, train=endless)
+    path = write_pipeline(config, tmp_path / "pipeline.yaml")
+    command = [sys.executable, "-m", "hoi.training.train", "--config", str(path)]
+    state = tmp_path / "outputs" / "runs" / "student" / "seed-0" / "state.safetensors"
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore the signal, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not state.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "interrupted: finished parts are kept; run the same command again to go on\n"
+    assert files(state.parent) == ["metrics.jsonl", "state.safetensors"]

@@ -1,0 +1,135 @@
+"""Real photographs: the three stages of the example, and full-size architectures through stage one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hoi.cache.build import run as teacher_cache
+from hoi.cache.read.split import CacheSplit
+from hoi.config import PipelineConfig, TorchvisionDetectorConfig, load_config
+from hoi.datasets import load_vocabulary
+from hoi.detectors import build_detector
+from hoi.evaluation import evaluate
+from hoi.training import train
+
+pytestmark = pytest.mark.skipif(
+    "HOI_CHECK_DATA" not in os.environ, reason="HOI_CHECK_DATA names no folder of photographs and weights"
+)
+ROOT = Path(__file__).parents[2]
+NUM_PHOTOGRAPHS = 20
+SMALL = ["pairs.max_humans=2", "pairs.max_objects=2", "cache.scheduler=synchronous", "cache.device=cpu"]
+
+
+def example(folder: Path, monkeypatch: pytest.MonkeyPatch, num: int, *overrides: str) -> PipelineConfig:
+    """The example's pipeline on its first annotated photographs, with all that it writes below a folder."""
+    data = Path(os.environ["HOI_CHECK_DATA"])
+    photos = folder / "photos"
+    (photos / "images").mkdir(parents=True)
+    for name in ("instances.json", "detections_yolox_nano.json"):
+        shutil.copy(data / "photos" / name, photos)
+    annotated = json.loads((data / "photos" / "vcoco_pairs.json").read_text())["images"][:num]
+    (photos / "vcoco_pairs.json").write_text(json.dumps({"images": annotated}))
+    for image in annotated:
+        shutil.copy(data / "photos" / "images" / image["file_name"], photos / "images")
+    command = [sys.executable, "examples/photographs.py", str(photos), str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{sum(len(image['pairs']) for image in annotated)} annotated interactions" in done.stdout
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PHOTOS", str(photos))
+    monkeypatch.setenv("CLIP", str(data / "clip_standin"))
+    places = [
+        f"output={folder / 'out'}",
+        f"cache.folder={folder / 'cache'}",
+        f"dataset.annotations={folder / 'annotations.jsonl'}",
+    ]
+    return load_config("examples/photographs.yaml", [*places, *SMALL, *overrides])
+
+
+def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = example(tmp_path, monkeypatch, NUM_PHOTOGRAPHS, "train.epochs=2", "evaluation.bootstrap=20")
+    splits = teacher_cache.main(config).splits
+    assert sum(split.num_images for split in splits) == NUM_PHOTOGRAPHS
+    for report in splits:
+        assert report.num_failed == 0
+        assert report.num_pairs > report.num_images / 2
+        split = CacheSplit.open(config.cache.folder, report.split, config=config)
+        assert split.is_readable.all()
+        assert (split.axes["D"], split.axes["K"]) == (256, len(load_vocabulary(config.dataset)))
+        batch = split.batch(np.arange(split.num_images))
+        for features in (batch.union_feature, batch.human_feature, batch.object_feature, batch.image_embedding):
+            assert features.shape[-1] == 256
+            assert abs(features.norm(dim=-1) - 1).max() < 2e-3
+    train.main(config)
+    evaluate.main(config)
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    names = {row["name"]: row for row in rows}
+    assert {"detector_prior", "direct_clip", "direct_clip_tuned", "global", "union", "human_object"} < set(names)
+    assert names["student"]["seed"] == 0
+    for row in rows:
+        assert 0 <= row["full"] <= 100
+        assert math.isfinite(row["full"])
+        assert row["num_positives"] > 5
+    assert len({row["full"] for row in rows}) > 3
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "map_shape", "levels"),
+    [("RN50-quickgelu", 1024, (2048, 7, 7), 3), ("ViT-B-16-quickgelu", 512, (768, 14, 14), 2)],
+)
+def test_full_size_architectures_go_through_stage_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    width: int,
+    map_shape: tuple[int, int, int],
+    levels: int,
+) -> None:
+    teacher: dict[str, Any] = {
+        "model": model,
+        "pretrained": "random",
+        "regions": ["map", "crop"],
+        "spatial_map": True,
+        "batch_size": 4,
+    }
+    one_pair = ["pairs.max_humans=1", "pairs.max_objects=1", "dataset.splits={test: 1.0}"]
+    config = example(tmp_path, monkeypatch, 2, f"teacher={json.dumps(teacher)}", *one_pair)
+    [report] = teacher_cache.main(config).splits
+    assert (report.num_images, report.num_failed) == (2, 0)
+    split = CacheSplit.open(config.cache.folder, "test", config=config)
+    assert {letter: split.axes[letter] for letter in "DCHWL"} == dict(
+        zip("DCHWL", (width, *map_shape, levels), strict=True)
+    )
+    assert split.num_pairs > 0
+    batch = split.batch(np.arange(2), ["spatial_map"])
+    assert batch.union_feature.shape == (split.num_pairs, levels, width)
+    for features in (batch.union_feature, batch.human_feature, batch.object_feature, batch.image_embedding):
+        assert abs(features.norm(dim=-1) - 1).max() < 2e-3
+    spatial_map = batch.extra["spatial_map"]
+    assert spatial_map.shape == (2, *map_shape)
+    assert spatial_map.isfinite().all()
+    assert spatial_map.std() > 0
+
+
+def test_torchvisions_faster_rcnn_takes_a_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = example(tmp_path, monkeypatch, 1).dataset
+    config = TorchvisionDetectorConfig(name="torchvision", weights="random", min_score=0.0, max_detections=20)
+    detector = build_detector(config, load_vocabulary(dataset), "cpu", dataset)
+    [path] = (tmp_path / "photos" / "images").iterdir()
+    image = np.array(Image.open(path).convert("RGB"))
+    [found] = detector.detect([image], [path.name])
+    assert 0 < len(found) <= 20
+    assert (found.boxes_xyxy >= 0).all()
+    assert (found.boxes_xyxy <= np.tile(image.shape[1::-1], 2)).all()
+    assert np.isfinite(found.boxes_xyxy).all()
+    assert (np.diff(found.scores) <= 0).all()

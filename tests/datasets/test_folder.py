@@ -1,0 +1,149 @@
+"""A folder of odd image files, its splits, its vocabulary and its annotations."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hoi.config import FolderDataset
+from hoi.datasets import UnreadableImage, load_vocabulary, open_images
+from hoi.datasets.folder import list_images, split_of
+from hoi.datasets.images import read_image
+from hoi.errors import UserError
+from hoi.labels import load_labels, rare_mask
+
+LIMIT = 1_000_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderDataset:
+    images = tmp_path / "images" / "deep er"
+    images.mkdir(parents=True)
+    for k in range(40):
+        Image.new("RGB", (8, 6), (k, 0, 0)).save(images / f"{k:02d}.png")
+    (tmp_path / "vocabulary.yaml").write_text(
+        "- {verb: ride, object: horse}\n- {verb: hold, object: cup, phrase: a person with a cup}\n"
+    )
+    return FolderDataset(name="folder", images=str(tmp_path / "images"), vocabulary=str(tmp_path / "vocabulary.yaml"))
+
+
+def test_modes_orientation_and_transparency_come_out_as_upright_rgb(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to view
+    Image.new("RGB", (8, 4), (200, 0, 0)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("CMYK", (5, 4)).save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.full((3, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("P", (4, 4)).save(tmp_path / "palette.gif")
+    assert read_image(tmp_path / "turned.jpg", LIMIT).shape == (8, 4, 3)
+    assert read_image(tmp_path / "cmyk.jpg", LIMIT).shape == (4, 5, 3)
+    assert read_image(tmp_path / "deep.png", LIMIT).tolist() == [[[255] * 3] * 4] * 3
+    assert (read_image(tmp_path / "clear.png", LIMIT) == 255).all()
+    assert read_image(tmp_path / "palette.gif", LIMIT).dtype == np.uint8
+
+
+def test_an_unusable_file_says_why(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "whole.jpg", quality=95)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    Image.new("L", (2000, 600)).save(tmp_path / "huge.png")
+    for name, reason in (
+        ("gone.jpg", "missing"),
+        ("cut.jpg", "corrupt"),
+        ("text.jpg", "no image"),
+        ("empty.jpg", "empty"),
+        ("huge.png", "2000 x 600 pixels, more than the limit of 1000000"),
+    ):
+        with pytest.raises(UnreadableImage, match=reason):
+            read_image(tmp_path / name, LIMIT)
+
+
+def test_every_image_is_in_one_split_and_new_images_move_none(folder: FolderDataset) -> None:
+    before = {split: list(open_images(folder, split).image_ids) for split in ("train", "test")}
+    assert len(before["train"]) + len(before["test"]) < 40
+    assert sum(len(open_images(folder, split).image_ids) for split in folder.splits) == 40
+    assert before["test"] == [name for name in before["test"] if split_of(name, folder.splits) == "test"]
+    assert open_images(folder, "test").read(0).shape == (6, 8, 3)
+    for k in range(20):
+        Image.new("RGB", (4, 4)).save(Path(folder.images) / f"a new one {k}.png")
+    list_images.cache_clear()
+    for split, names in before.items():
+        after = open_images(folder, split).image_ids
+        assert [name for name in after if "new" not in name] == names
+        assert len(after) > len(names)
+
+
+def test_hidden_files_are_left_out_and_any_layout_is_searched(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b c/ü.PNG", "b c/d/e.webp", "._a.jpg", ".thumbnails/a.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(str(tmp_path)) == ("a.jpg", "b c/d/e.webp", "b c/ü.PNG")
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.jpg")).touch()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(UserError, match=r"no valid UTF-8 .* caf.*\.jpg .* rename"):
+        list_images(str(tmp_path))
+
+
+def test_unknown_split_empty_folder_and_wrong_vocabulary_are_refused(folder: FolderDataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no split 'val'.*train or validation or test"):
+        open_images(folder, "val")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"is empty.*at least one image"):
+        open_images(folder.model_copy(update={"images": str(tmp_path / "none")}), "train")
+    with pytest.raises(UserError, match="no such folder"):
+        open_images(folder.model_copy(update={"images": str(tmp_path / "nowhere")}), "train")
+    (tmp_path / "vocabulary.yaml").write_text("- {verb: ride, thing: horse}\n")
+    with pytest.raises(UserError, match=r"vocabulary\.yaml, entry 1.*thing"):
+        load_vocabulary(folder)
+
+
+def test_annotations_join_by_name_and_wrong_records_are_named(folder: FolderDataset, tmp_path: Path) -> None:
+    path = tmp_path / "annotations.jsonl"
+    name = open_images(folder, "test").image_ids[1]
+    record = {
+        "file_name": name,
+        "human_xyxy": [0, 0, 2, 2],
+        "object_xyxy": [1, 1, 4, 4],
+        "verb": "hold",
+        "object": "cup",
+    }
+    annotated = folder.model_copy(update={"annotations": str(path)})
+    path.write_text(json.dumps(record) + "\n")
+    labels = load_labels(annotated, "test")
+    assert (labels.image.tolist(), labels.interaction.tolist()) == ([1], [1])
+    assert len(load_labels(annotated, "train")) == 0
+    assert rare_mask(annotated, "train").all()
+    for change, message in (
+        ({"file_name": "x.png"}, "unknown image"),
+        ({"verb": "eat"}, "outside the vocabulary.*eat cup"),
+        ({"object_xyxy": [4, 1, 1, 4]}, "wrong box.*line 1, object_xyxy"),
+        ({"human_xyxy": "abc"}, "wrong box.*line 1, human_xyxy"),
+        ({"human_xyxy": [0, [1], 2, 3]}, "wrong box"),
+        ({"human_xyxy": [0, 0, 2, float("nan")]}, "wrong box"),
+        ({"verb": ["hold"]}, "mistyped value.*line 1, verb"),
+        ({"file_name": 3}, "mistyped value.*line 1, file_name"),
+    ):
+        path.write_text(json.dumps(record | change) + "\n")
+        with pytest.raises(UserError, match=message):
+            load_labels(annotated, "test")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not a text file"):
+        load_labels(annotated, "test")
+    with pytest.raises(UserError, match="this is a folder"):
+        load_labels(folder.model_copy(update={"annotations": str(tmp_path)}), "test")
+    with pytest.raises(UserError, match="no annotations"):
+        load_labels(folder, "test")
+    with pytest.raises(UserError, match="no split 'val'"):
+        load_labels(annotated, "val")

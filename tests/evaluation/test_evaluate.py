@@ -1,0 +1,242 @@
+"""Stage three on a small real run of the embedded world: cache, students, table; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hoi.cache.build import run as teacher_cache
+from hoi.cache.read.split import open_split
+from hoi.config import PipelineConfig, parse_config
+from hoi.datasets import load_vocabulary, open_images
+from hoi.errors import UserError
+from hoi.evaluation import audit as audit_stage
+from hoi.evaluation import evaluate as stage
+from hoi.evaluation import score as score_stage
+from hoi.evaluation.grading import GATE_EXPONENTS
+from hoi.evaluation.hico import evaluate
+from hoi.labels import load_labels, rare_mask
+from hoi.scoring import score_split
+from hoi.training import train
+
+TUNED = ["direct_clip_tuned", "direct_clip_gated"]
+BASELINES = ["detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", *TUNED]
+WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
+
+
+def plain_config(folder: Path) -> dict[str, Any]:
+    return {
+        "name": "small world",
+        "output": str(folder / "out"),
+        "dataset": {"name": "world", "splits": {"train": 8, "validation": 6, "test": 8}},
+        "detector": {"name": "world", "weights": str(WEIGHTS / "detector.safetensors")},
+        "pairs": {"max_humans": 3, "max_objects": 4},
+        "teacher": {"model": f"local-dir:{WEIGHTS / 'clip'}", "batch_size": 32},
+        "cache": {"folder": str(folder / "cache"), "scheduler": "synchronous"},
+        "students": {
+            "student": {"width": 16, "score_exponent": 0.7, "image_target": "pairs", "gate_exponent": 0.5},
+            "supervised": {"width": 16, "supervision": "labels"},
+            "other": {"width": 16, "aggregation": "logsumexp"},
+        },
+        "train": {"seeds": [0, 3], "epochs": 1},
+        "evaluation": {"bootstrap": 20},
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A pipeline whose cache and students are there; tests change copies of it."""
+    plain = plain_config(tmp_path_factory.mktemp("world"))
+    config = parse_config(plain, "test")
+    teacher_cache.main(config)
+    train.main(config)
+    return plain
+
+
+@pytest.fixture(scope="module")
+def config(plain: dict[str, Any]) -> PipelineConfig:
+    return parse_config(plain, "test")
+
+
+@pytest.fixture(scope="module")
+def report(config: PipelineConfig) -> stage.Report:
+    return stage.main(config)
+
+
+def written(config: PipelineConfig, name: str) -> Any:
+    return json.loads((Path(config.output) / name).read_text())
+
+
+def test_every_method_has_its_rows(config: PipelineConfig, report: stage.Report) -> None:
+    rows = written(config, "results.json")
+    found = [(row["name"], row["seed"]) for row in rows]
+    branches = ["global", "union", "human_object"]
+    expected = [(name, None) for name in BASELINES]
+    expected += [(name, seed) for seed in (0, 3) for name in [*branches, "ungated", "student"]]
+    expected += [("supervised", seed) for seed in (0, 3)]
+    expected += [(name, seed) for seed in (0, 3) for name in [*(f"other/{branch}" for branch in branches), "other"]]
+    assert found == expected
+    for row in rows:
+        assert 0 <= row["full"] <= 100
+        assert (row["num_images"], row["num_positives"]) == (8, len(load_labels(config.dataset, "test")))
+    knobs = {row["name"]: row["knobs"] for row in rows}
+    assert knobs["student"]["score_exponent"] == knobs["ungated"]["score_exponent"] == 0.7
+    assert knobs["direct_clip"] == {"form": "softmax", "temperature": 1.0, "margin": 1.15, "score_exponent": 1.0}
+    assert {name for name in knobs if "tuned_on" in knobs[name]} == {*TUNED, "supervised"}
+    assert {knobs[name]["tuned_on"] for name in (*TUNED, "supervised")} == {"validation"}
+    assert knobs["direct_clip_gated"]["gate_exponent"] in GATE_EXPONENTS
+    # It starts from the tuned row, so all that was tried for that one was tried for it.
+    assert knobs["direct_clip_gated"]["num_tried"] > knobs["direct_clip_tuned"]["num_tried"]
+
+
+def test_a_students_row_is_its_triplets_through_the_evaluator(config: PipelineConfig, report: stage.Report) -> None:
+    split, vocabulary = open_split(config, "test"), load_vocabulary(config.dataset)
+    folder = train.run_folder(config, "student", 3, split.fingerprint)
+    student = folder.load_student(split.text_bank, vocabulary, split.axes)
+    triplets = score_split(student, split.batches(64), vocabulary, 0.7, "cpu")
+    labels, rare = load_labels(config.dataset, "test"), rare_mask(config.dataset, "train")
+    per_class = written(config, "per_class.json")
+    assert [entry["interaction"] for entry in per_class] == vocabulary.names
+    for part in ("student", "ungated", "union"):
+        result = evaluate(triplets[part], labels, len(vocabulary), rare, vocabulary.is_no_interaction)
+        row = next(r for r in written(config, "results.json") if (r["name"], r["seed"]) == (part, 3))
+        assert row["full"] == pytest.approx(100 * result.full, abs=1e-4)
+        assert row["rare"] == pytest.approx(100 * result.rare, abs=1e-4)
+        shown = [next(a["percent"] for a in e["ap"] if (a["name"], a["seed"]) == (part, 3)) for e in per_class]
+        assert shown == pytest.approx(list(100 * result.ap), abs=1e-4)
+
+
+def test_the_summary_says_how_sure_and_what_made_it(config: PipelineConfig, report: stage.Report) -> None:
+    summary = written(config, "summary.json")
+    assert summary["config"]["evaluation"]["bootstrap"] == 20
+    assert summary["fingerprint"] == open_split(config, "test").fingerprint
+    *baselines, branch = [found for found in summary["comparisons"] if found["better"] == "student"]
+    assert {found["better"] for found in summary["comparisons"]} == {"student", "other"}
+    mean = {entry["name"]: entry["full"]["mean"] for entry in summary["means"]}
+    assert [found["than"] for found in baselines] == TUNED
+    for found in baselines:
+        assert (found["better"], found["num_seeds"]) == ("student", [2, 1])
+        assert found["low"] <= found["mean"] <= found["high"]
+        assert found["observed"] == pytest.approx(mean["student"] - mean[found["than"]], abs=1e-3)
+    assert branch["than"] == max(("global", "union", "human_object"), key=mean.__getitem__)
+    assert set(summary["agreement"]) == {"student", "other"}
+    assert set(summary["agreement"]["student"]) == {"global", "union", "human_object"}
+
+
+def test_the_printed_report_holds_table_interval_and_files(config: PipelineConfig, report: stage.Report) -> None:
+    text = str(report)
+    assert "8 images" in text.splitlines()[0]
+    assert "student − direct_clip_tuned: " in text
+    assert f"wrote {config.output}/results.json" in text
+    assert re.findall(r"^(detector_prior|student|supervised) +(–|2) ", text, re.MULTILINE) == [
+        ("detector_prior", "–"),
+        ("student", "2"),
+        ("supervised", "2"),
+    ]
+
+
+def test_a_second_evaluation_writes_the_same_bytes(config: PipelineConfig, report: stage.Report) -> None:
+    before = {path: path.read_bytes() for path in report.files}
+    assert [path.name for path in before] == ["per_class.json", "summary.json", "audit.json", "results.json"]
+    stage.main(config)
+    assert {path: path.read_bytes() for path in report.files} == before
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("train", {"seeds": [0, 3, 9]}, r"no finished training run .*student/seed-9 .*make train"),
+        ("train", {"epochs": 2}, r"training run of other settings .*epochs = 2"),
+        ("cache", {"folder": "nowhere"}, r"there is no teacher cache .*nowhere/test .*make teacher-cache"),
+        ("teacher", {"image_size_px": 64}, r"cache was made with other settings .*teacher.image_size_px"),
+        ("evaluation", {"tune_split": "test"}, r"tuning on the evaluated split .*evaluation.tune_split"),
+        ("evaluation", {"split": "exam"}, r"no split 'exam'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(
+    plain: dict[str, Any], section: str, change: dict[str, Any], message: str
+) -> None:
+    changed = {**plain, section: {**plain[section], **change}}
+    changed["students"] = {"student": plain["students"]["student"]}
+    with pytest.raises(UserError, match=message):
+        stage.main(parse_config(changed, "test"))
+
+
+def test_without_annotations_agreement_is_reported_and_no_precision(tmp_path: Path, plain: dict[str, Any]) -> None:
+    world = parse_config(plain, "test").dataset
+    scenes, names = open_images(world, "test"), load_vocabulary(world).interactions
+    (tmp_path / "images").mkdir()
+    for row in range(6):
+        Image.fromarray(scenes.read(row)).save(tmp_path / f"images/{row}.png")
+    (tmp_path / "words.yaml").write_text("".join(f"- {{verb: {v}, object: {o}}}\n" for v, o in names))
+    changed = plain_config(tmp_path)
+    changed["dataset"] = {
+        "name": "folder",
+        "images": str(tmp_path / "images"),
+        "vocabulary": str(tmp_path / "words.yaml"),
+        "splits": {"train": 0.5, "test": 0.5},
+    }
+    changed["students"] = {"student": {"width": 16}}
+    config = parse_config(changed, "test")
+    teacher_cache.main(config)
+    train.main(config)
+    report = stage.main(config)
+    assert report.rows == []
+    assert [path.name for path in report.files] == ["summary.json"]
+    assert "no average precision" in str(report)
+    assert "student/human_object" in str(report)
+
+
+def test_a_supervised_student_has_no_branches_to_be_compared_with(tmp_path: Path, plain: dict[str, Any]) -> None:
+    changed = {**plain, "output": str(tmp_path), "students": {"student": plain["students"]["supervised"]}}
+    config = parse_config(changed, "test")
+    train.main(config)
+    report = stage.main(config)
+    assert [row.name for row in report.rows] == [*BASELINES, "student", "student"]
+    assert [found.than for found in report.comparisons] == TUNED
+
+
+def test_every_row_says_which_labels_were_read_for_it_and_the_audit_lists_them(
+    config: PipelineConfig, report: stage.Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = written(config, "results.json")
+    read = {row["name"]: row["audit"]["labels_read"] for row in rows}
+    assert {row["audit"]["labels_read"]["grading"] for row in rows} == {"test"}
+    assert {name for name in read if read[name]["training"]} == {"supervised"}
+    assert {name for name in read if read[name]["tuning"]} == {*TUNED, "supervised"}
+    assert {row["name"]: row["audit"]["supervision"] for row in rows}["student"] == "teacher"
+    by_stage_three = written(config, "audit.json")
+    assert audit_stage.main(config) == by_stage_three == written(config, "audit.json")
+    assert "split `detector`" in by_stage_three["detector"]["trained_on"]
+    assert "split `clip`" in by_stage_three["teacher"]["trained_on"]
+
+
+def test_the_world_has_the_four_zero_shot_splits_and_no_other(plain: dict[str, Any]) -> None:
+    wrong = parse_config({**plain, "evaluation": {"zero_shot": ["rare_first", "uc0"]}}, "test")
+    with pytest.raises(UserError, match=r"no zero-shot split 'uc0' of world .*evaluation\.zero_shot"):
+        stage.main(wrong)
+
+
+def test_predictions_that_are_saved_score_what_stage_three_says(tmp_path: Path, plain: dict[str, Any]) -> None:
+    changed = {**plain, "evaluation": {"bootstrap": 5, "save_predictions": True}}
+    config = parse_config(changed, "test")
+    report = stage.main(config)
+    saved = [path for path in report.files if path.parent.name == "predictions"]
+    assert [path.name for path in saved] == [
+        f"{name}-seed-{seed}.jsonl.gz" for name in ("student", "other") for seed in (0, 3)
+    ]
+    (tmp_path / "pipeline.yaml").write_text(json.dumps(changed))
+    given = {
+        "dataset": "world",
+        "annotations": tmp_path / "pipeline.yaml",
+        "predictions": saved[-1],
+        "json": tmp_path / "out.json",
+    }
+    score_stage.main([part for name, value in given.items() for part in (f"--{name}", str(value))])
+    row = next(row for row in report.rows if (row.name, row.seed) == ("other", 3))
+    assert json.loads((tmp_path / "out.json").read_text())["ap"] == pytest.approx(list(row.result.ap), abs=1e-9)

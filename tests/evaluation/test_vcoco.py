@@ -1,0 +1,165 @@
+"""V-COCO's agent and role AP: by hand, and against vsrl_eval's own output."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
+from hoi.evaluation.vcoco import VcocoPredictions, VcocoResult, VcocoTruth, evaluate
+
+PERSON, ANOTHER, BALL, CUP = (0, 0, 10, 20), (50, 0, 60, 20), (10, 10, 16, 16), (30, 30, 36, 36)
+KICK = ACTIONS.index("kick")
+KICK_OBJ = ACTION_ROLES.index(("kick", "obj"))
+
+
+def truth_of(*persons: tuple) -> VcocoTruth:
+    """(image, box, kind, ball) rows: `kicks`, `idle`, or `unknown` for a person without annotation; ball or None."""
+    num = len(persons)
+    does, has_role = np.zeros((num, 26), bool), np.zeros((num, 25), bool)
+    role_boxes = np.zeros((num, 25, 4))
+    for row, (_, _, kind, ball) in enumerate(persons):
+        does[row, KICK] = kind == "kicks"
+        if ball is not None:
+            has_role[row, KICK_OBJ], role_boxes[row, KICK_OBJ] = True, ball
+    return VcocoTruth(
+        image=np.array([p[0] for p in persons]),
+        boxes_h=np.array([p[1] for p in persons], float),
+        is_annotated=np.array([p[2] != "unknown" for p in persons]),
+        does=does,
+        role_boxes=role_boxes,
+        has_role=has_role,
+    )
+
+
+def kicks(truth: VcocoTruth, *rows: tuple) -> tuple[float, float, float]:
+    """(image, person box, object box or None, score) rows to agent AP and role AP of scenarios 1 and 2 of `kick`."""
+    scores = np.zeros((len(rows), len(KEYS)))
+    scores[:, KEYS.index("kick_obj")] = [row[3] for row in rows]
+    result = evaluate(
+        VcocoPredictions(
+            image=np.array([r[0] for r in rows]),
+            boxes_h=np.array([r[1] for r in rows], float),
+            boxes_o=np.array([(0, 0, 0, 0) if r[2] is None else r[2] for r in rows], float),
+            has_object=np.array([r[2] is not None for r in rows]),
+            scores=scores,
+        ),
+        truth,
+    )
+    assert result.num_positives[KICK] == truth.does[:, KICK].sum()
+    return result.agent_ap[KICK], result.role_ap_s1[KICK_OBJ], result.role_ap_s2[KICK_OBJ]
+
+
+def test_a_right_person_and_object_are_found_in_every_scenario() -> None:
+    assert kicks(truth_of((0, PERSON, "kicks", BALL)), (0, PERSON, BALL, 0.9)) == (1, 1, 1)
+
+
+def test_a_wrong_or_missing_object_fails_the_role_but_not_the_agent() -> None:
+    truth = truth_of((0, PERSON, "kicks", BALL))
+    assert kicks(truth, (0, PERSON, CUP, 0.9)) == (1, 0, 0)
+    assert kicks(truth, (0, PERSON, None, 0.9)) == (1, 0, 0)
+
+
+def test_without_a_boxed_role_scenario_one_wants_no_object_and_scenario_two_takes_any() -> None:
+    truth = truth_of((0, PERSON, "kicks", None))
+    assert kicks(truth, (0, PERSON, None, 0.9)) == (1, 1, 1)
+    assert kicks(truth, (0, PERSON, CUP, 0.9)) == (1, 0, 1)
+
+
+def test_a_person_is_found_once_and_ap_interpolates_over_all_points() -> None:
+    truth = truth_of((0, PERSON, "kicks", BALL), (1, PERSON, "kicks", BALL), (1, ANOTHER, "idle", None))
+    rows = [(0, PERSON, BALL, 0.9), (0, PERSON, BALL, 0.8), (1, ANOTHER, CUP, 0.7), (1, PERSON, BALL, 0.6)]
+    # True positives at ranks 1 and 4: (1/1 + 2/4) / 2.
+    assert kicks(truth, *rows) == (0.75, 0.75, 0.75)
+
+
+def test_rows_on_persons_without_annotation_are_ignored_even_without_overlap() -> None:
+    unknown_first = truth_of((0, ANOTHER, "unknown", None), (0, PERSON, "kicks", BALL))
+    on_unknown, astray, right = (0, ANOTHER, CUP, 0.9), (0, (200, 200, 210, 220), CUP, 0.8), (0, PERSON, BALL, 0.1)
+    assert kicks(unknown_first, on_unknown, astray, right) == (1, 1, 1)
+    # What overlaps nobody belongs to the image's first person.
+    known_first = truth_of((0, PERSON, "kicks", BALL), (0, ANOTHER, "unknown", None))
+    assert kicks(known_first, on_unknown, astray, right) == (0.5, 0.5, 0.5)
+
+
+def test_an_iou_of_one_half_is_enough_and_an_image_without_persons_gives_false_positives() -> None:
+    truth = truth_of((0, PERSON, "kicks", BALL))
+    assert kicks(truth, (0, (0, 0, 10, 10), BALL, 0.9)) == (1, 1, 1)
+    assert kicks(truth, (0, (0, 0, 10, 9), BALL, 0.9)) == (0, 0, 0)
+    assert kicks(truth, (1, PERSON, BALL, 0.9), (0, PERSON, BALL, 0.8)) == (0.5, 0.5, 0.5)
+
+
+def test_papers_mean_leaves_out_point() -> None:
+    ap = np.array([1.0 if action == "point" else 0.5 for action, _ in ACTION_ROLES])
+    result = VcocoResult(np.full(26, 0.25), ap, ap / 2, np.ones(26, int))
+    assert (result.agent, result.role("scenario_1"), result.role("scenario_2")) == (0.25, 0.5, 0.25)
+    assert result.role("scenario_1", 25) == pytest.approx((24 * 0.5 + 1) / 25)
+
+
+CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))
+
+
+def read_truth(rows: dict[int, int], instances: dict[str, Any], actions: list[dict[str, Any]]) -> VcocoTruth:
+    """vsrl_eval's files to its cleaned boxes, pixel-edge."""
+    edges = {image["id"]: np.array([image["width"], image["height"]] * 2) - 1 for image in instances["images"]}
+    boxes, persons = {}, {}
+    for record in instances["annotations"]:
+        corner, size = np.array(record["bbox"][:2]), np.array(record["bbox"][2:])
+        box = np.concatenate([corner, corner + np.maximum(size - 1, 0)]).clip(0, edges[record["image_id"]])
+        if record["area"] > 0 and (box[2:] > box[:2]).all():
+            boxes[record["id"]] = box + np.array([0, 0, 1, 1])
+            if record["category_id"] == 1:
+                persons[record["id"]] = (len(persons), rows[record["image_id"]])
+    num = len(persons)
+    is_annotated, does = np.zeros(num, bool), np.zeros((num, 26), bool)
+    has_role, role_boxes = np.zeros((num, 25), bool), np.zeros((num, 25, 4))
+    for a, action in enumerate(actions):
+        roles = action["role_name"]
+        role_ids = np.array(action["role_object_id"]).reshape(len(roles), -1).T
+        for person_id, label, ids in zip(action["ann_id"], action["label"], role_ids, strict=True):
+            row = persons[person_id][0]
+            is_annotated[row] = True
+            does[row, a] = label == 1
+            for role, object_id in zip(roles[1:], ids[1:], strict=True):
+                if label == 1 and object_id:
+                    q = ACTION_ROLES.index((action["action_name"], role))
+                    has_role[row, q], role_boxes[row, q] = True, boxes[object_id]
+    image = np.array([image for _, image in persons.values()])
+    return VcocoTruth(image, np.array([boxes[i] for i in persons]), is_annotated, does, role_boxes, has_role)
+
+
+@pytest.mark.skipif(not (CHECK_DATA / "reference").is_dir(), reason="needs HOI_CHECK_DATA: the reference predictions")
+def test_real_annotations_give_vsrl_evals_figures() -> None:
+    def read(name: str) -> Any:
+        return json.loads(gzip.open(CHECK_DATA / "annotations/vcoco" / name).read())
+
+    expected = json.loads((CHECK_DATA / "reference/vcoco_test_expected.json").read_text())["vsrl_eval"]
+    npz = np.load(CHECK_DATA / "reference/vcoco_test_predictions.npz")
+    assert tuple(npz["keys"]) == KEYS
+    instances = read("instances_vcoco_test_boxes.json.gz")
+    rows = {image["id"]: row for row, image in enumerate(instances["images"])}
+    to_edges = np.array([0, 0, 1, 1])
+    predictions = VcocoPredictions(
+        np.array([rows[i] for i in npz["image_id"]]),
+        npz["person_xyxy"] + to_edges,
+        npz["object_xyxy"] + to_edges,
+        npz["has_object"],
+        npz["scores"],
+    )
+    result = evaluate(predictions, read_truth(rows, instances, read("vcoco_test_rebuilt.json.gz")))
+    for a, action in enumerate(ACTIONS):
+        assert [round(100 * result.agent_ap[a], 2), result.num_positives[a]] == expected["agent"][action]
+    for name, role_ap in (("S1", result.role_ap_s1), ("S2", result.role_ap_s2)):
+        for q, (action, role) in enumerate(ACTION_ROLES):
+            assert 100 * role_ap[q] == pytest.approx(expected[name][f"{action}-{role}"][0], abs=0.0051)
+    assert round(100 * result.agent, 2) == expected["Agent AP"]
+    assert round(100 * result.role("scenario_1", 25), 2) == 30.89
+    assert round(100 * result.role("scenario_2", 25), 2) == 36.63
+    assert 100 * result.role("scenario_1") == pytest.approx(expected["S1 mean of 24 (no point)"], abs=0.005)
+    assert 100 * result.role("scenario_2") == pytest.approx(expected["S2 mean of 24 (no point)"], abs=0.005)

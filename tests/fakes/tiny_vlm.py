@@ -1,0 +1,261 @@
+"""Small vision language models of real architectures, written as folders that `from_pretrained` reads.
+
+Weights are random, the tokeniser is trained on a few sentences, and image processor, chat template and special tokens
+are of the kind that each family has. Needs `transformers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hoi.vlm.transformers_loading import quiet
+
+SENTENCES = [
+    "What is the person doing with the object? Answer yes or no.",
+    "Is a person riding a horse? Yes. No. yes no",
+    "riding a horse, holding an umbrella, sitting on a bench, walking a dog",
+    "Describe the image in one short sentence.",
+    "USER: ASSISTANT: user assistant model caption en",
+]
+WIDTH, LAYERS, HEADS = 32, 2, 4
+SPREAD = 0.3
+"""Standard deviation of the weights: at the usual 0.02 a small model finds everything equally likely."""
+TEXT: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "head_dim": WIDTH // HEADS,
+    "max_position_embeddings": 2048,
+    "initializer_range": SPREAD,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "initializer_range": SPREAD,
+}
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+VICUNA = (
+    "{% for message in messages %}{{ message['role'].upper() }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+
+
+def write_vlm(folder: Path, family: str, seed: int = 0, **sizes: int) -> Path:
+    """Writes a model of one of `FAMILIES` with everything that loading it needs.
+
+    Args:
+        sizes: `width`, `layers`, `image_px` in place of the small ones.
+    """
+    torch.manual_seed(seed)
+    with quiet():
+        model, processor = FAMILIES[family](**sizes)
+        model.generation_config.update(eos_token_id=processor.tokenizer.eos_token_id)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(special: list[str], eos: str, *, sentencepiece: bool = False, **named: str) -> Any:
+    """A tokeniser trained on `SENTENCES`: bytes as in GPT-2, or with "▁" before every word as in Llama."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if sentencepiece:
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+        trainer = trainers.BpeTrainer(
+            vocab_size=700, special_tokens=["<pad>", *special, *alphabet], show_progress=False
+        )
+        # Word by word: the normaliser puts "▁" before each.
+        tokenizer.train_from_iterator([word for sentence in SENTENCES for word in sentence.split()], trainer)
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=420,
+            special_tokens=["<pad>", *special],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(SENTENCES, trainer)
+    extra = {"extra_special_tokens": named} if named else {}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=eos, **extra)
+
+
+def _qwen(kind: str, width: int = WIDTH, layers: int = LAYERS, image_px: int = 112) -> tuple[Any, Any]:
+    """Qwen-VL: position ids follow the image's grid (M-RoPE); of 3.5, every second layer is a recurrent one."""
+    import transformers as t
+
+    image, video, start, end = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+    tokenizer = _tokenizer(["<|im_start|>", "<|im_end|>", start, end, image, video], "<|im_end|>")
+    ids = tokenizer.convert_tokens_to_ids
+    patch = 14 if kind == "qwen2_vl" else 16
+    size = {"shortest_edge": (2 * patch) ** 2, "longest_edge": image_px**2}
+    head = width // HEADS
+    text = {**TEXT, "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width}
+    text |= {"num_hidden_layers": layers, "head_dim": head, "eos_token_id": tokenizer.eos_token_id}
+    text |= {"bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
+    section = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [head // 8, head // 8, head // 4]}
+    text["rope_parameters"] = section if kind == "qwen2_vl" else {**section, "mrope_interleaved": True}
+    vision = {"patch_size": patch, "depth": layers, "num_heads": HEADS, "initializer_range": SPREAD}
+    vision |= {"hidden_size": width}
+    tokens = {"image_token_id": ids(image), "video_token_id": ids(video)}
+    tokens |= {"vision_start_token_id": ids(start), "vision_end_token_id": ids(end)}
+    template = CHATML.replace("IMAGE", f"{start}{image}{end}")
+    image_processor = t.Qwen2VLImageProcessor(size=size, patch_size=patch)
+    if kind == "qwen2_vl":
+        config: Any = t.Qwen2VLConfig(
+            text_config=text, vision_config={**vision, "embed_dim": width, "mlp_ratio": 2}, **tokens
+        )
+        videos: Any = t.Qwen2VLVideoProcessor(size=size, patch_size=patch)
+        processor: Any = t.Qwen2VLProcessor(image_processor, tokenizer, videos, chat_template=template)
+        return t.Qwen2VLForConditionalGeneration(config), processor
+    vision |= {"out_hidden_size": width, "intermediate_size": 2 * width, "num_position_embeddings": 64}
+    videos = t.Qwen3VLVideoProcessor(size=size, patch_size=patch)
+    processor = t.Qwen3VLProcessor(image_processor, tokenizer, videos, chat_template=template)
+    if kind == "qwen3_vl":
+        config = t.Qwen3VLConfig(text_config=text, vision_config={**vision, "deepstack_visual_indexes": [0]}, **tokens)
+        return t.Qwen3VLForConditionalGeneration(config), processor
+    text |= {"layer_types": ["linear_attention", "full_attention"] * (layers // 2), "head_dim": 32}
+    text |= {f"linear_num_{kind}_heads": 2 for kind in ("key", "value")}
+    text |= {f"linear_{kind}_head_dim": 16 for kind in ("key", "value")}
+    text["rope_parameters"] = {**text["rope_parameters"], "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
+    config = t.Qwen3_5Config(text_config=text, vision_config=vision, **tokens)
+    return t.Qwen3_5ForConditionalGeneration(config), processor
+
+
+def _llava(image_px: int = 56) -> tuple[Any, Any]:
+    """LLaVA: a CLIP tower before a Llama, whose tokeniser puts a space before every text."""
+    import transformers as t
+
+    tokenizer = _tokenizer(["<s>", "</s>", "<image>"], "</s>", sentencepiece=True)
+    vision = t.CLIPVisionConfig(**VISION, image_size=image_px, patch_size=14)
+    text = t.LlamaConfig(**TEXT, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = t.LlavaConfig(vision_config=vision, text_config=text, image_token_id=image, vision_feature_layer=-1)
+    image_processor = t.CLIPImageProcessor(
+        size={"shortest_edge": image_px}, crop_size={"height": image_px, "width": image_px}
+    )
+    processor = t.LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=VICUNA,
+    )
+    return t.LlavaForConditionalGeneration(config), processor
+
+
+def _idefics3(image_px: int = 32) -> tuple[Any, Any]:
+    """Idefics3, which SmolVLM is made after: an image is cut into tiles, a large one into more."""
+    import transformers as t
+
+    around, end = "<fake_token_around_image>", "<end_of_utterance>"
+    places = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+    tokenizer = _tokenizer(["<|im_start|>", "<image>", around, "<global-img>", end, *places], end)
+    vision = {**VISION, "image_size": image_px, "patch_size": 8}
+    text = {**TEXT, "model_type": "llama", "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    text |= {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = t.Idefics3Config(vision_config=vision, text_config=text, image_token_id=image, scale_factor=2)
+    image_processor = t.Idefics3ImageProcessor(
+        size={"longest_edge": 2 * image_px}, max_image_size={"longest_edge": image_px}
+    )
+    template = VICUNA.replace("<image>\n", "<image>").replace(
+        "{% endfor %}{% endfor %}", f"{{% endfor %}}{end}\n{{% endfor %}}"
+    )
+    processor = t.Idefics3Processor(
+        image_processor, tokenizer, image_seq_len=(image_px // 8 // 2) ** 2, chat_template=template
+    )
+    return t.Idefics3ForConditionalGeneration(config), processor
+
+
+def _paligemma(image_px: int = 32) -> tuple[Any, Any]:
+    """PaliGemma: no chat template, positions from 1, and a prompt whose tokens all see each other."""
+    import transformers as t
+
+    tokenizer = _tokenizer(["<bos>", "<eos>", "<image>"], "<eos>", image_token="<image>")
+    tokenizer.bos_token = "<bos>"
+    image_processor = t.SiglipImageProcessor(size={"height": image_px, "width": image_px})
+    image_processor.image_seq_length = (image_px // 8) ** 2
+    processor = t.PaliGemmaProcessor(image_processor, tokenizer)
+    vision = {**VISION, "model_type": "siglip_vision_model", "image_size": image_px, "patch_size": 8}
+    vision |= {"projection_dim": WIDTH, "vision_use_head": False}
+    text = {**TEXT, "model_type": "gemma", "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = t.PaliGemmaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=WIDTH,
+    )
+    return t.PaliGemmaForConditionalGeneration(config), processor
+
+
+def _gemma3(image_px: int = 32) -> tuple[Any, Any]:
+    """Gemma 3: layers that only see the last few tokens, and image tokens that all see each other."""
+    import transformers as t
+
+    begin, end, image = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
+    tokenizer = _tokenizer(
+        ["<bos>", "<|im_start|>", "<|im_end|>", begin, end, image],
+        "<|im_end|>",
+        boi_token=begin,
+        eoi_token=end,
+        image_token=image,
+    )
+    tokenizer.bos_token = "<bos>"
+    ids = tokenizer.convert_tokens_to_ids
+    number = (image_px // 8 // 2) ** 2
+    vision = {**VISION, "model_type": "siglip_vision_model", "image_size": image_px, "patch_size": 8}
+    text = {**TEXT, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "sliding_window": 8}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text |= {"layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": WIDTH // HEADS}
+    config = t.Gemma3Config(
+        text_config=text,
+        vision_config={**vision, "vision_use_head": False},
+        mm_tokens_per_image=number,
+        boi_token_index=ids(begin),
+        eoi_token_index=ids(end),
+        image_token_index=ids(image),
+        initializer_range=SPREAD,
+    )
+    image_processor = t.Gemma3ImageProcessor(size={"height": image_px, "width": image_px})
+    processor = t.Gemma3Processor(
+        image_processor, tokenizer, image_seq_length=number, chat_template=CHATML.replace("IMAGE", begin)
+    )
+    model = t.Gemma3ForConditionalGeneration(config)
+    # It begins at zero, where an image would say nothing.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=SPREAD)
+    return model, processor
+
+
+FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "qwen2_vl": partial(_qwen, "qwen2_vl"),
+    "qwen3_vl": partial(_qwen, "qwen3_vl"),
+    "qwen3_5": partial(_qwen, "qwen3_5"),
+    "llava": _llava,
+    "idefics3": _idefics3,
+    "paligemma": _paligemma,
+    "gemma3": _gemma3,
+}

@@ -1,0 +1,176 @@
+"""HICO-DET's annotation formats: one content in all of them, by hand; the real test file; wrong files named.
+
+The official MATLAB file and PPDM's JSON are hand-made here after the code that reads them, no published one being at
+hand; fredzzhang's test JSON and the image-level labels are the real ones where HOI_CHECK_DATA is set.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hoi.datasets import hicodet_classes
+from hoi.errors import UserError
+from hoi.labels.hicodet import HicodetAnnotations, read_annotations
+from hoi.labels.hicodet_mat import read_image_labels
+from tests.fakes.hicodet_fixtures import NAMES, instances_json, ppdm_json, write_json, write_mat
+
+needs_data = pytest.mark.skipif("HOI_CHECK_DATA" not in os.environ, reason="HOI_CHECK_DATA names no annotations")
+
+
+def as_lists(found: HicodetAnnotations) -> list[Any]:
+    return [
+        found.file_names,
+        *(getattr(found, name).tolist() for name in ("image", "boxes_h", "boxes_o", "interaction")),
+    ]
+
+
+EXPECTED = [
+    tuple(NAMES),
+    [0, 0, 2],
+    [[0, 5, 19, 29], [9, 2, 31, 40], [1, 1, 20, 32]],
+    [[4, 24, 40, 44], [4, 24, 40, 44], [0, 8, 32, 30]],
+    [245, 245, 152],
+]
+"""From the fixtures' 1-based inclusive corners: x1 - 1, y1 - 1, x2, y2."""
+
+
+def test_every_format_gives_the_same_pixel_edges_whatever_its_file_is_called(tmp_path: Path) -> None:
+    files = [write_json(tmp_path / "a.mat", instances_json()), tmp_path / "d.json", tmp_path / "e"]
+    files += [write_json(tmp_path / f"ppdm{first}", ppdm_json(first)) for first in (0, 1)]
+    write_mat(files[1])
+    files[2].write_bytes(gzip.compress(json.dumps(instances_json()).encode()))
+    for path in files:
+        found = read_annotations(path)
+        assert as_lists(found) == EXPECTED
+        assert (found.num_pairs, found.num_without_pair, found.dropped) == (3, 1, ())
+    assert read_annotations(files[0]).size_hw.tolist() == [[48, 64], [64, 48], [32, 32]]
+    assert read_annotations(files[1]).size_hw.tolist() == [[48, 64], [64, 48], [32, 32]]
+    assert read_annotations(files[3]).size_hw is None
+    assert read_annotations(files[1], "train2015").file_names == (NAMES[0],)
+
+
+def test_published_ppdm_training_files_count_from_0_and_test_files_from_1(tmp_path: Path) -> None:
+    records = [ppdm_json(1)[2]]
+    found = read_annotations(write_json(tmp_path / "x.json", records))
+    assert found.boxes_h[0].tolist() == [1, 1, 20, 32]
+    records[0]["file_name"] = "HICO_train2015_00000001.jpg"
+    found = read_annotations(write_json(tmp_path / "x.json", records))
+    assert found.boxes_h[0].tolist() == [2, 2, 21, 33]
+
+
+def test_a_ppdm_pair_is_known_by_verb_and_object_too_and_a_missing_box_is_reported(tmp_path: Path) -> None:
+    records = ppdm_json()
+    for pair in records[0]["hoi_annotation"]:
+        del pair["hoi_category_id"]
+    assert as_lists(read_annotations(write_json(tmp_path / "x.json", records))) == EXPECTED
+    records[0]["hoi_annotation"][1]["object_id"] = 4
+    found = read_annotations(write_json(tmp_path / "x.json", records))
+    assert found.interaction.tolist() == [245, 152]
+    assert found.dropped == (f"{tmp_path / 'x.json'}, entry 0 ({NAMES[0]}): a pair of boxes 2 and 4, there are 4",)
+
+
+def change(plain: Any, *keys_and_value: Any) -> Any:
+    """A deep copy with one value replaced."""
+    *keys, last, value = keys_and_value
+    here = plain = copy.deepcopy(plain)
+    for key in keys:
+        here = here[key]
+    here[last] = value
+    return plain
+
+
+CLASSES = {"objects": ["bench", "cup"], "verbs": ["sit_on", "hold"], "correspondence": [[245, 1, 1]]}
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({"images": []}, "no HICO-DET annotation file.*expected: fredzzhang's.*got: images"),
+        ([], "no HICO-DET annotation file.*got: list"),
+        (
+            change(instances_json(), "annotation", 2, "hoi", []),
+            r"annotation 2 \(HICO_test2015_00000002.jpg\).*one length",
+        ),
+        (change(instances_json(), "annotation", 0, "hoi", 0, 600), "image HICO_test2015_00000001.jpg.*interaction 600"),
+        (change(instances_json(), "annotation", 0, "hoi", 0, 1.5), "annotation 0"),
+        (change(instances_json(), "annotation", 0, "boxes_h", 0, 2, float("nan")), "impossible.*finite boxes"),
+        (change(instances_json(), "annotation", 0, "boxes_o", 0, [1, 2, 3]), r"annotation 0|four numbers"),
+        (change(instances_json(), "annotation", []), "differ in length.*expected: 3 .*got: 0"),
+        (change(instances_json(), "size", [[64, 48, 3], [64, 48, 3], [64, 48]]), "size is not understood"),
+        (change(instances_json(), "size", [[64], [48], [48]]), "size is not understood"),
+        (change(instances_json(), "filenames", 1, NAMES[0]), "stands twice.*HICO_test2015_00000001.jpg"),
+        (instances_json() | CLASSES, "another order.*correspondence 245.*expected: sit_on bench.*got: hold cup"),
+        (change(ppdm_json(), 2, "hoi_annotation", 0, "category_id", 88), "sit_on motorcycle as number 153"),
+        (change(ppdm_json(), 2, "annotations", 1, "category_id", 12), "a COCO object id.*object 12, verb 73"),
+        (change(ppdm_json(), 2, "annotations", {"a": 1}), r"entry 2 \(HICO_test2015_00000002.jpg\)"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_record(tmp_path: Path, plain: Any, message: str) -> None:
+    path = write_json(tmp_path / "x.json", plain)
+    with pytest.raises(UserError, match=message) as caught:
+        read_annotations(path)
+    assert re.search(re.escape(str(path)), str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "no such file"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "no HICO-DET annotation file"),
+        (lambda path: path.write_bytes(gzip.compress(b"[" * 999)[:-12]), "no HICO-DET annotation file"),
+        (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" + b"x" * 200), "MATLAB file cannot be read"),
+    ],
+)
+def test_an_unreadable_file_is_one_line(tmp_path: Path, write: Callable[[Path], Any], message: str) -> None:
+    write(tmp_path / "x")
+    with pytest.raises(UserError, match=message):
+        read_annotations(tmp_path / "x")
+
+
+def test_another_matlab_file_is_refused_by_the_key_that_it_lacks(tmp_path: Path) -> None:
+    write_mat(tmp_path / "x.mat")
+    with pytest.raises(UserError, match=r"holds something else.*got: no list_train"):
+        read_image_labels(tmp_path / "x.mat", "train2015")
+
+
+@needs_data
+def test_the_real_test_annotations_hold_the_published_counts() -> None:
+    found = read_annotations(Path(os.environ["HOI_CHECK_DATA"]) / "annotations/hicodet_instances_test2015.json")
+    assert (len(found.file_names), found.num_pairs, found.num_without_pair) == (9658, 33405, 112)
+    assert (np.bincount(found.interaction, minlength=600) == hicodet_classes.test_counts()).all()
+    assert (found.file_names[0], found.size_hw[0].tolist()) == ("HICO_test2015_00000001.jpg", [427, 640])
+    assert found.boxes_h[0].tolist() == [319, 305, 359, 349]
+    sizes_wh = np.tile(found.size_hw[found.image, ::-1], 2)
+    for boxes in (found.boxes_h, found.boxes_o):
+        assert boxes.min() == 0
+        assert (boxes <= sizes_wh).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("half", "num_images", "num_positive"), [("train2015", 38118, 70373), ("test2015", 9658, 20268)]
+)
+def test_the_real_image_level_labels_cover_what_is_annotated_in_boxes(
+    half: Any, num_images: int, num_positive: int
+) -> None:
+    folder = Path(os.environ["HOI_CHECK_DATA"]) / "annotations"
+    labels = read_image_labels(folder / "hico_anno.mat", half)
+    assert labels.positive.shape == (num_images, 600)
+    assert (labels.positive.sum(), len(set(labels.file_names))) == (num_positive, num_images)
+    if half == "test2015":
+        found = read_annotations(folder / "hicodet_instances_test2015.json")
+        row_of = {name: row for row, name in enumerate(labels.file_names)}
+        image = np.array([row_of[name] for name in found.file_names])[found.image]
+        assert labels.positive[image, found.interaction].all()

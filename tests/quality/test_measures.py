@@ -1,0 +1,68 @@
+"""Rank correlation, the same first interaction, coverage: by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hoi.quality.measures import coverage, largest_object, mean_of, rank_agreement, same_first, spearman
+
+
+def test_a_ranking_agrees_with_itself_and_not_with_its_reverse() -> None:
+    values = np.array([0.1, 0.5, 0.2, 0.9, 0.3])
+    assert spearman(values, values**3) == pytest.approx(1)
+    assert spearman(values, -values) == pytest.approx(-1)
+    # Ranks 1 2 3 4 5 against 2 1 3 4 5: 1 - 6 * 2 / (5 * 24).
+    assert spearman(np.arange(5), np.array([1, 0, 2, 3, 4])) == pytest.approx(0.9)
+
+
+def test_few_pairs_and_equal_scores_have_no_ranking() -> None:
+    assert spearman(np.arange(4), np.arange(4)) is None
+    assert spearman(np.arange(5), np.ones(5)) is None
+    assert mean_of([None, 0.5, 1.0]) == 0.75
+    assert mean_of([None]) is None
+
+
+def test_only_pairs_that_admit_an_interaction_count_for_it() -> None:
+    first = np.arange(12.0).reshape(6, 2)
+    second = first.copy()
+    second[0, 0] = 99
+    admitted = np.ones((6, 2), bool)
+    admitted[0, 0] = False
+    admitted[:3, 1] = False
+    assert rank_agreement(first, second, admitted) == [pytest.approx(1), None]
+
+
+def test_the_same_first_is_asked_of_pairs_with_a_choice() -> None:
+    first = np.array([[0.9, 0.1, 0.5], [0.2, 0.1, 0.9], [0.3, 0.4, 0.0]])
+    second = np.array([[0.2, 0.1, 0.9], [0.3, 0.1, 0.9], [0.4, 0.3, 0.0]])
+    admitted = np.array([[True, True, False], [True, False, False], [True, True, False]])
+    assert same_first(first, second, admitted) == 0.5
+    assert same_first(first, second, admitted[:, :1].repeat(3, 1) & [True, False, False]) is None
+
+
+def test_coverage_counts_images_pairs_and_thresholds() -> None:
+    scores = np.array([[0.5, 0.0], [0.2, 0.9], [0.01, 0.0], [0.02, 0.0]])
+    admitted = np.array([[True, False], [True, False], [True, False], [False, False]])
+    here, never = coverage(scores, admitted, np.array([0, 0, 1, 2]))
+    assert (here.num_images, here.num_pairs, here.above, here.num_images_above) == (2, 3, (3, 2, 1), 2)
+    assert here.best_score == 0.5
+    assert here.top_image_share == pytest.approx(0.7 / 0.71)
+    assert here.notes == ["in 2 images only"]
+    assert never.notes == ["never seen: no person together with this object"]
+    assert (never.best_score, never.top_image_share) == (0, 0)
+
+
+def test_one_image_that_holds_most_of_a_phrase_is_named() -> None:
+    scores, admitted = np.full((7, 1), 0.001), np.ones((7, 1), bool)
+    scores[3] = 0.005
+    [found] = coverage(scores, admitted, np.arange(7))
+    assert found.notes == ["no pair reaches 0.01"]
+    scores[3] = 0.2
+    [found] = coverage(scores, admitted, np.arange(7))
+    assert found.notes == ["one image holds 97 % of its score"]
+
+
+def test_the_object_of_most_pairs_is_found() -> None:
+    assert largest_object(np.array([2, 2, 0, 2]), 4) == (2, 0.75)
+    assert largest_object(np.zeros(0, int), 4) == (0, 0.0)

@@ -1,0 +1,361 @@
+"""The report page of small real runs: what it holds, that it needs nothing else, and that browsers agree."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from hoi.cache.build import run as teacher_cache
+from hoi.config import PipelineConfig, parse_config
+from hoi.datasets import open_images
+from hoi.errors import UserError
+from hoi.evaluation import evaluate
+from hoi.labels import load_labels
+from hoi.report import build as stage
+from hoi.report.build import branch_variants
+from hoi.report.methods import shown_student
+from hoi.training import train
+from hoi.world import INTERACTIONS
+
+WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
+HOSTILE = "<script>document.title='taken'</script>"
+HOSTILE_FILE = "\"><img src=x onerror=document.title='taken'>&lt;"
+
+
+def plain_config(folder: Path) -> dict[str, Any]:
+    """Scenes of the world as a folder of files with annotations, every name of which is an attack."""
+    source = parse_config({**_common(folder), "dataset": {"name": "world", "splits": {"test": 24}}}, "test").dataset
+    images, labels = open_images(source, "test"), load_labels(source, "test")
+    (folder / "images").mkdir()
+    names = [f"{number:02d} {HOSTILE_FILE}.png" for number in range(24)]
+    for row, name in enumerate(names):
+        Image.fromarray(images.read(row)).save(folder / "images" / name)
+    vocabulary = [{"verb": verb.replace("hold", f"hold {HOSTILE}"), "object": thing} for verb, thing in INTERACTIONS]
+    (folder / "vocabulary.yaml").write_text(yaml.safe_dump(vocabulary))
+    lines = [
+        {
+            "file_name": names[labels.image[row]],
+            "human_xyxy": labels.boxes_h[row].tolist(),
+            "object_xyxy": labels.boxes_o[row].tolist(),
+            **vocabulary[labels.interaction[row]],
+        }
+        for row in range(len(labels))
+    ]
+    (folder / "annotations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return _common(folder)
+
+
+def _common(folder: Path) -> dict[str, Any]:
+    return {
+        "name": f"small {HOSTILE}",
+        "output": str(folder / "out & <b>"),
+        "dataset": {
+            "name": "folder",
+            "images": str(folder / "images"),
+            "vocabulary": str(folder / "vocabulary.yaml"),
+            "annotations": str(folder / "annotations.jsonl"),
+            "splits": {"train": 0.4, "validation": 0.2, "test": 0.4},
+        },
+        "detector": {"name": "world", "weights": str(WEIGHTS / "detector.safetensors")},
+        "pairs": {"max_humans": 3, "max_objects": 4},
+        "teacher": {"model": f"local-dir:{WEIGHTS / 'clip'}", "batch_size": 32, "crop": {"margins": [1.15, 1.4]}},
+        "cache": {"folder": str(folder / "cache"), "scheduler": "synchronous"},
+        "students": {
+            "student": {"width": 16, "image_target": "pairs", "gate_exponent": 0.5, "score_exponent": 0.7},
+            "supervised": {"width": 16, "supervision": "labels"},
+        },
+        "train": {"seeds": [0, 3], "epochs": 1},
+        "evaluation": {"bootstrap": 20},
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A pipeline whose three stages are done."""
+    plain = plain_config(tmp_path_factory.mktemp("report"))
+    config = parse_config(plain, "test")
+    teacher_cache.main(config)
+    train.main(config)
+    evaluate.main(config)
+    return plain
+
+
+@pytest.fixture(scope="module")
+def config(plain: dict[str, Any]) -> PipelineConfig:
+    return parse_config(plain, "test")
+
+
+@pytest.fixture(scope="module")
+def page(config: PipelineConfig) -> Path:
+    sweep = Path(config.output) / "sweeps" / "gates" / "table.json"
+    sweep.parent.mkdir(parents=True)
+    sweep.write_text(json.dumps(sweep_table(written(config, "summary.json"))))
+    return stage.main(config).file
+
+
+def written(config: PipelineConfig, name: str) -> Any:
+    return json.loads((Path(config.output) / name).read_text())
+
+
+def sweep_table(summary: dict[str, Any]) -> dict[str, Any]:
+    """What a sweep writes, made of the summary's own figures."""
+    means = {record["name"]: record for record in summary["means"]}
+    [difference] = [found for found in summary["against_direct"] if found["better"] == "student"]
+    row = {"name": "gated", "from": "plain", "changes": {"gate_exponent": 0.5}, "num_seeds": 2}
+    return {
+        "name": "gates",
+        "against": "direct_clip_tuned",
+        "split": "test",
+        "baselines": [
+            {"name": "direct_clip_tuned", "num_seeds": None, "means": means["direct_clip_tuned"], "difference": None}
+        ],
+        "rows": [{**row, "means": means["student"], "difference": difference}],
+        "failed": [{"name": "other", "seed": 3, "reason": f"the loss is NaN {HOSTILE}"}],
+        "fingerprint": summary["fingerprint"],
+    }
+
+
+class Reader(HTMLParser):
+    """Checks that tags nest, and keeps what browsers would follow, the text, and the cells of each table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.followed: list[str] = []
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.followed += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "xlink:href")]
+        self.handlers += [k for k, _ in attrs if k.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(file: Path) -> tuple[str, Reader]:
+    html, reader = file.read_text(encoding="utf-8"), Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return html, reader
+
+
+def test_the_page_is_one_small_well_formed_file_that_follows_nothing(page: Path) -> None:
+    html, reader = read(page)
+    assert page.stat().st_size < 5_000_000
+    assert re.search(r"https?://|@import|url\(", re.sub(r"<script>.*?</script>", "", html, flags=re.S)) is None
+    assert all(target.startswith(("#", "data:")) for target in reader.followed)
+    anchors = {target[1:] for target in reader.followed if target.startswith("#")}
+    assert anchors <= set(re.findall(r'id="([^"]+)"', html))
+    assert reader.tags.count("img") > 8
+
+
+def test_hostile_names_are_shown_as_text_and_run_nowhere(page: Path) -> None:
+    html, reader = read(page)
+    assert reader.tags.count("script") == 1
+    assert reader.handlers == []
+    text = "".join(reader.text)
+    # Name of the pipeline, an interaction, an image's file, a sweep's failure, a path in the settings.
+    for shown in (f"small {HOSTILE}", f"hold {HOSTILE} b", HOSTILE_FILE, f"the loss is NaN {HOSTILE}", "out & <b>"):
+        assert shown in text
+    assert html.count("<title>") == 1 + len(re.findall(r"<(?:circle|polyline)[^>]*><title>", html))
+
+
+def test_tables_say_what_stage_three_wrote(config: PipelineConfig, page: Path) -> None:
+    html, _ = read(page)
+    results, summary = written(config, "results.json"), written(config, "summary.json")
+    table = re.search(r'<table class="sortable" id="result-table">.*?</table>', html, re.S)
+    assert table is not None
+    rows = re.findall(r"<tr.*?</tr>", table[0], re.S)[1:]
+    assert len(rows) == len({row["name"] for row in results})
+    for record, row in zip(summary["means"], rows, strict=True):
+        assert f'data-value="{record["name"]}"' in row
+        for mean in ("full", "non_rare", "several_pairs"):
+            assert record[mean] is None or f"{record[mean]['mean']:.2f}" in row
+    student = next(row for row in rows if 'data-value="student"' in row)
+    [found] = [found for found in summary["against_direct"] if found["better"] == "student"]
+    assert all(f"{abs(found[key]):.2f}" in student for key in ("observed", "low", "high"))
+    assert "gate_exponent: 0.5" in student
+    per_class = written(config, "per_class.json")
+    table = re.search(r'id="per-interaction">.*?</table>', html, re.S)
+    assert table is not None
+    assert table[0].count("<tr>") == 1 + sum(record["num_positives"] > 0 for record in per_class)
+    assert "from plain, gate_exponent: 0.5" in html
+
+
+def test_the_settings_on_the_page_are_the_pipeline_file_that_made_it(config: PipelineConfig, page: Path) -> None:
+    _, reader = read(page)
+    [text] = [text for text in reader.text if text.startswith("name: ")]
+    assert parse_config(yaml.safe_load(text), "the page") == config
+
+
+def test_a_second_report_writes_the_same_bytes(config: PipelineConfig, page: Path, tmp_path: Path) -> None:
+    assert stage.main(config, tmp_path / "again.html").file.read_bytes() == page.read_bytes()
+
+
+def test_without_annotations_there_is_agreement_and_a_gallery_and_no_figure_of_quality(
+    plain: dict[str, Any], tmp_path: Path
+) -> None:
+    dataset = {**plain["dataset"], "annotations": None}
+    changed = {"dataset": dataset, "output": str(tmp_path), "students": {"first": {"width": 16}}, "name": "unlabelled"}
+    config = parse_config({**plain, **changed}, "test")
+    train.main(config)
+    evaluate.main(config)
+    _, reader = read(stage.main(config).file)
+    text = "".join(reader.text)
+    assert "There are no annotations, so nothing says which are right." in text
+    assert "average precision" not in text.lower()
+    assert "agreement, %" in text
+    assert reader.tags.count("img") > 8
+
+    moved = Path(plain["dataset"]["images"])
+    moved.rename(moved.with_name("elsewhere"))
+    try:
+        report = stage.main(config)
+    finally:
+        moved.with_name("elsewhere").rename(moved)
+    assert re.match(r"no pictures: \d+ images cannot be read, such as .*: the file is missing", report.notes[0])
+    _, reader = read(report.file)
+    assert "img" not in reader.tags
+    assert re.search(r"There are no pictures here: \d+ images cannot be read", "".join(reader.text))
+
+
+def test_what_cannot_be_reported_is_said(plain: dict[str, Any], config: PipelineConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there are no results to report · where: .*summary\.json .* next: make eval"):
+        stage.main(parse_config({**plain, "output": str(tmp_path)}, "test"))
+    other = {**plain, "train": {"seeds": [0, 3], "epochs": 2}, "pairs": {"max_humans": 3, "max_objects": 5}}
+    with pytest.raises(UserError, match=r"other settings .* got: .* pairs\.max_objects, train\.epochs · next"):
+        stage.main(parse_config(other, "test"))
+    for name in ("summary.json", "results.json", "per_class.json", "audit.json"):
+        shutil.copy(Path(config.output) / name, tmp_path)
+    shutil.copytree(Path(config.output) / "runs", tmp_path / "runs")
+    (tmp_path / "table.json").write_text("{}")
+    elsewhere = config.model_copy(update={"output": str(tmp_path)})
+    with pytest.raises(UserError, match=r"this is no table of a sweep · where: .*table\.json"):
+        stage.main(elsewhere, sweeps=[tmp_path / "table.json"])
+    results = written(elsewhere, "results.json")
+    for row in results:
+        row["full"] += 1.0
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match=r"'student', scored again, has another mAP than the results say .* make eval"):
+        stage.main(elsewhere)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_shown_student_is_the_best_without_labels(plain: dict[str, Any]) -> None:
+    def shown(students: dict[str, Any]) -> str:
+        return shown_student(parse_config({**plain, "students": students}, "test"))
+
+    by_labels: dict[str, Any] = {"supervision": "labels"}
+    assert shown({"a": {}, "student": {}, "best": {}}) == "best"
+    assert shown({"a": {}, "student": {}, "best": by_labels}) == "student"
+    assert shown({"bound": by_labels, "b": {}, "a": {}}) == "b"
+
+
+def test_each_branch_is_left_out_once_and_the_global_one_taken_in(config: PipelineConfig) -> None:
+    settings = config.students["student"]
+    names = [name for name, _ in branch_variants(settings)]
+    assert names == ["without union", "without human_object", "with global, weight 0.25", "with global, weight 1"]
+    early = settings.model_copy(update={"fusion": "early", "score_global_weight": 1.0})
+    assert [name for name, _ in branch_variants(early)] == ["without human_object", "without global"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium that keeps its console and every request."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    driver = shutil.which("chromedriver")
+    if CHROMIUM is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chromium
+    chromium.quit()
+
+
+def set_width(browser: Any, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_chromium_pictures_load_tables_sort_and_nothing_leaves_the_file(
+    browser: Any, page: Path, width: int, scheme: str
+) -> None:
+    set_width(browser, width)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    browser.get(page.as_uri())
+    run = browser.execute_script
+    assert browser.title.startswith(f"small {HOSTILE}")
+    widths = run("return [...document.images].map(image => image.complete && image.naturalWidth)")
+    assert len(widths) > 8
+    assert min(widths) > 0
+    assert run("return document.documentElement.scrollWidth") <= width
+    ground = [
+        int(part)
+        for part in re.findall(r"\d+", run("return getComputedStyle(document.documentElement).backgroundColor"))
+    ]
+    assert (sum(ground[:3]) > 3 * 128) == (scheme == "light")
+
+    column = "return [...document.querySelectorAll('#result-table tbody tr')].map(r => r.cells[%d].dataset.value)"
+    click = "document.querySelectorAll('#result-table thead button')[%d].click()"
+    before = run(column % 1)
+    run(click % 1)
+    falling = [float(value) for value in run(column % 1)]
+    assert falling == sorted(map(float, before), reverse=True) != list(map(float, before))
+    run(click % 1)
+    assert [float(value) for value in run(column % 1)] == falling[::-1]
+    run(click % 0)
+    assert run(column % 0) == sorted(run(column % 0))
+    assert run("return document.querySelector('#result-table th').getAttribute('aria-sort')") == "ascending"
+
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    assert page.as_uri() in asked
+    assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
+
+
+def test_without_javascript_all_is_there_to_read(browser: Any, page: Path) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(page.as_uri())
+        shown = browser.find_element("tag name", "main").text
+        assert not browser.find_elements("css selector", "thead button")
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    for heading in ("Results", "What each branch adds", "Ablations", "Precision and recall", "Calibration", "Gallery"):
+        assert heading in shown
+    assert "direct_clip_tuned" in shown

@@ -1,0 +1,301 @@
+"""Laws of the student `hoiclip`, and that what is wrong in the public code is not here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hoi.config import HoiclipConfig, TrainConfig
+from hoi.errors import UserError
+from hoi.matching import LabelTargets, label_targets
+from hoi.students.hoiclip.parts import InteractionClassifier, enhancement, object_texts
+from hoi.students.hoiclip.targets import RegionSums, verb_prototypes
+from hoi.students.losses import soft_focal_loss
+from hoi.students.registry import build_student
+from hoi.training.loop import fit
+from tests.fakes.hoiclip_fixtures import CHANNELS, MapSplit, fresh, make_map_split
+from tests.fakes.synthetic import VOCABULARY
+
+CPU = torch.device("cpu")
+LABELS = {"supervision": "labels", "score_fusion": "product"}
+DEPARTED = {"query_union": "all", "query_boxes": True, "union_residual": True}
+
+
+def targets_of(split: MapSplit, unseen: list[int] | None = None) -> LabelTargets:
+    kept = ~np.isin(split.labels.interaction, unseen or [])
+    labels = replace(
+        split.labels,
+        **{name: getattr(split.labels, name)[kept] for name in ("image", "boxes_h", "boxes_o", "interaction")},
+    )
+    hidden = None if unseen is None else np.array(unseen)
+    return label_targets([split.whole], labels, VOCABULARY, split.num_images, hidden)
+
+
+def test_wrong_object_interactions_are_minus_infinity_and_score_nothing() -> None:
+    split = make_map_split()
+    student = fresh(split, **DEPARTED)
+    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    logits = student(split.whole)
+    assert torch.equal(logits == -torch.inf, ~admitted)
+    plain = fresh(split, score_fusion="product", enhancement_classes=0).branch_scores(split.whole)["student"]
+    assert (plain[~admitted] == 0).all()
+    assert (plain[admitted] > 0).all()
+
+
+@pytest.mark.parametrize("settings", [{}, DEPARTED, {"memories": "clip"}, {"memories": "instances"}, {"layers": 0}])
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_a_pair_is_scored_alike_in_whatever_company_its_image_comes(kind: str, settings: dict) -> None:
+    split = make_map_split(kind=kind)
+    student = fresh(split, **settings)
+    together = student(split.batch(np.array([3, 2, 0, 4])))
+    alone = torch.cat([student(split.batch(np.array([row]))) for row in (3, 2, 0, 4)])
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert student(split.batch(np.array([2]))).shape == (0, len(VOCABULARY))
+
+
+def test_a_batch_without_any_pair_has_a_finite_loss() -> None:
+    split = make_map_split()
+    step = fresh(split).train().losses(split.batch(np.array([2])), None)
+    step.total.backward()
+    assert step.total.item() == 0
+
+
+def test_every_switch_reaches_the_scores() -> None:
+    split = make_map_split()
+    batch = split.whole
+
+    def score(**settings: object) -> torch.Tensor:
+        return fresh(split, **{"score_fusion": "product", **settings}).branch_scores(batch)["student"]
+
+    plain = score()
+    for changed in (
+        {"layers": 0},
+        {"memories": "clip"},
+        {"memories": "instances"},
+        {"verb_weight": 0.0},
+        {"enhancement_classes": 0},
+        {"score_fusion": "sum"},
+        {"score_union_weight": 1.0},
+        {"gate_exponent": 1.0},
+        {"query_union": "first"},
+        {"query_boxes": True},
+        {"union_residual": True},
+        {"width": None},
+    ):
+        assert not torch.allclose(score(**changed), plain), changed
+    assert "ungated" in fresh(split, gate_exponent=1.0).branch_scores(batch)
+
+
+def test_before_training_a_residual_student_sees_the_union_crops_own_embedding() -> None:
+    split = make_map_split()
+    (*_, joint) = fresh(split, union_residual=True).decoded(split.whole)
+    crop = split.whole.extra["union_embedding"][:, 0].float()
+    assert torch.allclose(joint, F.normalize(crop, dim=-1), atol=1e-3)
+
+
+def test_the_paper_s_score_is_the_sum_of_class_score_enhancement_and_squared_object_score() -> None:
+    split = make_map_split()
+    student, batch = fresh(split, enhancement_classes=2), split.whole
+    image = batch.image_similarity.float()
+    gain = torch.zeros_like(image)
+    for row in range(len(image)):
+        for k in image[row].argsort(descending=True)[:2]:
+            gain[row, k] = image[row, k].sigmoid() - 0.5
+    expected = student(batch).sigmoid() + gain[batch.pair_image] + batch.scores_o[:, None] ** 2
+    found = student.branch_scores(batch)["student"]
+    assert torch.allclose(found * 2.5, expected.clamp(min=0), atol=1e-6)
+    assert (found >= 0).all()
+    assert (found <= 1).all()
+
+
+def test_the_enhancement_leaves_the_ranking_of_all_other_classes_and_lifts_the_likeliest() -> None:
+    cosines = torch.tensor([[0.3, 0.1, 0.2, 0.25], [-0.1, 0.0, 0.4, 0.1]])
+    gain = enhancement(cosines, 2)
+    assert (gain != 0).tolist() == [[True, False, False, True], [False, False, True, True]]
+    assert gain[0, 0] == cosines[0, 0].sigmoid() - 0.5
+    assert torch.equal(enhancement(cosines, 10), cosines.sigmoid() - 0.5)
+
+
+def test_scoring_edits_nothing_so_that_a_sweep_over_the_enhancement_repeats() -> None:
+    # The public code adds to the scores in place, so that each step of its top-K sweep starts from the one before.
+    split = make_map_split()
+    student, before = fresh(split), split.whole.image_similarity.clone()
+    found = {}
+    for classes in (0, 1, 3, 0, 1, 3):
+        student.config = student.config.model_copy(update={"enhancement_classes": classes})
+        scores = student.branch_scores(split.whole)["student"]
+        assert torch.equal(found.setdefault(classes, scores), scores)
+    assert torch.equal(before, split.whole.image_similarity)
+
+
+def test_classifiers_have_no_bias_of_chance() -> None:
+    # The public code's linear classifiers keep torch's random biases, and freeze them.
+    split = make_map_split()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        classifier = InteractionClassifier(split.bank, VOCABULARY, 0.0, None)
+        assert torch.equal(classifier(torch.zeros(1, 16)), torch.zeros(1, 6))
+    assert not [name for name, _ in classifier.named_parameters() if "bias" in name]
+    with_offset = InteractionClassifier(split.bank, VOCABULARY, 0.0, 2.0)
+    assert with_offset.bias.item() == pytest.approx(-np.log(6))
+
+
+def test_logits_are_scaled_cosines_to_texts_and_lambda_times_those_to_verbs() -> None:
+    split = make_map_split()
+    classifier = InteractionClassifier(split.bank, VOCABULARY, 0.3, None)
+    assert classifier.log_scale.exp().item() == pytest.approx(1 / 0.07)
+    assert [layer.weight.shape for layer in classifier.adapter[::2]] == [(8, 16), (8, 8), (16, 8)]
+    joint = F.normalize(torch.randn(4, 16), dim=-1)
+    adapted = classifier.adapter(joint)
+    with torch.no_grad():
+        classifier.verbs *= 3
+    for k, verb in enumerate(VOCABULARY.verb_of):
+        to_text = F.cosine_similarity(joint, torch.from_numpy(split.bank.text_embedding[k])[None])
+        to_verb = F.cosine_similarity(adapted, classifier.verbs[verb][None])
+        assert torch.allclose(classifier(joint)[:, k], (to_text + 0.3 * to_verb) / 0.07, atol=1e-4)
+
+
+def test_every_layer_is_taught_by_a_loss_of_its_own() -> None:
+    split = make_map_split()
+    student = fresh(split, layers=3)
+    losses = student.losses(split.whole, None).losses
+    assert list(losses) == ["layer_1", "layer_2", "layer_3"]
+    for taught, loss in enumerate(losses.values()):
+        student.zero_grad()
+        loss.backward(retain_graph=True)
+        reached = [any(p.grad is not None for p in layer.parameters()) for layer in student.decoder.layers]
+        assert reached == [layer <= taught for layer in range(3)]
+
+
+def test_the_teachers_scores_are_learned_over_their_class_s_scale_and_never_above_one() -> None:
+    split = make_map_split()
+    student, batch = fresh(split, layers=1), split.whole
+    admitted = torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
+    raw = student.targets.raw(batch, admitted, student.is_real & admitted)
+    scales = raw.max(0).values / 2
+    student.target_scales.copy_(scales.where(scales > 0, 1.0))
+    targets = (raw / student.target_scales).clamp(max=1)
+    assert (targets == 1).any(0)[admitted.any(0)].all()
+    logits = student(batch).masked_fill(~admitted, 0)
+    expected = soft_focal_loss(logits, targets, admitted, 2.0)
+    assert torch.allclose(student.losses(batch, None).total, expected, rtol=1e-5)
+
+
+def test_what_is_frozen_is_no_weight_of_the_student() -> None:
+    student = fresh(make_map_split())
+    kept = {name for name, _ in student.named_parameters()} | set(student.state_dict())
+    assert not [name for name in kept if name.startswith("head.") or "texts" in name]
+
+
+def test_prototypes_are_made_of_the_first_crops_of_unions_and_objects() -> None:
+    split = make_map_split(margins=2)
+    labels, whole = targets_of(split), split.whole
+    student = fresh(split, **LABELS)
+    student.prepare([whole], labels)
+    sums = RegionSums.empty(VOCABULARY, 16)
+    # The last level is the teacher's embedding of the object's own crop; the levels before lie in other spaces.
+    sums.add(labels.pairs.float(), whole.extra["union_embedding"][:, 0], whole.object_feature[:, -1], whole.labels_o)
+    expected, _ = verb_prototypes(sums, torch.from_numpy(split.bank.text_embedding), VOCABULARY)
+    assert torch.equal(student.classify.verbs, expected)
+    taught = fresh(split)
+    taught.prepare([whole], None)
+    assert not torch.equal(taught.classify.verbs, expected)
+
+
+def test_verb_logits_are_copied_to_all_interactions_of_the_verb() -> None:
+    split = make_map_split()
+    classifier = InteractionClassifier(split.bank, VOCABULARY, 0.5, None)
+    joint = F.normalize(torch.randn(4, 16), dim=-1)
+    by_text = classifier.log_scale.exp() * joint @ classifier.texts.T
+    of_verbs = (classifier(joint) - by_text).detach()
+    assert torch.allclose(of_verbs[:, 2], of_verbs[:, 5], atol=1e-4)
+    assert not torch.allclose(of_verbs[:, 0], of_verbs[:, 1], atol=1e-2)
+
+
+def test_an_object_without_interactions_has_the_mean_text() -> None:
+    texts = object_texts(make_map_split().bank, VOCABULARY)
+    assert torch.equal(texts[0], texts[3])
+    assert torch.allclose(texts.norm(dim=-1), torch.ones(4))
+
+
+def test_uncounted_labels_give_exactly_no_gradient() -> None:
+    split = make_map_split()
+    labels = targets_of(split, unseen=[0, 3])
+    student = fresh(split, **LABELS, **DEPARTED)
+    grads = {}
+    for given in (labels, replace(labels, pairs=labels.pairs | torch.tensor([1, 0, 0, 1, 0, 0], dtype=torch.bool))):
+        student.zero_grad()
+        student.losses(split.whole, given).total.backward()
+        grads[id(given)] = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+    first, second = grads.values()
+    # Labels of hidden classes, were they there, would say nothing.
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("settings", [{}, LABELS])
+def test_losses_of_two_halves_add_up_to_those_of_the_whole(settings: dict) -> None:
+    split = make_map_split((3, 2, 4, 2))
+    student, labels = fresh(split, **settings), targets_of(split) if settings else None
+    whole = student.losses(split.whole, labels)
+    halves = [student.losses(split.batch(np.array(rows)), labels) for rows in ([0, 1], [2, 3])]
+    for name, loss in whole.losses.items():
+        parts = sum(half.losses[name] * half.counts[name].clamp(min=1) for half in halves)
+        assert torch.allclose(parts / whole.counts[name].clamp(min=1), loss, atol=1e-5)
+    assert len(whole.losses) == 2
+
+
+def test_one_batch_can_be_overfitted() -> None:
+    split = make_map_split()
+    labels = targets_of(split)
+    student = fresh(split, **LABELS, layers=1)
+    student.prepare([split.whole], labels)
+    train = TrainConfig(epochs=40, batch_images=5, learning_rate=2e-2, weight_decay=0.0)
+    student, _ = fit(student, split, train, seed=0, device=CPU, labels=labels)
+    scores = student(split.whole).sigmoid()
+    positive = labels.pairs
+    assert scores[positive].min() > 2 * scores[~positive & torch.isfinite(student(split.whole))].max()
+
+
+def test_what_was_prepared_is_in_the_weights_so_a_run_that_goes_on_need_not_look_again() -> None:
+    split = make_map_split()
+    looked = fresh(split)
+    looked.prepare([split.whole], None)
+    other = fresh(split, seed=4)
+    other.load_state_dict(looked.state_dict())
+    assert torch.equal(other.target_scales, looked.target_scales)
+    assert torch.equal(other.classify.verbs, looked.classify.verbs)
+    assert not torch.equal(looked.classify.verbs, fresh(split).classify.verbs)
+    assert (looked.target_scales < 1).any()
+
+
+def test_preparation_does_not_depend_on_the_order_of_images() -> None:
+    split = make_map_split((3, 1, 0, 4, 2, 5))
+    for settings in ({"target_top_least": 2}, LABELS):
+        labels = targets_of(split) if settings == LABELS else None
+        prepared = []
+        for batches in ([range(6)], [[5], [3, 1], [0, 4, 2]]):
+            student = fresh(split, **settings)
+            student.prepare([split.batch(np.array(rows)) for rows in batches], labels)
+            prepared.append(student.state_dict())
+        assert all(torch.equal(prepared[0][name], prepared[1][name]) for name in prepared[0])
+
+
+def test_a_cache_without_map_or_head_and_a_width_that_heads_do_not_divide_are_refused() -> None:
+    split = make_map_split()
+    config = HoiclipConfig(method="hoiclip", heads=5)
+    axes = {"L": 2, "M": 1, "C": CHANNELS}
+    with pytest.raises(UserError, match=r"no spatial map.*spatial_map: true.*make teacher-cache"):
+        build_student(config, split.bank, VOCABULARY, {"L": 2, "M": 1})
+    with pytest.raises(UserError, match=r"no cell of its map"):
+        build_student(config, replace(split.bank, visual=None), VOCABULARY, axes)
+    with pytest.raises(UserError, match=r"multiple of heads 5.*got: 24"):
+        build_student(config, split.bank, VOCABULARY, axes)
+    with pytest.raises(ValueError, match="width 10 is no multiple of heads 4"):
+        HoiclipConfig(method="hoiclip", width=10, heads=4)
+    for key in ({"zero_shot": "unseen_verb"}, {"label_fraction": 0.5}):
+        with pytest.raises(ValueError, match="is about labels, and supervision is teacher"):
+            HoiclipConfig(method="hoiclip", **key)

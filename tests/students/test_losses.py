@@ -1,0 +1,120 @@
+"""Targets, divergences and aggregation, by hand and as laws."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hoi.students.losses import (
+    ScoreForm,
+    aggregate,
+    focal_loss,
+    mean_over_images,
+    noisy_or,
+)
+
+SOFTMAX, SIGMOID = ScoreForm("softmax", 2.0), ScoreForm("sigmoid", 2.0)
+
+
+def test_softmax_targets_sum_to_one_and_are_read_at_the_temperature() -> None:
+    logits = torch.tensor([[0.0, 2 * math.log(3)]])
+    assert torch.allclose(SOFTMAX.scores(logits), torch.tensor([[0.25, 0.75]]))
+    assert torch.allclose(SOFTMAX.scores(50 * torch.randn(20, 9)).sum(-1), torch.ones(20))
+    assert torch.allclose(SIGMOID.scores(logits), torch.tensor([[0.5, 0.75]]))
+
+
+def test_divergence_by_hand() -> None:
+    targets = torch.tensor([[0.5, 0.5]])
+    logits = torch.tensor([[0.0, 2 * math.log(3)]])
+    by_hand = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert SOFTMAX.divergence(targets, logits).item() == pytest.approx(by_hand, abs=1e-6)
+    # The first of the two sigmoids agrees with its target, the second adds KL of (1/2, 1/2) from (3/4, 1/4).
+    assert SIGMOID.divergence(targets, logits).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+@pytest.mark.parametrize("form", [SOFTMAX, SIGMOID])
+def test_divergence_is_zero_for_equal_scores_and_positive_otherwise(form: ScoreForm) -> None:
+    logits = torch.randn(30, 7, generator=torch.Generator().manual_seed(0)) * 8
+    assert form.divergence(form.scores(logits), logits).abs().max() < 1e-5
+    assert (form.divergence(form.scores(logits.flip(0)), logits) > 0).all()
+
+
+def test_divergence_from_a_certain_target_is_finite() -> None:
+    certain = torch.tensor([[1.0, 0.0]])
+    logits = torch.tensor([[0.0, 0.0]])
+    assert SOFTMAX.divergence(certain, logits).item() == pytest.approx(math.log(2))
+    assert SIGMOID.divergence(certain, logits).item() == pytest.approx(2 * math.log(2))
+
+
+PAIRS = torch.tensor([[1.0, 5.0], [3.0, -1.0], [2.0, 2.0]])
+IMAGE = torch.tensor([0, 0, 2])
+
+
+def test_aggregation_by_hand_with_an_image_that_has_no_pair() -> None:
+    highest, has_pairs = aggregate(PAIRS, IMAGE, 3, "max")
+    assert has_pairs.tolist() == [True, False, True]
+    assert highest.tolist() == [[3, 5], [0, 0], [2, 2]]
+    summed, _ = aggregate(PAIRS, IMAGE, 3, "logsumexp")
+    assert summed[0, 0].item() == pytest.approx(math.log(math.e + math.e**3))
+    mean, _ = aggregate(PAIRS, IMAGE, 3, "softmax_mean")
+    weight = math.exp(2) / (1 + math.exp(2))
+    assert mean[0, 0].item() == pytest.approx((1 - weight) * 1 + weight * 3)
+
+
+@pytest.mark.parametrize("how", ["max", "logsumexp", "softmax_mean"])
+def test_one_pair_passes_unchanged_and_the_order_of_pairs_does_not_matter(how: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, 4, generator=generator) * 30
+    alone, _ = aggregate(logits, torch.arange(6), 6, how)
+    assert torch.allclose(alone, logits, atol=1e-5)
+    image = torch.tensor([0, 1, 0, 1, 1, 0])
+    turned = torch.randperm(6, generator=generator)
+    one, _ = aggregate(logits, image, 2, how)
+    other, _ = aggregate(logits[turned], image[turned], 2, how)
+    assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["max", "logsumexp", "softmax_mean"])
+def test_no_pair_at_all_gives_zeros_and_finite_gradients(how: str) -> None:
+    logits = torch.zeros(0, 4, requires_grad=True)
+    aggregated, has_pairs = aggregate(logits, torch.zeros(0, dtype=torch.int64), 2, how)
+    assert not has_pairs.any()
+    assert aggregated.tolist() == [[0.0] * 4] * 2
+    some = PAIRS.clone().requires_grad_()
+    aggregate(some, IMAGE, 3, how)[0].sum().backward()
+    assert torch.isfinite(some.grad).all()
+
+
+def test_noisy_or_is_the_chance_that_a_pair_does_it() -> None:
+    chance, has_pairs = noisy_or(torch.tensor([[0.5, 0.0], [0.2, 1.0], [0.3, 0.4]]), IMAGE, 3)
+    torch.testing.assert_close(chance, torch.tensor([[0.6, 1.0], [0.0, 0.0], [0.3, 0.4]]))
+    assert has_pairs.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("form", [SOFTMAX, SIGMOID])
+def test_a_noisy_or_is_read_in_the_form_of_its_pairs_and_one_pair_keeps_its_scores(form: ScoreForm) -> None:
+    logits = (8 * torch.randn(6, 4, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    alone, _ = form.aggregate(logits, torch.arange(6), 6, "noisy_or")
+    torch.testing.assert_close(form.scores(alone), form.scores(logits), atol=1e-5, rtol=1e-3)
+    both, _ = form.aggregate(logits, torch.tensor([0, 0, 1, 1, 2, 2]), 4, "noisy_or")
+    by_hand = 1 - (1 - form.scores(logits[:2])).prod(0)
+    by_hand = by_hand / by_hand.sum() if form.kind == "softmax" else by_hand
+    torch.testing.assert_close(form.scores(both)[0], by_hand, atol=1e-5, rtol=1e-3)
+    form.divergence(form.scores(logits[:4].detach()), both).sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_mean_over_images_weighs_images_alike_and_counts_empty_ones() -> None:
+    assert mean_over_images(torch.tensor([1.0, 3.0, 8.0]), IMAGE, 4).item() == pytest.approx((2 + 8) / 4)
+
+
+def test_focal_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3), 9.0]])
+    positive = torch.tensor([[True, False, False]])
+    counted = torch.tensor([[True, True, False]])
+    by_hand = 0.5**2 * math.log(2) + 0.75**2 * math.log(4)
+    assert focal_loss(logits, positive, counted, 2.0).item() == pytest.approx(by_hand)
+    assert focal_loss(logits, positive, counted, 0.0).item() == pytest.approx(math.log(2) + math.log(4))
+    assert focal_loss(logits[:0], positive[:0], counted[:0], 2.0).item() == 0

@@ -1,0 +1,125 @@
+"""Several teachers to one target: by hand, and the laws of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from hoi.config import MultiLevelConfig
+from hoi.students.multilevel.mixing import Opinion, mix
+from hoi.students.registry import Student, build_student
+from tests.fakes.synthetic import AXES, VOCABULARY, Split
+from tests.fakes.vlm_fields import NAME, taught
+
+OBJECT_OF = torch.tensor([0, 0, 0, 1, 1])
+CLIP = torch.tensor([[0.4, 0.2, 0.1, 0.2, 0.1]])
+ASKED = torch.tensor([[True, True, False, False, False]])
+OTHER = torch.tensor([[0.1, 0.3, 0.7, 0.9, 0.9]])  # what stands where it was not asked must not matter
+BOTH = {"clip": 0.7, NAME: 0.3}
+
+
+def fresh(split: Split, **settings: object) -> Student:
+    return build_student(MultiLevelConfig(width=32, dropout=0.0, **settings), split.bank, VOCABULARY, AXES, seed=3)
+
+
+def test_a_pass_shares_out_the_mass_that_clip_gives_to_what_it_was_asked() -> None:
+    opinions = [Opinion(CLIP, 0.5), Opinion(OTHER, 0.5, ASKED)]
+    linear = mix(opinions, "linear", OBJECT_OF, is_distribution=True)
+    # CLIP says 2 : 1, the other 1 : 3, of a mass of 0.6.
+    by_hand = [0.6 * (2 / 3 + 1 / 4) / 2, 0.6 * (1 / 3 + 3 / 4) / 2, 0.1, 0.2, 0.1]
+    torch.testing.assert_close(linear.scores, torch.tensor([by_hand]))
+    assert linear.scope is None
+
+
+def test_a_product_takes_from_what_a_pass_finds_less_likely_than_its_best_of_the_image() -> None:
+    clip, other, asked = CLIP.repeat(3, 1), OTHER.repeat(3, 1), ASKED.repeat(3, 1)
+    opinions = [Opinion(clip, 1.0), Opinion(other, 2.0, asked, torch.tensor([0.3, 0.6, 0.0]))]
+    found = mix(opinions, "geometric", OBJECT_OF, is_distribution=True).scores
+    first = torch.tensor([0.4 / 9, 0.2, 0.1, 0.2, 0.1])
+    # The second pair's image has another pair that is twice as likely; of the third's, nothing was said.
+    second = torch.tensor([0.4 / 36, 0.2 / 4, 0.1, 0.2, 0.1])
+    torch.testing.assert_close(found, torch.stack([first / first.sum(), second / second.sum(), CLIP[0]]))
+    alone = mix(opinions, "geometric", OBJECT_OF, is_distribution=False).scores
+    torch.testing.assert_close(alone, torch.stack([first, second, CLIP[0]]))
+
+
+def test_a_pass_alone_speaks_of_what_it_was_asked_and_scores_that_stand_alone_are_averaged() -> None:
+    asked = torch.tensor([[True, True, False, True, False], [False] * 5])
+    scores = torch.tensor([[0.2, 0.6, 0.5, 0.3, 0.5], [0.5] * 5])
+    target = mix([Opinion(scores, 2.0, asked)], "linear", OBJECT_OF, is_distribution=True)
+    # Two objects were asked, and each has half.
+    torch.testing.assert_close(target.scores, torch.tensor([[0.125, 0.375, 0, 0.5, 0], [0.0] * 5]))
+    assert target.scope is not None
+    assert torch.equal(target.scope, asked)
+    opinions = [Opinion(CLIP, 3.0), Opinion(OTHER, 1.0, ASKED)]
+    alone = mix(opinions, "linear", OBJECT_OF, is_distribution=False).scores
+    torch.testing.assert_close(alone, torch.tensor([[0.325, 0.225, 0.1, 0.2, 0.1]]))
+
+
+@pytest.mark.parametrize("pool", ["linear", "geometric"])
+def test_targets_sum_to_one_and_a_teacher_who_says_nothing_changes_nothing(pool: str) -> None:
+    torch.manual_seed(0)
+    clip, other, asked = torch.rand(40, 5).softmax(1), torch.rand(40, 5), torch.rand(40, 5) > 0.4
+    highest, nothing = (other * asked).amax(1), torch.zeros_like(other)
+    opinions = [Opinion(clip, 1.0), Opinion(other, 0.4, asked, highest)]
+    target = mix(opinions, pool, OBJECT_OF, is_distribution=True).scores  # type: ignore[arg-type]
+    torch.testing.assert_close(target.sum(1), torch.ones(40))
+    # What it was not asked keeps CLIP's proportions.
+    ratio = torch.where(asked, 0.0, target / clip)
+    torch.testing.assert_close(ratio[~asked], (ratio.amax(1, keepdim=True) * ~asked)[~asked])
+    for silent in (Opinion(other, 0.4, nothing > 0, nothing[:, 0]), Opinion(nothing, 0.4, asked, nothing[:, 0])):
+        same = mix([Opinion(clip, 1.0), silent], pool, OBJECT_OF, is_distribution=True)  # type: ignore[arg-type]
+        torch.testing.assert_close(same.scores, clip)
+
+
+def test_clip_alone_is_what_it_was_before_to_the_bit() -> None:
+    split = taught()
+    plain, named = fresh(split), fresh(split, image_teachers={"clip": 2.0, NAME: 0.0}, pair_teachers={"clip": 0.3})
+    for name, loss in plain.losses(split.whole, None).losses.items():
+        assert torch.equal(loss, named.losses(split.whole, None).losses[name])
+    assert named.extra_fields == ()
+
+
+@pytest.mark.parametrize("image_target", ["image", "pairs"])
+@pytest.mark.parametrize("pool", ["linear", "geometric"])
+def test_what_no_teacher_was_asked_gets_no_gradient_at_all(image_target: str, pool: str) -> None:
+    split = taught()
+    batch, alone = split.whole, {NAME: 1.0}
+    settings = {"image_target": image_target, "human_object_target": "both", "teacher_pool": pool}
+    student = fresh(split, image_teachers=alone, pair_teachers=alone, **settings)
+    logits = student(batch)
+    watched = {"image": logits.image, "union": logits.union, "human_object": logits.human_object}
+    for value in watched.values():
+        value.retain_grad()
+    student.forward = lambda _: logits  # type: ignore[method-assign]
+    student.losses(batch, None).total.backward()
+    asked = batch.extra[f"{NAME}/vlm_asked"] > 0
+    of_pairs = asked[batch.pair_image] & torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
+    # From images alone, a pair learns of all that was asked in its image.
+    heard = {"image": asked, "union": of_pairs, "human_object": asked[batch.pair_image]}
+    for name, value in watched.items():
+        assert value.grad is not None, name
+        assert value.grad[heard[name]].any(), name
+        assert not value.grad[~heard[name]].any(), name
+
+
+@pytest.mark.parametrize("pool", ["linear", "geometric"])
+def test_a_pass_is_read_only_where_it_was_asked(pool: str) -> None:
+    split = taught()
+    student = fresh(split, image_teachers=BOTH, pair_teachers=BOTH, image_target="pairs", teacher_pool=pool)
+    before = student.losses(split.whole, None).losses
+    asked = split.whole.extra[f"{NAME}/vlm_asked"] > 0
+    split.whole.extra[f"{NAME}/vlm_scores"][~asked] = 0.9
+    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    split.whole.extra[f"{NAME}/vlm_pair_scores"][~(asked[split.whole.pair_image] & admitted)] = 0.9
+    for name, loss in student.losses(split.whole, None).losses.items():
+        assert torch.equal(loss, before[name])
+    assert not torch.equal(before["union"], fresh(split).losses(split.whole, None).losses["union"])
+    assert set(student.extra_fields) == {f"{NAME}/vlm_{own}" for own in ("scores", "asked", "pair_scores")}
+    assert student.scoring_fields == ()
+
+
+def test_teachers_without_any_weight_are_refused() -> None:
+    with pytest.raises(ValidationError, match="every teacher has the weight 0"):
+        MultiLevelConfig(pair_teachers={"clip": 0.0})

@@ -1,0 +1,294 @@
+"""Laws of the multi-level student."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hoi.config import MultiLevelConfig, TrainConfig
+from hoi.errors import UserError
+from hoi.matching import label_targets
+from hoi.students.registry import StepLosses, Student, build_student
+from hoi.training.loop import fit
+from tests.fakes.synthetic import AXES, VOCABULARY, Split, make_bank, make_split
+
+CPU = torch.device("cpu")
+
+
+def fresh(split: Split, levels: int = 2, **settings: object) -> Student:
+    axes = {"L": levels, "M": split.whole.union_similarity.shape[1]}
+    return build_student(MultiLevelConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
+
+
+def trained(split: Split, steps: int = 250, **settings: object) -> Student:
+    """Overfitted to the whole split as one batch."""
+    student = fresh(split, dropout=0.0, **settings)
+    train = TrainConfig(epochs=steps, batch_images=split.num_images, learning_rate=3e-3, weight_decay=0.0)
+    return fit(student, split, train, seed=0, device=CPU)[0]
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("logit_bias", [None, -5.0])
+def test_before_training_global_and_union_branch_equal_the_frozen_teacher(
+    levels: int, logit_bias: float | None
+) -> None:
+    split = make_split(levels=levels, logit_bias=logit_bias)
+    logits = fresh(split, levels)(split.whole)
+    texts, scale = torch.from_numpy(split.bank.text_embedding), split.bank.logit_scale
+    union = F.normalize(split.whole.union_feature.float().mean(1), dim=-1)
+    assert torch.allclose(logits.union, scale * union @ texts.T + (logit_bias or 0), atol=1e-4)
+    image = split.whole.image_embedding.float()
+    assert torch.allclose(logits.image, scale * image @ texts.T + (logit_bias or 0), atol=0.02)
+    assert fresh(split, levels).losses(split.whole, None).losses["global"] < 1e-4
+
+
+def test_losses_are_the_three_divergences_of_the_formula() -> None:
+    split = make_split((2, 1, 3))
+    student, batch, scale = fresh(split), split.whole, split.bank.logit_scale
+    step, logits = student.losses(batch, None), student(batch)
+    t_g = (scale * batch.image_similarity.float() / 2).softmax(-1)
+    t_u = (scale * batch.union_similarity[:, 0].float() / 2).softmax(-1)
+
+    def divergence(t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return F.kl_div((z / 2).log_softmax(-1), t, reduction="none").sum(-1)
+
+    per_pair = divergence(t_u, logits.union)
+    of_images = [per_pair[:2].mean(), per_pair[2:3].mean(), per_pair[3:].mean()]
+    highest = torch.stack([part.max(0).values for part in logits.human_object.split((2, 1, 3))])
+    by_hand = {
+        "global": divergence(t_g, logits.image).mean(),
+        "union": torch.stack(of_images).mean(),
+        "human_object": divergence(t_g, highest).mean(),
+    }
+    assert {k: v.item() for k, v in step.losses.items()} == pytest.approx(
+        {k: v.item() for k, v in by_hand.items()}, rel=1e-4
+    )
+    assert step.total.item() == pytest.approx(sum(by_hand.values()).item(), rel=1e-4)
+
+
+def test_image_level_targets_alone_reach_the_human_object_branch() -> None:
+    split = make_split((2, 1, 3))
+    student = fresh(split)
+    student.losses(split.whole, None).losses["union"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in student.encode_pair.parameters())
+    student.losses(split.whole, None).losses["human_object"].backward()
+    assert all(p.grad.abs().sum() > 0 for name, p in student.encode_pair.named_parameters() if "weight" in name)
+    assert student.adapt_image.last.weight.grad is None
+
+
+@pytest.mark.parametrize("aggregation", ["max", "logsumexp", "softmax_mean"])
+def test_one_batch_can_be_overfitted_to_the_teachers_entropy(aggregation: str) -> None:
+    split = make_split((3, 1, 4, 2))
+    student = trained(split, aggregation=aggregation)
+    losses = student.losses(split.whole, None).losses
+    assert {name: round(loss.item(), 2) for name, loss in losses.items()} == {
+        "global": 0,
+        "union": 0,
+        "human_object": 0,
+    }
+
+
+def test_one_batch_of_a_sigmoid_teacher_can_be_overfitted_too() -> None:
+    split = make_split((3, 1, 4, 2), logit_bias=-8.0)
+    before, after = fresh(split).losses(split.whole, None), trained(split).losses(split.whole, None)
+    assert after.total < 0.05 < before.total
+
+
+def test_images_without_pairs_teach_the_global_branch_only() -> None:
+    split = make_split((0, 0, 0))
+    student = fresh(split)
+    step = student.losses(split.whole, None)
+    assert step.losses["union"] == step.losses["human_object"] == 0
+    assert step.agreement["global"].numel() == 3
+    assert step.agreement["human_object"].numel() == 0
+    step.total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+    assert student.branch_scores(split.whole)["student"].shape == (0, 6)
+
+
+DEPARTURES = {"image_target": "pairs", "gate_exponent": 0.5}
+"""From the paper."""
+
+
+@pytest.mark.parametrize("settings", [{}, DEPARTURES], ids=["faithful", "departures"])
+def test_permuting_images_permutes_scores_and_keeps_losses(settings: dict[str, object]) -> None:
+    split = make_split((3, 1, 0, 4, 2)).with_pairs(rows_o=torch.tensor([20, 20, 21, 22, 23, 24, 24, 24, 25, 26]))
+    student = trained(split, steps=5, **settings)
+    order = np.array([4, 2, 0, 3, 1])
+    turned = split.batch(order)
+    for name, scores in student.branch_scores(split.whole).items():
+        assert torch.allclose(student.branch_scores(turned)[name], scores[turned.pair_rows], atol=1e-5), name
+    one, other = student.losses(split.whole, None).losses, student.losses(turned, None).losses
+    assert {k: v.item() for k, v in one.items()} == pytest.approx({k: v.item() for k, v in other.items()}, rel=1e-4)
+
+
+@pytest.mark.parametrize("image_target", ["image", "pairs"])
+def test_the_loss_of_a_batch_is_the_mean_of_its_halves(image_target: str) -> None:
+    split = make_split((3, 0, 4, 2))
+    student = fresh(split, image_target=image_target)
+    halves = [student.losses(split.batch(np.array(rows)), None).total for rows in ([0, 1], [2, 3])]
+    assert student.losses(split.whole, None).total.item() == pytest.approx((sum(halves) / 2).item(), rel=1e-4)
+
+
+def human_object_loss(
+    split: Split, logits: torch.Tensor, logit_bias: float | None = None, **settings: object
+) -> StepLosses:
+    """The losses of a student that learns from its pairs and whose human-object branch says these logits."""
+    student = fresh(split, image_target="pairs", **settings)
+    said = replace(student(split.whole), human_object=logits)
+    student.forward = lambda batch: said
+    return student.losses(split.whole, None)
+
+
+def targets_by_hand(split: Split) -> torch.Tensor:
+    """At each interaction that an object admits, the best of the image's pairs; a distribution over the image."""
+    batch, targets = split.whole, torch.zeros(split.num_images, len(VOCABULARY))
+    t_u = (split.bank.logit_scale * batch.union_similarity[:, 0].float() / 2).softmax(-1)
+    for p in range(batch.num_pairs):
+        for k in np.flatnonzero(VOCABULARY.object_mask[batch.labels_o[p]]):
+            likely = t_u[p, k] * (batch.scores_h[p] * batch.scores_o[p]) ** 0.5
+            targets[batch.pair_image[p], k] = max(targets[batch.pair_image[p], k], likely)
+    return targets / targets.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("aggregation", ["max", "logsumexp", "softmax_mean"])
+def test_targets_from_pairs_are_the_best_pair_of_the_image_at_each_interaction(aggregation: str) -> None:
+    split = make_split((2, 1, 3))
+    targets = targets_by_hand(split)
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    of_images = (logits / 2).masked_fill(~admitted, -1e9).split((2, 1, 3))
+    how = {
+        "max": lambda z: z.max(0).values,
+        "logsumexp": lambda z: z.logsumexp(0),
+        "softmax_mean": lambda z: (z.softmax(0) * z).sum(0),
+    }[aggregation]
+    log_scores = torch.stack([how(z) for z in of_images]).log_softmax(-1)
+    by_hand = (torch.xlogy(targets, targets) - targets * log_scores).sum(-1).mean()
+    found = human_object_loss(split, logits, aggregation=aggregation).losses["human_object"]
+    assert found.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_a_student_that_says_the_targets_from_pairs_has_no_loss() -> None:
+    """So they sum to 1 over what the objects admit, whatever the branch says of the rest."""
+    split = make_split((2, 1, 3))
+    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    logits = 2 * targets_by_hand(split).log()[split.whole.pair_image]
+    step = human_object_loss(split, logits.where(admitted, torch.tensor(40.0)))
+    assert step.losses["human_object"].item() == pytest.approx(0, abs=1e-6)
+    assert step.agreement["human_object"].tolist() == [True] * 3
+
+
+def test_one_pair_alone_learns_its_own_union_scores_among_what_its_object_admits() -> None:
+    split = make_split((1,))
+    one = slice(0, 3) if split.whole.labels_o[0] == 1 else slice(3, 6)
+    similarity = split.whole.union_similarity[0, 0, one].float()
+    t_u = (split.bank.logit_scale * similarity / 2).softmax(-1)
+    logits = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+    by_hand = F.kl_div((logits[0, one] / 2).log_softmax(-1), t_u, reduction="sum")
+    assert human_object_loss(split, logits).losses["human_object"].item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("logit_bias", [None, -5.0])
+@pytest.mark.parametrize("aggregation", ["max", "logsumexp", "softmax_mean"])
+def test_what_an_object_does_not_admit_has_no_gradient(aggregation: str, logit_bias: float | None) -> None:
+    split = make_split((2, 1, 3), logit_bias=logit_bias)
+    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    human_object_loss(split, logits, aggregation=aggregation).losses["human_object"].backward()
+    assert logits.grad is not None
+    assert not logits.grad[~admitted].any()
+    assert logits.grad[admitted].any()
+
+
+@pytest.mark.parametrize("logit_bias", [None, -5.0])
+@pytest.mark.parametrize("aggregation", ["max", "logsumexp", "softmax_mean"])
+def test_pairs_whose_objects_admit_nothing_teach_nothing(aggregation: str, logit_bias: float | None) -> None:
+    split = make_split((2, 1), logit_bias=logit_bias).with_pairs(labels_o=torch.tensor([3, 0, 3]))
+    student = fresh(split, image_target="pairs", aggregation=aggregation)
+    step = student.losses(split.whole, None)
+    assert step.losses["human_object"] == 0
+    assert step.agreement["human_object"].numel() == 0
+    step.total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+    assert not any(p.grad.any() for p in student.encode_pair.parameters() if p.grad is not None)
+
+
+def test_the_gate_touches_the_real_interactions_of_the_fused_row_only() -> None:
+    """Pairs 0 and 1 share a human, 1 and 2 an object, 3 and 4 both an object and a class that admits nothing."""
+    split = make_split((3, 2)).with_pairs(
+        rows_h=torch.tensor([0, 0, 1, 2, 3]),
+        rows_o=torch.tensor([9, 10, 10, 11, 11]),
+        labels_o=torch.tensor([1, 2, 2, 3, 3]),
+    )
+    plain = fresh(split).branch_scores(split.whole)
+    assert "ungated" not in plain
+    scores = fresh(split, gate_exponent=0.5).branch_scores(split.whole)
+    assert set(scores) == {*plain, "ungated"}
+    for name in ("global", "union", "human_object"):
+        assert torch.equal(scores[name], plain[name])
+    fused = scores["ungated"]
+    assert torch.equal(fused, plain["student"])
+
+    bicycle, dog = fused[0, :2].sum(), fused[1:3, 3:5].sum(1)
+    of_object = dog / dog.sum()
+    of_human = torch.stack([bicycle, dog[0] * of_object[0]])
+    of_human = of_human / of_human.sum()
+    gate = torch.stack([of_human[0], of_object[0] * of_human[1], of_object[1]])
+    expected = plain["student"].clone()
+    expected[0, :2] *= gate[0].sqrt()
+    expected[1:3, 3:5] *= gate[1:, None].sqrt()
+    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    torch.testing.assert_close(scores["student"][admitted], expected[admitted], rtol=1e-5, atol=0)
+    assert torch.isfinite(scores["student"]).all()
+
+
+def test_fusion_is_the_product_and_the_global_factor_is_optional() -> None:
+    split = make_split()
+    scores = fresh(split).branch_scores(split.whole)
+    assert torch.allclose(scores["student"], scores["union"] * scores["human_object"])
+    assert torch.allclose(scores["union"].sum(-1), torch.ones(10))
+    assert torch.equal(scores["global"][0], scores["global"][1])
+    weighted = fresh(split, score_global_weight=0.5).branch_scores(split.whole)
+    assert torch.allclose(weighted["student"], scores["student"] * scores["global"].sqrt())
+
+
+def test_labels_are_learned_where_the_object_admits_them() -> None:
+    split = make_split((3, 1, 4, 2))
+    targets = label_targets([split.whole], split.labels, VOCABULARY, 4)
+    student = fresh(split, dropout=0.0, supervision="labels")
+    before = student.losses(split.whole, targets).total
+    train = TrainConfig(epochs=300, batch_images=4, learning_rate=3e-3, weight_decay=0.0)
+    student, _ = fit(student, split, train, seed=0, device=CPU, labels=targets)
+    assert student.losses(split.whole, targets).total < 0.05 * before
+    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    scores = student.branch_scores(split.whole)
+    assert torch.equal((scores["human_object"] > 0.5) & admitted, targets.pairs)
+    assert torch.equal((scores["union"] > 0.5) & admitted, targets.pairs)
+
+
+def test_before_training_a_labelled_student_expects_one_interaction_in_k() -> None:
+    split = make_split()
+    scores = fresh(split, supervision="labels").branch_scores(split.whole)
+    assert scores["union"].median().item() == pytest.approx(1 / 6, abs=0.1)
+
+
+def test_sigmoid_scores_without_a_bias_are_refused() -> None:
+    with pytest.raises(UserError, match="the teacher has no logit bias"):
+        build_student(MultiLevelConfig(score_form="sigmoid"), make_bank(), VOCABULARY, AXES)
+
+
+def test_the_seed_alone_decides_the_first_weights() -> None:
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    one, other, same = (
+        build_student(MultiLevelConfig(), make_bank(), VOCABULARY, AXES, seed).state_dict() for seed in (1, 2, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    name = "encode_pair.layers.0.weight"
+    assert torch.equal(one[name], same[name])
+    assert not torch.equal(one[name], other[name])

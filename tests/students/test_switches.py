@@ -1,0 +1,159 @@
+"""The switches of the ablation table, each by hand or by a law."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from hoi.config import MultiLevelConfig
+from hoi.matching import label_targets
+from hoi.students.layers import fuse
+from hoi.students.multilevel.targets import related
+from hoi.students.registry import Student, build_student
+from tests.fakes.synthetic import VOCABULARY, Split, make_split
+
+ADMITTED = torch.from_numpy(VOCABULARY.object_mask)
+EVERYTHING = {
+    "human_object_target": "both",
+    "target_scope": "object",
+    "aggregation": "noisy_or",
+    "fusion": "early",
+    "score_relatedness_weight": 1.0,
+    "score_spatial_weight": 0.5,
+    "gate_exponent": 1.0,
+    "gate": "best",
+}
+
+
+def fresh(split: Split, **settings: Any) -> Student:
+    axes = {"L": split.whole.union_feature.shape[1], "M": split.whole.union_similarity.shape[1]}
+    return build_student(MultiLevelConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
+
+
+def divergence(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return F.kl_div((logits / 2).log_softmax(-1), targets, reduction="none").sum(-1)
+
+
+def test_a_human_object_branch_that_learns_union_scores_has_the_divergence_of_its_own_pairs() -> None:
+    split = make_split((2, 1, 3))
+    image, union, both = (fresh(split, human_object_target=of) for of in ("image", "union", "both"))
+    t_u = (split.bank.logit_scale * split.whole.union_similarity[:, 0].float() / 2).softmax(-1)
+    per_pair = divergence(t_u, union(split.whole).human_object)
+    by_hand = torch.stack([part.mean() for part in per_pair.split((2, 1, 3))]).mean()
+    found = {of: s.losses(split.whole, None).losses for of, s in (("i", image), ("u", union), ("b", both))}
+    assert found["u"]["human_object_union"].item() == pytest.approx(by_hand.item(), rel=1e-4)
+    assert found["b"] == {**found["i"], **found["u"]}
+    assert "human_object" not in found["u"]
+
+
+def test_fused_early_the_union_reaches_the_human_object_branch_and_has_none_of_its_own() -> None:
+    split = make_split((2, 1, 3))
+    for fusion in ("late", "early"):
+        student = fresh(split, fusion=fusion)
+        other = replace(split.whole, union_feature=split.whole.union_feature.flip(0))
+        one, two = student.branch_scores(split.whole), student.branch_scores(other)
+        assert torch.allclose(one["human_object"], two["human_object"], atol=1e-6) == (fusion == "late")
+        assert ("union" in one) == (fusion == "late")
+    assert torch.equal(one["student"], one["human_object"])
+    assert set(student.losses(split.whole, None).losses) == {"global", "human_object"}
+
+
+def test_scores_are_fused_by_product_or_by_sum_with_their_weights() -> None:
+    split = make_split()
+    parts = fresh(split, score_spatial_weight=0.5).branch_scores(split.whole)
+    weights = {"score_union_weight": 2.0, "score_human_object_weight": 1.0, "score_global_weight": 1.0}
+    product = fresh(split, score_spatial_weight=0.5, **weights).branch_scores(split.whole)["student"]
+    by_hand = parts["union"] ** 2 * parts["human_object"] * parts["global"] * parts["spatial"] ** 0.5
+    torch.testing.assert_close(product, by_hand)
+    added = fresh(split, score_spatial_weight=0.5, score_fusion="sum", **weights).branch_scores(split.whole)["student"]
+    by_hand = 2 * parts["union"] + parts["human_object"] + parts["global"] + 0.5 * parts["spatial"]
+    torch.testing.assert_close(added, by_hand / 4.5)
+
+
+@pytest.mark.parametrize("how", ["product", "sum"])
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_one_branch_alone_is_that_branch(how: str, weight: float) -> None:
+    one, other = torch.rand(4, 3), torch.rand(4, 3)
+    alone = fuse([(one, 0.0), (other, weight)], how)
+    torch.testing.assert_close(alone, other**weight if how == "product" else other)
+
+
+def test_a_student_without_any_branch_in_its_score_is_refused() -> None:
+    with pytest.raises(ValidationError, match="every branch has the weight 0"):
+        MultiLevelConfig(fusion="early", score_human_object_weight=0.0)
+    with pytest.raises(ValidationError, match="every branch has the weight 0"):
+        MultiLevelConfig(score_union_weight=0.0, score_human_object_weight=0.0)
+
+
+def test_within_the_object_targets_and_scores_sum_to_one_over_what_it_admits() -> None:
+    split = make_split((2, 1, 3)).with_pairs(labels_o=torch.tensor([1, 2, 2, 1, 1, 1]))
+    student, batch = fresh(split, target_scope="object"), split.whole
+    scores = student.branch_scores(batch)
+    for name in ("union", "human_object"):
+        assert torch.allclose((scores[name] * ADMITTED[batch.labels_o]).sum(1), torch.ones(6)), name
+    # The first image's pairs have both objects, the second and third one each.
+    assert (scores["global"] > 0).sum(1).tolist() == [6, 6, 3, 3, 3, 3]
+    plain, scale = fresh(split)(batch), split.bank.logit_scale
+    within = torch.tensor([[0, 1, 2], [3, 4, 5], [3, 4, 5], [0, 1, 2], [0, 1, 2], [0, 1, 2]])
+    t_u = (scale * batch.union_similarity[:, 0].float() / 2).gather(1, within).softmax(-1)
+    per_pair = divergence(t_u, plain.union.gather(1, within))
+    by_hand = torch.stack([part.mean() for part in per_pair.split((2, 1, 3))]).mean()
+    assert student.losses(batch, None).losses["union"].item() == pytest.approx(by_hand.item(), rel=1e-3)
+
+
+def test_pairs_are_related_where_they_are_the_best_of_a_confident_interaction() -> None:
+    split = make_split((3, 2))
+    batch, is_real = split.whole, torch.ones(5, 6, dtype=torch.bool)
+    together = torch.tensor([[0.9, 0.1], [0.2, 0.3], [0.1, 0.2], [0.5, 0.5], [0.4, 0.6]])
+    together = torch.cat([together, torch.zeros(5, 4)], 1)
+    targets = torch.tensor([[0.5, 0.3, 0.2, 0, 0, 0], [0.05, 0.09, 0, 0, 0, 0.9]])
+    positive, counted = related(batch, targets, together, is_real)
+    # Of the first image, pair 0 is the best of one interaction and pair 1 of the other; the third has no score at all.
+    assert positive.tolist() == [True, True, False, False, False]
+    # In the second, nothing that pairs do is seen.
+    assert counted.tolist() == [True, True, True, False, False]
+
+
+def test_relatedness_multiplies_real_interactions_and_its_loss_reaches_nothing_else() -> None:
+    split = make_split()
+    plain = fresh(split).branch_scores(split.whole)["student"]
+    student = fresh(split, score_relatedness_weight=0.5)
+    related_to = student(split.whole).relatedness.sigmoid().sqrt()[:, None]
+    is_real = ADMITTED[split.whole.labels_o] & ~torch.from_numpy(VOCABULARY.is_no_interaction)
+    torch.testing.assert_close(
+        student.branch_scores(split.whole)["student"], torch.where(is_real, related_to * plain, plain)
+    )
+    loss = student.losses(split.whole, None).losses["relatedness"]
+    assert loss > 0
+    loss.backward()
+    touched = {name.split(".")[0] for name, p in student.named_parameters() if p.grad is not None and p.grad.any()}
+    assert touched == {"relatedness"}
+
+
+@pytest.mark.parametrize("switch", [{}, *({key: value} for key, value in EVERYTHING.items()), EVERYTHING])
+def test_with_every_switch_a_batch_loses_the_mean_of_its_halves_and_images_may_lack_pairs(switch: dict) -> None:
+    split = make_split((3, 0, 4, 2))
+    student = fresh(split, **switch)
+    whole = student.losses(split.whole, None)
+    halves = [student.losses(split.batch(np.array(rows)), None).total for rows in ([0, 1], [2, 3])]
+    assert whole.total.item() == pytest.approx((sum(halves) / 2).item(), rel=1e-4)
+    whole.total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+    assert torch.isfinite(student.losses(make_split((0, 0)).whole, None).total)
+    scores = student.branch_scores(split.whole)
+    assert all(((s >= 0) & (s <= 1)).all() for s in scores.values())
+
+
+def test_labels_train_what_the_switches_leave() -> None:
+    split = make_split((3, 1, 4, 2))
+    targets = label_targets([split.whole], split.labels, VOCABULARY, 4)
+    student = fresh(split, supervision="labels", **EVERYTHING)
+    losses = student.losses(split.whole, targets).losses
+    assert set(losses) == {"global", "human_object", "spatial", "relatedness"}
+    assert all(0 < loss < 20 for loss in losses.values())

@@ -1,0 +1,191 @@
+"""The teacher as a whole: names and weights, texts, precision, provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hoi.config import TeacherConfig
+from hoi.errors import UserError
+from hoi.teachers import Teacher, build_teacher
+from hoi.teachers.open_clip_teacher import OpenClipTeacher
+from hoi.vocabulary import Vocabulary
+from tests.fakes.small_teachers import teacher_config, write_model
+
+VOCABULARY = Vocabulary(
+    ("person", "horse"), ("ride", "no_interaction"), (("ride", "horse"), ("no_interaction", "horse"))
+)
+
+
+def build(model: str, pretrained: str | None = None) -> Teacher:
+    return build_teacher(TeacherConfig(model=model, pretrained=pretrained), "cpu")
+
+
+def crops(num: int = 3, size: int = 64) -> torch.Tensor:
+    return torch.randint(0, 256, (num, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_crops_are_normalised_as_the_model_was_trained(tmp_path: Path) -> None:
+    teacher = build_teacher(teacher_config(tmp_path), "cpu")
+    found = teacher.encode_crops(crops())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'resnet'}", load_weights=False)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.2, 0.2]).view(3, 1, 1)
+    with torch.inference_mode():
+        expected = model.eval().encode_image((crops() / 255 - mean) / std, normalize=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
+    assert teacher.crop_style.fill_rgb == (128, 102, 76)
+    assert not found.requires_grad
+
+
+def test_a_text_row_is_the_normalised_mean_of_its_normalised_prompts(tmp_path: Path) -> None:
+    both = teacher_config(
+        tmp_path,
+        prompts=["a person {verb_ing} {a_object}", "{phrase}"],
+        no_interaction_prompts=["a person, {a_object}", "{object}"],
+    )
+    bank = build_teacher(both, "cpu").text_bank(VOCABULARY)
+    assert bank.prompts == (("a person riding a horse", "riding a horse"), ("a person, a horse", "horse"))
+    halves = []
+    for row in (0, 1):
+        single = {"prompts": [both.prompts[row]], "no_interaction_prompts": [both.no_interaction_prompts[row]]}
+        halves.append(build_teacher(teacher_config(tmp_path, **single), "cpu").text_bank(VOCABULARY).text_embedding)
+    expected = sum(halves) / np.linalg.norm(sum(halves), axis=1, keepdims=True)
+    np.testing.assert_allclose(bank.text_embedding, expected, atol=1e-5)
+
+
+def test_scale_and_bias_are_the_models(tmp_path: Path) -> None:
+    plain = build_teacher(teacher_config(tmp_path), "cpu").text_bank(VOCABULARY)
+    assert plain.logit_scale == pytest.approx(1 / 0.07, rel=1e-4)
+    assert plain.logit_bias is None
+    file = tmp_path / "resnet" / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["model_cfg"] |= {"init_logit_bias": -10.0, "init_logit_scale": 2.0, "custom_text": True}
+    file.write_text(json.dumps(config))
+    sigmoid = build(f"local-dir:{file.parent}", "random").text_bank(VOCABULARY)
+    assert sigmoid.logit_scale == pytest.approx(np.exp(2.0), rel=1e-5)
+    assert sigmoid.logit_bias == -10.0
+
+
+def test_a_folder_with_a_word_list_loads_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path("hoi/world/weights/clip")
+    here = build(f"local-dir:{folder}").text_bank(VOCABULARY)
+    relative = os.path.relpath(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    there = build(f"local-dir:{relative}").text_bank(VOCABULARY)
+    np.testing.assert_array_equal(here.text_embedding, there.text_embedding)
+
+
+def test_random_weights_are_always_the_same_and_provenance_names_no_path(tmp_path: Path) -> None:
+    first = build_teacher(teacher_config(tmp_path / "a"), "cpu").provenance()
+    torch.manual_seed(9)
+    assert build_teacher(teacher_config(tmp_path / "b"), "cpu").provenance() == first
+    assert str(tmp_path) not in json.dumps(first)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"image_size_px": 128}, {"batch_size": 4}, {"crop": {"margins": (1.0,)}}, {"prompts": ["{phrase}"]}],
+)
+def test_provenance_follows_what_changes_content(tmp_path: Path, settings: dict) -> None:
+    usual = build_teacher(teacher_config(tmp_path), "cpu").provenance()
+    assert build_teacher(teacher_config(tmp_path, **settings), "cpu").provenance() != usual
+
+
+def test_weights_come_from_the_folder(tmp_path: Path) -> None:
+    name = write_model(tmp_path / "model")
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model, _, _ = open_clip.create_model_and_transforms(name, load_weights=False)
+    save_file(model.state_dict(), tmp_path / "model" / "open_clip_model.safetensors")
+    loaded, random = build(name), build(name, "random")
+    assert loaded.provenance()["weights_sha256"] != random.provenance()["weights_sha256"]
+    with torch.inference_mode():
+        mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), 0.2
+        expected = model.eval().encode_image((crops() / 255 - mean) / std, normalize=True)
+    torch.testing.assert_close(loaded.encode_crops(crops()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "message"),
+    [
+        ("ViT-B-61", "openai", r"no such model · where: teacher.model · expected: .*ViT-B-16"),
+        ("ViT-B-16", "laion2b_s34b_b78k", r"no such weights .* laion2b_s34b_b88k"),
+        ("ViT-B-16", "/nowhere/weights.pt", r"no such weights .* a weight file; or random"),
+        ("ViT-B-16", None, r"weights of ViT-B-16 are not named .* openai"),
+        ("ViT-B-16", "openai", r"QuickGELU.*next: set teacher.model to ViT-B-16-quickgelu"),
+        ("RN50", "openai", r"trained with QuickGELU"),
+        ("local-dir:/nowhere", None, r"no folder of an open_clip model · where: /nowhere"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_named(model: str, pretrained: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(model, pretrained)
+
+
+def test_a_folder_that_is_not_complete_is_named(tmp_path: Path) -> None:
+    name = write_model(tmp_path)
+    with pytest.raises(UserError, match=rf"holds no weights · where: {tmp_path}"):
+        build(name)
+    with pytest.raises(UserError, match="weights are named twice"):
+        build(name, "openai")
+    save_file({"logit_scale": torch.tensor(1.0)}, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r"cannot be loaded .* Missing key"):
+        build(name)
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=f"the teacher {name} cannot be loaded"):
+        build(name)
+    (tmp_path / "open_clip_config.json").write_text("{")
+    with pytest.raises(UserError, match="no open_clip model config"):
+        build(name)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, "bf16"), (0.9, "fp32"), (2.0, "fp32")])
+def test_auto_takes_a_lower_precision_only_where_it_is_clearly_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str
+) -> None:
+    clock = {"fp32": 1.0, "bf16": seconds}
+    monkeypatch.setattr(OpenClipTeacher, "_seconds", lambda _, precision: clock[precision])
+    teacher = build_teacher(teacher_config(tmp_path, precision="auto"), "cpu")
+    named = build_teacher(teacher_config(tmp_path, precision=expected), "cpu")
+    assert teacher.provenance() == named.provenance()
+    assert torch.equal(teacher.encode_crops(crops()), named.encode_crops(crops()))
+
+
+def test_auto_leaves_a_faster_precision_that_moves_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenClipTeacher, "_seconds", lambda _, precision: {"fp32": 1.0, "bf16": 0.1}[precision])
+    monkeypatch.setattr("hoi.teachers.open_clip_teacher.MIN_PRECISION_COSINE", 1.01)
+    teacher = build_teacher(teacher_config(tmp_path, precision="auto"), "cpu")
+    assert teacher.provenance()["precision"] == "fp32"
+
+
+def test_auto_measures_this_machine(tmp_path: Path) -> None:
+    assert build_teacher(teacher_config(tmp_path, precision="auto"), "cpu").provenance()["precision"] in (
+        "fp32",
+        "bf16",
+    )
+
+
+def test_a_precision_that_moves_embeddings_is_refused(tmp_path: Path) -> None:
+    assert build_teacher(teacher_config(tmp_path, precision="bf16"), "cpu").encode_crops(crops()).isfinite().all()
+    name = write_model(tmp_path / "huge")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, _, _ = open_clip.create_model_and_transforms(name, load_weights=False)
+    # Activations above 65504 overflow in fp16.
+    model.visual.conv1.weight.data *= 1e7
+    save_file(model.state_dict(), tmp_path / "huge" / "open_clip_model.safetensors")
+    config = TeacherConfig(model=name, precision="fp16")
+    with pytest.raises(UserError, match=r"precision fp16 changes .* next: set teacher.precision to fp32 or bf16"):
+        build_teacher(config, "cpu")

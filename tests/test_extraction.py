@@ -1,0 +1,377 @@
+"""From images to records: laws with small teachers, then a trained one on photographs where these are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hoi.extraction
+from hoi.boxes import union_boxes
+from hoi.config import parse_config
+from hoi.crops import crop_windows, cut_crop
+from hoi.extraction import Extractor
+from hoi.records import ImageSignals
+from hoi.teachers import build_teacher
+from hoi.vocabulary import Vocabulary
+from tests.fakes.small_teachers import VISION, teacher_config, write_model
+
+VOCABULARY = Vocabulary(
+    ("person", "sports ball", "dog"),
+    ("hold", "kick", "no_interaction"),
+    (("hold", "sports ball"), ("kick", "sports ball"), ("no_interaction", "dog")),
+)
+SIZES_HW = {"a": (90, 140), "b": (200, 120), "c": (64, 64), "d": (50, 80), "e": (33, 47)}
+DETECTIONS = {
+    "a": [(1, [10, 10, 40, 70], 0.9), (1, [60, 12, 38, 60], 0.8), (37, [45, 50, 15, 15], 0.7), (1, [0, 0, 9, 9], 0.1)],
+    "b": [(1, [5, 5, 80, 190], 0.9), (18, [60, 150, 55, 45], 0.6)],
+    "c": [(37, [3, 3, 10, 10], 0.9)],
+    "d": [(1, [20, 20, 1, 1], 0.9), (37, [79, 49, 1, 1], 0.8), (18, [30, 30, 0, 0], 0.8), (37, [80, 50, 0, 0], 0.7)],
+    "e": [],
+}
+"""Image c has no person, d boxes of a pixel and of none, e nothing."""
+CATEGORIES = {1: "person", 37: "sports_ball", 18: "dog", 3: "car"}
+
+
+def images(names: str = "abcde") -> tuple[list[str], list[np.ndarray]]:
+    made = []
+    for name in names:
+        rng = np.random.default_rng(ord(name))
+        height, width = SIZES_HW[name]
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        made.append(np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)))
+    return list(names), made
+
+
+def settings(folder: Path, teacher: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": "test",
+        "output": str(folder),
+        "dataset": {"name": "world"},
+        "detector": {
+            "name": "precomputed",
+            "results": str(folder / "results.json"),
+            "instances": str(folder / "instances.json"),
+        },
+        "teacher": teacher,
+        "cache": {"folder": str(folder)},
+        "students": {},
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("extraction")
+    instances = {
+        "images": [{"id": ord(name), "file_name": name} for name in SIZES_HW],
+        "categories": [{"id": number, "name": name} for number, name in CATEGORIES.items()],
+    }
+    results = [
+        {"image_id": ord(name), "category_id": category, "bbox": box, "score": score}
+        for name, found in DETECTIONS.items()
+        for category, box, score in found
+    ]
+    (folder / "instances.json").write_text(json.dumps(instances))
+    (folder / "results.json").write_text(json.dumps(results))
+    write_model(folder / "resnet")
+    return folder
+
+
+def build(folder: Path, pairs: dict[str, Any] | None = None, **teacher: Any) -> Extractor:
+    plain = {
+        "model": f"local-dir:{folder / 'resnet'}",
+        "pretrained": "random",
+        "batch_size": 8,
+        "crop": {"margins": [1.15, 1.0]},
+        **teacher,
+    }
+    config = parse_config({**settings(folder, plain), "pairs": pairs or {}}, "test")
+    return Extractor(config, VOCABULARY, "cpu")
+
+
+@pytest.fixture(scope="module")
+def extractor(folder: Path) -> Extractor:
+    return build(folder, spatial_map=True, regions=["map", "crop"])
+
+
+@pytest.fixture(scope="module")
+def records(extractor: Extractor) -> dict[str, ImageSignals]:
+    return {record.image_id: record for record in extractor.extract(*images())}
+
+
+ARRAYS = ("image_embedding", "union_embedding", "union_feature", "detection_feature", "image_similarity")
+
+
+def test_every_image_has_a_record_of_the_announced_shapes(
+    extractor: Extractor, records: dict[str, ImageSignals]
+) -> None:
+    num_k, width, num_margins, num_levels = (extractor.axes[letter] for letter in "KDML")
+    assert (num_k, width, num_margins, num_levels) == (3, 16, 2, 3)
+    assert {name: len(r.detections) for name, r in records.items()} == {"a": 4, "b": 2, "c": 1, "d": 4, "e": 0}
+    assert {name: len(r.pairs_ho) for name, r in records.items()} == {"a": 4, "b": 1, "c": 0, "d": 3, "e": 0}
+    for name, record in records.items():
+        num_pairs, num = len(record.pairs_ho), len(record.detections)
+        assert tuple(record.size_hw) == SIZES_HW[name]
+        assert record.image_embedding.shape == (width,)
+        assert record.image_similarity.shape == (num_k,)
+        assert record.union_embedding.shape == (num_pairs, num_margins, width)
+        assert record.union_similarity.shape == (num_pairs, num_margins, num_k)
+        assert record.detection_feature.shape == (num, num_levels, width)
+        assert record.union_feature.shape == (num_pairs, num_levels, width)
+        assert record.spatial_map is not None
+        assert record.spatial_map.shape == tuple(extractor.axes[letter] for letter in "CHW")
+        assert {getattr(record, array).dtype for array in (*ARRAYS, "union_similarity", "spatial_map")} == {
+            np.dtype(np.float16)
+        }
+
+
+def norms(array: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(array.astype(np.float32), axis=-1)
+
+
+def test_embeddings_have_unit_norm_even_of_boxes_without_area_and_detections_in_no_pair_have_no_crop(
+    records: dict[str, ImageSignals],
+) -> None:
+    num_zero = 0
+    for record in records.values():
+        for array in (record.image_embedding, record.union_embedding, record.union_feature):
+            np.testing.assert_allclose(norms(array), 1, atol=2e-3)
+        of_map, of_crops = norms(record.detection_feature[:, :2]), norms(record.detection_feature[:, 2])
+        is_paired = np.isin(np.arange(len(record.detections)), record.pairs_ho)
+        np.testing.assert_allclose(of_map, 1, atol=2e-3)
+        np.testing.assert_allclose(of_crops[is_paired], 1, atol=2e-3)
+        assert not record.detection_feature[~is_paired, 2].any()
+        num_zero += (~is_paired).sum()
+    assert num_zero == 2  # a person below the pairs' threshold, and a ball without a person
+
+
+def test_a_detection_has_the_embedding_of_its_own_crop_at_the_first_margin(
+    folder: Path, records: dict[str, ImageSignals]
+) -> None:
+    teacher = build_teacher(teacher_config(folder), "cpu")
+    for name, image in zip(*images(), strict=True):
+        record = records[name]
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+        windows = crop_windows(record.detections.boxes_xyxy, 1.15, "square", SIZES_HW[name], "shortest")
+        for row in np.unique(record.pairs_ho):
+            expected = teacher.encode_crops(cut_crop(pixels, windows[row], 64, teacher.crop_style)[None])[0].numpy()
+            np.testing.assert_allclose(record.detection_feature[row, 2], expected, atol=5e-4)
+
+
+def test_a_detection_left_out_of_the_pairs_moves_no_others_crop(folder: Path, records: dict[str, ImageSignals]) -> None:
+    [record] = build(folder, pairs={"max_humans": 1}, regions=["crop"]).extract(*images("a"))
+    assert record.pairs_ho.tolist() == [[0, 2]]
+    expected = records["a"].detection_feature[[0, 2], 2]
+    np.testing.assert_allclose(record.detection_feature[[0, 2], 0], expected, atol=5e-4)
+    assert not record.detection_feature[[1, 3]].any()
+
+
+def test_crops_are_the_last_level_and_a_unions_crop_is_its_embedding_at_the_first_margin(
+    folder: Path, records: dict[str, ImageSignals]
+) -> None:
+    alone = {record.image_id: record for record in build(folder, regions=["crop"]).extract(*images())}
+    for name, record in records.items():
+        assert record.union_feature[:, 2].tobytes() == record.union_embedding[:, 0].tobytes()
+        assert alone[name].union_feature.tobytes() == alone[name].union_embedding[:, :1].tobytes()
+        np.testing.assert_allclose(alone[name].detection_feature, record.detection_feature[:, 2:], atol=5e-4)
+
+
+def test_map_levels_are_the_same_with_and_without_crops(folder: Path, records: dict[str, ImageSignals]) -> None:
+    for record in build(folder, regions=["map"]).extract(*images()):
+        both = records[record.image_id]
+        assert record.detection_feature.tobytes() == both.detection_feature[:, :2].tobytes()
+        assert record.union_feature.tobytes() == both.union_feature[:, :2].tobytes()
+
+
+@pytest.mark.parametrize("kind", VISION)
+def test_any_tower_gives_its_map_levels_and_one_of_crops(folder: Path, kind: str) -> None:
+    write_model(folder / kind, kind)
+    size = 2 * VISION[kind]["image_size"]
+    extractor = build(folder, model=f"local-dir:{folder / kind}", image_size_px=size, regions=["map", "crop"])
+    [record] = extractor.extract(*images("a"))
+    levels = 2 if kind == "resnet" else 1
+    width = extractor.axes["D"]
+    assert extractor.axes["L"] == levels + 1
+    assert record.detection_feature.shape == (4, levels + 1, width)
+    assert record.union_feature.shape == (4, levels + 1, width)
+    assert record.union_feature[:, -1].tobytes() == record.union_embedding[:, 0].tobytes()
+    np.testing.assert_allclose(norms(record.detection_feature[:3]), 1, atol=2e-3)
+
+
+def test_a_pair_has_the_embedding_of_its_own_union_crop(folder: Path, records: dict[str, ImageSignals]) -> None:
+    """Each crop cut and encoded on its own: sharing equal crops and filling batches changes nothing."""
+    teacher = build_teacher(teacher_config(folder), "cpu")
+    for name, image in zip(*images(), strict=True):
+        record = records[name]
+        unions = union_boxes(record.detections.boxes_xyxy, record.pairs_ho)
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+        for column, margin in enumerate((1.15, 1.0)):
+            windows = crop_windows(unions, margin, "square", SIZES_HW[name], "shortest")
+            for row, window in enumerate(windows):
+                crop = cut_crop(pixels, window, 64, teacher.crop_style)
+                expected = teacher.encode_crops(crop[None])[0].numpy()
+                np.testing.assert_allclose(record.union_embedding[row, column], expected, atol=5e-4)
+
+
+def test_swapping_human_and_object_changes_no_union(records: dict[str, ImageSignals]) -> None:
+    record = records["a"]
+    rows = [record.pairs_ho.tolist().index(pair) for pair in ([0, 1], [1, 0])]
+    for array in (record.union_embedding, record.union_feature):
+        assert array[rows[0]].tobytes() == array[rows[1]].tobytes()
+
+
+def test_similarities_are_those_of_the_stored_embeddings(
+    extractor: Extractor, records: dict[str, ImageSignals]
+) -> None:
+    for record in records.values():
+        bank = extractor.text_bank.text_embedding
+        expected = record.union_embedding.astype(np.float32) @ bank.T
+        np.testing.assert_allclose(record.union_similarity, expected, atol=5e-4)
+        np.testing.assert_allclose(
+            record.image_similarity, record.image_embedding.astype(np.float32) @ bank.T, atol=5e-4
+        )
+
+
+def test_the_same_call_gives_the_same_bytes(extractor: Extractor, records: dict[str, ImageSignals]) -> None:
+    for again in extractor.extract(*images()):
+        for array in (*ARRAYS, "union_similarity", "pairs_ho"):
+            assert getattr(again, array).tobytes() == getattr(records[again.image_id], array).tobytes()
+
+
+@pytest.mark.parametrize("names", ["a", "edcba", "bd"])
+def test_a_record_does_not_depend_on_its_neighbours(
+    extractor: Extractor, records: dict[str, ImageSignals], names: str
+) -> None:
+    found = extractor.extract(*images(names))
+    assert [record.image_id for record in found] == list(names)
+    for record in found:
+        expected = records[record.image_id]
+        np.testing.assert_array_equal(record.pairs_ho, expected.pairs_ho)
+        for array in ARRAYS:
+            # One step of float16 below 1: float32 results differ by less than 1e-5 and may round to either side.
+            np.testing.assert_allclose(
+                getattr(record, array).astype(np.float32), getattr(expected, array).astype(np.float32), atol=5e-4
+            )
+
+
+@pytest.mark.parametrize("limits", [{"CHUNK_IMAGES": 2}, {"CHUNK_IMAGES": 1}, {"MAX_CHUNK_BYTES": 60_000}])
+def test_the_parts_in_which_images_come_leave_no_trace(
+    extractor: Extractor, records: dict[str, ImageSignals], limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(hoi.extraction, name, value)
+    found = extractor.extract(*images())
+    assert [record.image_id for record in found] == list(records)
+    for record in found:
+        for array in (*ARRAYS, "union_similarity", "spatial_map"):
+            assert getattr(record, array).tobytes() == getattr(records[record.image_id], array).tobytes()
+
+
+def test_images_are_asked_for_a_few_at_a_time_and_let_go(extractor: Extractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hoi.extraction, "CHUNK_IMAGES", 2)
+    given: list[weakref.ref[np.ndarray]] = []
+    held = []
+
+    def decoded() -> Iterator[tuple[str, np.ndarray]]:
+        for name in "abcde" * 2:
+            held.append(sum(image() is not None for image in given))
+            _, [image] = images(name)
+            image = image.copy()
+            given.append(weakref.ref(image))
+            yield name, image
+            del image
+
+    assert len(extractor.extract_stream(decoded())) == 10
+    assert max(held) <= 4
+
+
+def test_nearly_equal_crops_are_encoded_once_where_that_is_asked_for(
+    folder: Path, records: dict[str, ImageSignals]
+) -> None:
+    merged = build(folder, regions=["crop"], crop={"margins": [1.15, 1.0], "merge_px": 8.0})
+    assert merged.provenance()["teacher"] == {
+        **build(folder, regions=["crop"]).provenance()["teacher"],  # type: ignore[dict-item]
+        "crop_merge_px": 8.0,
+    }
+    num_crops = {}
+    for name, extractor in {"merged": merged, "exact": build(folder, regions=["crop"])}.items():
+        [record] = extractor.extract(*images("a"))
+        num_crops[name] = len(np.unique(record.union_embedding.reshape(-1, 16), axis=0))
+    # Image a has three unions at two margins; those at 1.15 are up to 7 of 64 pixels beyond those at 1.
+    assert num_crops["merged"] < num_crops["exact"]
+
+
+def test_no_image_gives_no_record(extractor: Extractor) -> None:
+    assert extractor.extract([], []) == []
+
+
+def test_provenance_is_plain_and_separates_versions(extractor: Extractor, folder: Path) -> None:
+    provenance = json.loads(json.dumps(extractor.provenance()))
+    assert set(provenance) == {"detector", "pairs", "teacher", "device", "num_threads", "versions"}
+    assert str(folder) not in json.dumps(provenance)
+    assert provenance["teacher"]["levels"] == ["c4", "c5", "crop"]
+    assert provenance["teacher"]["crop_margins"] == [1.15, 1.0]
+    assert set(provenance["versions"]) == {"torch", "torchvision", "open_clip"}
+
+
+def test_without_a_request_no_map_is_kept(folder: Path) -> None:
+    plain = build(folder, regions=["map"])
+    assert not {"C", "H", "W"} & set(plain.axes)
+    assert plain.extract(*images("c"))[0].spatial_map is None
+
+
+needs_photographs = pytest.mark.skipif(
+    "HOI_CHECK_DATA" not in os.environ, reason="HOI_CHECK_DATA names no folder of photographs and weights"
+)
+PHRASES = Vocabulary(
+    ("person", "bicycle", "horse", "sports ball"),
+    ("ride", "hold"),
+    (("ride", "bicycle"), ("ride", "horse"), ("hold", "sports ball")),
+)
+
+
+def photographs(teacher: dict[str, Any], num: int) -> tuple[Extractor, list[ImageSignals]]:
+    """The first photographs in which a person meets an object of `PHRASES`, extracted."""
+    root = Path(os.environ["HOI_CHECK_DATA"]) / "photos"
+    plain = settings(root, {"batch_size": 2, **teacher})
+    plain["detector"] |= {
+        "results": str(root / "detections_yolox_nano.json"),
+        "instances": str(root / "instances.json"),
+    }
+    plain["pairs"] = {"min_score": 0.3, "max_humans": 2, "max_objects": 2}
+    extractor = Extractor(parse_config(plain, "test"), PHRASES, "cpu")
+    instances = json.loads((root / "instances.json").read_text())
+    categories = {c["id"]: c["name"] for c in instances["categories"]}
+    present: dict[int, set[str]] = {}
+    for annotation in instances["annotations"]:
+        present.setdefault(annotation["image_id"], set()).add(categories[annotation["category_id"]])
+    names = [
+        image["file_name"]
+        for image in instances["images"]
+        if "person" in present.get(image["id"], ()) and present[image["id"]] & set(PHRASES.objects[1:])
+    ][:num]
+    pixels = [np.asarray(Image.open(root / "images" / name).convert("RGB")) for name in names]
+    return extractor, extractor.extract(names, pixels)
+
+
+@needs_photographs
+def test_a_trained_teacher_tells_bicycles_from_horses_on_photographs() -> None:
+    """The stand-in saw both actions in training; where both objects are detected correctly it must rank them."""
+    teacher = {"model": f"local-dir:{Path(os.environ['HOI_CHECK_DATA']) / 'clip_standin'}"}
+    _, records = photographs(teacher, num=30)
+    right = []
+    for record in records:
+        labels = record.detections.labels[record.pairs_ho[:, 1]]
+        for label, similarity in zip(labels, record.union_similarity[:, 0], strict=True):
+            if label in (1, 2):
+                right.append(int(similarity[:2].argmax()) == label - 1)
+    assert len(right) >= 3
+    assert np.mean(right) > 0.6

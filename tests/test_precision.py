@@ -1,0 +1,81 @@
+"""What mixed precision lowers, and what it leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hoi.config import MultiLevelConfig, TrainConfig
+from hoi.errors import UserError
+from hoi.machine import choose_precision, mixed
+from hoi.students.registry import Student, build_student
+from hoi.training.loop import fit
+from tests.fakes.synthetic import AXES, VOCABULARY, make_split
+
+CPU = torch.device("cpu")
+SPLIT = make_split((3, 1, 0, 4, 2, 5, 1))
+EVERY_HEAD = {"score_spatial_weight": 0.5, "score_relatedness_weight": 0.5, "image_target": "pairs"}
+
+
+def fresh(**settings: object) -> Student:
+    return build_student(MultiLevelConfig(dropout=0.0, **settings), SPLIT.bank, VOCABULARY, AXES, seed=5)
+
+
+def trained(precision: str) -> Student:
+    config = TrainConfig(epochs=6, batch_images=3, precision=precision)
+    return fit(fresh(**EVERY_HEAD), SPLIT, config, seed=5, device=CPU)[0]
+
+
+def test_auto_on_a_cpu_is_float32_bit_for_bit() -> None:
+    assert choose_precision("auto", CPU) == choose_precision("fp32", CPU) == "fp32"
+    auto, plain = trained("auto").state_dict(), trained("fp32").state_dict()
+    assert all(torch.equal(auto[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("settings", [EVERY_HEAD, {"supervision": "labels"}, {"fusion": "early"}])
+def test_similarities_and_what_follows_stay_float32(settings: dict[str, object]) -> None:
+    student = fresh(**settings)
+    batch = SPLIT.batch([0, 1, 3])
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        plain = student(batch)
+        with mixed("bf16", CPU):
+            lowered = student(batch)
+    for name in ("image", "human_object", "union", "spatial", "relatedness"):
+        exact, found = getattr(plain, name), getattr(lowered, name)
+        if exact is not None:
+            assert found.dtype == torch.float32
+            assert not torch.equal(found, exact)
+            # Cosines of a scale of 20, off by what layers in bf16 are off by.
+            torch.testing.assert_close(found, exact, rtol=0, atol=0.2)
+
+
+def test_before_the_first_step_the_teachers_own_branches_lose_nothing() -> None:
+    student, batch = fresh(), SPLIT.batch([0, 1, 3])
+    with mixed("bf16", CPU):
+        lowered = student(batch)
+    # Corrections are zero then, and what is left is the cached features' own cosines.
+    assert torch.equal(lowered.union, student(batch).union)
+    assert torch.equal(lowered.image, student(batch).image)
+
+
+def test_a_student_trained_in_bf16_has_float32_weights_and_learns_nearly_the_same() -> None:
+    plain, lowered = trained("fp32"), trained("bf16")
+    assert {tensor.dtype for tensor in lowered.state_dict().values()} == {torch.float32}
+    losses = [
+        float(student.losses(SPLIT.whole, None).total.detach()) for student in (fresh(**EVERY_HEAD), plain, lowered)
+    ]
+    untrained, exact, found = losses
+    assert exact < 0.9 * untrained
+    assert found == pytest.approx(exact, rel=0.02)
+
+
+def test_a_gpu_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    assert choose_precision("auto", torch.device("cuda")) == "fp32"
+    with pytest.raises(UserError, match=r"does not compute in bf16.*got: bf16 on Tesla V100.*precision: auto"):
+        choose_precision("bf16", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert choose_precision("auto", torch.device("cuda")) == "bf16"

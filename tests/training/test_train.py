@@ -1,0 +1,234 @@
+"""Stage two on a real cache of a handful of scenes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from hoi.cache.build import run as teacher_cache
+from hoi.config import PipelineConfig
+from hoi.errors import UserError
+from hoi.training import train
+from tests.fakes.world_signals import DrawnSignals, small_pipeline, write_pipeline
+
+ROOT = Path(__file__).parents[2]
+STUDENT = {"student": {"width": 32}}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The cache section of a finished cache."""
+    config = small_pipeline(tmp_path_factory.mktemp("world"))
+    teacher_cache.main(config, DrawnSignals)
+    return config.cache.model_dump(mode="json")
+
+
+def pipeline(folder: Path, cache: dict[str, Any], **sections: Any) -> PipelineConfig:
+    return small_pipeline(folder, cache=cache, **sections)
+
+
+def with_train(config: PipelineConfig, **changes: Any) -> PipelineConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
+
+
+def weights(config: PipelineConfig, name: str = "student", seed: int = 0) -> bytes:
+    return (Path(config.output) / "runs" / name / f"seed-{seed}" / "model.safetensors").read_bytes()
+
+
+def test_every_student_and_seed_is_trained_once(tmp_path: Path, cache: dict[str, Any]) -> None:
+    config = pipeline(tmp_path, cache)
+    report = train.main(config)
+    assert [(run.name, run.seed) for run in report.runs] == [
+        ("student", 0),
+        ("student", 1),
+        ("supervised", 0),
+        ("supervised", 1),
+    ]
+    for run in report.runs:
+        assert sorted(p.name for p in run.folder.iterdir()) == ["metrics.jsonl", "model.safetensors", "run.json"]
+        record = json.loads((run.folder / "run.json").read_text())
+        assert record["settings"]["seed"] == run.seed
+        assert record["fingerprint"] == record["settings"]["cache"]
+        assert record["config"] == config.model_dump(mode="json")
+        assert record["versions"]["torch"]
+    before = {run.folder: (run.folder / "model.safetensors").stat().st_mtime_ns for run in report.runs}
+    again = train.main(config)
+    assert [run.seconds for run in again.runs] == [None] * 4
+    assert before == {run.folder: (run.folder / "model.safetensors").stat().st_mtime_ns for run in again.runs}
+
+
+def test_two_fresh_runs_are_byte_identical(tmp_path: Path, cache: dict[str, Any]) -> None:
+    configs = [pipeline(tmp_path / name, cache) for name in ("one", "two")]
+    for config in configs:
+        train.main(config)
+    for name in ("student", "supervised"):
+        assert weights(configs[0], name) == weights(configs[1], name)
+        assert weights(configs[0], name, seed=1) != weights(configs[0], name, seed=0)
+
+
+def test_labels_choose_among_checkpoints_and_annotation_free_students_keep_the_last(
+    tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    config = with_train(pipeline(tmp_path, cache), seeds=[0])
+    student, supervised = (run.folder for run in train.main(config).runs)
+    assert json.loads((student / "run.json").read_text())["chosen_epoch"] == 4
+    assert "quality" not in (student / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in (supervised / "metrics.jsonl").read_text().splitlines()]
+    judged = {line["epoch"]: line["quality"] for line in lines if "quality" in line}
+    assert set(judged) == {2, 4}
+    chosen = json.loads((supervised / "run.json").read_text())["chosen_epoch"]
+    assert judged[chosen] == max(judged.values()) > 0
+
+
+def test_a_run_of_other_settings_is_refused_before_anything_is_trained(tmp_path: Path, cache: dict[str, Any]) -> None:
+    config = pipeline(tmp_path, cache, students=STUDENT)
+    train.main(config)
+    wider = pipeline(tmp_path, cache, students={"new": {"width": 8}, "student": {"width": 16}})
+    with pytest.raises(
+        UserError, match=r"other settings.*seed-0.*expected: student.width = 16.*got: student.width = 32.*next: rm -r"
+    ):
+        train.main(wider)
+    assert not (tmp_path / "outputs" / "runs" / "new").exists()
+    with pytest.raises(UserError, match=r"expected: train.epochs = 5"):
+        train.main(with_train(config, epochs=5))
+    scored_otherwise = pipeline(tmp_path, cache, students={"student": {"width": 32, "score_exponent": 0.5}})
+    assert [run.seconds for run in train.main(with_train(scored_otherwise, checkpoint_every=1)).runs] == [None, None]
+
+
+def test_a_precision_that_was_asked_for_is_part_of_a_run_and_what_auto_comes_to_is_not(
+    tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    config = with_train(pipeline(tmp_path, cache, students=STUDENT), seeds=[0], epochs=1)
+    (run,) = train.main(config).runs
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["precision"] == "fp32"
+    assert not {"precision", "tensorboard"} & set(record["settings"]["train"])
+    with pytest.raises(
+        UserError, match=r"other settings.*expected: train\.precision = bf16 · got: train\.precision = None"
+    ):
+        train.main(with_train(config, precision="bf16"))
+
+
+def test_no_cache_and_a_cache_of_other_settings_are_refused(tmp_path: Path, cache: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"there is no teacher cache.*make teacher-cache"):
+        train.main(small_pipeline(tmp_path))
+    with pytest.raises(UserError, match=r"made with other settings.*pairs\.max_humans \(cache: 15, now: 3\)"):
+        train.main(pipeline(tmp_path, cache, pairs={"max_humans": 3}))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_split_without_pairs_and_a_tuning_split_that_trains_are_refused(
+    tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    config = small_pipeline(tmp_path, pairs={"min_score": 1.0})
+    teacher_cache.main(config, DrawnSignals)
+    with pytest.raises(UserError, match=r"no image of the training split has a pair.*pairs\.min_score"):
+        train.main(config)
+    tuned_on_test = pipeline(tmp_path, cache, evaluation={"tune_split": "test"})
+    with pytest.raises(UserError, match=r"checkpoints would be chosen.*tune_split"):
+        train.main(tuned_on_test)
+
+
+BLOCKED = """
+import sys
+NAMES = {"hoi.datasets", "hoi.labels", "hoi.world", "hoi.teachers", "hoi.detectors", "hoi.extraction",
+         "PIL", "torchvision", "open_clip", "dask"}
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name in NAMES:
+            raise ImportError("refused: " + name)
+sys.meta_path.insert(0, Refuses())
+from hoi.config import load_config
+from hoi.training import train
+train.main(load_config(sys.argv[1], ["students={student: {}}"]))
+assert not NAMES & set(sys.modules)
+train.main(load_config(sys.argv[1], ["students={supervised: {supervision: labels}}"]))
+"""
+
+
+def test_annotation_free_training_reaches_no_label_image_detector_or_teacher(
+    tmp_path: Path, cache: dict[str, Any]
+) -> None:
+    config = with_train(pipeline(tmp_path, cache), seeds=[0], epochs=1)
+    path = write_pipeline(config, tmp_path / "pipeline.yaml")
+    done = subprocess.run([sys.executable, "-c", BLOCKED, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert "student seed 0: trained" in done.stdout, done.stderr
+    # The block holds: what asks for labels cannot have them.
+    assert "ImportError: refused: hoi.datasets" in done.stderr.splitlines()[-1]
+
+
+def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path: Path, cache: dict[str, Any]) -> None:
+    def config_in(folder: Path) -> PipelineConfig:
+        return with_train(pipeline(folder, cache, students=STUDENT), seeds=[0], epochs=40, checkpoint_every=1)
+
+    killed, undisturbed = config_in(tmp_path / "killed"), config_in(tmp_path / "undisturbed")
+    state = tmp_path / "killed" / "outputs" / "runs" / "student" / "seed-0" / "state.safetensors"
+    path = write_pipeline(killed, tmp_path / "killed.yaml")
+    command = [sys.executable, "-m", "hoi.training.train", "--config", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not state.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (state.parent / "run.json").exists()
+    train.main(undisturbed)
+    train.main(killed)
+    assert weights(killed) == weights(undisturbed)
+    assert len((state.parent / "metrics.jsonl").read_text().splitlines()) == 40
+
+
+def torchrun(path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "hoi.training.train"]
+    return subprocess.run([*command, "--config", str(path), *overrides], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_two_processes_under_torchrun_train_what_one_does(tmp_path: Path, cache: dict[str, Any]) -> None:
+    students = {"student": {"width": 32, "dropout": 0.0}, "supervised": {"supervision": "labels", "dropout": 0.0}}
+    alone, together = (
+        with_train(pipeline(tmp_path / name, cache, students=students), seeds=[0], max_images=17, epochs=2)
+        for name in ("alone", "together")
+    )
+    train.main(alone)
+    done = torchrun(write_pipeline(together, tmp_path / "together.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("student seed 0: trained in") == 1
+    for name in students:
+        one, two = (Path(config.output) / "runs" / name / "seed-0" for config in (alone, together))
+        assert sorted(p.name for p in two.iterdir()) == ["metrics.jsonl", "model.safetensors", "run.json"]
+        records = [json.loads((folder / "run.json").read_text()) for folder in (one, two)]
+        assert [record["num_processes"] for record in records] == [1, 2]
+        expected = load_file(one / "model.safetensors")
+        for key, found in load_file(two / "model.safetensors").items():
+            # Root mean square: Adam makes much of what is lost in rounding where a gradient is next to nothing.
+            assert (found - expected[key]).square().mean().sqrt() < 1e-6
+    assert [run.seconds for run in train.main(together).runs] == [None, None]
+
+
+def test_processes_under_torchrun_say_a_mistake_once(tmp_path: Path, cache: dict[str, Any]) -> None:
+    path = write_pipeline(pipeline(tmp_path, cache), tmp_path / "small.yaml")
+    for override, said in (
+        ("cache.folder=outputs/nowhere", "error: there is no teacher cache · where: outputs/nowhere/train"),
+        ("train.epoch=2", "error: unknown key"),
+    ):
+        done = torchrun(path, override)
+        assert done.returncode != 0
+        assert [line for line in done.stderr.splitlines() if "error: " in line and said in line][1:] == []
+        assert said in done.stderr
+
+
+def test_the_program_says_a_mistake_in_one_line() -> None:
+    command = [sys.executable, "-m", "hoi.training.train", "cache.folder=outputs/nowhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no teacher cache · where: outputs/nowhere/train")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,152 @@
+"""Fitting, resuming, choosing, and what a run's folder keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hoi.config import MultiLevelConfig, TrainConfig
+from hoi.errors import UserError
+from hoi.records import PairBatch
+from hoi.students.registry import Student, build_student
+from hoi.training.loop import choose_device, fit
+from hoi.training.runs import RunFolder
+from tests.fakes.synthetic import AXES, VOCABULARY, Split, make_split
+
+CPU = torch.device("cpu")
+SPLIT = make_split((3, 1, 0, 4, 2, 5, 1))
+TRAIN = TrainConfig(epochs=6, batch_images=3, checkpoint_every=2)
+
+
+def fresh(**settings: object) -> Student:
+    return build_student(MultiLevelConfig(dropout=0.3, **settings), SPLIT.bank, VOCABULARY, AXES, seed=5)
+
+
+def run_folder(path: Path, **changes: object) -> RunFolder:
+    student = MultiLevelConfig(dropout=0.3)
+    settings = {"student": student.model_dump(mode="json"), "seed": 5, "cache": "abc", **changes}
+    return RunFolder(path, student, settings)
+
+
+class Interrupted(Split):
+    """A split that fails in its third epoch, as a kill would."""
+
+    def batches(
+        self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
+    ) -> Iterator[PairBatch]:
+        object.__setattr__(self, "epochs_begun", getattr(self, "epochs_begun", 0) + 1)
+        if self.epochs_begun == 4:
+            raise KeyboardInterrupt
+        return super().batches(batch_images, rng, extra)
+
+
+def weights_equal(one: Student, other: Student) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("with_quality", [False, True])
+def test_an_interrupted_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path: Path, with_quality: bool) -> None:
+    def quality(student: Student) -> float:
+        assert not student.training
+        # Best at the first checkpoint, so that it has to survive the interruption.
+        return -float(student.adapt_union.last.weight.detach().abs().sum())
+
+    asked = quality if with_quality else None
+    undisturbed, progress = fit(fresh(), SPLIT, TRAIN, seed=5, device=CPU, quality=asked)
+    assert progress.best_epoch == (2 if with_quality else None)
+
+    run = run_folder(tmp_path / "run")
+    broken = Interrupted(SPLIT.whole, SPLIT.bank, SPLIT.vocabulary, SPLIT.labels)
+    with pytest.raises(KeyboardInterrupt):
+        fit(fresh(), broken, TRAIN, seed=5, device=CPU, quality=asked, run=run)
+    assert run.status() == "started"
+    torch.manual_seed(99)
+    resumed, again = fit(fresh(), SPLIT, TRAIN, seed=5, device=CPU, quality=asked, run=run)
+    assert weights_equal(undisturbed, resumed)
+    assert (again.epoch, again.best_epoch) == (6, progress.best_epoch)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_seeds_differ_and_one_seed_repeats() -> None:
+    one, other, same = (fit(fresh(), SPLIT, TRAIN, seed=seed, device=CPU)[0] for seed in (1, 2, 1))
+    assert weights_equal(one, same)
+    assert not weights_equal(one, other)
+
+
+def test_metrics_say_losses_agreement_gradient_rate_and_throughput(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    fit(fresh(), SPLIT, TRAIN, seed=5, device=CPU, run=run)
+    first, *_, last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    branches = ("global", "union", "human_object")
+    assert set(first) == {
+        *("epoch", "loss", "gradient_norm", "learning_rate", "images_per_s", "eta_s"),
+        *(f"{kind}_{branch}" for kind in ("loss", "agreement") for branch in branches),
+    }
+    assert first["loss"] == pytest.approx(sum(first[f"loss_{branch}"] for branch in branches), rel=1e-5)
+    assert first["agreement_global"] == 1
+    assert last["learning_rate"] < 0.1 * TRAIN.learning_rate
+    assert last["eta_s"] == 0
+
+
+def test_a_finished_run_gives_its_student_back(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    student, _ = fit(fresh(), SPLIT, TRAIN, seed=5, device=CPU, run=run)
+    run.finish(student, {"seconds": 1.0})
+    assert run.status() == "finished"
+    assert run.record()["seconds"] == 1.0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "model.safetensors", "run.json"]
+    again = run.load_student(SPLIT.bank, VOCABULARY, AXES)
+    assert weights_equal(again, student)
+    assert not again.training
+
+
+def test_another_runs_folder_is_refused_by_naming_the_keys(tmp_path: Path) -> None:
+    student, _ = fit(fresh(), SPLIT, TRAIN, seed=5, device=CPU, run=run_folder(tmp_path))
+    other = run_folder(tmp_path, cache="def", student=MultiLevelConfig(dropout=0.5).model_dump(mode="json"))
+    with pytest.raises(
+        UserError, match=r"other settings.*cache = def, student.dropout = 0.5.*cache = abc.*next: rm -r"
+    ):
+        other.status()
+    run_folder(tmp_path).finish(student, {})
+    with pytest.raises(UserError, match=r"other settings.*student.dropout = 0.5"):
+        other.load_student(SPLIT.bank, VOCABULARY, AXES)
+
+
+def test_missing_and_damaged_runs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no finished training run.*make train"):
+        run_folder(tmp_path / "none").load_student(SPLIT.bank, VOCABULARY, AXES)
+    run = run_folder(tmp_path)
+    run.finish(fresh(), {})
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"weights of a training run are missing or damaged.*model\.safetensors"):
+        run.load_student(SPLIT.bank, VOCABULARY, AXES)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"record of a training run is damaged.*run\.json"):
+        run.status()
+    (tmp_path / "run.json").unlink()
+    (tmp_path / "state.safetensors").write_bytes(b"not much")
+    with pytest.raises(UserError, match=r"checkpoint is damaged.*next: rm -r"):
+        run.status()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_by_name() -> None:
+    broken = replace(SPLIT, whole=replace(SPLIT.whole, union_feature=SPLIT.whole.union_feature * float("inf")))
+    with pytest.raises(UserError, match=r"loss is no longer finite.*seed 5, epoch 1"):
+        fit(fresh(), broken, TRAIN, seed=5, device=CPU)
+
+
+def test_devices_are_checked_by_name() -> None:
+    assert choose_device("cpu") == CPU
+    with pytest.raises(UserError, match=r"unknown device.*tpu"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == CPU
+        with pytest.raises(UserError, match="no GPU can be used here"):
+            choose_device("cuda")

@@ -1,0 +1,293 @@
+"""Real architectures with random weights: one pass for all candidates against a pass each, and what is refused.
+
+Tokenisers, processors and weights are built here and read back from a folder, as a user's would be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hoi.config import VlmConfig
+from hoi.errors import UserError
+from hoi.vlm import build_vlm
+from hoi.vlm.prompting import (
+    common_length,
+    first_token_share,
+    likelihoods,
+    plain_likelihoods,
+    run_prefix,
+)
+
+transformers = pytest.importorskip("transformers", reason="needs the extra vlm (transformers)")
+
+from PIL import Image  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from hoi.vlm.transformers_model import TransformersModel  # noqa: E402
+from tests.fakes.tiny_vlm import FAMILIES, write_vlm  # noqa: E402
+
+CANDIDATES = ["riding a horse", "no", "holding an umbrella in the rain and walking a dog", "sitting on a bench"]
+QUESTION = "What is the person doing?"
+
+Folder = Callable[[str], Path]
+Load = Callable[[str], TransformersModel]
+
+
+def config(folder: Path | str, **settings: Any) -> VlmConfig:
+    return VlmConfig(backend="transformers", model=str(folder), **{"max_new_tokens": 8, "batch_size": 3, **settings})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Family to the folder of its model."""
+    root, written = tmp_path_factory.mktemp("models"), {}
+
+    def of(family: str) -> Path:
+        if family not in written:
+            written[family] = write_vlm(root / family, family)
+        return written[family]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def load(folder: Folder) -> Load:
+    """Family to its loaded model."""
+    loaded: dict[str, TransformersModel] = {}
+
+    def of(family: str) -> TransformersModel:
+        if family not in loaded:
+            model = build_vlm(config(folder(family)), "cpu")
+            assert isinstance(model, TransformersModel)
+            loaded[family] = model
+        return loaded[family]
+
+    return of
+
+
+@pytest.fixture
+def broken(folder: Folder, tmp_path: Path) -> Path:
+    """A copy of a model that a test may break."""
+    return Path(shutil.copytree(folder("llava"), tmp_path / "model"))
+
+
+def pictures() -> list[np.ndarray]:
+    """Two of different shapes, so that their numbers of tokens differ where a model's does."""
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((90, 120), (200, 100))]
+
+
+def by_plain_passes(model: TransformersModel, image: np.ndarray, texts: list[str], question: str) -> list[float]:
+    """Sum of log-probabilities of each candidate, by one forward pass over image, question and candidate."""
+    inputs = model.inputs(image, question)
+    with torch.inference_mode():
+        return [plain_likelihoods(model.model, inputs, text).sum().item() for text in model.tokens(inputs, texts)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_candidates_that_share_a_prefix_are_as_likely_as_in_a_plain_pass_each(family: str, load: Load) -> None:
+    model, images = load(family), pictures()
+    assert model.provenance()["shared_prefix"]["candidates"] is True
+    # Four candidates in batches of three, of one to a dozen tokens; the second image follows upon the first.
+    found = model.log_likelihoods(images, [CANDIDATES, CANDIDATES[:2]], QUESTION)
+    for image, texts, own in zip(images, (CANDIDATES, CANDIDATES[:2]), found, strict=True):
+        np.testing.assert_allclose(own.log_likelihood, by_plain_passes(model, image, texts, QUESTION), atol=1e-4)
+    assert np.abs(found[0].log_likelihood[:2] - found[1].log_likelihood).min() > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_model_writes_by_itself_is_as_likely_as_it_says(family: str, load: Load) -> None:
+    model = load(family)
+    inputs = model.inputs(pictures()[0], QUESTION)
+    with torch.inference_mode():
+        written = model.model.generate(
+            **inputs, do_sample=False, max_new_tokens=5, output_logits=True, return_dict_in_generate=True
+        )
+        text = written.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        [own] = likelihoods(model.model, run_prefix(model.model, inputs), [text], 1)
+    for step, token in enumerate(text):
+        expected = written.logits[step][0].log_softmax(-1)[token]
+        assert own[step].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_a_model_whose_state_is_lost_after_the_prefix_is_asked_by_plain_passes(
+    folder: Folder, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(model: Any, inputs: Any) -> Any:
+        prefix = run_prefix(model, inputs)
+        # Where the image lies, without which the positions of what follows are wrong.
+        model.model.rope_deltas = None
+        return prefix
+
+    monkeypatch.setattr("hoi.vlm.transformers_model.run_prefix", forgetful)
+    model = build_vlm(config(folder("qwen2_vl")), "cpu")
+    assert model.provenance()["shared_prefix"] == {"candidates": False, "questions": False}
+    [found] = model.log_likelihoods(pictures()[:1], [CANDIDATES], QUESTION)
+    expected = by_plain_passes(load("qwen2_vl"), pictures()[0], CANDIDATES, QUESTION)
+    np.testing.assert_allclose(found.log_likelihood, expected, atol=1e-5)
+
+
+def test_photographs_get_the_same_by_one_pass_and_by_a_pass_each(load: Load) -> None:
+    data = os.environ.get("HOI_CHECK_DATA")
+    if data is None:
+        pytest.skip("HOI_CHECK_DATA names no folder with photographs")
+    photos = [
+        np.asarray(Image.open(path).convert("RGB")) for path in sorted(Path(data).glob("photos/images/*.jpg"))[:3]
+    ]
+    for family in ("qwen2_vl", "llava", "idefics3"):
+        model = load(family)
+        found = model.log_likelihoods(photos, [CANDIDATES] * 3, QUESTION)
+        for photo, own in zip(photos, found, strict=True):
+            np.testing.assert_allclose(
+                own.log_likelihood, by_plain_passes(model, photo, CANDIDATES, QUESTION), atol=1e-4
+            )
+        assert [len(text) > 0 for text in model.captions(photos)] == [True] * 3
+
+
+@pytest.mark.parametrize(("family", "shares"), [("qwen3_vl", True), ("qwen3_5", True), ("paligemma", False)])
+def test_questions_share_the_image_where_that_changes_nothing(family: str, shares: bool, load: Load) -> None:
+    # PaliGemma's prompt is read both ways, so that its image is another one under another question.
+    model, questions = load(family), [f"Is a person {text}?" for text in CANDIDATES]
+    assert model.provenance()["shared_prefix"]["questions"] is shares
+    [together] = model.yes_probabilities(pictures()[:1], [questions])
+    alone = [model.yes_probabilities(pictures()[:1], [[question]])[0][0] for question in questions]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.ptp(together) > 0.01
+    assert model.yes_probabilities(pictures()[:1], [[]])[0].shape == (0,)
+
+
+def test_the_share_of_yes_counts_every_spelling() -> None:
+    # e^0 + e^1 for yes against e^1 for no; the last token is neither.
+    logits = torch.tensor([0.0, 1.0, 1.0, 9.0])
+    assert first_token_share(logits, [0, 1], [2]) == pytest.approx((1 + math.e) / (1 + 2 * math.e))
+
+
+@pytest.mark.parametrize(("family", "gap"), [("qwen2_vl", ""), ("llava", " "), ("idefics3", " "), ("paligemma", "")])
+def test_a_candidate_has_the_tokens_it_would_have_at_the_end_of_the_prompt(family: str, gap: str, load: Load) -> None:
+    # Chat templates that end in a line end take no space before an answer; "ASSISTANT:" takes one.
+    model = load(family)
+    inputs = model.inputs(pictures()[0], QUESTION)
+    [tokens] = model.tokens(inputs, ["riding a horse"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model.model.name_or_path)
+    last = tokenizer.decode(inputs["input_ids"][0, -1:].tolist())
+    assert tokens[-1] == tokenizer.eos_token_id
+    end = "?" if family == "paligemma" else ":"
+    together = tokenizer.encode(f"{end}{gap}riding a horse", add_special_tokens=False)
+    assert tokens[:-1] == together[len(tokenizer.encode(end, add_special_tokens=False)) :]
+    assert last.endswith("\n") is (gap == "")
+
+
+def test_answers_are_greedy_whatever_the_folder_says_of_sampling(folder: Folder, load: Load, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder("qwen2_vl"), tmp_path / "model"))
+    settings = json.loads((copy / "generation_config.json").read_text())
+    sampling = {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 9.0}
+    (copy / "generation_config.json").write_text(json.dumps({**settings, **sampling}))
+    sampled = build_vlm(config(copy), "cpu").answers(pictures(), QUESTION)
+    assert sampled == load("qwen2_vl").answers(pictures(), QUESTION)
+    assert len(set(sampled)) == 2
+
+
+def test_provenance_follows_weights_and_prompts_and_not_the_folder(folder: Folder, load: Load, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(folder("qwen2_vl"), tmp_path / "elsewhere"))
+    ours = load("qwen2_vl").provenance()
+    assert json.loads(json.dumps(ours)) == ours
+    assert build_vlm(config(moved), "cpu").provenance() == ours
+    assert ours["versions"]["transformers"] == transformers.__version__
+    template = (moved / "chat_template.jinja").read_text()
+    (moved / "chat_template.jinja").write_text("Look. " + template)
+    changed = build_vlm(config(moved), "cpu").provenance()
+    assert {name for name in ours if ours[name] != changed[name]} == {"chat_template_sha256"}
+    other = build_vlm(config(write_vlm(tmp_path / "other", "qwen2_vl", seed=1)), "cpu").provenance()
+    assert {name for name in ours if ours[name] != other[name]} == {"weights_sha256"}
+
+
+def test_random_weights_need_no_weight_file(broken: Path) -> None:
+    (broken / "model.safetensors").unlink()
+    first, second = (build_vlm(config(broken, pretrained="random"), "cpu").provenance() for _ in range(2))
+    assert first == second
+
+
+def test_common_tokens_leave_one_to_each_text() -> None:
+    assert common_length([[1, 2, 3], [1, 2, 4]]) == 2
+    assert common_length([[1, 2], [1, 2, 4]]) == 1
+    assert common_length([[5], [6]]) == 0
+
+
+def test_code_beside_the_weights_is_never_run(broken: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    (broken / "own.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Own: pass\n")
+    settings = json.loads((broken / "config.json").read_text())
+    settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForImageTextToText": "own.Own"}}
+    (broken / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="code of its own, which is never run"):
+        build_vlm(config(broken), "cpu")
+    assert not marker.exists()
+
+
+def test_pickled_weights_are_refused(broken: Path) -> None:
+    torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights cannot be read .* model\.safetensors"):
+        build_vlm(config(broken), "cpu")
+
+
+def test_weights_that_lack_a_tensor_or_have_another_shape_are_refused_by_name(broken: Path) -> None:
+    weights = load_file(broken / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    for changed in ({name: weights[name][:5]}, {}):
+        rest = {key: value for key, value in weights.items() if key != name}
+        save_file({**rest, **changed}, broken / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=r"weights do not fit .*up_proj"):
+            build_vlm(config(broken), "cpu")
+
+
+def test_a_model_that_does_not_see_the_image_is_refused(broken: Path) -> None:
+    weights = load_file(broken / "model.safetensors")
+    blind = {name: value * ("multi_modal_projector" not in name) for name, value in weights.items()}
+    save_file(blind, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="same of two different pictures"):
+        build_vlm(config(broken), "cpu")
+
+
+def test_a_template_without_a_place_for_the_image_is_refused(broken: Path) -> None:
+    (broken / "chat_template.jinja").write_text("{{ messages[0]['role'] }}: say something")
+    with pytest.raises(UserError, match=r"no place for an image .* next: write the whole prompt, <image> included"):
+        build_vlm(config(broken), "cpu")
+
+
+def test_models_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    for name, settings, message in (
+        ("text", transformers.GPT2Config(), "does not turn images and text into text .* got: gpt2"),
+        ("florence", transformers.Florence2Config(), "an encoder of its own, which is not supported"),
+    ):
+        settings.save_pretrained(tmp_path / name)
+        with pytest.raises(UserError, match=message):
+            build_vlm(config(tmp_path / name), "cpu")
+
+
+def test_a_folder_without_an_image_processor_is_refused(broken: Path) -> None:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (broken / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="the model's processor cannot be read"):
+        build_vlm(config(broken), "cpu")
+
+
+def test_a_path_that_is_no_folder_and_a_missing_package_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="there is no such model folder"):
+        build_vlm(config(tmp_path / "gone"), "cpu")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"transformers is not installed .* pip install 'hoi-distill\[vlm\]'"):
+        build_vlm(config("owner/name"), "cpu")

@@ -1,0 +1,528 @@
+"""The pages: one server with a small student, asked over plain HTTP and driven in headless Chromium."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hoi.cache.build import run as teacher_cache
+from hoi.config import WorldDataset
+from hoi.datasets import open_images
+from hoi.errors import UserError
+from hoi.evaluation import score
+from hoi.prediction import Predictor
+from hoi.prediction.export import write_checkpoint
+from hoi.training import train
+from hoi.web import app as app_stage
+from hoi.web import check_page
+from hoi.web.serving import (
+    announcement,
+    is_loopback,
+    make_server,
+    open_socket,
+)
+from tests.fakes.world_signals import small_pipeline
+
+pytest.importorskip("starlette", reason="starlette is not installed (the extra app)")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra app)")
+
+from hoi.web.app import Looking
+from hoi.web.check_page import Marking
+from hoi.web.server import make_app
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NUM_IMAGES = 12
+LISTED = 200
+"""Triplets that the page lists at most."""
+MAX_UPLOAD_MB, MAX_MEGAPIXELS = 2.0, 50.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server that runs, and what it serves.
+
+    Args:
+        port: Of 127.0.0.1.
+        predictor, looking, marking: Its parts.
+        images: A folder of world scenes as PNG files.
+        options: Of the checking page.
+    """
+
+    port: int
+    predictor: Predictor
+    looking: Looking
+    marking: Marking
+    images: Path
+    options: list[str]
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
+
+    def upload(self, body: bytes, name: str = "image.png") -> tuple[int, dict[str, Any]]:
+        status, _, content = self.ask("POST", "/predict", body, x_file_name=name)
+        return status, json.loads(content)
+
+    @property
+    def png(self) -> bytes:
+        return (self.images / "scene-1.png").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    config = small_pipeline(
+        folder,
+        dataset={"name": "world", "splits": {"train": NUM_IMAGES}},
+        students={"student": {"width": 32}},
+        train={"seeds": [0], "epochs": 2, "batch_images": 4, "device": "cpu"},
+    )
+    teacher_cache.main(config)
+    train.main(config)
+    predictor = Predictor.from_checkpoint(write_checkpoint(config).folder, device="cpu")
+    images, lines = folder / "images", []
+    images.mkdir()
+    source = open_images(WorldDataset(name="world", splits={"test": NUM_IMAGES}), "test")
+    for row in range(NUM_IMAGES):
+        name = f"scene-{row}.png"
+        Image.fromarray(source.read(row)).save(images / name)
+        for triplet in predictor(images / name).to_dict()["triplets"]:
+            keys = ("human_xyxy", "object_xyxy", "verb", "object", "score")
+            lines.append(json.dumps({"file_name": name, **{key: triplet[key] for key in keys}}))
+    (folder / "predictions.jsonl").write_text("\n".join(lines))
+    options = [
+        "--predictions",
+        str(folder / "predictions.jsonl"),
+        "--images",
+        str(images),
+        "--out",
+        str(folder / "check"),
+    ]
+    session, read = check_page.open_session(check_page._parser().parse_args(options))
+    looking = Looking(predictor, MAX_UPLOAD_MB, MAX_MEGAPIXELS)
+    marking = Marking(session, read, lambda: check_page.export(session, folder / "check"))
+    with open_socket("127.0.0.1", 0) as listener:
+        server = make_server(make_app(looking, marking))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield Site(listener.getsockname()[1], predictor, looking, marking, images, options)
+        server.should_exit = True
+        thread.join(20)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    file = BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """A hundred megapixels in a few kilobytes."""
+    return encoded(Image.new("1", (10_000, 10_000)))
+
+
+def test_an_upload_comes_back_as_the_predictors_own_result(site: Site) -> None:
+    status, answer = site.upload(site.png, "caf%C3%A9%20%3Cb%3E.png")
+    assert status == 200
+    pixels = np.array(Image.open(site.images / "scene-1.png"))
+    expected = site.predictor.predict([pixels], ["café <b>.png"])[0].to_dict()
+    assert answer["result"] == json.loads(json.dumps(expected))
+    assert len(answer["result"]["triplets"]) > 0
+    shown = Image.open(BytesIO(base64.b64decode(answer["picture"].split(",")[1])))
+    assert shown.size == (answer["result"]["size_hw"][1], answer["result"]["size_hw"][0])
+    assert np.abs(np.asarray(shown, float) - pixels).mean() < 8
+
+
+def test_odd_but_honest_images_are_looked_at(site: Site) -> None:
+    for image, kind in (
+        (Image.new("L", (1, 1)), "PNG"),
+        (Image.new("CMYK", (40, 300)), "JPEG"),
+        (Image.fromarray(np.full((30, 50), 40_000, np.uint16)), "TIFF"),
+        (Image.new("P", (33, 22)), "GIF"),
+    ):
+        status, answer = site.upload(encoded(image, kind))
+        assert (status, answer["result"]["size_hw"]) == (200, [image.height, image.width])
+
+
+def test_what_is_no_image_is_refused_with_a_reason_and_the_server_lives_on(site: Site, bomb: bytes) -> None:
+    for body, name, status, reason in (
+        (bomb, "bomb.png", 415, "10000 x 10000 pixels, more than the limit of 50000000"),
+        (b"Dear diary, this is no photograph.", "holiday.jpg", 415, "the file is no image"),
+        (b"", "nothing.png", 400, "the file is empty"),
+        (site.png[:500], "half.png", 415, "the file is corrupt"),
+        (site.png, "..%2F..%2Fetc%2Fpasswd", 400, "it is a path"),
+        (site.png, "C%3A%5Cboot.ini", 400, "it is a path"),
+        (site.png, "..", 400, "it is a path"),
+        (site.png, "a%00.png", 400, "it holds control characters"),
+        (site.png, 300 * "a", 400, "1 to 255 letters"),
+    ):
+        given, answer = site.upload(body, name)
+        assert (given, reason in answer["error"]) == (status, True), (name, answer)
+        assert site.upload(site.png)[0] == 200
+
+
+def test_an_upload_that_says_it_is_too_large_is_refused_before_it_is_read(site: Site) -> None:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
+        raw.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n")
+        assert raw.recv(65_536).startswith(b"HTTP/1.1 413 ")
+    # Without a length, it is cut off where it passes the limit.
+    with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
+        raw.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        piece = b"80000\r\n" + b"x" * 0x80000 + b"\r\n"
+        with pytest.raises(OSError):  # noqa: PT012
+            for _ in range(200):
+                raw.sendall(piece)
+            raise AssertionError("a hundred megabytes were taken")
+    assert site.upload(site.png)[0] == 200
+
+
+def test_nothing_of_an_upload_touches_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    server = [True]
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if server[0] and (writes or event.startswith(("tempfile.", "os.rename", "os.mkdir"))):
+            opened.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(audit)
+    noise = np.random.default_rng(0).integers(0, 255, (700, 700, 3), np.uint8)
+    body = encoded(Image.fromarray(noise))
+    assert len(body) > 1_200_000
+    assert site.upload(body)[0] == 200
+    server[0] = False
+    assert opened == []
+
+
+def test_one_image_at_a_time_is_looked_at_few_wait_and_others_are_turned_away(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, most, real = [0], [0], site.predictor.predict
+
+    def slow(*arguments: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.15)
+        inside[0] -= 1
+        return real(*arguments)
+
+    monkeypatch.setattr(site.predictor, "predict", slow)
+    statuses: list[int] = []
+    threads = [threading.Thread(target=lambda: statuses.append(site.upload(site.png)[0])) for _ in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 5
+    assert site.upload(site.png)[0] == 200
+
+
+def test_a_failure_of_the_models_is_told_and_survived(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise UserError("the device is out of memory", fix="a smaller image")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.predictor, "predict", fail)
+        status, answer = site.upload(site.png)
+    assert (status, answer["error"]) == (500, "the device is out of memory · next: a smaller image")
+    assert site.upload(site.png)[0] == 200
+
+
+def test_foreign_hosts_and_origins_are_refused_and_every_answer_is_locked_down(site: Site) -> None:
+    for host, status in (
+        ("localhost", 200),
+        (f"127.0.0.1:{site.port}", 200),
+        ("[::1]:80", 200),
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("", 403),
+        ("a:b:c", 403),
+        ("evil.example@127.0.0.1", 403),
+        ("127.0.0.1/evil.example", 403),
+    ):
+        assert site.ask("GET", "/", Host=host)[0] == status, host
+    for headers, status in (
+        ({"Origin": site.address}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": f"http://localhost:{site.port}"}, 403),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "same-origin"}, 200),
+    ):
+        assert site.ask("POST", "/predict", site.png, **headers)[0] == status, headers
+    for path, status in (
+        ("/", 200),
+        ("/check", 200),
+        ("/static/app.css", 200),
+        ("/static/..%2Fguard.py", 404),
+        ("/no", 404),
+    ):
+        given, headers, _ = site.ask("GET", path)
+        assert given == status, path
+        assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "access-control-allow-origin" not in headers
+    assert site.ask("GET", "/predict")[0] == 405
+    for path in ("/", "/check"):
+        page = site.ask("GET", path)[2].decode()
+        assert "http:" not in page
+        assert "https:" not in page
+        assert "<script>" not in page
+        assert "style=" not in page
+
+
+def test_marks_that_are_none_are_refused(site: Site) -> None:
+    bodies = [b"", b"{", b"[]", b"[" * 900, b"x" * 2000]
+    marks: list[dict[str, Any]] = [{"row": 0}, {"row": True, "verdict": "right"}, {"row": -1, "verdict": "right"}]
+    marks.append({"row": 0, "verdict": "maybe"})
+    for body in (*bodies, *(json.dumps(mark).encode() for mark in marks)):
+        status, _, content = site.ask("POST", "/check/mark", body)
+        assert 400 <= status < 500, body
+        assert json.loads(content)["error"]
+    assert site.ask("GET", "/check/image/999999")[0] == 404
+    assert json.loads(site.ask("GET", "/check/state")[2])["num_marked"] == 0
+
+
+def test_a_page_that_others_can_reach_says_so_loudly_and_a_port_in_use_in_one_line(site: Site) -> None:
+    with open_socket("0.0.0.0", 0) as listener:
+        assert announcement(listener, "/").startswith("WARNING: EVERYBODY WHO REACHES THIS MACHINE")
+    with open_socket("127.0.0.1", 0) as listener:
+        assert announcement(listener, "/check").endswith("/check  (this machine only; Ctrl-C ends it)")
+    assert [is_loopback(host) for host in ("127.9.9.9", "::1", "0.0.0.0", "192.168.0.7")] == [True, True, False, False]
+    with pytest.raises(
+        UserError, match=r"the page cannot listen there · where: 127\.0\.0\.1, port \d+ .* another --port"
+    ):
+        app_stage.main(["--port", str(site.port)])
+    with pytest.raises(UserError, match=r"this limit is none · where: --max-upload-mb"):
+        app_stage.main(["--max-upload-mb", "-1"])
+
+
+def test_without_the_libraries_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match=r"a library that is not installed .* got: no uvicorn .* pip install"):
+        app_stage.main([])
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Headless Chromium that keeps its console, every request, and downloads."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    driver = shutil.which("chromedriver")
+    if CHROMIUM is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    chromium.downloads = tmp_path_factory.mktemp("downloads")
+    behaviour = {"behavior": "allow", "downloadPath": str(chromium.downloads)}
+    chromium.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    yield chromium
+    chromium.quit()
+
+
+def until(browser: Any, script: str, seconds: float = 60) -> Any:
+    """What a script gives, as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (found := browser.execute_script(f"return {script}")):
+        assert time.monotonic() < end, f"{script} never held"
+        time.sleep(0.05)
+    return found
+
+
+def set_up(browser: Any, width: int, scheme: str) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def requested(browser: Any) -> set[str]:
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+
+
+SHOWN = "document.querySelectorAll('#triplets .triplet').length"
+SLIDE = "const t = document.getElementById('threshold'); t.value = arguments[0]; t.dispatchEvent(new Event('input'));"
+
+
+def test_in_chromium_an_image_is_drawn_its_threshold_moves_and_its_json_parses(
+    browser: Any, site: Site, bomb: bytes, tmp_path: Path
+) -> None:
+    run = browser.execute_script
+    set_up(browser, 1280, "light")
+    browser.get(site.address)
+    file = browser.find_element("id", "file")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    (tmp_path / "text.jpg").write_text("Dear diary")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "large.png").write_bytes(bytes(int(MAX_UPLOAD_MB * 1e6) + 1))
+    for name, reason in (
+        ("bomb.png", "more than the limit"),
+        ("text.jpg", "no image"),
+        ("empty.png", "is empty"),
+        ("large.png", "larger than 2 MB"),
+    ):
+        file.send_keys(str(tmp_path / name))
+        until(browser, f"document.getElementById('error').textContent.includes('{reason}')")
+        told = browser.find_element("id", "error").text
+        assert told.startswith(name)
+    run(
+        "const held = new DataTransfer(); held.items.add(new File(['x'], '../../<b>.png'));"
+        "window.dispatchEvent(new DragEvent('drop', {dataTransfer: held, cancelable: true}));"
+    )
+    until(browser, "document.getElementById('error').textContent.includes('it is a path')")
+    assert run("return document.querySelectorAll('#error b, #found:not([hidden])').length") == 0
+
+    path = min(site.images.iterdir(), key=lambda image: abs(len(site.predictor(image).triplets) - 40))
+    expected = json.loads(json.dumps(site.predictor(path).to_dict()))
+    told = [triplet for triplet in expected["triplets"] if triplet["verb"] != "no_interaction"]
+    file.send_keys(str(path))
+    until(browser, "document.querySelector('.scene image')?.getBoundingClientRect().width > 100")
+    assert run("return document.getElementById('error').textContent") == ""
+    assert path.name in browser.find_element("id", "status").text
+    for name, key in (("student", "score"), ("direct CLIP", "teacher_score")):
+        browser.find_element("xpath", f"//span[text()='{name}']/..").click()
+        counts = []
+        for position in (0, 0.1, 0.3, 1):
+            run(SLIDE, position)
+            count = sum(triplet[key] >= position**2 for triplet in told)
+            assert run(f"return {SHOWN}") == min(count, LISTED)
+            assert run("return document.getElementById('count').textContent").startswith(
+                f"{count} of {len(told)} triplet"
+            )
+            counts.append(count)
+        assert counts[0] == len(told) > counts[2]
+        run(SLIDE, 0)
+        figures = run("return [...document.querySelectorAll('.triplet .phrase')].map(e => e.textContent)")
+        ranked = sorted(told, key=lambda triplet: -triplet[key])
+        assert figures == [triplet["phrase"] for triplet in ranked[:LISTED]]
+    pairs = {(triplet["human_idx"], triplet["object_idx"]) for triplet in told}
+    assert run("return document.querySelectorAll('.scene .pair').length") == len(pairs)
+    # Boxes lie where the result says, in the image's own pixels.
+    lefts = run("return [...document.querySelectorAll('.pair .line.human')].map(box => +box.getAttribute('x'))")
+    assert sorted(lefts) == sorted({pair: expected["detections"][pair[0]]["xyxy"][0] for pair in pairs}.values())
+
+    # By keyboard alone: a focused triplet lights its pair, Enter pins it, Escape lets it go.
+    first = browser.find_element("css selector", ".triplet")
+    run("arguments[0].focus()", first)
+    assert run("return document.querySelectorAll('.pair:not(.dim)').length") == 1
+    first.send_keys("\ue007")
+    assert first.get_attribute("aria-pressed") == "true"
+    first.send_keys("\ue00c")
+    assert first.get_attribute("aria-pressed") == "false"
+
+    browser.find_element("id", "download").click()
+    saved = browser.downloads / path.with_suffix(".json").name
+    end = time.monotonic() + 10
+    while not saved.is_file() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert json.loads(saved.read_text()) == expected
+    for width, scheme in ((390, "dark"), (1280, "dark")):
+        set_up(browser, width, scheme)
+        assert run("return document.documentElement.scrollWidth") <= width
+    named = "e => e.labels?.length || e.textContent.trim()"
+    assert run(f"return [...document.querySelectorAll('input, button, a')].every({named})")
+
+
+PRESS = """
+const [begin, keys, finished] = arguments;
+const done = document.getElementById("done");
+const press = () => document.dispatchEvent(new KeyboardEvent("keydown", { key: keys.shift() }));
+let count = begin;
+new MutationObserver(() => {
+  if (!done.textContent.startsWith(`${count + 1} of`)) return;
+  count += 1;
+  // A key is taken when the mark before it is settled.
+  if (keys.length) setTimeout(press, 0);
+  else finished();
+}).observe(done, { childList: true });
+press();
+"""
+"""Presses keys, each as soon as the one before it is counted."""
+MARKED = "document.getElementById('done').textContent.startsWith('%d of')"
+
+
+def test_in_chromium_fifty_marks_give_intervals_survive_a_reload_and_a_restart_and_are_scored(
+    browser: Any, site: Site, tmp_path: Path
+) -> None:
+    set_up(browser, 390, "light")
+    browser.get(f"{site.address}/check")
+    until(browser, MARKED % 0)
+    body = browser.find_element("tag name", "body")
+    until(browser, "document.querySelector('.scene image')?.getBoundingClientRect().width > 100")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    # The marker is asked blindly.
+    assert "score" not in json.loads(site.ask("GET", "/check/state")[2])["triplet"]
+    for done, key in enumerate("yynyu", start=1):
+        body.send_keys(key)
+        until(browser, MARKED % (3 if key == "u" else done))
+    browser.refresh()
+    until(browser, MARKED % 3)
+    browser.set_script_timeout(120)
+    browser.execute_async_script(PRESS, 3, ["s" if done == 30 else "n" if done % 3 else "y" for done in range(3, 50)])
+    until(browser, MARKED % 50)
+    assert browser.find_element("id", "finished").is_displayed()
+    assert "50 of 50 marked, 1 skipped" in browser.find_element("id", "done").text
+    until(browser, "document.getElementById('results').rows[0]?.cells[1].textContent.endsWith('/ 49')")
+    lines = browser.execute_script("return [...document.querySelectorAll('#results tr')].map(row => row.innerText)")
+    assert lines[0].startswith("all")
+    assert lines[0].count(" to ") == 2
+    assert any(line.count(" to ") == 2 for line in lines[2:])
+    browser.find_element("id", "export").click()
+    until(browser, "document.getElementById('written').textContent.includes('annotations.jsonl')")
+
+    asked = requested(browser)
+    assert asked
+    assert {url for url in asked if not url.startswith((site.address, "data:", "blob:"))} == set()
+    failures = [entry for entry in browser.get_log("browser") if "/predict" not in entry["message"]]
+    assert failures == []
+
+    again, _ = check_page.open_session(check_page._parser().parse_args(site.options))
+    assert again.marks == site.marking._session.marks
+    report = check_page.main(site.options)
+    assert (report.num_marked, report.num_asked, report.rows[0]["num_marked"]) == (50, 50, 49)
+    assert "49" in str(report)
+    for row in report.rows[:1]:
+        for share in (row["precision"], row["ap"]):
+            assert 0 <= share["low"] < share["value"] < share["high"] <= 1
+
+    folder = Path(report.files[0]).parent
+    given = ["--dataset", "folder", "--annotations", str(folder / "annotations.jsonl")]
+    found = score.main([*given, "--predictions", str(folder / "checked.jsonl")]).content
+    checked = [json.loads(line) for line in (folder / "checked.jsonl").read_text().splitlines()]
+    assert len(checked) == found["num_predictions"] == 49
+    assert sum(found["num_positives"]) == sum(line["verdict"] == "right" for line in checked) > 10
+    # Each annotation is found by the prediction that it was made from, unless a twin of a higher score took it.
+    assert 0.3 < found["full"] <= 1
