@@ -45,7 +45,7 @@ def measure(case: str, device: str, num_rounds: int = NUM_ROUNDS) -> str:
         config = VlmConfig(backend="coca", model="coca_ViT-B-32", pretrained="random")
         return _compare_calls(case, build_vlm(config, device), None, device, num_rounds)
     # What transformers needs is only imported for it.
-    from tests.fakes.tiny_vlm import write_vlm
+    from tests.fakes.models import write_vlm
 
     with tempfile.TemporaryDirectory() as folder:
         write_vlm(Path(folder), case, width=WIDTH, layers=LAYERS, image_px=IMAGE_SIDE_PX)

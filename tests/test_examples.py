@@ -12,7 +12,7 @@ from hoi.cache.tools.describe import plan
 from hoi.config import PipelineConfig, load_config
 from hoi.config.yaml import read_yaml
 from hoi.datasets.vcoco import split_ids
-from tests.fakes.hicodet_rehearsal import made_up, write_rehearsal
+from tests.fakes.hicodet import made_up, write_rehearsal
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PIPELINES = sorted(

@@ -22,7 +22,7 @@ from hoi.extraction import Extractor
 from hoi.records import ImageSignals
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
-from tests.fakes.small_teachers import VISION, teacher_config, write_model
+from tests.fakes.models import TOWERS, teacher_config, write_clip
 
 VOCABULARY = Vocabulary(
     ("person", "sports ball", "dog"),
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "instances.json").write_text(json.dumps(instances))
     (folder / "results.json").write_text(json.dumps(results))
-    write_model(folder / "resnet")
+    write_clip(folder / "resnet")
     return folder
 
 
@@ -191,10 +191,10 @@ def test_map_levels_are_the_same_with_and_without_crops(folder: Path, records: d
         assert record.union_feature.tobytes() == both.union_feature[:, :2].tobytes()
 
 
-@pytest.mark.parametrize("kind", VISION)
+@pytest.mark.parametrize("kind", TOWERS)
 def test_any_tower_gives_its_map_levels_and_one_of_crops(folder: Path, kind: str) -> None:
-    write_model(folder / kind, kind)
-    size = 2 * VISION[kind]["image_size"]
+    write_clip(folder / kind, kind)
+    size = 2 * TOWERS[kind]["image_size"]
     extractor = build(folder, model=f"local-dir:{folder / kind}", image_size_px=size, regions=["map", "crop"])
     [record] = extractor.extract(*images("a"))
     levels = 2 if kind == "resnet" else 1

@@ -9,7 +9,7 @@ from hoi.evaluation.hico import evaluate
 from hoi.matching import CEILING, LabelledPairs, label_targets, match_pairs
 from hoi.records import HoiLabels
 from hoi.scoring import score_split
-from tests.fakes.synthetic import VOCABULARY, Split, make_split
+from tests.fakes.splits import VOCABULARY, Split, make_split
 
 HUMAN, BICYCLE = [0, 0, 100, 100], [100, 0, 200, 100]
 RIDE, PUSH, PET = 0, 1, 3

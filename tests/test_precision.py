@@ -10,7 +10,7 @@ from hoi.errors import UserError
 from hoi.machine import choose_precision, mixed
 from hoi.students.registry import Student, build_student
 from hoi.training.loop import fit
-from tests.fakes.synthetic import AXES, VOCABULARY, make_split
+from tests.fakes.splits import AXES, VOCABULARY, make_split
 
 CPU = torch.device("cpu")
 SPLIT = make_split((3, 1, 0, 4, 2, 5, 1))

@@ -9,7 +9,7 @@ import torch
 from hoi.config import MultiLevelConfig
 from hoi.scoring import score_split, score_triplets
 from hoi.students.registry import build_student
-from tests.fakes.synthetic import AXES, VOCABULARY, make_split
+from tests.fakes.splits import AXES, VOCABULARY, make_split
 
 
 def test_triplets_by_hand() -> None:

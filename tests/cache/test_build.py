@@ -20,7 +20,8 @@ from hoi.cache.shard import inspect_shard
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.records import ImageSignals
-from tests.fakes.random_signals import AXES, RandomSignals, photo_pipeline
+from tests.fakes.extractors import AXES, RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 
 @pytest.fixture(autouse=True)

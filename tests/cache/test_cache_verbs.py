@@ -20,8 +20,8 @@ from hoi.cache.tools.upkeep import verify
 from hoi.cache.tools.verbs import run_verb
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
-from tests.fakes.world_signals import DrawnSignals, small_pipeline, write_pipeline
+from tests.fakes.extractors import DrawnSignals, RandomSignals
+from tests.fakes.pipelines import photo_pipeline, small_pipeline, write_pipeline
 
 ROOT = Path(__file__).parents[2]
 

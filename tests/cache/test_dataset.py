@@ -22,7 +22,8 @@ from hoi.config import PipelineConfig
 from hoi.datasets import load_vocabulary, open_images
 from hoi.errors import UserError
 from hoi.records import ImageSignals, PairBatch
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 NUM_PAIRS = (2, 0, 1, 5, 3, 1)
 UNREADABLE = 4

@@ -18,8 +18,9 @@ from hoi.cache.tools.estimate import (
 )
 from hoi.config import PipelineConfig, TeacherConfig
 from hoi.teachers import build_teacher
-from tests.fakes.random_signals import AXES, RandomSignals, photo_pipeline, random_signals
-from tests.fakes.small_teachers import VISION, write_model
+from tests.fakes.extractors import AXES, RandomSignals, random_signals
+from tests.fakes.models import TOWERS, write_clip
+from tests.fakes.pipelines import photo_pipeline
 
 
 def test_bytes_of_an_image_are_those_of_its_tables() -> None:
@@ -38,7 +39,7 @@ def with_teacher(config: PipelineConfig, **changes: object) -> PipelineConfig:
 
 @pytest.mark.parametrize("kind", ["resnet", "vit", "timm_convolution"])
 def test_axes_are_known_without_weights(tmp_path: Path, kind: str) -> None:
-    changes = {"model": write_model(tmp_path / kind, kind), "regions": ["map", "crop"], "spatial_map": True}
+    changes = {"model": write_clip(tmp_path / kind, kind), "regions": ["map", "crop"], "spatial_map": True}
     config = with_teacher(photo_pipeline(tmp_path), **changes)
     axes = axes_of(config)
     teacher = build_teacher(config.teacher, "cpu")
@@ -50,7 +51,7 @@ def test_axes_are_known_without_weights(tmp_path: Path, kind: str) -> None:
     else:
         import torch
 
-        side = VISION[kind]["image_size"]
+        side = TOWERS[kind]["image_size"]
         maps = teacher.encode_images(torch.zeros(1, 3, side, side, dtype=torch.uint8)).maps
         assert [axes[letter] for letter in "CHW"] == list(maps[-1].shape[1:])
 
@@ -69,7 +70,7 @@ def test_the_pair_cap_is_the_most_that_the_policy_gives(
 
 
 def test_a_plan_says_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path, teacher={"model": write_model(tmp_path / "clip")})
+    config = photo_pipeline(tmp_path, teacher={"model": write_clip(tmp_path / "clip")})
     before = sorted(tmp_path.rglob("*"))
     text = str(plan(config))
     assert "test: 5 images, 3 shards: 0 finished, 3 missing" in text

@@ -12,7 +12,8 @@ from hoi.cache.build.run import main
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.tools.export import export_image
 from hoi.errors import UserError
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 
 def test_detections_pairs_and_scores_are_those_of_the_cache(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from hoi.cache.fingerprint import (
 from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "hoi" / "world" / "weights"

@@ -33,7 +33,8 @@ from hoi.cache.shard import (
 from hoi.cache.tables import pack_tables
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from tests.fakes.random_signals import AXES, RandomSignals, photo_pipeline, random_signals
+from tests.fakes.extractors import AXES, RandomSignals, random_signals
+from tests.fakes.pipelines import photo_pipeline
 
 NUM_PAIRS = (2, 0, 1, 5, 0, 0, 3)
 UNREADABLE = 2

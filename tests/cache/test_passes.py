@@ -35,8 +35,8 @@ from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig, VlmConfig
 from hoi.errors import UserError
 from hoi.vlm.base import ImageAnswers
-from tests.fakes.random_answers import PASS, AnswersOf, RandomAnswers
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import PASS, AnswersOf, RandomAnswers, RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 FIELDS = ("coca/vlm_scores", "coca/vlm_asked", "coca/vlm_log_likelihood", "coca/vlm_pair_scores")
 CONTEXT = ("coca/context_embedding", "coca/context_mask")

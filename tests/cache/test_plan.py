@@ -10,7 +10,7 @@ import pytest
 import hoi.cache.plan
 from hoi.cache.plan import doubled_id, hash_of_ids, plan_shards, plan_split, splits_of
 from hoi.errors import UserError
-from tests.fakes.random_signals import photo_pipeline
+from tests.fakes.pipelines import photo_pipeline
 
 
 def test_five_images_at_two_a_shard_are_three_shards(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from hoi.cache.read.split import open_split
 from hoi.cache.tools.pull import pull_split
 from hoi.cache.tools.verify import verify_split
 from hoi.errors import UserError
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 URL = "memory://caches/photos"
 

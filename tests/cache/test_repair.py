@@ -12,7 +12,8 @@ from hoi.cache.build.run import main
 from hoi.cache.tools.upkeep import repair
 from hoi.cache.tools.verify import verify_split
 from hoi.errors import UserError
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,8 @@ from hoi.cache.read.split import CacheSplit, Mode
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.training.loop import BatchSource
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 CPU = torch.device("cpu")
 

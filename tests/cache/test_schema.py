@@ -18,7 +18,7 @@ from hoi.cache.schema import (
 )
 from hoi.cache.shard import SHARD_ATTRIBUTES
 from hoi.cache.tables import pack_tables
-from tests.fakes.random_signals import AXES, MAP_AXES, random_signals
+from tests.fakes.extractors import AXES, MAP_AXES, random_signals
 
 DOCUMENT = (Path(cache.__file__).parent / "FORMAT.md").read_text()
 

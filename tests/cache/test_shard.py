@@ -20,7 +20,7 @@ from hoi.cache.shard import (
 )
 from hoi.cache.tables import pack_tables
 from hoi.errors import UserError
-from tests.fakes.random_signals import AXES, random_signals
+from tests.fakes.extractors import AXES, random_signals
 
 TABLES = pack_tables(["bär", "b", "c"], [random_signals("bär", 3, 4), "gone", random_signals("c", 1, 0)], AXES)
 ATTRIBUTES: dict[str, Any] = {

@@ -15,7 +15,8 @@ from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig
 from hoi.training.distributed import Group
 from hoi.training.loop import BatchSource
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from hoi.cache.schema import FIELDS
 from hoi.cache.tables import pack_tables, unpack_tables
 from hoi.records import ImageSignals
-from tests.fakes.random_signals import AXES, MAP_AXES, random_signals
+from tests.fakes.extractors import AXES, MAP_AXES, random_signals
 
 
 @pytest.mark.parametrize("counts", [[], [(0, 0)], [(1, 0)], [(2, 1)], [(3, 5), (0, 0), (1, 1), (4, 2)]])

@@ -17,7 +17,8 @@ from hoi.cache.read.split import CacheSplit
 from hoi.cache.shard import inspect_shard, read_text
 from hoi.config import load_config
 from hoi.errors import UserError
-from tests.fakes.random_signals import FailingSignals, FirstIsFaster, RandomSignals, photo_pipeline
+from tests.fakes.extractors import FailingSignals, FirstIsFaster, RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,8 @@ from hoi.cache.build.run import main
 from hoi.cache.manifest import read_manifest
 from hoi.cache.shard import encode_file, inspect_shard
 from hoi.cache.tools.verify import verify_split
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 
 def made(folder: Path, **sections: object) -> Path:

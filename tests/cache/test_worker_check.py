@@ -17,7 +17,7 @@ from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.files import WORKERS_NAME
 from tests.fakes import worker_tasks
-from tests.fakes.random_signals import photo_pipeline
+from tests.fakes.pipelines import photo_pipeline
 
 SAME = {"python": "3.12.1", "torch": "2.15.0", "device": "cpu"}
 

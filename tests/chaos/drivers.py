@@ -16,8 +16,8 @@ from hoi.cache.build.run import Report, main
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.records import ImageSignals
-from tests.fakes.random_answers import PASS, AnswersOf
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
+from tests.fakes.extractors import PASS, AnswersOf, RandomSignals
+from tests.fakes.pipelines import photo_pipeline
 
 NUM_PAIRS = (2, 0, 1, 5, 3, 1, 0, 4) * 5
 SECONDS_PER_IMAGE = 0.04

@@ -26,7 +26,7 @@ from hoi.errors import UserError
 from tests.chaos.content import content_of
 from tests.chaos.drivers import SlowSignals, build, small_build, start
 from tests.chaos.kills import check_content
-from tests.fakes.random_signals import photo_pipeline
+from tests.fakes.pipelines import photo_pipeline
 
 ROOT = Path(__file__).parents[2]
 SHARD = "shard-00007.h5"

@@ -15,7 +15,7 @@ from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig
 from tests.chaos.content import content_of
 from tests.chaos.drivers import FURTHER, SlowSignals, small_build, start
-from tests.fakes.random_signals import RandomSignals
+from tests.fakes.extractors import RandomSignals
 
 MAX_RESUMES = 20
 

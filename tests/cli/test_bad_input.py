@@ -29,8 +29,8 @@ from hoi.errors import UserError, run_program
 from hoi.evaluation import evaluate
 from hoi.records import ImageSignals
 from hoi.training import train
-from tests.fakes.random_signals import RandomSignals, photo_pipeline
-from tests.fakes.world_signals import DrawnSignals, small_pipeline, write_pipeline
+from tests.fakes.extractors import DrawnSignals, RandomSignals
+from tests.fakes.pipelines import photo_pipeline, small_pipeline, write_pipeline
 
 ROOT = Path(__file__).parents[2]
 STUDENT = {"student": {"width": 16}}

@@ -18,7 +18,7 @@ from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.hicodet_classes import rare
 from hoi.errors import UserError
 from hoi.labels import has_labels, load_labels, rare_mask
-from tests.fakes.hicodet_fixtures import NAMES, instances_json, ppdm_json, write_json, write_mat, write_tree
+from tests.fakes.hicodet import NAMES, instances_json, ppdm_json, write_json, write_mat, write_tree
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from hoi.labels.vcoco_files import pairs_of_truth, read_labels, read_pairs, read
 from hoi.project.dataset_checks import check_dataset
 from hoi.prompts import interaction_prompts
 from hoi.vocabulary import NO_OBJECT
-from tests.fakes.vcoco_fixtures import COUNTS, edges, ids_of, pair_file, write_annotations, write_images
+from tests.fakes.vcoco import COUNTS, edges, ids_of, pair_file, write_annotations, write_images
 
 
 def vcoco(images: Path, **settings: Any) -> VcocoDataset:

@@ -16,7 +16,7 @@ from hoi.evaluation.zero_shot import (
     unseen_ids,
 )
 from hoi.vocabulary import Vocabulary
-from tests.fakes.synthetic import VOCABULARY
+from tests.fakes.splits import VOCABULARY
 
 WORLD = WorldDataset(name="world")
 

@@ -1,4 +1,4 @@
-"""Functions that worker processes import, for tests of the scheduling."""
+"""Tasks for worker processes, for tests of the scheduling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def double(number: int) -> dict[str, Any]:
 
 
 def break_until(marks: str, number: int) -> dict[str, Any]:
-    """Raises until it was called this many times before."""
+    """Raise at the first `number` calls."""
     calls = len(list(Path(marks).iterdir()))
     (Path(marks) / str(calls)).touch()
     if calls < number:
@@ -26,7 +26,7 @@ def break_until(marks: str, number: int) -> dict[str, Any]:
 
 
 def die_once(mark: str) -> dict[str, Any]:
-    """Kills its worker at the first call."""
+    """Kill the worker at the first call."""
     if not Path(mark).exists():
         Path(mark).touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -34,18 +34,18 @@ def die_once(mark: str) -> dict[str, Any]:
 
 
 def complain(marks: str) -> dict[str, Any]:
-    """A user's mistake."""
+    """Raise a user's mistake."""
     (Path(marks) / str(len(list(Path(marks).iterdir())))).touch()
     raise UserError("the folder is gone", where="worker", fix="bring it back")
 
 
 def leave_mark(mark: str) -> None:
-    """What a worker that lives on does at the end."""
+    """For a worker that is still alive at the end."""
     Path(mark).touch()
 
 
 def write_while_another_computes(mine: str, others: str, patience_s: float = 20) -> dict[str, Any]:
-    """Computes, gives its slot up, and is done when another task of the same worker has got as far."""
+    """Give the slot up, then wait until another task of the same worker has started."""
     Path(mine).touch()
     give_up_slot()
     end = time.monotonic() + patience_s

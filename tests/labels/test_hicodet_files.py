@@ -22,7 +22,7 @@ from hoi.datasets import hicodet_classes
 from hoi.errors import UserError
 from hoi.labels.hicodet import HicodetAnnotations, read_annotations
 from hoi.labels.hicodet_mat import read_image_labels
-from tests.fakes.hicodet_fixtures import NAMES, instances_json, ppdm_json, write_json, write_mat
+from tests.fakes.hicodet import NAMES, instances_json, ppdm_json, write_json, write_mat
 
 needs_data = pytest.mark.skipif("HOI_CHECK_DATA" not in os.environ, reason="HOI_CHECK_DATA names no annotations")
 

@@ -18,8 +18,7 @@ from hoi.errors import UserError
 from hoi.prediction import Checkpoint, Predictor
 from hoi.prediction import export as stage
 from hoi.prediction.onnx import refuse_what_has_no_export
-from tests.fakes.small_checkpoint import WEIGHTS, trained_world
-from tests.fakes.world_signals import write_pipeline
+from tests.fakes.pipelines import WEIGHTS, trained_world, write_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,7 @@ from hoi.evaluation import evaluate, score
 from hoi.labels import load_labels
 from hoi.prediction import run as predict
 from hoi.prediction.run import PredictReport
-from tests.fakes.small_checkpoint import trained_world
-from tests.fakes.world_signals import write_pipeline
+from tests.fakes.pipelines import trained_world, write_pipeline
 
 
 @pytest.fixture(scope="module")

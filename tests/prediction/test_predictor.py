@@ -23,7 +23,7 @@ from hoi.records import Triplets
 from hoi.scoring import score_split
 from hoi.training.train import run_folder
 from hoi.vocabulary import Vocabulary
-from tests.fakes.small_checkpoint import trained_world
+from tests.fakes.pipelines import trained_world
 
 
 @pytest.fixture(scope="module")

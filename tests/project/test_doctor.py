@@ -17,7 +17,7 @@ from hoi.datasets import load_vocabulary
 from hoi.project.dataset_checks import CHECKS
 from hoi.project.doctor import _command
 from hoi.project.findings import Finding
-from tests.fakes.hicodet_fixtures import NAMES, instances_json, write_json, write_tree
+from tests.fakes.hicodet import NAMES, instances_json, write_json, write_tree
 
 FILES = ("train2015", "test2015")
 

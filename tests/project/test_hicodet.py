@@ -18,8 +18,8 @@ from hoi.cache.tools import describe as cache_estimates
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError
 from hoi.project import published as hicodet
-from tests.fakes.hicodet_rehearsal import SMALL, made_up, write_rehearsal
-from tests.fakes.vcoco_fixtures import COUNTS, write_annotations, write_detections, write_images
+from tests.fakes.hicodet import SMALL, made_up, write_rehearsal
+from tests.fakes.vcoco import COUNTS, write_annotations, write_detections, write_images
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = "examples/hicodet.yaml"

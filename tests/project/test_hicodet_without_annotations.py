@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import HALVES
-from tests.fakes.hicodet_fixtures import write_json, write_tree
+from tests.fakes.hicodet import write_json, write_tree
 from tests.test_imports import LABELS, ROOT
 
 RUN = """

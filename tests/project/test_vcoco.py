@@ -14,7 +14,7 @@ from hoi.config import PipelineConfig, load_config
 from hoi.datasets import load_vocabulary
 from hoi.evaluation import evaluate
 from hoi.training import train
-from tests.fakes.vcoco_fixtures import COUNTS, write_annotations, write_detections, write_images
+from tests.fakes.vcoco import COUNTS, write_annotations, write_detections, write_images
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ("agent_ap", "role_ap_s1", "role_ap_s2", "role_ap_s1_24", "role_ap_s2_24")

@@ -20,8 +20,7 @@ from hoi.students.clhoi.model import interaction_contrast, pool_pairs, soft_foca
 from hoi.students.clhoi.networks import Seats, context_loss
 from hoi.students.registry import Student, build_student
 from hoi.training.loop import fit
-from tests.fakes.synthetic import VOCABULARY, Split, make_split
-from tests.fakes.vlm_fields import NAME, taught, with_fields
+from tests.fakes.splits import VLM, VOCABULARY, Split, make_split, make_vlm_split, with_vlm_fields
 
 AXES = {"L": 2, "M": 1, "C": 5, "H": 3, "W": 4}
 ADMITTED = torch.from_numpy(VOCABULARY.object_mask)
@@ -41,7 +40,7 @@ def rows_of(batch: PairBatch, order: list[int]) -> PairBatch:
 
 
 def test_one_pair_passes_the_pooling_unchanged_and_several_are_weighed_by_hand() -> None:
-    seats = Seats.of(taught((1, 2, 0)).whole)
+    seats = Seats.of(make_vlm_split((1, 2, 0)).whole)
     logits, vectors = torch.tensor([[0.3, -2.0], [1.0, 0.0], [0.5, 4.0]]), torch.randn(3, 7)
     log_r = torch.tensor([0.2, 0.9, 0.6]).log()
     admitted = torch.tensor([[True, True], [True, False], [True, True]])
@@ -60,25 +59,25 @@ def test_one_pair_passes_the_pooling_unchanged_and_several_are_weighed_by_hand()
 
 
 def test_what_was_not_asked_gets_no_gradient_at_all() -> None:
-    split = taught()
+    split = make_vlm_split()
     batch = split.whole
     student = fresh(split, union_weight=0.0, pair_weight=1.0)
     found = student(batch)
     found.logits.retain_grad()
     student.forward = lambda _: found  # type: ignore[method-assign]
     student.losses(batch, None).total.backward()
-    asked = (batch.extra[f"{NAME}/vlm_asked"] > 0)[batch.pair_image] & ADMITTED[batch.labels_o]
+    asked = (batch.extra[f"{VLM}/vlm_asked"] > 0)[batch.pair_image] & ADMITTED[batch.labels_o]
     assert found.logits.grad is not None
     assert found.logits.grad[asked].abs().min() > 0
     assert not found.logits.grad[~asked].any()
 
 
 def test_the_order_of_sentences_and_of_pairs_does_not_matter() -> None:
-    split = taught((3, 2))
+    split = make_vlm_split((3, 2))
     student, batch = fresh(split, pair_weight=1.0), split.whole
     before, scores = student.losses(batch, None).losses, student.branch_scores(batch)["student"]
     order = [2, 0, 1]
-    told = {f"{NAME}/{own}": batch.extra[f"{NAME}/{own}"][:, order] for own in ("context_embedding", "context_mask")}
+    told = {f"{VLM}/{own}": batch.extra[f"{VLM}/{own}"][:, order] for own in ("context_embedding", "context_mask")}
     for other in (replace(batch, extra={**batch.extra, **told}), rows_of(batch, [2, 0, 1, 4, 3])):
         for name, loss in student.losses(other, None).losses.items():
             torch.testing.assert_close(loss, before[name])
@@ -87,7 +86,7 @@ def test_the_order_of_sentences_and_of_pairs_does_not_matter() -> None:
 
 
 def test_images_do_not_see_one_another_but_for_the_contrasts() -> None:
-    split = taught((3, 0, 2))
+    split = make_vlm_split((3, 0, 2))
     student = fresh(split).requires_grad_(False)
     for name, parameter in student.named_parameters():
         if name.startswith("to_joint"):
@@ -103,7 +102,7 @@ def test_images_do_not_see_one_another_but_for_the_contrasts() -> None:
 
 @pytest.mark.parametrize("pairs_of", [(0, 0), (0, 2), (1,)])
 def test_images_without_a_pair_or_without_a_caption_are_fine(pairs_of: tuple[int, ...]) -> None:
-    split = with_fields(make_split(pairs_of))
+    split = with_vlm_fields(make_split(pairs_of))
     student = fresh(split, pair_weight=1.0).train()
     step = student.losses(split.whole, None)
     step.total.backward()
@@ -113,14 +112,14 @@ def test_images_without_a_pair_or_without_a_caption_are_fine(pairs_of: tuple[int
 
 
 def test_before_training_a_pairs_vector_is_frozen_clips_of_its_union() -> None:
-    split = taught()
+    split = make_vlm_split()
     union = F.normalize(split.whole.union_feature.float().mean(1), dim=-1)
     torch.testing.assert_close(fresh(split)(split.whole).vectors, union)
     assert not torch.allclose(fresh(split, start="none")(split.whole).vectors, union, atol=0.1)
 
 
 def test_the_score_is_the_formula_and_the_gate_is_the_students() -> None:
-    split = taught()
+    split = make_vlm_split()
     split = split.with_pairs(rows_o=torch.tensor([20, 20, 21, 22, 23, 24, 24, 24, 25, 26]))
     batch = split.whole
     found = fresh(split)(batch)
@@ -182,11 +181,11 @@ def test_a_unions_share_of_the_maps_cells_follows_the_padding() -> None:
 
 
 def test_it_learns_what_the_teacher_says_of_images_and_puts_it_on_pairs() -> None:
-    split = taught((3, 1, 4, 2))
+    split = make_vlm_split((3, 1, 4, 2))
     scores = torch.zeros(4, 6)
     scores[torch.from_numpy(split.labels.image), torch.from_numpy(split.labels.interaction)] = 1.0
-    asked = split.whole.extra[f"{NAME}/vlm_asked"]
-    split.whole.extra[f"{NAME}/vlm_scores"] = scores * asked
+    asked = split.whole.extra[f"{VLM}/vlm_asked"]
+    split.whole.extra[f"{VLM}/vlm_scores"] = scores * asked
     student = fresh(split, union_weight=0.0)
     before = student.losses(split.whole, None).losses["interaction"]
     train = TrainConfig(epochs=150, batch_images=4, learning_rate=3e-3, weight_decay=0.0)
@@ -197,11 +196,11 @@ def test_it_learns_what_the_teacher_says_of_images_and_puts_it_on_pairs() -> Non
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    split = taught()
+    split = make_vlm_split()
     with pytest.raises(ValidationError, match="multiple of heads"):
         ClhoiConfig(method="clhoi", width=30, heads=4)
     with pytest.raises(UserError, match=r"reads CLIP's spatial map.*teacher\.spatial_map: true"):
         build_student(ClhoiConfig(method="clhoi"), split.bank, VOCABULARY, {"L": 2, "M": 1})
     assert "spatial_map" in fresh(split).scoring_fields
-    assert not any(name.startswith(NAME) for name in fresh(split).scoring_fields)
-    assert np.isin([f"{NAME}/context_mask"], fresh(split, translator=False).extra_fields).sum() == 0
+    assert not any(name.startswith(VLM) for name in fresh(split).scoring_fields)
+    assert np.isin([f"{VLM}/context_mask"], fresh(split, translator=False).extra_fields).sum() == 0

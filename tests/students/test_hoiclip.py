@@ -17,8 +17,7 @@ from hoi.students.hoiclip.targets import RegionSums, verb_prototypes
 from hoi.students.losses import soft_focal_loss
 from hoi.students.registry import build_student
 from hoi.training.loop import fit
-from tests.fakes.hoiclip_fixtures import CHANNELS, MapSplit, fresh, make_map_split
-from tests.fakes.synthetic import VOCABULARY
+from tests.fakes.splits import CHANNELS, VOCABULARY, MapSplit, fresh_hoiclip, make_map_split
 
 CPU = torch.device("cpu")
 LABELS = {"supervision": "labels", "score_fusion": "product"}
@@ -37,11 +36,11 @@ def targets_of(split: MapSplit, unseen: list[int] | None = None) -> LabelTargets
 
 def test_wrong_object_interactions_are_minus_infinity_and_score_nothing() -> None:
     split = make_map_split()
-    student = fresh(split, **DEPARTED)
+    student = fresh_hoiclip(split, **DEPARTED)
     admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
     logits = student(split.whole)
     assert torch.equal(logits == -torch.inf, ~admitted)
-    plain = fresh(split, score_fusion="product", enhancement_classes=0).branch_scores(split.whole)["student"]
+    plain = fresh_hoiclip(split, score_fusion="product", enhancement_classes=0).branch_scores(split.whole)["student"]
     assert (plain[~admitted] == 0).all()
     assert (plain[admitted] > 0).all()
 
@@ -50,7 +49,7 @@ def test_wrong_object_interactions_are_minus_infinity_and_score_nothing() -> Non
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_a_pair_is_scored_alike_in_whatever_company_its_image_comes(kind: str, settings: dict) -> None:
     split = make_map_split(kind=kind)
-    student = fresh(split, **settings)
+    student = fresh_hoiclip(split, **settings)
     together = student(split.batch(np.array([3, 2, 0, 4])))
     alone = torch.cat([student(split.batch(np.array([row]))) for row in (3, 2, 0, 4)])
     assert torch.allclose(together, alone, atol=1e-4)
@@ -59,7 +58,7 @@ def test_a_pair_is_scored_alike_in_whatever_company_its_image_comes(kind: str, s
 
 def test_a_batch_without_any_pair_has_a_finite_loss() -> None:
     split = make_map_split()
-    step = fresh(split).train().losses(split.batch(np.array([2])), None)
+    step = fresh_hoiclip(split).train().losses(split.batch(np.array([2])), None)
     step.total.backward()
     assert step.total.item() == 0
 
@@ -69,7 +68,7 @@ def test_every_switch_reaches_the_scores() -> None:
     batch = split.whole
 
     def score(**settings: object) -> torch.Tensor:
-        return fresh(split, **{"score_fusion": "product", **settings}).branch_scores(batch)["student"]
+        return fresh_hoiclip(split, **{"score_fusion": "product", **settings}).branch_scores(batch)["student"]
 
     plain = score()
     for changed in (
@@ -87,19 +86,19 @@ def test_every_switch_reaches_the_scores() -> None:
         {"width": None},
     ):
         assert not torch.allclose(score(**changed), plain), changed
-    assert "ungated" in fresh(split, gate_exponent=1.0).branch_scores(batch)
+    assert "ungated" in fresh_hoiclip(split, gate_exponent=1.0).branch_scores(batch)
 
 
 def test_before_training_a_residual_student_sees_the_union_crops_own_embedding() -> None:
     split = make_map_split()
-    (*_, joint) = fresh(split, union_residual=True).decoded(split.whole)
+    (*_, joint) = fresh_hoiclip(split, union_residual=True).decoded(split.whole)
     crop = split.whole.extra["union_embedding"][:, 0].float()
     assert torch.allclose(joint, F.normalize(crop, dim=-1), atol=1e-3)
 
 
 def test_the_paper_s_score_is_the_sum_of_class_score_enhancement_and_squared_object_score() -> None:
     split = make_map_split()
-    student, batch = fresh(split, enhancement_classes=2), split.whole
+    student, batch = fresh_hoiclip(split, enhancement_classes=2), split.whole
     image = batch.image_similarity.float()
     gain = torch.zeros_like(image)
     for row in range(len(image)):
@@ -123,7 +122,7 @@ def test_the_enhancement_leaves_the_ranking_of_all_other_classes_and_lifts_the_l
 def test_scoring_edits_nothing_so_that_a_sweep_over_the_enhancement_repeats() -> None:
     # The public code adds to the scores in place, so that each step of its top-K sweep starts from the one before.
     split = make_map_split()
-    student, before = fresh(split), split.whole.image_similarity.clone()
+    student, before = fresh_hoiclip(split), split.whole.image_similarity.clone()
     found = {}
     for classes in (0, 1, 3, 0, 1, 3):
         student.config = student.config.model_copy(update={"enhancement_classes": classes})
@@ -161,7 +160,7 @@ def test_logits_are_scaled_cosines_to_texts_and_lambda_times_those_to_verbs() ->
 
 def test_every_layer_is_taught_by_a_loss_of_its_own() -> None:
     split = make_map_split()
-    student = fresh(split, layers=3)
+    student = fresh_hoiclip(split, layers=3)
     losses = student.losses(split.whole, None).losses
     assert list(losses) == ["layer_1", "layer_2", "layer_3"]
     for taught, loss in enumerate(losses.values()):
@@ -173,7 +172,7 @@ def test_every_layer_is_taught_by_a_loss_of_its_own() -> None:
 
 def test_the_teachers_scores_are_learned_over_their_class_s_scale_and_never_above_one() -> None:
     split = make_map_split()
-    student, batch = fresh(split, layers=1), split.whole
+    student, batch = fresh_hoiclip(split, layers=1), split.whole
     admitted = torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
     raw = student.targets.raw(batch, admitted, student.is_real & admitted)
     scales = raw.max(0).values / 2
@@ -186,7 +185,7 @@ def test_the_teachers_scores_are_learned_over_their_class_s_scale_and_never_abov
 
 
 def test_what_is_frozen_is_no_weight_of_the_student() -> None:
-    student = fresh(make_map_split())
+    student = fresh_hoiclip(make_map_split())
     kept = {name for name, _ in student.named_parameters()} | set(student.state_dict())
     assert not [name for name in kept if name.startswith("head.") or "texts" in name]
 
@@ -194,14 +193,14 @@ def test_what_is_frozen_is_no_weight_of_the_student() -> None:
 def test_prototypes_are_made_of_the_first_crops_of_unions_and_objects() -> None:
     split = make_map_split(margins=2)
     labels, whole = targets_of(split), split.whole
-    student = fresh(split, **LABELS)
+    student = fresh_hoiclip(split, **LABELS)
     student.prepare([whole], labels)
     sums = RegionSums.empty(VOCABULARY, 16)
     # The last level is the teacher's embedding of the object's own crop; the levels before lie in other spaces.
     sums.add(labels.pairs.float(), whole.extra["union_embedding"][:, 0], whole.object_feature[:, -1], whole.labels_o)
     expected, _ = verb_prototypes(sums, torch.from_numpy(split.bank.text_embedding), VOCABULARY)
     assert torch.equal(student.classify.verbs, expected)
-    taught = fresh(split)
+    taught = fresh_hoiclip(split)
     taught.prepare([whole], None)
     assert not torch.equal(taught.classify.verbs, expected)
 
@@ -225,7 +224,7 @@ def test_an_object_without_interactions_has_the_mean_text() -> None:
 def test_uncounted_labels_give_exactly_no_gradient() -> None:
     split = make_map_split()
     labels = targets_of(split, unseen=[0, 3])
-    student = fresh(split, **LABELS, **DEPARTED)
+    student = fresh_hoiclip(split, **LABELS, **DEPARTED)
     grads = {}
     for given in (labels, replace(labels, pairs=labels.pairs | torch.tensor([1, 0, 0, 1, 0, 0], dtype=torch.bool))):
         student.zero_grad()
@@ -239,7 +238,7 @@ def test_uncounted_labels_give_exactly_no_gradient() -> None:
 @pytest.mark.parametrize("settings", [{}, LABELS])
 def test_losses_of_two_halves_add_up_to_those_of_the_whole(settings: dict) -> None:
     split = make_map_split((3, 2, 4, 2))
-    student, labels = fresh(split, **settings), targets_of(split) if settings else None
+    student, labels = fresh_hoiclip(split, **settings), targets_of(split) if settings else None
     whole = student.losses(split.whole, labels)
     halves = [student.losses(split.batch(np.array(rows)), labels) for rows in ([0, 1], [2, 3])]
     for name, loss in whole.losses.items():
@@ -251,7 +250,7 @@ def test_losses_of_two_halves_add_up_to_those_of_the_whole(settings: dict) -> No
 def test_one_batch_can_be_overfitted() -> None:
     split = make_map_split()
     labels = targets_of(split)
-    student = fresh(split, **LABELS, layers=1)
+    student = fresh_hoiclip(split, **LABELS, layers=1)
     student.prepare([split.whole], labels)
     train = TrainConfig(epochs=40, batch_images=5, learning_rate=2e-2, weight_decay=0.0)
     student, _ = fit(student, split, train, seed=0, device=CPU, labels=labels)
@@ -262,13 +261,13 @@ def test_one_batch_can_be_overfitted() -> None:
 
 def test_what_was_prepared_is_in_the_weights_so_a_run_that_goes_on_need_not_look_again() -> None:
     split = make_map_split()
-    looked = fresh(split)
+    looked = fresh_hoiclip(split)
     looked.prepare([split.whole], None)
-    other = fresh(split, seed=4)
+    other = fresh_hoiclip(split, seed=4)
     other.load_state_dict(looked.state_dict())
     assert torch.equal(other.target_scales, looked.target_scales)
     assert torch.equal(other.classify.verbs, looked.classify.verbs)
-    assert not torch.equal(looked.classify.verbs, fresh(split).classify.verbs)
+    assert not torch.equal(looked.classify.verbs, fresh_hoiclip(split).classify.verbs)
     assert (looked.target_scales < 1).any()
 
 
@@ -278,7 +277,7 @@ def test_preparation_does_not_depend_on_the_order_of_images() -> None:
         labels = targets_of(split) if settings == LABELS else None
         prepared = []
         for batches in ([range(6)], [[5], [3, 1], [0, 4, 2]]):
-            student = fresh(split, **settings)
+            student = fresh_hoiclip(split, **settings)
             student.prepare([split.batch(np.array(rows)) for rows in batches], labels)
             prepared.append(student.state_dict())
         assert all(torch.equal(prepared[0][name], prepared[1][name]) for name in prepared[0])

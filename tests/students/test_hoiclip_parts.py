@@ -28,9 +28,8 @@ from hoi.students.hoiclip.targets import ClassScales, PairTargets, RegionSums, v
 from hoi.students.losses import focal_loss, soft_focal_loss
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
-from tests.fakes.hoiclip_fixtures import make_map_split
-from tests.fakes.small_teachers import teacher_config
-from tests.fakes.synthetic import VOCABULARY, make_bank
+from tests.fakes.models import teacher_config
+from tests.fakes.splits import VOCABULARY, make_bank, make_map_split
 
 
 def test_with_equal_memories_the_dual_attention_is_twice_the_single_one() -> None:

@@ -9,14 +9,13 @@ from pydantic import ValidationError
 from hoi.config import MultiLevelConfig
 from hoi.students.multilevel.mixing import Opinion, mix
 from hoi.students.registry import Student, build_student
-from tests.fakes.synthetic import AXES, VOCABULARY, Split
-from tests.fakes.vlm_fields import NAME, taught
+from tests.fakes.splits import AXES, VLM, VOCABULARY, Split, make_vlm_split
 
 OBJECT_OF = torch.tensor([0, 0, 0, 1, 1])
 CLIP = torch.tensor([[0.4, 0.2, 0.1, 0.2, 0.1]])
 ASKED = torch.tensor([[True, True, False, False, False]])
 OTHER = torch.tensor([[0.1, 0.3, 0.7, 0.9, 0.9]])  # what stands where it was not asked must not matter
-BOTH = {"clip": 0.7, NAME: 0.3}
+BOTH = {"clip": 0.7, VLM: 0.3}
 
 
 def fresh(split: Split, **settings: object) -> Student:
@@ -74,8 +73,8 @@ def test_targets_sum_to_one_and_a_teacher_who_says_nothing_changes_nothing(pool:
 
 
 def test_clip_alone_is_what_it_was_before_to_the_bit() -> None:
-    split = taught()
-    plain, named = fresh(split), fresh(split, image_teachers={"clip": 2.0, NAME: 0.0}, pair_teachers={"clip": 0.3})
+    split = make_vlm_split()
+    plain, named = fresh(split), fresh(split, image_teachers={"clip": 2.0, VLM: 0.0}, pair_teachers={"clip": 0.3})
     for name, loss in plain.losses(split.whole, None).losses.items():
         assert torch.equal(loss, named.losses(split.whole, None).losses[name])
     assert named.extra_fields == ()
@@ -84,8 +83,8 @@ def test_clip_alone_is_what_it_was_before_to_the_bit() -> None:
 @pytest.mark.parametrize("image_target", ["image", "pairs"])
 @pytest.mark.parametrize("pool", ["linear", "geometric"])
 def test_what_no_teacher_was_asked_gets_no_gradient_at_all(image_target: str, pool: str) -> None:
-    split = taught()
-    batch, alone = split.whole, {NAME: 1.0}
+    split = make_vlm_split()
+    batch, alone = split.whole, {VLM: 1.0}
     settings = {"image_target": image_target, "human_object_target": "both", "teacher_pool": pool}
     student = fresh(split, image_teachers=alone, pair_teachers=alone, **settings)
     logits = student(batch)
@@ -94,7 +93,7 @@ def test_what_no_teacher_was_asked_gets_no_gradient_at_all(image_target: str, po
         value.retain_grad()
     student.forward = lambda _: logits  # type: ignore[method-assign]
     student.losses(batch, None).total.backward()
-    asked = batch.extra[f"{NAME}/vlm_asked"] > 0
+    asked = batch.extra[f"{VLM}/vlm_asked"] > 0
     of_pairs = asked[batch.pair_image] & torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
     # From images alone, a pair learns of all that was asked in its image.
     heard = {"image": asked, "union": of_pairs, "human_object": asked[batch.pair_image]}
@@ -106,17 +105,17 @@ def test_what_no_teacher_was_asked_gets_no_gradient_at_all(image_target: str, po
 
 @pytest.mark.parametrize("pool", ["linear", "geometric"])
 def test_a_pass_is_read_only_where_it_was_asked(pool: str) -> None:
-    split = taught()
+    split = make_vlm_split()
     student = fresh(split, image_teachers=BOTH, pair_teachers=BOTH, image_target="pairs", teacher_pool=pool)
     before = student.losses(split.whole, None).losses
-    asked = split.whole.extra[f"{NAME}/vlm_asked"] > 0
-    split.whole.extra[f"{NAME}/vlm_scores"][~asked] = 0.9
+    asked = split.whole.extra[f"{VLM}/vlm_asked"] > 0
+    split.whole.extra[f"{VLM}/vlm_scores"][~asked] = 0.9
     admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
-    split.whole.extra[f"{NAME}/vlm_pair_scores"][~(asked[split.whole.pair_image] & admitted)] = 0.9
+    split.whole.extra[f"{VLM}/vlm_pair_scores"][~(asked[split.whole.pair_image] & admitted)] = 0.9
     for name, loss in student.losses(split.whole, None).losses.items():
         assert torch.equal(loss, before[name])
     assert not torch.equal(before["union"], fresh(split).losses(split.whole, None).losses["union"])
-    assert set(student.extra_fields) == {f"{NAME}/vlm_{own}" for own in ("scores", "asked", "pair_scores")}
+    assert set(student.extra_fields) == {f"{VLM}/vlm_{own}" for own in ("scores", "asked", "pair_scores")}
     assert student.scoring_fields == ()
 
 

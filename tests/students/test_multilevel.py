@@ -14,7 +14,7 @@ from hoi.errors import UserError
 from hoi.matching import label_targets
 from hoi.students.registry import StepLosses, Student, build_student
 from hoi.training.loop import fit
-from tests.fakes.synthetic import AXES, VOCABULARY, Split, make_bank, make_split
+from tests.fakes.splits import AXES, VOCABULARY, Split, make_bank, make_split
 
 CPU = torch.device("cpu")
 

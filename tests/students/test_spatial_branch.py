@@ -13,7 +13,7 @@ from hoi.scoring import competition_gate
 from hoi.students.multilevel.targets import from_pairs, with_none
 from hoi.students.registry import Student, build_student
 from hoi.training.loop import fit
-from tests.fakes.synthetic import VOCABULARY, Split, make_split
+from tests.fakes.splits import VOCABULARY, Split, make_split
 
 BEST = {
     "image_target": "pairs",

@@ -16,7 +16,7 @@ from hoi.matching import label_targets
 from hoi.students.layers import fuse
 from hoi.students.multilevel.targets import related
 from hoi.students.registry import Student, build_student
-from tests.fakes.synthetic import VOCABULARY, Split, make_split
+from tests.fakes.splits import VOCABULARY, Split, make_split
 
 ADMITTED = torch.from_numpy(VOCABULARY.object_mask)
 EVERYTHING = {

@@ -14,7 +14,8 @@ from hoi.errors import UserError
 from hoi.sweeps import bench
 from hoi.sweeps import run as sweep_runs
 from hoi.sweeps.plan import BASELINES, Bench, load_bench
-from tests.fakes.world_signals import DrawnSignals, small_pipeline, write_pipeline
+from tests.fakes.extractors import DrawnSignals
+from tests.fakes.pipelines import small_pipeline, write_pipeline
 
 ROWS: list[dict[str, Any]] = [
     {"name": "plain", "student": {"width": 16}},

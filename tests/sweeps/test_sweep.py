@@ -16,7 +16,8 @@ from hoi.evaluation import evaluate
 from hoi.sweeps import run as sweep
 from hoi.sweeps.plan import BASELINES, Sweep, load_sweep
 from hoi.training import train
-from tests.fakes.world_signals import DrawnSignals, small_pipeline, write_pipeline
+from tests.fakes.extractors import DrawnSignals
+from tests.fakes.pipelines import small_pipeline, write_pipeline
 
 ROWS: list[dict[str, Any]] = [
     {"name": "plain", "student": {"width": 16}},

@@ -17,7 +17,7 @@ from hoi.errors import UserError
 from hoi.teachers import Teacher, build_teacher
 from hoi.teachers.open_clip_teacher import OpenClipTeacher
 from hoi.vocabulary import Vocabulary
-from tests.fakes.small_teachers import teacher_config, write_model
+from tests.fakes.models import teacher_config, write_clip
 
 VOCABULARY = Vocabulary(
     ("person", "horse"), ("ride", "no_interaction"), (("ride", "horse"), ("no_interaction", "horse"))
@@ -104,7 +104,7 @@ def test_provenance_follows_what_changes_content(tmp_path: Path, settings: dict)
 
 
 def test_weights_come_from_the_folder(tmp_path: Path) -> None:
-    name = write_model(tmp_path / "model")
+    name = write_clip(tmp_path / "model")
     with torch.random.fork_rng():
         torch.manual_seed(4)
         model, _, _ = open_clip.create_model_and_transforms(name, load_weights=False)
@@ -135,7 +135,7 @@ def test_a_model_that_does_not_exist_is_named(model: str, pretrained: str | None
 
 
 def test_a_folder_that_is_not_complete_is_named(tmp_path: Path) -> None:
-    name = write_model(tmp_path)
+    name = write_clip(tmp_path)
     with pytest.raises(UserError, match=rf"holds no weights · where: {tmp_path}"):
         build(name)
     with pytest.raises(UserError, match="weights are named twice"):
@@ -179,7 +179,7 @@ def test_auto_measures_this_machine(tmp_path: Path) -> None:
 
 def test_a_precision_that_moves_embeddings_is_refused(tmp_path: Path) -> None:
     assert build_teacher(teacher_config(tmp_path, precision="bf16"), "cpu").encode_crops(crops()).isfinite().all()
-    name = write_model(tmp_path / "huge")
+    name = write_clip(tmp_path / "huge")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, _, _ = open_clip.create_model_and_transforms(name, load_weights=False)

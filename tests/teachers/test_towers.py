@@ -11,15 +11,15 @@ from torch import Tensor
 from hoi.errors import UserError
 from hoi.teachers.loading import load_model
 from hoi.teachers.towers import open_tower
-from tests.fakes.small_teachers import VISION, teacher_config
+from tests.fakes.models import TOWERS, teacher_config
 
-NATIVE = {kind: vision["image_size"] for kind, vision in VISION.items()}
+NATIVE = {kind: vision["image_size"] for kind, vision in TOWERS.items()}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("models")
-    return {kind: load_model(teacher_config(folder, kind)).model for kind in VISION}
+    return {kind: load_model(teacher_config(folder, kind)).model for kind in TOWERS}
 
 
 def pixels(size: int, num: int = 2) -> Tensor:
@@ -30,7 +30,7 @@ def whole_box(size: int, num: int = 2) -> Tensor:
     return torch.tensor([[row, 0, 0, size, size] for row in range(num)], dtype=torch.float32)
 
 
-@pytest.mark.parametrize("kind", VISION)
+@pytest.mark.parametrize("kind", TOWERS)
 @torch.inference_mode()
 def test_at_its_own_size_the_whole_image_is_embedded_as_the_model_does(models: dict[str, Any], kind: str) -> None:
     size = NATIVE[kind]
@@ -60,7 +60,7 @@ def test_c4_of_the_whole_image_is_the_image_too(models: dict[str, Any]) -> None:
     torch.testing.assert_close(tower.regions(maps, whole_box(64))[0], embedding, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", VISION)
+@pytest.mark.parametrize("kind", TOWERS)
 @torch.inference_mode()
 def test_a_larger_image_has_a_larger_map_and_leaves_the_model_as_it_was(models: dict[str, Any], kind: str) -> None:
     size, model = NATIVE[kind], models[kind]
@@ -74,7 +74,7 @@ def test_a_larger_image_has_a_larger_map_and_leaves_the_model_as_it_was(models: 
     torch.testing.assert_close(model.encode_image(pixels(size)), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", VISION)
+@pytest.mark.parametrize("kind", TOWERS)
 @torch.inference_mode()
 def test_regions_read_their_own_place_of_their_own_image(models: dict[str, Any], kind: str) -> None:
     size = 2 * NATIVE[kind]
@@ -91,7 +91,7 @@ def test_regions_read_their_own_place_of_their_own_image(models: dict[str, Any],
         assert moved[1:].max() < 1e-6
 
 
-@pytest.mark.parametrize("kind", VISION)
+@pytest.mark.parametrize("kind", TOWERS)
 @torch.inference_mode()
 def test_regions_without_area_are_finite(models: dict[str, Any], kind: str) -> None:
     size = NATIVE[kind]

@@ -15,7 +15,7 @@ from hoi.students.registry import build_student
 from hoi.training.loop import fit
 from hoi.training.loop import runs as boards
 from hoi.training.runs import Board, RunFolder
-from tests.fakes.synthetic import AXES, VOCABULARY, make_split
+from tests.fakes.splits import AXES, VOCABULARY, make_split
 
 needs_tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="the extra tensorboard is not there")
 

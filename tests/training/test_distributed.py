@@ -25,8 +25,7 @@ from hoi.students.registry import Student, build_student
 from hoi.training.distributed import Group, join, one_voice
 from hoi.training.loop import fit
 from hoi.training.runs import RunFolder
-from tests.fakes.hoiclip_fixtures import CELLS, CHANNELS, SMALL, make_map_split
-from tests.fakes.synthetic import AXES, VOCABULARY, Split, make_split
+from tests.fakes.splits import AXES, CELLS, CHANNELS, SMALL_HOICLIP, VOCABULARY, Split, make_map_split, make_split
 
 CPU = torch.device("cpu")
 # Forks of a process that has nothing but imported this: torch is imported once.
@@ -46,8 +45,8 @@ STUDENTS = {
         score_relatedness_weight=0.5,
     ),
     "supervised": MultiLevelConfig(dropout=0.0, supervision="labels", score_spatial_weight=0.5),
-    "hoiclip_teacher": HoiclipConfig(method="hoiclip", target_top_least=2, **SMALL),
-    "hoiclip_labels": HoiclipConfig(method="hoiclip", supervision="labels", **SMALL),
+    "hoiclip_teacher": HoiclipConfig(method="hoiclip", target_top_least=2, **SMALL_HOICLIP),
+    "hoiclip_labels": HoiclipConfig(method="hoiclip", supervision="labels", **SMALL_HOICLIP),
 }
 
 

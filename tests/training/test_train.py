@@ -18,7 +18,8 @@ from hoi.cache.build import run as teacher_cache
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.training import train
-from tests.fakes.world_signals import DrawnSignals, small_pipeline, write_pipeline
+from tests.fakes.extractors import DrawnSignals
+from tests.fakes.pipelines import small_pipeline, write_pipeline
 
 ROOT = Path(__file__).parents[2]
 STUDENT = {"student": {"width": 32}}

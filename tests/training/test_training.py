@@ -17,7 +17,7 @@ from hoi.records import PairBatch
 from hoi.students.registry import Student, build_student
 from hoi.training.loop import choose_device, fit
 from hoi.training.runs import RunFolder
-from tests.fakes.synthetic import AXES, VOCABULARY, Split, make_split
+from tests.fakes.splits import AXES, VOCABULARY, Split, make_split
 
 CPU = torch.device("cpu")
 SPLIT = make_split((3, 1, 0, 4, 2, 5, 1))

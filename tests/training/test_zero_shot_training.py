@@ -24,8 +24,9 @@ from hoi.students.hoiclip.model import HoiclipStudent
 from hoi.training import train
 from hoi.training.loop import Loop
 from hoi.training.train import own_training
-from tests.fakes.hoiclip_fixtures import SMALL
-from tests.fakes.world_signals import WIDTH, DrawnSignals, small_pipeline
+from tests.fakes.extractors import DRAWN_WIDTH, DrawnSignals
+from tests.fakes.pipelines import small_pipeline
+from tests.fakes.splits import SMALL_HOICLIP
 
 CHANNELS, CELLS = 12, 2
 ZERO_SHOT = {
@@ -33,7 +34,7 @@ ZERO_SHOT = {
     "supervision": "labels",
     "zero_shot": "unseen_verb",
     "score_fusion": "product",
-    **SMALL,
+    **SMALL_HOICLIP,
 }
 STUDENTS = {"hidden": ZERO_SHOT}
 READ = label_reader.load_labels
@@ -45,7 +46,7 @@ class DrawnMaps(DrawnSignals):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         rng = np.random.default_rng(2)
-        projection = rng.normal(size=(CHANNELS + 1, WIDTH)).astype(np.float32)
+        projection = rng.normal(size=(CHANNELS + 1, DRAWN_WIDTH)).astype(np.float32)
         value = rng.normal(size=(CHANNELS + 1, CHANNELS)).astype(np.float32)
         self.text_bank = replace(self.text_bank, visual=VisualHead(projection, value=value))
         self.axes |= {"C": CHANNELS, "H": CELLS, "W": CELLS}

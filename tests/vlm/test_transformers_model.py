@@ -35,7 +35,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from hoi.vlm.transformers_model import TransformersModel  # noqa: E402
-from tests.fakes.tiny_vlm import FAMILIES, write_vlm  # noqa: E402
+from tests.fakes.models import FAMILIES, write_vlm  # noqa: E402
 
 CANDIDATES = ["riding a horse", "no", "holding an umbrella in the rain and walking a dog", "sitting on a bench"]
 QUESTION = "What is the person doing?"

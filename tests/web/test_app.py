@@ -36,7 +36,7 @@ from hoi.web.serving import (
     make_server,
     open_socket,
 )
-from tests.fakes.world_signals import small_pipeline
+from tests.fakes.pipelines import small_pipeline
 
 pytest.importorskip("starlette", reason="starlette is not installed (the extra app)")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra app)")

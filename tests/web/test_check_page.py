@@ -11,7 +11,7 @@ from hoi.errors import UserError
 from hoi.evaluation import score
 from hoi.web import check_page
 from hoi.world import SIZE_PX
-from tests.fakes.world_signals import small_pipeline, write_pipeline
+from tests.fakes.pipelines import small_pipeline, write_pipeline
 
 
 def test_predictions_of_a_folder_are_scored_against_marks_as_worked_out_by_hand(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Small vision language models of real architectures, written as folders that `from_pretrained` reads.
+"""Small models with random weights, as folders: open_clip teachers, and VLMs of real architectures (`transformers`).
 
-Weights are random, the tokeniser is trained on a few sentences, and image processor, chat template and special tokens
-are of the kind that each family has. Needs `transformers`.
+A VLM has a tokenizer trained on a few sentences, and its family's image processor, chat template and special tokens.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,45 @@ from typing import Any
 
 import torch
 
+from hoi.config import TeacherConfig
 from hoi.vlm.transformers_loading import quiet
 
+CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+TOWERS: dict[str, dict[str, Any]] = {
+    "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
+    "vit": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2},
+    "vit_average": {
+        "image_size": 64,
+        "patch_size": 16,
+        "width": 32,
+        "head_width": 16,
+        "layers": 2,
+        "pool_type": "avg",
+    },
+    "vit_attention": {
+        "image_size": 64,
+        "patch_size": 16,
+        "width": 32,
+        "head_width": 16,
+        "layers": 2,
+        "attentional_pool": True,
+        "attn_pooler_queries": 4,
+        "attn_pooler_heads": 2,
+    },
+    "timm_convolution": {
+        "image_size": 64,
+        "timm_model_name": "mobilenetv2_050",
+        "timm_pool": "",
+        "timm_proj": "linear",
+    },
+    "timm_map_pool": {
+        "image_size": 160,
+        "timm_model_name": "test_vit",
+        "timm_pool": "map",
+        "timm_proj": "",
+    },
+}
+"""The image towers of `hoi.teachers.towers`; pooling decides how a region reaches the joint space."""
 SENTENCES = [
     "What is the person doing with the object? Answer yes or no.",
     "Is a person riding a horse? Yes. No. yes no",
@@ -24,7 +61,7 @@ SENTENCES = [
 ]
 WIDTH, LAYERS, HEADS = 32, 2, 4
 SPREAD = 0.3
-"""Standard deviation of the weights: at the usual 0.02 a small model finds everything equally likely."""
+"""Standard deviation of the weights: with the usual 0.02 a small model finds everything equally likely."""
 TEXT: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 2 * WIDTH,
@@ -54,8 +91,23 @@ VICUNA = (
 )
 
 
+def write_clip(folder: Path, kind: str = "resnet") -> str:
+    """Write an open_clip model without weights; return the name that loads it with `pretrained: random`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = {"embed_dim": 16, "vision_cfg": TOWERS[kind], "text_cfg": CLIP_TEXT}
+    plain = {"model_cfg": model, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(plain))
+    return f"local-dir:{folder}"
+
+
+def teacher_config(folder: Path, kind: str = "resnet", **settings: Any) -> TeacherConfig:
+    """Write such a model and return a teacher section that loads it."""
+    plain = {"model": write_clip(folder / kind, kind), "pretrained": "random", "batch_size": 8, **settings}
+    return TeacherConfig.model_validate(plain)
+
+
 def write_vlm(folder: Path, family: str, seed: int = 0, **sizes: int) -> Path:
-    """Writes a model of one of `FAMILIES` with everything that loading it needs.
+    """Write a model of one of `FAMILIES`, its tokenizer and its processor.
 
     Args:
         sizes: `width`, `layers`, `image_px` in place of the small ones.
@@ -70,7 +122,7 @@ def write_vlm(folder: Path, family: str, seed: int = 0, **sizes: int) -> Path:
 
 
 def _tokenizer(special: list[str], eos: str, *, sentencepiece: bool = False, **named: str) -> Any:
-    """A tokeniser trained on `SENTENCES`: bytes as in GPT-2, or with "▁" before every word as in Llama."""
+    """Return a tokenizer trained on `SENTENCES`: of bytes as in GPT-2, or with "▁" before every word as in Llama."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -144,7 +196,7 @@ def _qwen(kind: str, width: int = WIDTH, layers: int = LAYERS, image_px: int = 1
 
 
 def _llava(image_px: int = 56) -> tuple[Any, Any]:
-    """LLaVA: a CLIP tower before a Llama, whose tokeniser puts a space before every text."""
+    """LLaVA: a CLIP tower before a Llama, whose tokenizer puts a space before every text."""
     import transformers as t
 
     tokenizer = _tokenizer(["<s>", "</s>", "<image>"], "</s>", sentencepiece=True)
@@ -167,7 +219,7 @@ def _llava(image_px: int = 56) -> tuple[Any, Any]:
 
 
 def _idefics3(image_px: int = 32) -> tuple[Any, Any]:
-    """Idefics3, which SmolVLM is made after: an image is cut into tiles, a large one into more."""
+    """Idefics3 (and SmolVLM): an image is cut into tiles."""
     import transformers as t
 
     around, end = "<fake_token_around_image>", "<end_of_utterance>"
@@ -245,7 +297,7 @@ def _gemma3(image_px: int = 32) -> tuple[Any, Any]:
         image_processor, tokenizer, image_seq_length=number, chat_template=CHATML.replace("IMAGE", begin)
     )
     model = t.Gemma3ForConditionalGeneration(config)
-    # It begins at zero, where an image would say nothing.
+    # Initialised to zero otherwise, and then the image has no influence.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=SPREAD)
     return model, processor
 

@@ -1,7 +1,7 @@
-"""A hand-made V-COCO: drawn images under COCO's names, with annotation files in the two published forms.
+"""A small V-COCO: drawn images under COCO's names, with annotation files in the two published formats.
 
 Every image has the same people: ANNA kicks a ball, hits it with a racket and stands; BEN smiles, and looks at something
-without a box; CARL is not annotated.
+that has no box; CARL is not annotated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def edges(name: str) -> list[float]:
-    """The box of a person or thing as pixel edges."""
+    """Return the box of a person or object as pixel edges."""
     x, y, width, height = XYWH[name][1]
     return [x, y, x + width, y + height]
 
@@ -45,7 +45,7 @@ def ids_of(split: str) -> tuple[int, ...]:
 
 
 def write_images(root: Path) -> Path:
-    """COCO's folders of 2014, each with its images, and a list of their ids."""
+    """Write the images in COCO's folders of 2014; return the path of the list of their ids."""
     for split, folder in (("train", "train2014"), ("validation", "train2014"), ("test", "val2014")):
         (root / folder).mkdir(parents=True, exist_ok=True)
         for index, number in enumerate(ids_of(split)):
@@ -56,14 +56,14 @@ def write_images(root: Path) -> Path:
 
 
 def label_file(ids: Sequence[int]) -> list[dict[str, Any]]:
-    """V-COCO's own form."""
+    """Return the actions in V-COCO's own format."""
     actions = []
     for action, roles in ROLES:
         people = [(number, person) for number in ids for person in DOES]
-        things = [[number * 10 + NUMBER[person] for number, person in people]]
+        ids_of_roles = [[number * 10 + NUMBER[person] for number, person in people]]
         for role in roles:
             named = [DOES[person].get(action, {}).get(role) for _, person in people]
-            things.append(
+            ids_of_roles.append(
                 [number * 10 + NUMBER[name] if name else 0 for (number, _), name in zip(people, named, strict=True)]
             )
         actions.append(
@@ -72,16 +72,16 @@ def label_file(ids: Sequence[int]) -> list[dict[str, Any]]:
                 "role_name": ["agent", *roles],
                 "include": [[] for _ in range(len(roles) + 1)],
                 "image_id": [number for number, _ in people],
-                "ann_id": things[0],
+                "ann_id": ids_of_roles[0],
                 "label": [int(action in DOES[person]) for _, person in people],
-                "role_object_id": [thing for row in things for thing in row],
+                "role_object_id": [role_id for row in ids_of_roles for role_id in row],
             }
         )
     return actions
 
 
 def instances(ids: Sequence[int]) -> dict[str, Any]:
-    """COCO's form."""
+    """Return the instances in COCO's format."""
     category_of = dict(zip(COCO_OBJECTS, COCO_CATEGORY_IDS, strict=True))
     return {
         "images": [{"id": n, "file_name": f"{n:012d}.jpg", "width": SIZE_PX, "height": SIZE_PX} for n in ids],
@@ -102,7 +102,7 @@ def instances(ids: Sequence[int]) -> dict[str, Any]:
 
 
 def pair_file(ids: Sequence[int]) -> dict[str, Any]:
-    """fredzzhang's form: boxed pairs alone."""
+    """Return the pairs in fredzzhang's format, which has those with two boxes alone."""
     classes = [f"{action} {role}" for action, roles in ROLES if action != "point" for role in roles]
     objects = ["background", *COCO_OBJECTS]
     pairs = [
@@ -118,7 +118,7 @@ def pair_file(ids: Sequence[int]) -> dict[str, Any]:
 
 
 def write_annotations(folder: Path) -> Path:
-    """V-COCO's label files, and COCO's instances beside them."""
+    """Write V-COCO's label files, and COCO's instances beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, part in PARTS.items():
         (folder / f"vcoco_{part}.json").write_text(json.dumps(label_file(ids_of(split))))
@@ -128,15 +128,15 @@ def write_annotations(folder: Path) -> Path:
 
 
 def write_detections(folder: Path) -> tuple[Path, Path]:
-    """COCO results that find everybody and everything, CARL only faintly; and the instances that name them."""
+    """Write detections of everything but CARL in COCO's format, and the instances file that names them."""
     every = [number for split in COUNTS for number in ids_of(split)]
     content = instances(every)
-    found = [
+    detections = [
         {**{k: record[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9 - 0.1 * (record["id"] % 10)}
         for record in content["annotations"]
         if record["id"] % 10 != NUMBER["carl"]
     ]
     results, named = folder / "detections.json", folder / "named.json"
-    results.write_text(json.dumps(found))
+    results.write_text(json.dumps(detections))
     named.write_text(json.dumps({name: content[name] for name in ("images", "categories")}))
     return results, named
