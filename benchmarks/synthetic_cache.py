@@ -10,7 +10,6 @@ from unittest.mock import patch
 import numpy as np
 
 from hoi.cache.build.writing import write_bank, write_shard
-from hoi.cache.fingerprint import digest_of
 from hoi.cache.index import write_index
 from hoi.cache.manifest import (
     BankReceipt,
@@ -29,6 +28,7 @@ from hoi.cache.schema import (
     shape_of,
 )
 from hoi.cache.tables import pack_tables
+from hoi.files import json_sha256
 from hoi.records import Detections, ImageSignals, TextBank
 from hoi.vocabulary import Vocabulary
 
@@ -98,7 +98,7 @@ def write_shards(
     """
     path = folder / SPLIT
     plan = plan_shards([image_name(row) for row in range(num_images)], SPLIT, path, images_per_shard)
-    fingerprint = digest_of(PARTS)
+    fingerprint = json_sha256(PARTS)
     ids_sha256 = plan.image_ids_sha256
     begun = BankReceipt(fingerprint, PARTS, {}, images_per_shard, ids_sha256, num_images, axes, "", 0, {})
     verbs = tuple(f"verb {number}" for number in range(axes["K"]))

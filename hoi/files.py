@@ -1,13 +1,15 @@
-"""Bytes to files that are whole or absent: a kill, a full disk or a crash leaves nothing half-written under a name."""
+"""Files that are whole or absent, their hashes, locks and JSON.
+
+A kill, a full disk or a crash leaves nothing half-written under a name.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import hashlib
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,6 @@ from typing import IO, Any
 from hoi.errors import UserError
 
 TEMPORARY_SUFFIX = ".part"
-WORKERS_NAME = ".workers"
-"""Folder in the cache folder in which a build and its workers find one another, while it runs."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -27,14 +27,15 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into, which takes the path's place when it is whole: temporary name in the same folder, flush,
-    fsync, rename, fsync of the folder.
+    """Open a file to write into, which takes the path's place when it is whole.
+
+    It is written under a temporary name in the same folder, flushed, fsynced and renamed; then the folder is fsynced.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the temporary file is gone, the old file untouched.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-    try:
+    with _explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "xb") as file:
@@ -46,69 +47,58 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
-    except OSError as error:
-        raise _explain(error, path) from error
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Bytes to a file that is whole or absent; see `replacing`."""
+    """Write bytes to a file that is whole or absent; see `replacing`."""
     with replacing(path) as file:
         file.write(data)
 
 
-def _explain(error: OSError, path: Path) -> Exception:
-    if error.errno in _FULL:
-        return UserError(
-            "the disk is full",
-            where=path,
-            got=error.strerror,
-            fix="free space, then run the same command again: what is finished is kept",
-        )
-    if error.errno in _FORBIDDEN:
-        return UserError(
-            "the folder cannot be written",
-            where=path.parent,
-            got=error.strerror,
-            fix="mend its permissions, or choose another folder in the pipeline file",
-        )
-    if error.errno in _NO_FOLDER:
-        return UserError(
-            "there is a file where a folder should be",
-            where=path.parent,
-            got=error.strerror,
-            fix="remove it, or choose another folder in the pipeline file",
-        )
-    return error
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the errors of the file system that a user can mend into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            what, where = "the disk is full", path
+            fix = "free space, then run the same command again: what is finished is kept"
+        elif error.errno in _FORBIDDEN:
+            what, where = "the folder cannot be written", path.parent
+            fix = "mend its permissions, or choose another folder in the pipeline file"
+        elif error.errno in _NO_FOLDER:
+            what, where = "there is a file where a folder should be", path.parent
+            fix = "remove it, or choose another folder in the pipeline file"
+        else:
+            raise
+        raise UserError(what, where=where, got=error.strerror, fix=fix) from error
 
 
 def remove_file(path: Path) -> None:
-    """Removes a file, if it is there.
+    """Remove a file, if it is there.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    try:
+    with _explained(path):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise _explain(error, path) from error
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a log that one process writes.
+    """Add a line to a log that one process writes.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    try:
+    with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
-    except OSError as error:
-        raise _explain(error, path) from error
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
+    """Make the names in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -117,7 +107,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, plain: Any, sort_keys: bool = True) -> None:
-    """Plain data to a readable JSON file, atomically; equal data gives equal bytes.
+    """Write plain data to a readable JSON file, atomically; equal data gives equal bytes.
 
     Args:
         path, plain: Where, and what.
@@ -127,7 +117,7 @@ def write_json(path: Path, plain: Any, sort_keys: bool = True) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's data, or None where there is no such file.
+    """Return a JSON file's data, or None where there is no such file.
 
     Raises:
         ValueError: the file is no JSON.
@@ -138,43 +128,50 @@ def read_json(path: Path) -> Any:
         return None
 
 
-@contextlib.contextmanager
-def sole_builder(folder: Path) -> Iterator[None]:
-    """Keeps a second builder out of a cache folder while the first one runs, and clears what killed processes left.
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, as hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
-    The lock belongs to the process, so a killed builder leaves none behind.
+
+def json_sha256(plain: Any) -> str:
+    """Return the SHA-256 of plain data, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str, fix: str) -> Iterator[None]:
+    """Hold the lock that a file stands for; it ends with the process, so a killed one leaves none behind.
+
+    Args:
+        path: The lock file, made where it is missing and left in place.
+        what, fix: What to tell the user where another process holds the lock.
 
     Raises:
-        UserError: another process builds in this folder now, or its file system has no locks to tell.
+        UserError: another process holds it, the folder cannot be written, or its file system has no locks.
     """
+    from filelock import FileLock, Timeout
+
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Its fallback would be a file that a killed process leaves behind.
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a")  # noqa: SIM115
+        with _explained(path):
+            held = lock.acquire()
+    except Timeout:
+        raise UserError(what, where=path.parent, fix=fix) from None
     except OSError as error:
-        raise _explain(error, folder / ".lock") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                "another process is building this cache", where=folder, fix="wait for it, or set another cache.folder"
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            raise UserError(
-                "this file system has no file locks, so two builders could meet",
-                where=folder,
-                got=error.strerror,
-                fix="have it mounted with locks (docs/cluster.md), or build in another cache.folder and copy that",
-            ) from None
-        _clear(folder)
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise UserError(
+            "this file system has no file locks, so two processes could meet",
+            where=path.parent,
+            got=error.strerror,
+            fix="have it mounted with locks (docs/cluster.md), or write to another folder and copy that",
+        ) from None
+    with held:
         yield
-        # Of workers that died while others went on. After a mistake some may still be writing, so not then.
-        _clear(folder)
-
-
-def _clear(folder: Path) -> None:
-    for leftover in folder.glob(f"*/.*{TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
-    shutil.rmtree(folder / WORKERS_NAME, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What students compute in. Parameters, optimizer, similarities and losses are float32 in any case."""
+"""What this machine offers: a device, free memory, threads beside one's own, and precisions."""
 
 from __future__ import annotations
 
@@ -6,18 +6,48 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hoi.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass(frozen=True)
-class _Controller:
-    """How a version of control groups names things: its mount, and files in a group's folder."""
+
+def choose_device(name: str, where: str = "train.device") -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` names; processes of torchrun get a GPU each.
+
+    Args:
+        name: What is asked for; `auto` takes a GPU where there is one.
+        where: The key or option that asks, for messages.
+
+    Raises:
+        UserError: the name is unknown, or there is no such GPU.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise UserError("an unknown device", where=where, expected="auto, cpu or cuda", got=name)
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("no GPU can be used here", where=where, got=name, fix=f"ask for auto or cpu with {where}")
+    local_rank = os.environ.get("LOCAL_RANK")
+    if name != "cuda" or local_rank is None:
+        return torch.device(name)
+    if int(local_rank) >= torch.cuda.device_count():
+        raise UserError(
+            "more processes than GPUs were started",
+            where="torchrun --nproc_per_node",
+            expected=f"at most {torch.cuda.device_count()}",
+            got=f"process {int(local_rank) + 1} on this machine",
+        )
+    return torch.device("cuda", int(local_rank))
+
+
+class _Controller(NamedTuple):
+    """Names in a version of Linux's control groups: the mount, and the files of a group's folder."""
 
     mount: str
     limit: str
@@ -30,7 +60,9 @@ _V2 = _Controller("sys/fs/cgroup", "memory.max", "memory.current", "inactive_fil
 
 
 def free_memory_bytes(root: Path = Path("/")) -> int:
-    """Bytes that may be taken now; files that the system keeps in memory count as free.
+    """Return the bytes that may be taken now, within the limits of this process's control groups.
+
+    Files that the system keeps in memory count as free. (psutil tells what is free whatever a job's limit is.)
 
     Args:
         root: Where `proc` and `sys` are mounted.
@@ -46,7 +78,7 @@ def _of_machine(root: Path) -> int:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """What each group has left that this process is in; those above have limits, too."""
+    """Yield what each group that this process is in has left; those above it have limits, too."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -70,7 +102,6 @@ def _of_groups(root: Path) -> Iterator[int]:
 
 
 def _named(path: Path, name: str) -> int:
-    """The number behind a name, in a file of such lines."""
     lines = (line.split() for line in path.read_text().splitlines())
     return int({words[0]: words[1] for words in lines if len(words) > 1}[name])
 
@@ -79,13 +110,13 @@ _allowed: ContextVar[bool] = ContextVar("side_threads", default=True)
 
 
 def may_have_side_threads() -> bool:
-    """Whether what runs here may start threads beside its own."""
+    """Return whether the code that runs here may start threads beside its own."""
     return _allowed.get()
 
 
 @contextmanager
 def keeping_to_own_threads() -> Iterator[None]:
-    """What runs inside starts none, in this thread."""
+    """Forbid threads beside this one to the code that runs inside."""
     token = _allowed.set(False)
     try:
         yield
@@ -97,11 +128,15 @@ Precision = Literal["fp32", "bf16"]
 
 
 def choose_precision(name: Literal["fp32", "bf16", "auto"], device: torch.device) -> Precision:
-    """`train.precision` and a device to what the layers compute in; `auto` takes bf16 on a GPU that has it.
+    """Return what layers compute in on a device; `auto` takes bf16 on a GPU that has it.
+
+    Parameters, optimizer, similarities and losses are float32 in any case.
 
     Raises:
         UserError: bf16 is asked of a GPU that does not have it.
     """
+    import torch
+
     if name == "fp32" or (name == "auto" and device.type != "cuda"):
         return "fp32"
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -117,10 +152,14 @@ def choose_precision(name: Literal["fp32", "bf16", "auto"], device: torch.device
 
 
 def mixed(precision: Precision, device: torch.device) -> torch.autocast:
-    """Where layers are called: their matrices are multiplied in this precision."""
+    """Multiply the matrices of layers that are called inside in this precision."""
+    import torch
+
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """Inside of `mixed`, what stays float32: at a logit scale of 100, cosines in bf16 would be off by 0.2 in logits."""
+    """Compute in float32 inside of `mixed`: at a logit scale of 100, cosines in bf16 would be off by 0.2 in logits."""
+    import torch
+
     return torch.autocast(device.type, enabled=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,24 +12,11 @@ from hoi.cache.schema import SCHEMA_VERSION
 from hoi.config import PipelineConfig
 from hoi.datasets import identity, load_vocabulary
 from hoi.errors import UserError
+from hoi.files import file_sha256, json_sha256
 
 LOCAL_FOLDER = "local-dir:"
 DATASET_PLACES = {"root", "images", "image_list", "image_lists", "annotations", "instances", "vocabulary", "splits"}
 """Dataset keys that say where things are or which images there are; ids, vocabulary and files stand for themselves."""
-
-
-def digest_of(parts: Any) -> str:
-    """Plain data to SHA-256, independent of key order."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def files_as_hashes(section: dict[str, Any]) -> dict[str, Any]:
@@ -49,10 +35,10 @@ def _is_here(value: Any) -> bool:
 def _hash_of(value: str) -> str:
     if not value.startswith(LOCAL_FOLDER):
         own, *bases = [file_sha256(path) for path in _with_bases(Path(value))]
-        return f"sha256:{digest_of([own, *bases]) if bases else own}"
+        return f"sha256:{json_sha256([own, *bases]) if bases else own}"
     folder = Path(value.removeprefix(LOCAL_FOLDER))
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return LOCAL_FOLDER + digest_of([[p.relative_to(folder).as_posix(), file_sha256(p)] for p in files])
+    return LOCAL_FOLDER + json_sha256([[p.relative_to(folder).as_posix(), file_sha256(p)] for p in files])
 
 
 def _with_bases(path: Path) -> list[Path]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hoi.cache.schema import FIELDS, PASS_FIELDS, SCHEMA_VERSION, Field
 from hoi.errors import UserError
-from hoi.files import read_json, write_json
+from hoi.files import TEMPORARY_SUFFIX, locked, read_json, write_json
 
 _FILE = re.compile(
     r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)-)?(?:(?:bank|shard-\d{5,})\.(?:h5|json)|manifest\.json|index\.h5)"
@@ -348,3 +350,28 @@ def has_all_files(folder: Path, manifest: Manifest) -> bool:
         and has_size(folder / manifest.of.index_name, manifest.index.num_bytes)
         and all(has_size(folder / shard.name, shard.num_bytes) for shard in manifest.shards)
     )
+
+
+WORKERS_NAME = ".workers"
+"""Folder in the cache folder in which a build and its workers find one another, while it runs."""
+
+
+@contextmanager
+def sole_builder(folder: Path) -> Iterator[None]:
+    """Keep other builders out of a cache folder, and clear what killed processes left there.
+
+    Raises:
+        UserError: another process builds in this folder now, or its file system has no locks to tell.
+    """
+    fix = "wait for it, or set another cache.folder"
+    with locked(folder / ".lock", "another process is building this cache", fix):
+        _clear(folder)
+        yield
+        # Of workers that died while others went on. After a mistake some may still be writing, so not then.
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    for leftover in folder.glob(f"*/.*{TEMPORARY_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(folder / WORKERS_NAME, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.cache.fingerprint import file_sha256, refuse_other_settings
+from hoi.cache.fingerprint import refuse_other_settings
 from hoi.cache.manifest import (
     BASE,
     BankReceipt,
@@ -33,6 +33,7 @@ from hoi.cache.shard import (
 from hoi.config import PipelineConfig
 from hoi.datasets import open_images
 from hoi.errors import UserError
+from hoi.files import file_sha256
 
 IDS_AT_ONCE = 1 << 16
 """Image ids that are hashed in one go."""

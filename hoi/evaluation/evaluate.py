@@ -47,9 +47,9 @@ from hoi.evaluation.zero_shot import (
 )
 from hoi.files import write_atomically, write_json
 from hoi.labels import has_labels, load_labels
+from hoi.machine import choose_device
 from hoi.provenance import commit, library_versions
 from hoi.scoring import extra_of, score_split
-from hoi.training.loop import choose_device
 from hoi.training.train import run_folder
 
 BRANCHES = ("global", "union", "human_object")

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.cache.fingerprint import file_sha256
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig, StudentConfig
 from hoi.errors import UserError
@@ -32,6 +31,7 @@ from hoi.evaluation.baselines import (
 from hoi.evaluation.rows import Examiner, ResultRow
 from hoi.evaluation.summaries import vcoco_examiner
 from hoi.evaluation.zero_shot import drop_unseen, split_names
+from hoi.files import file_sha256
 from hoi.labels import (
     has_labels,
     label_files,

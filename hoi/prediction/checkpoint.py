@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from safetensors.torch import load as load_tensors
@@ -324,18 +323,3 @@ def student_file(student: Student) -> bytes:
     from safetensors.torch import save as save_tensors
 
     return save_tensors({name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()})
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to the device.
-
-    Raises:
-        UserError: an unknown name, or a GPU that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise UserError("an unknown device", where="--device", expected="auto, cpu or cuda", got=name)
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no GPU here", where="--device", expected="cpu or auto", got=name)
-    return torch.device(name)

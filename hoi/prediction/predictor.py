@@ -22,9 +22,9 @@ from hoi.datasets.images import read_image, upright_rgb
 from hoi.errors import UserError
 from hoi.evaluation.baselines import DirectClip, direct_settings
 from hoi.extraction import Extractor
-from hoi.machine import keeping_to_own_threads
+from hoi.machine import choose_device, keeping_to_own_threads
 from hoi.prediction.batch import batch_of, blank_signals, on_device
-from hoi.prediction.checkpoint import Checkpoint, resolve_device
+from hoi.prediction.checkpoint import Checkpoint
 from hoi.prompts import a_object, verb_ing
 from hoi.records import Detections, ImageSignals, PairBatch, Triplets
 from hoi.scoring import score_triplets
@@ -123,7 +123,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self.vocabulary: Vocabulary = checkpoint.vocabulary
         self.config: PipelineConfig = checkpoint.config
-        self.device = resolve_device(device)
+        self.device = choose_device(device, "--device")
         self._refuse_looked_up()
         self._extractor = Extractor(
             self.config, self.vocabulary, self.device.type, text_bank=checkpoint.bank, few_images=True

@@ -22,7 +22,7 @@ from shlex import quote
 import numpy as np
 import torch
 
-from hoi.cache.build.models import release, resolve_device
+from hoi.cache.build.models import release
 from hoi.cache.plan import splits_of
 from hoi.cache.tools.describe import PlanReport, plan
 from hoi.cache.tools.estimate import ASSUMED_PAIRS
@@ -35,6 +35,7 @@ from hoi.datasets.images import SUFFIXES, read_image
 from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.detectors import build_detector
 from hoi.errors import UserError, run_program
+from hoi.machine import choose_device
 from hoi.project.doctor import check_detector, check_teacher
 from hoi.project.findings import Finding, Level, collect, first_of
 from hoi.project.pipeline_file import OPEN_CLIP_DEFAULT, Project, pipeline_text
@@ -97,7 +98,7 @@ def costs(config: PipelineConfig, is_loaded: bool, num_timed: int) -> str:
 
 def _with_seconds(config: PipelineConfig, report: PlanReport) -> PlanReport:
     """A plan with the time of the same architectures at random weights, which are as fast as any others."""
-    device = resolve_device(config.cache.device)
+    device = choose_device(config.cache.device, "cache.device").type
     seconds = _detector_seconds(config, device) + _teacher_seconds(config.teacher, device)
     source = f"{ASSUMED_PAIRS:g} pairs assumed; time measured here with random weights in place of those to come"
     density = replace(report.density, seconds=seconds, source=source)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from hoi.cache.build import run as teacher_cache
-from hoi.cache.fingerprint import digest_of, file_sha256
 from hoi.cache.tools.describe import PlanReport, plan
 from hoi.cli.command_line import stage_parser
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError, run_program
 from hoi.evaluation import audit
-from hoi.files import read_json, write_atomically, write_json
+from hoi.files import file_sha256, json_sha256, read_json, write_atomically, write_json
 from hoi.labels import label_files
 from hoi.project import doctor
 from hoi.provenance import commit
@@ -37,7 +36,7 @@ class Progress:
     def __init__(self, path: Path, config: PipelineConfig) -> None:
         self._path = path
         labels = [file_sha256(file) for file in label_files(config.dataset)]
-        self._digest = digest_of([config.model_dump(mode="json"), labels, commit()])
+        self._digest = json_sha256([config.model_dump(mode="json"), labels, commit()])
 
     def is_done(self, step: str, file: Path, further: Any = None) -> bool:
         """Whether a step was finished with the same settings, and what it wrote is there.
@@ -47,11 +46,11 @@ class Progress:
             file: What it writes last.
             further: What it depends on beside settings, annotations and commit, as plain data.
         """
-        return file.is_file() and self._steps().get(step) == digest_of([self._digest, further])
+        return file.is_file() and self._steps().get(step) == json_sha256([self._digest, further])
 
     def note(self, step: str, further: Any = None) -> None:
         """A step is finished; arguments as in `is_done`."""
-        write_json(self._path, {**self._steps(), step: digest_of([self._digest, further])})
+        write_json(self._path, {**self._steps(), step: json_sha256([self._digest, further])})
 
     def _steps(self) -> dict[str, str]:
         try:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.cache.build.models import resolve_device
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.cli.command_line import stage_parser
 from hoi.config import PipelineConfig, load_config
@@ -28,6 +27,7 @@ from hoi.errors import UserError, run_program
 from hoi.evaluation.baselines import DirectClip, direct_settings
 from hoi.extraction import Extractor
 from hoi.files import write_json
+from hoi.machine import choose_device
 from hoi.quality.looks import (
     CarriedDetections,
     Looks,
@@ -38,7 +38,6 @@ from hoi.quality.looks import (
 from hoi.quality.measures import LIMITS, coverage, format_quality, largest_object, mean_of, rank_agreement, same_first
 from hoi.records import Detections, PairBatch
 from hoi.scoring import Scorer, extra_of
-from hoi.training.loop import choose_device
 from hoi.training.train import run_folder
 
 FILE_NAME = "quality.json"
@@ -196,7 +195,7 @@ def _look_again(
     images = list(_sampled(config, split, scored, rows)) if sample else []
     if not images:
         return {}, None, 0
-    device = resolve_device(config.cache.device)
+    device = choose_device(config.cache.device, "cache.device").type
     carried = CarriedDetections()
     extractor = Extractor(config, split.vocabulary, device, split.text_bank, few_images=True, detector=carried)
     scorers: dict[str, Callable[[PairBatch], torch.Tensor]] = {name: c.score for name, c in candidates.items()}

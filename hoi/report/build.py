@@ -25,6 +25,7 @@ from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference,
 from hoi.evaluation.ranking import Matches
 from hoi.evaluation.table import COLUMNS
 from hoi.files import read_json, write_atomically
+from hoi.machine import choose_device
 from hoi.report.gallery import make_gallery
 from hoi.report.methods import Bench, Method, open_bench
 from hoi.report.page import AblationLine, AblationTable, Graded, Page, VariantLine, render
@@ -38,7 +39,6 @@ from hoi.report.plots import (
     spread_plot,
 )
 from hoi.report.tables import ResultLine, class_lines, in_words, largest_differences, result_lines, verb_lines
-from hoi.training.loop import choose_device
 
 NUM_DIFFERENCES = 10
 NUM_CLASSES = 6

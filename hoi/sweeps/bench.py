@@ -25,13 +25,13 @@ from hoi.evaluation.grading import Grader
 from hoi.evaluation.rows import Comparison, Headroom, ResultRow, compare, from_plain, headroom, to_plain
 from hoi.evaluation.table import format_comparison, format_table, means_over_seeds
 from hoi.files import read_json, write_atomically, write_json
+from hoi.machine import choose_device
 from hoi.matching import CEILING
 from hoi.provenance import commit, library_versions
 from hoi.sweeps import run as sweep
 from hoi.sweeps.plan import Bench, Sweep, load_bench
 from hoi.sweeps.run import grading_digest
 from hoi.sweeps.table import SweepTable
-from hoi.training.loop import choose_device
 
 DEFAULT = "examples/bench.yaml"
 LIBRARIES = ("torch", "numpy", "open_clip_torch", "h5py", "safetensors")

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from hoi.cache.build.pool import open_pool
 from hoi.cache.build.tasks import Pool, Task
-from hoi.cache.fingerprint import digest_of
 from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.cli.command_line import stage_parser
@@ -29,10 +28,10 @@ from hoi.config import PipelineConfig
 from hoi.errors import UserError, run_program
 from hoi.evaluation.grading import Grader, Run, annotation_hashes, is_labelled, zero_shot_splits
 from hoi.evaluation.rows import ResultRow, from_plain, to_plain
-from hoi.files import read_json, write_json
+from hoi.files import json_sha256, read_json, write_json
+from hoi.machine import choose_device
 from hoi.sweeps.plan import Sweep, SweepRow, load_sweep
 from hoi.sweeps.table import SweepTable
-from hoi.training.loop import choose_device
 from hoi.training.runs import RunFolder
 from hoi.training.train import check_annotations, open_source, open_training_split, run_settings, train_run
 
@@ -143,7 +142,7 @@ def grading_digest(config: PipelineConfig, fingerprint: str) -> str:
 
 def short_digest(plain: Any) -> str:
     """Plain data to a name for files that is the same for equal data."""
-    return digest_of(plain)[:12]
+    return json_sha256(plain)[:12]
 
 
 def _graded_by(config: PipelineConfig) -> dict[str, Any]:

@@ -145,12 +145,6 @@ def end_with_group() -> None:
         os._exit(0)
 
 
-def local_gpu() -> int | None:
-    """Which of this machine's GPUs is this process's, as torchrun says; None without it."""
-    local = os.environ.get("LOCAL_RANK")
-    return None if local is None else int(local)
-
-
 def is_first_process() -> bool:
     """Whether this process is the one that reports, as torchrun says; alone, it is."""
     return os.environ.get("RANK", "0") == "0"

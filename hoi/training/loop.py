@@ -24,7 +24,7 @@ from hoi.machine import Precision, choose_precision, mixed
 from hoi.matching import LabelTargets
 from hoi.records import PairBatch
 from hoi.students.registry import StepLosses, Student
-from hoi.training.distributed import ALONE, Group, local_gpu
+from hoi.training.distributed import ALONE, Group
 from hoi.training.runs import Board, RunFolder
 
 WARM_UP = 0.05
@@ -215,7 +215,7 @@ def _learning_rate(highest: float, step: int, num_steps: int) -> float:
     return highest * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
 
 
-__all__ = ["BatchSource", "Progress", "choose_device", "fit"]
+__all__ = ["BatchSource", "Progress", "fit"]
 
 
 @dataclass
@@ -233,31 +233,6 @@ class Progress:
     best_epoch: int | None = None
     best_quality: float = -math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to the device to compute on; each process that torchrun started has its own.
-
-    Raises:
-        UserError: an unknown name, or a GPU that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise UserError("an unknown device", where="train.device", expected="auto, cpu or cuda", got=name)
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("no GPU can be used here", where="train.device", got=name, fix="set train.device: auto")
-    own = local_gpu()
-    if name != "cuda" or own is None:
-        return torch.device(name)
-    if own >= torch.cuda.device_count():
-        raise UserError(
-            "more processes than GPUs were started",
-            where="torchrun --nproc_per_node",
-            expected=f"at most {torch.cuda.device_count()}",
-            got=f"process {own + 1} on this machine",
-        )
-    return torch.device("cuda", own)
 
 
 def fit(

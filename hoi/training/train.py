@@ -23,7 +23,7 @@ from hoi.cache.read.split import CacheSplit
 from hoi.cli.command_line import stage_config
 from hoi.config import PipelineConfig, StudentConfig, TrainConfig
 from hoi.errors import UserError, run_program
-from hoi.machine import choose_precision
+from hoi.machine import choose_device, choose_precision
 from hoi.matching import LabelTargets
 from hoi.provenance import commit, library_versions
 from hoi.records import HoiLabels
@@ -36,7 +36,7 @@ from hoi.training.distributed import (
     join,
     one_voice,
 )
-from hoi.training.loop import BatchSource, choose_device, fit
+from hoi.training.loop import BatchSource, fit
 from hoi.training.runs import RunFolder, check_tensorboard
 
 LIBRARIES = ("torch", "numpy", "safetensors", "h5py")

@@ -13,7 +13,6 @@ from hoi.cache.build.models import hold, load_extractor, release
 from hoi.cache.build.run import main
 from hoi.cache.fingerprint import (
     differing_keys,
-    digest_of,
     fingerprint_parts,
     refuse_other_settings,
     request_parts,
@@ -22,6 +21,7 @@ from hoi.cache.fingerprint import (
 from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
+from hoi.files import json_sha256
 from tests.fakes.extractors import RandomSignals
 from tests.fakes.pipelines import photo_pipeline
 
@@ -102,7 +102,7 @@ def test_versions_are_left_out_of_the_fingerprint(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     old, new = ({"teacher": {"weights": "x"}, "versions": {"torch": version}} for version in ("1", "2"))
     assert fingerprint_parts(config, "v", old) == fingerprint_parts(config, "v", new)
-    assert digest_of(fingerprint_parts(config, "v", old)) != digest_of(fingerprint_parts(config, "w", old))
+    assert json_sha256(fingerprint_parts(config, "v", old)) != json_sha256(fingerprint_parts(config, "w", old))
 
 
 def test_a_refusal_names_keys_and_what_to_run() -> None:

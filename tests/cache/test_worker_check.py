@@ -13,9 +13,9 @@ from hoi.cache.build.pool import open_pool
 from hoi.cache.build.tasks import Task
 from hoi.cache.build.worker_check import Answer, WorkerCheck, worker_check
 from hoi.cache.fingerprint import request_parts
+from hoi.cache.manifest import WORKERS_NAME
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from hoi.files import WORKERS_NAME
 from tests.fakes import worker_tasks
 from tests.fakes.pipelines import photo_pipeline
 
@@ -126,7 +126,7 @@ def test_a_gpu_that_is_not_there_is_named(check: WorkerCheck, config: PipelineCo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.cuda.is_available", lambda: False)
         [problem] = replace(check, config_json=on_gpu).answer(slots=1).problems
-    assert problem.startswith("there is no GPU here")
+    assert problem.startswith("no GPU can be used here")
 
 
 def test_a_worker_that_joins_later_is_held_to_what_the_first_ones_agreed_on(check: WorkerCheck) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hoi.files import WORKERS_NAME
+from hoi.cache.manifest import WORKERS_NAME
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,10 @@ import torch
 
 from hoi.config import MultiLevelConfig, TrainConfig
 from hoi.errors import UserError
+from hoi.machine import choose_device
 from hoi.records import PairBatch
 from hoi.students.registry import Student, build_student
-from hoi.training.loop import choose_device, fit
+from hoi.training.loop import fit
 from hoi.training.runs import RunFolder
 from tests.fakes.splits import AXES, VOCABULARY, Split, make_split
 

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from hoi.cache.fingerprint import digest_of, fingerprint_parts
+from hoi.cache.fingerprint import fingerprint_parts
 from hoi.config import PipelineConfig
 from hoi.datasets import ImageSource, load_vocabulary
-from hoi.errors import UserError
+from hoi.files import json_sha256
+from hoi.machine import choose_device
 from hoi.records import ImageSignals, TextBank
 from hoi.vlm.base import ImageAnswers, PhraseBank
 from hoi.vocabulary import Vocabulary
@@ -121,26 +122,13 @@ def hold(config_json: str, factory: Factory[Model]) -> Held[Model]:
     if _held and _held[0].key == (config_json, factory):
         return _held[0]
     release()
-    device = resolve_device(config.cache.device)
+    device = choose_device(config.cache.device, "cache.device").type
     vocabulary = load_vocabulary(config.dataset)
     model = factory(config, vocabulary, device)
     parts = json.loads(json.dumps(fingerprint_parts(config, vocabulary.digest(), model.provenance()), sort_keys=True))
-    held = Held((config_json, factory), config, vocabulary, device, model, parts, digest_of(parts), sources={})
+    held = Held((config_json, factory), config, vocabulary, device, model, parts, json_sha256(parts), sources={})
     _held.append(held)
     return held
-
-
-def resolve_device(device: str) -> str:
-    """`auto` to what is there: `cuda` or `cpu`.
-
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no GPU here", where=platform.node(), expected="cache.device=cpu or auto", got="cuda")
-    return device
 
 
 def device_name(device: str) -> str:

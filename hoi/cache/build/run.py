@@ -21,12 +21,11 @@ from tqdm import tqdm
 
 from hoi.cache.build.pool import open_pool
 from hoi.cache.fingerprint import pass_request, request_parts
-from hoi.cache.manifest import BASE, Manifest, Pass, has_all_files, read_manifest
+from hoi.cache.manifest import BASE, Manifest, Pass, has_all_files, read_manifest, sole_builder
 from hoi.cache.plan import SplitPlan, is_complete, plan_over, plan_split, splits_of
 from hoi.cli.command_line import stage_config
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, run_program
-from hoi.files import sole_builder
 
 if TYPE_CHECKING:
     from hoi.cache.build.models import AskerFactory, ExtractorFactory

@@ -26,7 +26,7 @@ from hoi.cache.build.models import (
 )
 from hoi.cache.build.tasks import give_up_slot
 from hoi.cache.build.writing import write_bank, write_phrases, write_shard
-from hoi.cache.fingerprint import differing_keys, digest_of, file_sha256
+from hoi.cache.fingerprint import differing_keys
 from hoi.cache.manifest import BankReceipt, Pass, read_bank_receipt, shard_name
 from hoi.cache.plan import hash_of_ids
 from hoi.cache.schema import fields_of
@@ -34,6 +34,7 @@ from hoi.cache.shard import Header, inspect_shard
 from hoi.cache.tables import check_finite, clip, pack_answers, pack_tables, unpack_tables
 from hoi.datasets import ImageSource, UnreadableImage, open_images
 from hoi.errors import UserError
+from hoi.files import file_sha256, json_sha256
 from hoi.machine import may_have_side_threads
 from hoi.provenance import library_versions
 from hoi.records import ImageSignals
@@ -91,7 +92,7 @@ def begun_with_models(
         request, images_per_shard, num_images, image_ids_sha256: As for `build_bank`.
     """
     return BankReceipt(
-        fingerprint=digest_of(parts),
+        fingerprint=json_sha256(parts),
         parts=parts,
         request=request,
         images_per_shard=images_per_shard,
@@ -317,7 +318,7 @@ def build_answers(
     of, place = Pass(name), Path(folder)
     held, base = hold(config_json, factory), _base(place)
     parts = _parts(held, base)
-    if fingerprint not in ("", digest_of(parts)):
+    if fingerprint not in ("", json_sha256(parts)):
         raise other_models(read_bank_receipt(place, of), place, parts)
     source, image_ids = planned_images(held, split, start, stop, image_ids_sha256)
     header = _base_shard(place / shard_name(index), base_sha256)
@@ -350,7 +351,7 @@ def build_answers(
         start=start,
         image_ids_sha256=image_ids_sha256,
         parts=parts,
-        fingerprint=digest_of(parts),
+        fingerprint=json_sha256(parts),
         axes=held.model.axes,
         of=of,
         base_sha256=base_sha256,

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hoi.cache.build.models import resolve_device
 from hoi.cache.fingerprint import flatten, pass_request, request_parts
-from hoi.cache.manifest import BASE, Pass
+from hoi.cache.manifest import BASE, WORKERS_NAME, Pass
 from hoi.cache.plan import splits_of
 from hoi.config import PipelineConfig
 from hoi.datasets import UnreadableImage, open_images
 from hoi.errors import UserError
-from hoi.files import WORKERS_NAME, read_json, write_json
+from hoi.files import read_json, write_json
+from hoi.machine import choose_device
 from hoi.provenance import library_versions
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "h5py", "numpy", "pillow", "distributed")
@@ -89,7 +89,7 @@ class WorkerCheck:
                 f"start it with OMP_NUM_THREADS={config.cache.threads}"
             )
         try:
-            facts["device"] = resolve_device(config.cache.device)
+            facts["device"] = choose_device(config.cache.device, "cache.device").type
         except UserError as error:
             problems.append(str(error))
         written = self._write(Path(config.cache.folder), problems)

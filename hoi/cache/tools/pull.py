@@ -17,11 +17,12 @@ from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
 
-from hoi.cache.fingerprint import digest_of, file_sha256
 from hoi.cache.manifest import BASE, Manifest, Pass, parse_manifest
 from hoi.cache.tools.estimate import free_bytes
 from hoi.errors import UserError
 from hoi.files import (
+    file_sha256,
+    json_sha256,
     read_json,
     remove_file,
     write_atomically,
@@ -79,7 +80,7 @@ def files_of(manifest: Manifest, split: str, of: Pass = BASE) -> list[RemoteFile
         raise ValueError("its shards are not numbered from 0 on, in order")
     if manifest.split != split:
         raise ValueError(f"it is of split '{manifest.split}'")
-    if digest_of(manifest.bank.parts) != manifest.bank.fingerprint:
+    if json_sha256(manifest.bank.parts) != manifest.bank.fingerprint:
         raise ValueError("the fingerprint is not the hash of its parts")
     if manifest.index is None:
         raise ValueError("it names no index")

@@ -17,12 +17,7 @@ from hoi.cache.build.models import device_name
 from hoi.cache.build.split_build import SplitBuild
 from hoi.cache.build.worker import LIBRARIES
 from hoi.cache.build.writing import write_bank, write_shard
-from hoi.cache.fingerprint import (
-    differing_keys,
-    digest_of,
-    file_sha256,
-    refuse_other_settings,
-)
+from hoi.cache.fingerprint import differing_keys, refuse_other_settings
 from hoi.cache.manifest import BankReceipt, Manifest, Receipt
 from hoi.cache.plan import ShardPlan, plan_over
 from hoi.cache.schema import fields_of
@@ -31,6 +26,7 @@ from hoi.cache.tables import pack_tables, unpack_tables
 from hoi.config import PairsConfig, PipelineConfig
 from hoi.errors import UserError
 from hoi.extraction import pair_detections, similarity
+from hoi.files import file_sha256, json_sha256
 from hoi.prompts import spaced
 from hoi.provenance import library_versions
 from hoi.records import ImageSignals, TextBank
@@ -181,7 +177,7 @@ def rescore_split(
     parts = new_parts(source, manifest.bank.parts, texts)
     begun = replace(
         manifest.bank,
-        fingerprint=digest_of(parts),
+        fingerprint=json_sha256(parts),
         parts=parts,
         request=request,
         axes={**manifest.bank.axes, "K": len(texts.vocabulary)},

@@ -24,6 +24,7 @@ from hoi.cache.manifest import (
     read_bank_receipt,
     read_manifest,
     read_receipt,
+    sole_builder,
 )
 from hoi.cache.plan import (
     SplitPlan,
@@ -42,7 +43,7 @@ from hoi.cache.tools.verify import (
 from hoi.config import PipelineConfig
 from hoi.datasets import ImageSource, UnreadableImage, open_images
 from hoi.errors import UserError
-from hoi.files import append_line, sole_builder, sync_folder, write_json
+from hoi.files import append_line, sync_folder, write_json
 
 if TYPE_CHECKING:
     from hoi.cache.build.models import AskerFactory, ExtractorFactory

@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from hoi.cache.build.run import complete_manifest
 from hoi.cache.fingerprint import request_parts
-from hoi.cache.manifest import BANK_NAME, BASE, Pass
+from hoi.cache.manifest import BANK_NAME, BASE, Pass, sole_builder
 from hoi.cache.plan import splits_of
 from hoi.cache.tools.upkeep import config_with_cache, repair, verify
 from hoi.cli.command_line import stage_parser
 from hoi.config import PipelineConfig, load_config
 from hoi.datasets import check_split, load_vocabulary
 from hoi.errors import UserError, nearest
-from hoi.files import sole_builder, write_atomically
+from hoi.files import write_atomically
 from hoi.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def rescore(config: PipelineConfig, to: Path) -> list[Rescored]:
     """
     import torch
 
-    from hoi.cache.build.models import resolve_device
     from hoi.cache.build.worker import as_begun
     from hoi.cache.shard import read_header
     from hoi.cache.tools.rescore import encode_texts, refuse_other_request, rescore_split
+    from hoi.machine import choose_device
     from hoi.teachers import build_teacher
 
     source, request = Path(config.cache.folder), request_parts(config)
@@ -69,7 +69,7 @@ def rescore(config: PipelineConfig, to: Path) -> list[Rescored]:
     for split, manifest in manifests.items():
         refuse_other_request(source / split, manifest.bank.request, request)
     torch.set_num_threads(config.cache.threads)
-    device = resolve_device(config.cache.device)
+    device = choose_device(config.cache.device, "cache.device").type
     begun = PipelineConfig.model_validate_json(as_begun(config.model_dump_json(), source / next(iter(manifests))))
     texts = encode_texts(build_teacher(begun.teacher, device), load_vocabulary(config.dataset), device)
     done = []

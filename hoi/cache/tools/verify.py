@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hoi.cache.fingerprint import differing_keys, digest_of, file_sha256
+from hoi.cache.fingerprint import differing_keys
 from hoi.cache.manifest import (
     BASE,
     MANIFEST_NAME,
@@ -32,7 +32,7 @@ from hoi.cache.shard import (
     read_text,
 )
 from hoi.errors import UserError
-from hoi.files import TEMPORARY_SUFFIX, read_json
+from hoi.files import TEMPORARY_SUFFIX, file_sha256, json_sha256, read_json
 from hoi.vocabulary import Vocabulary
 
 Kind = Literal["missing", "truncated", "changed", "foreign", "stray", "damaged", "incomplete", "failed"]
@@ -164,7 +164,7 @@ def _judge_bank(path: Path, of: Pass, bank: BankReceipt) -> Iterator[tuple[Kind,
     if wrong is not None:
         yield wrong
         return
-    if digest_of(bank.parts) != bank.fingerprint:
+    if json_sha256(bank.parts) != bank.fingerprint:
         yield "damaged", "the fingerprint is not the hash of its parts"
     try:
         header = read_header(path)
