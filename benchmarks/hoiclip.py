@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.memory import INTERVAL_S, anonymous_bytes
 from benchmarks.training import FirstImages, OnlineTeacher
-from hoi.cache.build.run import main as build_cache
+from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.config import HoiclipConfig, PipelineConfig, load_config
 from hoi.datasets import load_vocabulary, open_images

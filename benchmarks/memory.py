@@ -50,7 +50,7 @@ def _peak_of_process(num_images: int, images_per_shard: int) -> int:
 
 def peak_here(num_images: int, images_per_shard: int) -> int:
     """Runs stage one in this process, and watches its memory meanwhile."""
-    from hoi.cache.build.run import main as build_cache
+    from hoi.cache.build.run import build_cache
 
     peak, is_done = 0, threading.Event()
 

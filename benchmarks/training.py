@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
-from hoi.cache.build.run import main as build_cache
+from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig, TeacherConfig, load_config
 from hoi.datasets import load_vocabulary, open_images

@@ -12,7 +12,7 @@ import argparse
 
 from dask_jobqueue import SLURMCluster
 
-from hoi.cache.build.run import main
+from hoi.cache.build.run import build_cache
 from hoi.config import load_config
 from hoi.errors import run_program
 
@@ -51,7 +51,7 @@ def build() -> None:
         cluster.scale(jobs=given.jobs)
         cluster.wait_for_workers(1)
         address = f"cache.scheduler={cluster.scheduler_address}"
-        print(main(load_config(given.config, [*given.overrides, address])))
+        print(build_cache(load_config(given.config, [*given.overrides, address])))
 
 
 if __name__ == "__main__":

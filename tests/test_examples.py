@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torchvision
 
-from hoi.cache.tools.describe import plan
+from hoi.cache.tools.estimate import plan
 from hoi.config import PipelineConfig, load_config
 from hoi.config.yaml import read_yaml
 from hoi.datasets.vcoco import split_ids

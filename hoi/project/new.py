@@ -24,8 +24,7 @@ import torch
 
 from hoi.cache.build.models import release
 from hoi.cache.plan import splits_of
-from hoi.cache.tools.describe import PlanReport, plan
-from hoi.cache.tools.estimate import ASSUMED_PAIRS
+from hoi.cache.tools.estimate import ASSUMED_PAIRS, PlanReport, plan
 from hoi.cli.command_line import Parser
 from hoi.config import PipelineConfig, TeacherConfig, TorchvisionDetectorConfig, parse_config
 from hoi.config.yaml import parse_yaml

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hoi.cache.build import run as teacher_cache
-from hoi.cache.tools.describe import PlanReport, plan
+from hoi.cache.tools.estimate import PlanReport, plan
 from hoi.cli.command_line import stage_parser
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError, run_program
@@ -81,7 +81,7 @@ def main(config: PipelineConfig, *, heeds_gates: bool = True) -> None:
     _heading("plan: what the teacher cache will take")
     _estimate(config)
     _heading("teacher cache: detector and teacher over every image")
-    print(teacher_cache.main(config), flush=True)
+    print(teacher_cache.build_cache(config), flush=True)
     _heading("sanity gates: is the cache what it should be?")
     _judge(config, progress, heeds_gates)
     _heading("train: students, from the cache alone")

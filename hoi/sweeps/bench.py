@@ -136,7 +136,7 @@ def main(bench: Bench, factory: ExtractorFactory | None = None) -> BenchReport:
     """
     worlds = []
     for seed, asked in bench.sweeps.items():
-        print(teacher_cache.main(asked.config, factory), flush=True)
+        print(teacher_cache.build_cache(asked.config, factory), flush=True)
         worlds.append(_world(bench, seed, asked, sweep.main(asked)))
     return _write(bench, worlds)
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from hoi.cache.build.models import release
-from hoi.cache.build.run import main
-from hoi.cache.tools.upkeep import verify
+from hoi.cache.build.run import build_cache
 from hoi.cache.tools.verbs import run_verb
+from hoi.cache.tools.verify import verify
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from tests.fakes.extractors import DrawnSignals, RandomSignals
@@ -64,7 +64,7 @@ class Smeared(Blurred):
 
 def test_verify_recomputes_and_reports_the_largest_difference(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     exact = verify(config, recompute=3, seed=1, factory=RandomSignals)
     assert exact.is_good
     found = exact.recomputed["test"]
@@ -83,7 +83,7 @@ def test_verify_recomputes_and_reports_the_largest_difference(tmp_path: Path) ->
 
 def test_an_image_that_was_replaced_under_its_name_is_found_by_recomputing(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     Image.fromarray(np.full((8, 9, 3), [5, 77, 0], np.uint8)).save(tmp_path / "images" / "03.png")
     (tmp_path / "images" / "04.png").write_bytes(b"")
     assert verify(config).is_good
@@ -94,7 +94,7 @@ def test_an_image_that_was_replaced_under_its_name_is_found_by_recomputing(tmp_p
 
 def test_models_other_than_the_caches_are_refused_before_anything_is_recomputed(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     with pytest.raises(UserError, match=r"detector.weights_sha256 \(cache: absent, now: b\)"):
         verify(config, recompute=1, factory=OtherWeights)
     with pytest.raises(UserError, match=r"made with other settings .* pairs.max_humans"):
@@ -103,7 +103,7 @@ def test_models_other_than_the_caches_are_refused_before_anything_is_recomputed(
 
 def test_every_verb_runs_from_its_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     release()
     options = ["--config", pipeline_file(config, tmp_path)]
     folder = tmp_path / "cache" / "test"
@@ -167,19 +167,22 @@ def test_the_program_takes_a_verb_in_front(tmp_path: Path) -> None:
 
 def test_a_new_split_of_the_world_leaves_the_old_ones_untouched(tmp_path: Path) -> None:
     few = {"name": "world", "splits": {"train": 6}}
-    main(small_pipeline(tmp_path, dataset=few), DrawnSignals)
+    build_cache(small_pipeline(tmp_path, dataset=few), DrawnSignals)
     before = states(tmp_path / "cache" / "train")
     more = small_pipeline(tmp_path, dataset={"name": "world", "splits": {"test": 3, "train": 6}})
-    assert [(s.split, s.num_built) for s in main(more, DrawnSignals).splits] == [("test", 1), ("train", 0)]
+    assert [(s.split, s.num_built) for s in build_cache(more, DrawnSignals).splits] == [("test", 1), ("train", 0)]
     assert states(tmp_path / "cache" / "train") == before
 
 
 def test_a_new_split_of_a_folder_leaves_those_that_keep_their_images_untouched(tmp_path: Path) -> None:
     halves = {"dataset": {"splits": {"train": 0.5, "rest": 0.5}}, "cache": {"max_failed_share": 1.0}}
-    main(photo_pipeline(tmp_path, (1,) * 20, **halves), RandomSignals)
+    build_cache(photo_pipeline(tmp_path, (1,) * 20, **halves), RandomSignals)
     before = states(tmp_path / "cache")
     finer = {**halves, "dataset": {"splits": {"train": 0.5, "validation": 0.25, "test": 0.25}}}
-    built = {s.split: s.num_built > 0 for s in main(photo_pipeline(tmp_path, (1,) * 20, **finer), RandomSignals).splits}
+    built = {
+        s.split: s.num_built > 0
+        for s in build_cache(photo_pipeline(tmp_path, (1,) * 20, **finer), RandomSignals).splits
+    }
     assert built == {"train": False, "validation": True, "test": True}
     after = states(tmp_path / "cache")
     assert {name: after[name] for name in before if name != ".lock"} == {
@@ -188,4 +191,4 @@ def test_a_new_split_of_a_folder_leaves_those_that_keep_their_images_untouched(t
     # A split that loses images to a new one is another split, and is refused rather than mixed.
     smaller = {**halves, "dataset": {"splits": {"train": 0.5, "rest": 0.25, "more": 0.25}}}
     with pytest.raises(UserError, match=r"images.number \(cache: \d+, now: \d+\)"):
-        main(photo_pipeline(tmp_path, (1,) * 20, **smaller), RandomSignals)
+        build_cache(photo_pipeline(tmp_path, (1,) * 20, **smaller), RandomSignals)

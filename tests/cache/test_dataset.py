@@ -34,7 +34,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     folder = tmp_path_factory.mktemp("dataset")
     config = photo_pipeline(folder, NUM_PAIRS, teacher={"spatial_map": True})
     (folder / "images" / f"{UNREADABLE:02d}.png").write_bytes(b"no image")
-    teacher_cache.main(config, RandomSignals)
+    teacher_cache.build_cache(config, RandomSignals)
     return config
 
 

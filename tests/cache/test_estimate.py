@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi.cache.build.run import main
-from hoi.cache.tools.describe import info, plan
+from hoi.cache.build.run import build_cache
+from hoi.cache.tools.describe import info
 from hoi.cache.tools.estimate import (
     axes_of,
     bytes_per_image,
     journal_seconds,
     pair_cap,
+    plan,
 )
 from hoi.config import PipelineConfig, TeacherConfig
 from hoi.teachers import build_teacher
@@ -81,7 +82,7 @@ def test_a_plan_says_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_plan_measures_what_is_finished(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     folder = tmp_path / "cache" / "test"
     assert "test: 5 images, 3 shards: 3 finished" in str(plan(config))
     assert "nothing missing" in str(plan(config))
@@ -104,8 +105,8 @@ def test_a_plan_measures_what_is_finished(tmp_path: Path) -> None:
 def test_info_says_what_a_cache_is_finished_or_not(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     (tmp_path / "images" / "02.png").write_bytes(b"no image")
-    main(config, RandomSignals)
-    text = info(tmp_path / "cache")
+    build_cache(config, RandomSignals)
+    text = info(photo_pipeline(tmp_path))
     assert "test: complete" in text
     assert "5 of 5 images (1 unreadable)" in text
     assert "unreadable: 02.png: the file is no image" in text
@@ -113,4 +114,4 @@ def test_info_says_what_a_cache_is_finished_or_not(tmp_path: Path) -> None:
     assert "random 1" in text
     (tmp_path / "cache" / "test" / "manifest.json").unlink()
     (tmp_path / "cache" / "test" / "shard-00000.h5").unlink()
-    assert "test: not complete: 2 of 3 shards" in info(tmp_path / "cache")
+    assert "test: not complete: 2 of 3 shards" in info(photo_pipeline(tmp_path))

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi.cache.build.run import main
+from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import CacheSplit
-from hoi.cache.tools.export import export_image
+from hoi.cache.tools.describe import export
 from hoi.errors import UserError
 from tests.fakes.extractors import RandomSignals
 from tests.fakes.pipelines import photo_pipeline
 
 
 def test_detections_pairs_and_scores_are_those_of_the_cache(tmp_path: Path) -> None:
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     split = CacheSplit.open(tmp_path / "cache", "test")
-    plain = json.loads(json.dumps(export_image(tmp_path / "cache", "03.png", top=2)))
+    plain = json.loads(json.dumps(export(photo_pipeline(tmp_path), "03.png", top=2).plain))
     assert (plain["split"], plain["shard"], plain["row"]) == ("test", "shard-00001.h5", 1)
     assert plain["size_hw"] == [100, 120]
     detections = slice(*split.detection_offsets[3:5])
@@ -41,23 +41,21 @@ def test_detections_pairs_and_scores_are_those_of_the_cache(tmp_path: Path) -> N
         np.testing.assert_allclose([i["cosine"] for i in pair["interactions"]], cosine[best], atol=6e-5)
         np.testing.assert_allclose([i["score"] for i in pair["interactions"]], score[best], atol=6e-7)
     assert len(plain["interactions"]) == 2
-    assert sum(i["score"] for i in export_image(tmp_path / "cache", "03.png", top=3)["interactions"]) == pytest.approx(
-        1
-    )
+    assert sum(i["score"] for i in export(photo_pipeline(tmp_path), "03.png", top=3).plain["interactions"]) == pytest.approx(1)
 
 
 def test_an_unreadable_image_says_why_and_one_without_pairs_has_none(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     (tmp_path / "images" / "02.png").write_bytes(b"no image")
-    main(config, RandomSignals)
-    plain = export_image(tmp_path / "cache", "02.png", top=3)
+    build_cache(config, RandomSignals)
+    plain = export(photo_pipeline(tmp_path), "02.png", top=3).plain
     assert (plain["is_readable"], plain["reason"]) == (False, "the file is no image, or of a format that is not read")
-    assert export_image(tmp_path / "cache", "01.png", top=3)["pairs"] == []
+    assert export(photo_pipeline(tmp_path), "01.png", top=3).plain["pairs"] == []
 
 
 def test_an_unknown_image_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no complete teacher cache"):
-        export_image(tmp_path / "cache", "03.png", top=3)
-    main(photo_pipeline(tmp_path), RandomSignals)
+        export(photo_pipeline(tmp_path), "03.png", top=3).plain
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     with pytest.raises(UserError, match=r"no such image .* the nearest: 03.png.* got: 3.png"):
-        export_image(tmp_path / "cache", "3.png", top=3)
+        export(photo_pipeline(tmp_path), "3.png", top=3).plain

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hoi.cache.build.models import hold, load_extractor, release
-from hoi.cache.build.run import main
+from hoi.cache.build.run import build_cache
 from hoi.cache.fingerprint import (
     differing_keys,
     fingerprint_parts,
@@ -130,7 +130,7 @@ def test_training_notices_weights_that_were_replaced_under_their_path_and_misses
     tmp_path: Path,
 ) -> None:
     config = with_weights(tmp_path, b"1")
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     CacheSplit.open(config.cache.folder, "test", config=config)
     (tmp_path / "model" / "weights.safetensors").write_bytes(b"2")
     with pytest.raises(UserError, match=r"made with other settings .* got: teacher.model \(cache: local-dir:"):

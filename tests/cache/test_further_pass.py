@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoi.cache.build.run import main
+from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.shard import read_header
-from hoi.cache.tools.upkeep import verify
+from hoi.cache.tools.verify import verify
 from hoi.config import PipelineConfig, parse_config
 from hoi.config.yaml import read_yaml
 from hoi.records import Detections, ImageSignals
@@ -41,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
         "images_per_shard": 4,
     }
     config = parse_config(plain, "further")
-    main(config)
+    build_cache(config)
     return config
 
 
@@ -69,13 +69,13 @@ def test_adding_it_opens_no_detector_and_no_image_tower_of_the_teacher_and_leave
     for name in ("hoi.teachers.open_clip_teacher.open_tower", "open_clip.model.CLIP.encode_image"):
         monkeypatch.setattr(name, forbidden)
     config = with_passes(base, coca={"pair_scores": True, "no_interaction": "product", "max_new_tokens": 12})
-    report = main(config)
+    report = build_cache(config)
     assert [(s.name, s.num_built) for s in report.splits] == [("test", 0), ("test, pass 'coca'", 2)]
     for name, (data, time) in before.items():
         assert (folder / name).read_bytes() == data, name
         assert (folder / name).stat().st_mtime_ns == time, name
     assert verify(config).is_good
-    assert main(config).splits[1].num_built == 0
+    assert build_cache(config).splits[1].num_built == 0
 
     split = CacheSplit.open(base.cache.folder, "test", config=config)
     names = (

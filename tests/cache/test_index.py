@@ -46,7 +46,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     folder = tmp_path_factory.mktemp("index")
     config = photo_pipeline(folder, NUM_PAIRS, teacher={"spatial_map": True})
     (folder / "images" / f"{UNREADABLE:02d}.png").write_bytes(b"no image")
-    teacher_cache.main(config, RandomSignals)
+    teacher_cache.build_cache(config, RandomSignals)
     return config
 
 
@@ -117,7 +117,7 @@ def test_it_is_made_again_with_the_same_bytes_from_the_shards_alone(config: Pipe
     with pytest.raises(UserError, match=r"this teacher cache is not complete .* expected: index.h5 · got: none · next"):
         CacheSplit.open(folder.parent, "test")
     again = config.model_copy(update={"cache": config.cache.model_copy(update={"folder": str(folder.parent)})})
-    assert [split.num_built for split in teacher_cache.main(again, RandomSignals).splits] == [0]
+    assert [split.num_built for split in teacher_cache.build_cache(again, RandomSignals).splits] == [0]
     assert path.read_bytes() == before
     assert manifest_of(folder).index == manifest.index
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hoi.cache.build.run import Report, main
+from hoi.cache.build.run import Report, build_cache
 from hoi.cache.manifest import (
     BASE,
     Pass,
@@ -27,10 +27,10 @@ from hoi.cache.read.split import CacheSplit, Mode
 from hoi.cache.schema import PASS_FIELDS
 from hoi.cache.shard import inspect_shard
 from hoi.cache.tables import pack_answers, unpack_answers
-from hoi.cache.tools.describe import info, plan
-from hoi.cache.tools.export import export_image
+from hoi.cache.tools.describe import export, info
+from hoi.cache.tools.estimate import plan
 from hoi.cache.tools.pull import pull_split
-from hoi.cache.tools.upkeep import repair
+from hoi.cache.tools.repair import repair
 from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig, VlmConfig
 from hoi.errors import UserError
@@ -48,11 +48,11 @@ def pipeline(folder: Path, *num_pairs: int, coca: dict[str, Any] | None = None, 
 
 
 def build(config: PipelineConfig) -> Report:
-    return main(config, RandomSignals, AnswersOf("coca"))
+    return build_cache(config, RandomSignals, AnswersOf("coca"))
 
 
 def mend(config: PipelineConfig) -> list[str]:
-    return repair(config, RandomSignals, AnswersOf("coca"))
+    return list(repair(config, RandomSignals, AnswersOf("coca")).lines)
 
 
 def contents(folder: Path, of: Pass | None = None) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def swap(path: Path) -> None:
 
 
 def test_adding_one_builds_nothing_else_and_changes_no_file(tmp_path: Path) -> None:
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     folder = tmp_path / "cache" / "test"
     before = contents(folder)
     report = build(pipeline(tmp_path))
@@ -92,11 +92,11 @@ def test_adding_one_builds_nothing_else_and_changes_no_file(tmp_path: Path) -> N
     # Each further one is on its own as well, and a base pass that is alone again needs none of them.
     plain = pipeline(tmp_path).model_dump(mode="json")
     both = PipelineConfig.model_validate_json(json.dumps({**plain, "vlms": {"coca-2": PASS}}))
-    assert [s.num_built for s in main(both, RandomSignals, AnswersOf("coca-2")).splits] == [0, 3]
+    assert [s.num_built for s in build_cache(both, RandomSignals, AnswersOf("coca-2")).splits] == [0, 3]
     assert {name: contents(folder)[name] for name in after} == after
     assert passes_in(folder) == [Pass("coca"), Pass("coca-2")]
     assert verify_split(folder) == []
-    assert [s.num_built for s in main(photo_pipeline(tmp_path), RandomSignals).splits] == [0]
+    assert [s.num_built for s in build_cache(photo_pipeline(tmp_path), RandomSignals).splits] == [0]
 
 
 @pytest.mark.parametrize("mode", ["memory", "mapped"])
@@ -211,7 +211,7 @@ def test_where_a_base_shard_was_made_again_with_an_image_more_only_the_shard_ove
     assert build(config).splits[1].num_built == 0
 
     base_alone = photo_pipeline(tmp_path)
-    assert "1 shards built" in repair(base_alone, RandomSignals)[-1]
+    assert "1 shards built" in repair(base_alone, RandomSignals).lines[-1]
     with pytest.raises(UserError, match=r"made over other shards of the base pass .* make cache-repair"):
         opened(config).batch(np.array([0]), FIELDS)
     with pytest.raises(
@@ -281,7 +281,7 @@ class Failing(AnswersOf):
 def test_an_interrupted_one_goes_on_where_it_was(tmp_path: Path) -> None:
     config, folder = pipeline(tmp_path), tmp_path / "cache" / "test"
     with pytest.raises(UserError, match=r"1 of 4 tasks failed .*coca-journal\.jsonl of each split .*the third"):
-        main(config, RandomSignals, Failing("coca"))
+        build_cache(config, RandomSignals, Failing("coca"))
     done = {name: data for name, data in contents(folder).items() if "shard" in name}
     assert not (folder / "coca-shard-00001.h5").exists()
     assert build(config).splits[1].num_built == 1
@@ -290,7 +290,7 @@ def test_an_interrupted_one_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_an_image_that_only_it_cannot_read_keeps_its_pairs_with_rows_of_zeros(tmp_path: Path) -> None:
     config = pipeline(tmp_path)
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     (tmp_path / "images" / "03.png").write_bytes(b"no image any more")
     report = build(config)
     assert [s.num_failed for s in report.splits] == [0, 1]
@@ -303,16 +303,16 @@ def test_an_image_that_only_it_cannot_read_keeps_its_pairs_with_rows_of_zeros(tm
 
 def test_verbs_say_what_it_is_and_what_it_would_take(tmp_path: Path) -> None:
     config = pipeline(tmp_path)
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     before = str(plan(config))
     assert "test, pass 'coca': 5 images, 3 shards: 0 finished, 3 missing: about" in before
     assert "unknown: no shard of pass 'coca' was timed yet" in before
     build(config)
     assert "test, pass 'coca': 5 images, 3 shards: 3 finished" in str(plan(config))
-    said = info(tmp_path / "cache")
+    said = info(config)
     assert "test, pass 'coca': complete" in said
     assert "vlm.phrase: a person {verb_ing} {a_object}" in said
-    exported = export_image(tmp_path / "cache", "03.png", 2)["passes"]["coca"]
+    exported = export(config, "03.png", 2).plain["passes"]["coca"]
     assert exported["caption"] == "a person in 03.png"
     assert len(exported["pairs"]) == 5
 

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from hoi.cache.build.run import main
+from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import open_split
 from hoi.cache.tools.pull import pull_split
 from hoi.cache.tools.verify import verify_split
@@ -25,7 +25,7 @@ URL = "memory://caches/photos"
 @pytest.fixture
 def remote(tmp_path: Path) -> Iterator[fsspec.AbstractFileSystem]:
     """A finished cache of three shards in a file system that is none."""
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     store = fsspec.filesystem("memory")
     for path in (tmp_path / "cache" / "test").glob("*.*"):
         store.pipe(f"/caches/photos/test/{path.name}", path.read_bytes())
@@ -145,7 +145,7 @@ def test_a_link_in_the_way_is_replaced_and_what_it_points_to_is_left_alone(
 
 def test_another_cache_in_the_way_is_left_alone(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
     other = photo_pipeline(tmp_path, teacher={"precision": "bf16"}, cache={"folder": str(tmp_path / "to")})
-    main(other, RandomSignals)
+    build_cache(other, RandomSignals)
     before = contents(tmp_path / "to" / "test")
     for name in ("nothing", "manifest.json"):
         (tmp_path / "to" / "test" / name).unlink(missing_ok=True)

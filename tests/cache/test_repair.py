@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hoi.cache.build.run import main
-from hoi.cache.tools.upkeep import repair
+from hoi.cache.build.run import build_cache
+from hoi.cache.tools.repair import repair
 from hoi.cache.tools.verify import verify_split
 from hoi.errors import UserError
 from tests.fakes.extractors import RandomSignals
@@ -57,16 +57,16 @@ def swap(path: Path) -> None:
 )
 def test_after_repair_the_cache_is_the_undisturbed_one(tmp_path: Path, name: str, damage: object) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     folder = tmp_path / "cache" / "test"
     before, written = contents(folder), times(folder)
-    assert repair(config, RandomSignals) == []
+    assert repair(config, RandomSignals).lines == ()
     damage(folder / name)  # type: ignore[operator]
     bad = (folder / name).read_bytes() if (folder / name).exists() else None
     if name == "shard-00001.json" and bad is None:
         # A receipt may be missing, so nothing is wrong, and the next repair that finds something brings it back.
         (folder / "index.h5").unlink()
-    done = repair(config, RandomSignals)
+    done = repair(config, RandomSignals).lines
     assert contents(folder) == before
     assert verify_split(folder) == []
     rebuilt = {other for other, time in times(folder).items() if time != written[other]}
@@ -80,7 +80,7 @@ def test_after_repair_the_cache_is_the_undisturbed_one(tmp_path: Path, name: str
 
 def test_a_shard_beyond_the_last_and_leftovers_go(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     folder = tmp_path / "cache" / "test"
     before = contents(folder)
     shutil.copy(folder / "shard-00001.h5", folder / "shard-00009.h5")
@@ -93,24 +93,24 @@ def test_a_shard_beyond_the_last_and_leftovers_go(tmp_path: Path) -> None:
 def test_images_that_can_be_read_by_now_are_taken_in(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, cache={"max_failed_share": 0.5})
     images, folder = tmp_path / "images", tmp_path / "cache" / "test"
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     undisturbed = contents(folder)
     shutil.rmtree(tmp_path / "cache")
     kept = (images / "02.png").read_bytes()
     for name in ("02.png", "04.png"):
         (images / name).write_bytes(b"no image")
-    main(config, RandomSignals)
-    assert repair(config, RandomSignals) == []
+    build_cache(config, RandomSignals)
+    assert repair(config, RandomSignals).lines == ()
     (images / "02.png").write_bytes(kept)
     written = times(folder)
-    done = repair(config, RandomSignals)
+    done = repair(config, RandomSignals).lines
     assert done[0].startswith("test/shard-00001.h5: failed: unreadable when it was built, and readable now: 02.png")
     assert [n for n, t in times(folder).items() if t != written[n]] == ["shard-00001.h5"]
     assert contents(folder)["shard-00001.h5"] == undisturbed["shard-00001.h5"]
 
 
 def test_a_config_of_other_settings_moves_nothing(tmp_path: Path) -> None:
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     folder = tmp_path / "cache" / "test"
     flip(folder / "shard-00001.h5")
     before = contents(folder)
@@ -121,7 +121,7 @@ def test_a_config_of_other_settings_moves_nothing(tmp_path: Path) -> None:
 
 
 def test_another_shard_size_in_the_config_does_not_matter(tmp_path: Path) -> None:
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     folder = tmp_path / "cache" / "test"
     before = contents(folder)["shard-00001.h5"]
     flip(folder / "shard-00001.h5")

@@ -14,10 +14,9 @@ import yaml
 from PIL import Image
 
 from hoi.cache.build.models import release
-from hoi.cache.build.run import main
+from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import CacheSplit, open_split
-from hoi.cache.tools.rescore import Texts, new_parts
-from hoi.cache.tools.verbs import rescore
+from hoi.cache.tools.rescore import Texts, new_parts, rescore
 from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig, parse_config
 from hoi.datasets.world import WorldImages
@@ -52,7 +51,7 @@ def old(photos: Path) -> Iterator[PipelineConfig]:
     config = world(photos)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        main(config)
+        build_cache(config)
     yield config
     release()
 
@@ -116,17 +115,17 @@ def test_a_cache_scored_again_is_the_one_that_a_fresh_build_gives(
 ) -> None:
     new = world(photos, **changes(tmp_path))
     fresh = world(photos, **changes(tmp_path), cache={"folder": str(tmp_path / "fresh")})
-    main(fresh)
+    build_cache(fresh)
     source = hashes(photos / "cache")
     with monkeypatch.context() as patch:
         blinded(patch)
-        [report] = rescore(new, tmp_path / "to")
+        [report] = rescore(new, tmp_path / "to").splits
     assert hashes(tmp_path / "to") == hashes(tmp_path / "fresh")
     assert hashes(photos / "cache") == source
     assert verify_split(tmp_path / "to" / "test") == []
     accepted = world(photos, **changes(tmp_path), cache={"folder": str(tmp_path / "to")})
     assert open_split(accepted, "test").num_pairs == report.num_pairs > 0
-    assert main(accepted).splits[0].num_built == 0
+    assert build_cache(accepted).splits[0].num_built == 0
     assert (report.dropped, report.fewer_pairs, report.full) == ((), 0, 0)
 
 
@@ -135,8 +134,8 @@ def test_dropped_objects_leave_with_their_boxes_and_pairs(old: PipelineConfig, p
     kept = [FEW[label - 1] for label in np.unique(whole.labels[whole.pairs_ho[:, 1]]) if label > 0][1:]
     subset = write_vocabulary(tmp_path / "subset.yaml", [{"verb": "hold", "object": name} for name in kept])
     fresh = world(photos, subset, cache={"folder": str(tmp_path / "fresh")})
-    main(fresh)
-    [report] = rescore(world(photos, subset), tmp_path / "to")
+    build_cache(fresh)
+    [report] = rescore(world(photos, subset), tmp_path / "to").splits
     assert report.dropped == tuple(name for name in whole.vocabulary.objects if name not in (*kept, "person"))
     assert report.fewer_pairs == 0
     again, built = (CacheSplit.open(tmp_path / name, "test") for name in ("to", "fresh"))
@@ -154,12 +153,12 @@ def test_pairs_that_a_fresh_build_would_have_besides_are_counted(photos: Path, t
         "pairs": {"max_humans": 1, "max_objects": 1, "min_score": 0.05},
         "cache": {"folder": str(tmp_path / "tight")},
     }
-    main(world(photos, **tight))
+    build_cache(world(photos, **tight))
     whole = CacheSplit.open(tmp_path / "tight", "test")
     best = whole.vocabulary.objects[int(np.bincount(whole.labels[whole.pairs_ho[:, 1]]).argmax())]
     subset = write_vocabulary(tmp_path / "v.yaml", [{"verb": "hold", "object": name} for name in FEW if name != best])
-    [report] = rescore(world(photos, subset, **tight), tmp_path / "to")
-    main(world(photos, subset, pairs=tight["pairs"], cache={"folder": str(tmp_path / "fresh")}))
+    [report] = rescore(world(photos, subset, **tight), tmp_path / "to").splits
+    build_cache(world(photos, subset, pairs=tight["pairs"], cache={"folder": str(tmp_path / "fresh")}))
     again, fresh = (CacheSplit.open(tmp_path / name, "test") for name in ("to", "fresh"))
     lacking = np.diff(again.pair_offsets) < np.diff(fresh.pair_offsets)
     assert report.fewer_pairs == lacking.sum() > 0
@@ -180,7 +179,7 @@ def test_an_interrupted_rescore_goes_on_and_ends_the_same(
         with pytest.raises(KeyboardInterrupt):
             rescore(new, tmp_path / "to")
     (tmp_path / "to" / "test" / "shard-00001.h5").unlink()
-    [report] = rescore(new, tmp_path / "to")
+    [report] = rescore(new, tmp_path / "to").splits
     assert report.num_done == 1
     assert hashes(tmp_path / "to") == hashes(tmp_path / "at once")
 
@@ -193,7 +192,7 @@ def test_a_precision_found_by_the_clock_stays_the_one_of_the_embeddings(
         teacher["precision"] = "auto"
         return world(photos, teacher=teacher, cache={"folder": str(tmp_path / "auto")})
 
-    main(auto("fp32"))
+    build_cache(auto("fp32"))
     rescore(auto("bf16", prompts=["{phrase}"]), tmp_path / "to")
     assert CacheSplit.open(tmp_path / "to", "test").attributes["teacher"]["precision"] == "fp32"
 

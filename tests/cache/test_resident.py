@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     config = photo_pipeline(tmp_path_factory.mktemp("dataset"), (2, 0, 1, 5, 3, 1), teacher={"spatial_map": True})
-    teacher_cache.main(config, RandomSignals)
+    teacher_cache.build_cache(config, RandomSignals)
     return config
 
 

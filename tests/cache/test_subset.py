@@ -22,7 +22,7 @@ from tests.fakes.pipelines import photo_pipeline
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> CacheSplit:
     config: PipelineConfig = photo_pipeline(tmp_path_factory.mktemp("dataset"), (2, 0, 1, 5, 3, 1))
-    teacher_cache.main(config, RandomSignals)
+    teacher_cache.build_cache(config, RandomSignals)
     return CacheSplit.open(config.cache.folder, "test")
 
 

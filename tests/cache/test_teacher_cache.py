@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hoi.cache.build.run import Report, main
+from hoi.cache.build.run import Report, build_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.shard import inspect_shard, read_text
 from hoi.config import load_config
@@ -37,23 +37,23 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_a_second_run_builds_nothing_and_a_fresh_one_gives_the_same_bytes(tmp_path: Path) -> None:
-    first = main(photo_pipeline(tmp_path), RandomSignals)
+    first = build_cache(photo_pipeline(tmp_path), RandomSignals)
     before = hashes(tmp_path / "cache")
     assert built(first) == [3]
     assert len(before) == 3 + 3 + 2
-    assert built(main(photo_pipeline(tmp_path), RandomSignals)) == [0]
+    assert built(build_cache(photo_pipeline(tmp_path), RandomSignals)) == [0]
     fresh = photo_pipeline(tmp_path, cache={"folder": str(tmp_path / "fresh")})
-    assert built(main(fresh, RandomSignals)) == [3]
+    assert built(build_cache(fresh, RandomSignals)) == [3]
     assert hashes(tmp_path / "fresh") == before == hashes(tmp_path / "cache")
     assert "5 images (0 unreadable), 11 pairs" in str(first)
 
 
 def test_a_deleted_shard_is_the_only_one_that_is_built_again(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     before = hashes(tmp_path / "cache")
     (tmp_path / "cache" / "test" / "shard-00001.h5").unlink()
-    assert built(main(config, RandomSignals)) == [1]
+    assert built(build_cache(config, RandomSignals)) == [1]
     assert hashes(tmp_path / "cache") == before
     assert CacheSplit.open(config.cache.folder, "test", config=config).num_images == 5
 
@@ -61,10 +61,10 @@ def test_a_deleted_shard_is_the_only_one_that_is_built_again(tmp_path: Path) -> 
 @pytest.mark.parametrize("lost", ["bank.json", "bank.h5", "shard-00001.json", "index.h5", "manifest.json"])
 def test_any_other_lost_file_is_made_again_without_building_a_shard(tmp_path: Path, lost: str) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     before = hashes(tmp_path / "cache")
     (tmp_path / "cache" / "test" / lost).unlink()
-    assert built(main(config, RandomSignals)) == [0]
+    assert built(build_cache(config, RandomSignals)) == [0]
     if lost != "shard-00001.json":
         assert hashes(tmp_path / "cache") == before
     CacheSplit.open(config.cache.folder, "test", config=config)
@@ -72,11 +72,11 @@ def test_any_other_lost_file_is_made_again_without_building_a_shard(tmp_path: Pa
 
 def test_a_truncated_shard_is_built_again(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     before = hashes(tmp_path / "cache")
     shard = tmp_path / "cache" / "test" / "shard-00002.h5"
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert built(main(config, RandomSignals)) == [1]
+    assert built(build_cache(config, RandomSignals)) == [1]
     assert hashes(tmp_path / "cache") == before
 
 
@@ -87,7 +87,7 @@ def test_unreadable_images_are_recorded_with_their_reasons(tmp_path: Path) -> No
     (images / "02.png").write_bytes(b"no image")
     whole = (images / "03.png").read_bytes()
     (images / "03.png").write_bytes(whole[:45])
-    assert main(config, RandomSignals).splits[0].num_failed == 3
+    assert build_cache(config, RandomSignals).splits[0].num_failed == 3
     split = CacheSplit.open(config.cache.folder, "test")
     assert split.is_readable.tolist() == [False, True, False, False, True]
     reasons = [
@@ -110,18 +110,18 @@ def test_too_many_unreadable_images_leave_no_manifest_and_mended_ones_are_tried_
         r"got: 2 so far: 01.png: the file is no image, .*; 04.png: the file is no image, .* · next: mend or remove them"
     )
     with pytest.raises(UserError, match=message):
-        main(config, RandomSignals)
+        build_cache(config, RandomSignals)
     folder = tmp_path / "cache" / "test"
     assert not (folder / "manifest.json").exists()
     assert (folder / "shard-00001.h5").exists()
     for name, data in kept.items():
         (images / name).write_bytes(data)
-    report = main(config, RandomSignals)
+    report = build_cache(config, RandomSignals)
     assert (built(report), report.splits[0].num_failed) == ([2], 0)
 
 
 def test_other_settings_are_refused_by_key_whether_the_cache_is_complete_or_not(tmp_path: Path) -> None:
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     other = photo_pipeline(tmp_path, pairs={"max_humans": 3})
     message = (
         r"made with other settings .* pairs.max_humans \(cache: 15, now: 3\) · next: run with another cache.folder"
@@ -131,44 +131,44 @@ def test_other_settings_are_refused_by_key_whether_the_cache_is_complete_or_not(
         (tmp_path / "cache" / "test" / name).unlink(missing_ok=True)
         before.pop(f"test/{name}", None)
         with pytest.raises(UserError, match=message):
-            main(other, RandomSignals)
+            build_cache(other, RandomSignals)
         assert hashes(tmp_path / "cache") == before
 
 
 def test_another_shard_size_is_fine_for_a_complete_cache_and_refused_for_a_begun_one(tmp_path: Path) -> None:
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     other = photo_pipeline(tmp_path, cache={"images_per_shard": 3})
-    assert built(main(other, RandomSignals)) == [0]
+    assert built(build_cache(other, RandomSignals)) == [0]
     (tmp_path / "cache" / "test" / "shard-00000.h5").unlink()
     with pytest.raises(UserError, match=r"another shard size .* expected: cache.images_per_shard=2 · got: 3"):
-        main(other, RandomSignals)
+        build_cache(other, RandomSignals)
 
 
 def test_a_changed_list_of_images_is_refused(tmp_path: Path) -> None:
-    main(photo_pipeline(tmp_path), RandomSignals)
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
     moved = photo_pipeline(tmp_path / "more", num_pairs=(2, 0, 1, 5, 3, 1), cache={"folder": str(tmp_path / "cache")})
     with pytest.raises(UserError, match=r"images.number \(cache: 5, now: 6\)"):
-        main(moved, RandomSignals)
+        build_cache(moved, RandomSignals)
 
 
 def test_a_failing_shard_is_named_and_the_others_are_finished(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3))
     with pytest.raises(UserError, match=r"1 of 4 tasks failed .* got: test/shard-00001.h5: RuntimeError: thirteen"):
-        main(config, FailingSignals)
+        build_cache(config, FailingSignals)
     folder = tmp_path / "cache" / "test"
     assert sorted(p.name for p in folder.glob("*.h5")) == ["bank.h5", "shard-00000.h5", "shard-00002.h5"]
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     [error] = [line["error"] for line in lines if line["error"]]
     assert "Traceback" in error
-    assert built(main(config, RandomSignals)) == [1]
+    assert built(build_cache(config, RandomSignals)) == [1]
 
 
 def test_a_finished_shard_is_kept_with_an_image_that_is_still_unreadable(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3))
     (tmp_path / "images" / "01.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="1 of 4 tasks failed"):
-        main(config, FailingSignals)
-    report = main(config, RandomSignals)
+        build_cache(config, FailingSignals)
+    report = build_cache(config, RandomSignals)
     assert (built(report), report.splits[0].num_failed) == ([1], 1)
 
 
@@ -180,7 +180,7 @@ def test_workers_whose_clocks_differ_agree_on_a_precision(tmp_path: Path) -> Non
         dataset={"splits": {"train": 0.6, "test": 0.4}},
         cache={"scheduler": "local", "workers": 2},
     )
-    assert built(main(config, FirstIsFaster)) == [5, 1]
+    assert built(build_cache(config, FirstIsFaster)) == [5, 1]
     parts = [CacheSplit.open(config.cache.folder, split).attributes for split in ("train", "test")]
     assert [part["teacher"]["precision"] for part in parts] == ["bf16", "bf16"]
 
@@ -197,14 +197,14 @@ def tiny_disk() -> Iterator[None]:
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path, tiny_disk: None) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(1, 0, 250), cache={"images_per_shard": 1})
     with pytest.raises(UserError, match=r"the disk is full · where: .*shard-00002.h5 .* what is finished is kept"):
-        main(config, RandomSignals)
+        build_cache(config, RandomSignals)
     names = sorted(p.name for p in (tmp_path / "cache" / "test").iterdir() if p.suffix != ".jsonl")
     assert names == ["bank.h5", "bank.json", *(f"shard-0000{i}.{end}" for i in (0, 1) for end in ("h5", "json"))]
 
 
 def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is empty"):
-        main(photo_pipeline(tmp_path, num_pairs=()), RandomSignals)
+        build_cache(photo_pipeline(tmp_path, num_pairs=()), RandomSignals)
     assert not (tmp_path / "cache").exists()
 
 
@@ -223,7 +223,7 @@ def test_the_real_parts_give_the_same_bytes_on_this_process_and_on_workers(
     monkeypatch.chdir(ROOT)
     for scheduler in ("synchronous", "local"):
         overrides = [*SMALL_WORLD, f"cache.folder={tmp_path / scheduler}", f"cache.scheduler={scheduler}"]
-        assert built(main(load_config("pipeline.yaml", [*overrides, "cache.workers=2"]))) == [2, 1]
+        assert built(build_cache(load_config("pipeline.yaml", [*overrides, "cache.workers=2"]))) == [2, 1]
     assert hashes(tmp_path / "synchronous") == hashes(tmp_path / "local")
     assert len(hashes(tmp_path / "local")) == 2 * 3 + 2 * 2
     split = CacheSplit.open(tmp_path / "local", "train")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi.cache.build.run import main
+from hoi.cache.build.run import build_cache
 from hoi.cache.manifest import read_manifest
 from hoi.cache.shard import encode_file, inspect_shard
 from hoi.cache.tools.verify import verify_split
@@ -20,7 +20,7 @@ from tests.fakes.pipelines import photo_pipeline
 def made(folder: Path, **sections: object) -> Path:
     """A complete split of three shards: its folder."""
     config = photo_pipeline(folder, **sections)
-    main(config, RandomSignals)
+    build_cache(config, RandomSignals)
     return Path(config.cache.folder) / "test"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.cache.build.run import Report, main
+from hoi.cache.build.run import Report, build_cache
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.records import ImageSignals
@@ -47,7 +47,7 @@ def small_build(images: Path, cache: Path, **keys: Any) -> PipelineConfig:
 
 def build(config: PipelineConfig, factory: type[RandomSignals] = RandomSignals) -> Report:
     """Stage one of such a pipeline, in this process."""
-    return main(config, factory, AnswersOf(FURTHER))
+    return build_cache(config, factory, AnswersOf(FURTHER))
 
 
 @dataclass

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hoi.cache.tools.upkeep import set_aside
+from hoi.cache.tools.repair import set_aside
 from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hoi.cache.build.run import main
+from hoi.cache.build.run import build_cache
 from hoi.config import load_config
 from tests.chaos.content import content_of
 from tests.chaos.nodes import PORT, ROOT, Node, bridged_nodes, cluster, power_off, wait_for
@@ -52,7 +52,7 @@ def wait_for_shards(folder: Path, driver: Node, program: subprocess.Popen[bytes]
 
 def check_against_local(folder: Path) -> None:
     """Nothing, if `folder/shared` holds what a build in this process gives."""
-    main(load_config(ROOT / "pipeline.yaml", [*settings(folder / "local"), "cache.scheduler=synchronous"]))
+    build_cache(load_config(ROOT / "pipeline.yaml", [*settings(folder / "local"), "cache.scheduler=synchronous"]))
     assert content_of(folder / "shared") == content_of(folder / "local")
 
 
@@ -83,7 +83,7 @@ def lost_scheduler(folder: Path) -> str:
 
 def check_against_local_after_resume(folder: Path) -> None:
     """Finishes `folder/shared` in this process, then compares."""
-    main(load_config(ROOT / "pipeline.yaml", [*settings(folder / "shared"), "cache.scheduler=synchronous"]))
+    build_cache(load_config(ROOT / "pipeline.yaml", [*settings(folder / "shared"), "cache.scheduler=synchronous"]))
     check_against_local(folder)
 
 

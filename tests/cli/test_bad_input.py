@@ -41,7 +41,7 @@ ONE_SEED = {"seeds": [0], "epochs": 2, "batch_images": 8, "checkpoint_every": 1,
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The cache section of a finished cache."""
     config = small_pipeline(tmp_path_factory.mktemp("world"))
-    teacher_cache.main(config, DrawnSignals)
+    teacher_cache.build_cache(config, DrawnSignals)
     return config.cache.model_dump(mode="json")
 
 
@@ -112,14 +112,14 @@ def test_an_unknown_or_damaged_model_ends_stage_one_with_an_empty_cache(
     path = write_pipeline(small_pipeline(tmp_path), tmp_path / "pipeline.yaml")
     config = load_config(path, [override.replace("{folder}", str(tmp_path)) for override in overrides])
     with pytest.raises(UserError, match=message):
-        teacher_cache.main(config)
+        teacher_cache.build_cache(config)
     assert files(tmp_path / "cache") == []
 
 
 def test_a_link_to_nothing_is_a_missing_image_and_is_counted(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     (tmp_path / "images" / "05.png").symlink_to(tmp_path / "gone.png")
-    report = teacher_cache.main(config, RandomSignals)
+    report = teacher_cache.build_cache(config, RandomSignals)
     assert (report.splits[0].num_images, report.splits[0].num_failed) == (6, 1)
     failed = json.loads((tmp_path / "cache" / "test" / "shard-00002.json").read_text())["failed"]
     assert failed == [["05.png", "the file is missing"]]
@@ -135,12 +135,12 @@ def test_an_image_that_goes_missing_during_the_run_is_recorded(tmp_path: Path) -
             (tmp_path / "images" / "04.png").unlink(missing_ok=True)
             return super().extract(image_ids, images)
 
-    assert teacher_cache.main(config, Loses).splits[0].num_failed == 1
+    assert teacher_cache.build_cache(config, Loses).splits[0].num_failed == 1
 
 
 def test_images_without_a_person_are_cached_and_cannot_be_learned_from(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(0, 0, 0), train={"split": "test"})
-    assert teacher_cache.main(config, RandomSignals).splits[0].num_pairs == 0
+    assert teacher_cache.build_cache(config, RandomSignals).splits[0].num_pairs == 0
     assert CacheSplit.open(config.cache.folder, "test").is_readable.all()
     with pytest.raises(UserError, match=r"no image of the training split has a pair.* next: lower pairs\.min_score"):
         train.main(config)
@@ -165,7 +165,7 @@ def test_boxes_of_a_pixel_and_less_are_cached_with_finite_features(
     plain = config.model_dump(mode="json")
     plain["detector"] = {"name": "precomputed", **places}
     plain["teacher"] = {"model": "local-dir:hoi/world/weights/clip", "regions": ["map", "crop"], "batch_size": 8}
-    teacher_cache.main(PipelineConfig.model_validate(plain, strict=False))
+    teacher_cache.build_cache(PipelineConfig.model_validate(plain, strict=False))
     split = CacheSplit.open(config.cache.folder, "test")
     assert split.num_pairs == 3
     batch = split.batch(np.arange(1))
@@ -177,7 +177,7 @@ def test_the_vocabularys_file_is_named(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     (tmp_path / "vocabulary.yaml").write_text("[{verb: ride, object: horse}, {verb: ride, object: horse}]")
     with pytest.raises(UserError, match=r"'ride horse' is there twice · where: .*vocabulary\.yaml, entry 1"):
-        teacher_cache.main(config, RandomSignals)
+        teacher_cache.build_cache(config, RandomSignals)
 
 
 def test_a_student_with_labels_that_are_not_there_stops_all_before_anything_is_trained(
@@ -190,7 +190,7 @@ def test_a_student_with_labels_that_are_not_there_stops_all_before_anything_is_t
         students={"student": {}, "supervised": {"supervision": "labels"}},
         train=ONE_SEED,
     )
-    teacher_cache.main(photos, RandomSignals)
+    teacher_cache.build_cache(photos, RandomSignals)
     with pytest.raises(UserError, match=r"the data set has no annotations .* next: set dataset\.annotations"):
         train.main(photos)
     with pytest.raises(UserError, match=r"no split 'val' .* expected: train or validation or test"):
@@ -232,7 +232,7 @@ def test_a_full_disk_in_stage_three_leaves_the_old_results_whole(tmp_path: Path,
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, cache: dict[str, Any], stage: str) -> None:
     (tmp_path / "taken").write_text("")
     run: dict[str, Callable[[], Any]] = {
-        "teacher_cache": lambda: teacher_cache.main(
+        "teacher_cache": lambda: teacher_cache.build_cache(
             photo_pipeline(tmp_path, cache={"folder": str(tmp_path / "taken")}), RandomSignals
         ),
         "train": lambda: train.main(
@@ -261,7 +261,7 @@ def test_an_interruption_in_stage_one_is_one_line_and_the_next_run_goes_on(
             return super().extract(image_ids, images)
 
     def program() -> None:
-        teacher_cache.main(config, Interrupted)
+        teacher_cache.build_cache(config, Interrupted)
 
     with pytest.raises(SystemExit) as caught:
         run_program(program)
@@ -269,7 +269,7 @@ def test_an_interruption_in_stage_one_is_one_line_and_the_next_run_goes_on(
     *_, last = capsys.readouterr().err.splitlines()
     assert last == "interrupted: finished parts are kept; run the same command again to go on"
     assert files(tmp_path / "cache" / "test") == ["bank.h5", "bank.json", "shard-00000.h5", "shard-00000.json"]
-    assert teacher_cache.main(config, RandomSignals).splits[0].num_built == 2
+    assert teacher_cache.build_cache(config, RandomSignals).splits[0].num_built == 2
 
 
 def test_an_interruption_in_stage_two_is_one_line_and_leaves_a_checkpoint(

@@ -31,7 +31,7 @@ def test_the_papers_student_learns_from_a_full_size_vits_maps(tmp_path: Path, mo
     split_names = ["evaluation.split=test", "evaluation.tune_split=validation"]
     settings = ["train.epochs=1", "train.seeds=[0]", "evaluation.bootstrap=5", f"students={json.dumps(STUDENTS)}"]
     config = example(tmp_path, monkeypatch, 12, f"teacher={json.dumps(TEACHER)}", *pairs, *split_names, *settings)
-    teacher_cache.main(config)
+    teacher_cache.build_cache(config)
     split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
     assert {letter: split.axes[letter] for letter in "DCHW"} == {"D": 512, "C": 768, "H": 7, "W": 7}
     head = split.text_bank.visual

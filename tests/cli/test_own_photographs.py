@@ -55,7 +55,7 @@ def test_a_folder_and_phrases_come_out_as_a_student_and_an_estimate(
     small += ["teacher.batch_size=8", "train.epochs=2"]
     places = [f"output={tmp_path / 'out'}", f"cache.folder={tmp_path / 'cache'}"]
     config = load_config(tmp_path / "mine.yaml", [*small, *places])
-    splits = teacher_cache.main(config).splits
+    splits = teacher_cache.build_cache(config).splits
     assert sum(split.num_images for split in splits) == NUM_PHOTOGRAPHS
     train.main(config)
     assert "no average precision" in str(evaluate.main(config))

@@ -58,7 +58,7 @@ def example(folder: Path, monkeypatch: pytest.MonkeyPatch, num: int, *overrides:
 
 def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = example(tmp_path, monkeypatch, NUM_PHOTOGRAPHS, "train.epochs=2", "evaluation.bootstrap=20")
-    splits = teacher_cache.main(config).splits
+    splits = teacher_cache.build_cache(config).splits
     assert sum(split.num_images for split in splits) == NUM_PHOTOGRAPHS
     for report in splits:
         assert report.num_failed == 0
@@ -104,7 +104,7 @@ def test_full_size_architectures_go_through_stage_one(
     }
     one_pair = ["pairs.max_humans=1", "pairs.max_objects=1", "dataset.splits={test: 1.0}"]
     config = example(tmp_path, monkeypatch, 2, f"teacher={json.dumps(teacher)}", *one_pair)
-    [report] = teacher_cache.main(config).splits
+    [report] = teacher_cache.build_cache(config).splits
     assert (report.num_images, report.num_failed) == (2, 0)
     split = CacheSplit.open(config.cache.folder, "test", config=config)
     assert {letter: split.axes[letter] for letter in "DCHWL"} == dict(

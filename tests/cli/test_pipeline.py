@@ -41,7 +41,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         config = load_config("pipeline.yaml", [*FEW, f"output={folder}", f"cache.folder={folder / 'cache'}"])
-        teacher_cache.main(config)
+        teacher_cache.build_cache(config)
         train.main(config)
         evaluate.main(config)
     return config
@@ -77,9 +77,9 @@ def test_what_is_finished_is_not_done_again_and_one_lost_shard_is_built_alone(
     monkeypatch.chdir(ROOT)
     before = shards(config)
     assert len(before) == (3 + 2 + 2) + 2 * 3, "each split has a bank and an index beside its shards"
-    assert "nothing to do" in str(teacher_cache.main(config))
+    assert "nothing to do" in str(teacher_cache.build_cache(config))
     assert [run.seconds for run in train.main(config).runs] == [None] * len(config.students)
     lost = Path(config.cache.folder) / "train" / "shard-00001.h5"
     lost.unlink()
-    assert [split.num_built for split in teacher_cache.main(config).splits] == [1, 0, 0]
+    assert [split.num_built for split in teacher_cache.build_cache(config).splits] == [1, 0, 0]
     assert shards(config) == before

@@ -53,7 +53,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A pipeline whose cache and students are there; tests change copies of it."""
     plain = plain_config(tmp_path_factory.mktemp("world"))
     config = parse_config(plain, "test")
-    teacher_cache.main(config)
+    teacher_cache.build_cache(config)
     train.main(config)
     return plain
 
@@ -183,7 +183,7 @@ def test_without_annotations_agreement_is_reported_and_no_precision(tmp_path: Pa
     }
     changed["students"] = {"student": {"width": 16}}
     config = parse_config(changed, "test")
-    teacher_cache.main(config)
+    teacher_cache.build_cache(config)
     train.main(config)
     report = stage.main(config)
     assert report.rows == []

@@ -106,7 +106,7 @@ def small_world(folder: Path, **sections: Any) -> PipelineConfig:
 def trained_world(folder: Path, **sections: Any) -> PipelineConfig:
     """Build, train and export `small_world`: the checkpoint of `best` is in `folder/checkpoint`."""
     config = small_world(folder, **sections)
-    teacher_cache.main(config)
+    teacher_cache.build_cache(config)
     train.main(config)
     write_checkpoint(config, out=folder / "checkpoint")
     return config

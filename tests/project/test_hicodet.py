@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hoi.cache.tools import describe as cache_estimates
+from hoi.cache.tools import estimate as cache_estimates
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError
 from hoi.project import published as hicodet

@@ -45,7 +45,7 @@ def test_vcoco_goes_through_all_three_stages(
     monkeypatch.chdir(ROOT)
     config = pipeline(tmp_path)
     # ANNA and BEN pair with each other, the ball, the racket and themselves.
-    found = {report.split: (report.num_images, report.num_pairs) for report in teacher_cache.main(config).splits}
+    found = {report.split: (report.num_images, report.num_pairs) for report in teacher_cache.build_cache(config).splits}
     assert found == {split: (num, 8 * num) for split, num in COUNTS.items()}
     train.main(config)
 

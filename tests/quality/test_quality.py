@@ -38,7 +38,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         loaded = load_config("pipeline.yaml", changes)
-        teacher_cache.main(loaded)
+        teacher_cache.build_cache(loaded)
         train.main(loaded)
     return loaded
 

@@ -85,7 +85,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A pipeline whose three stages are done."""
     plain = plain_config(tmp_path_factory.mktemp("report"))
     config = parse_config(plain, "test")
-    teacher_cache.main(config)
+    teacher_cache.build_cache(config)
     train.main(config)
     evaluate.main(config)
     return plain

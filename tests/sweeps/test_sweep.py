@@ -30,7 +30,7 @@ ROWS: list[dict[str, Any]] = [
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The cache section of a finished cache."""
     config = small_pipeline(tmp_path_factory.mktemp("world"))
-    teacher_cache.main(config, DrawnSignals)
+    teacher_cache.build_cache(config, DrawnSignals)
     return config.cache.model_dump(mode="json")
 
 

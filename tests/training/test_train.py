@@ -29,7 +29,7 @@ STUDENT = {"student": {"width": 32}}
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The cache section of a finished cache."""
     config = small_pipeline(tmp_path_factory.mktemp("world"))
-    teacher_cache.main(config, DrawnSignals)
+    teacher_cache.build_cache(config, DrawnSignals)
     return config.cache.model_dump(mode="json")
 
 
@@ -131,7 +131,7 @@ def test_a_split_without_pairs_and_a_tuning_split_that_trains_are_refused(
     tmp_path: Path, cache: dict[str, Any]
 ) -> None:
     config = small_pipeline(tmp_path, pairs={"min_score": 1.0})
-    teacher_cache.main(config, DrawnSignals)
+    teacher_cache.build_cache(config, DrawnSignals)
     with pytest.raises(UserError, match=r"no image of the training split has a pair.*pairs\.min_score"):
         train.main(config)
     tuned_on_test = pipeline(tmp_path, cache, evaluation={"tune_split": "test"})

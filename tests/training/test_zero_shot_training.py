@@ -61,7 +61,7 @@ class DrawnMaps(DrawnSignals):
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The cache section of a finished cache with maps."""
     config = small_pipeline(tmp_path_factory.mktemp("world"))
-    teacher_cache.main(config, DrawnMaps)
+    teacher_cache.build_cache(config, DrawnMaps)
     return config.cache.model_dump(mode="json")
 
 

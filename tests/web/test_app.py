@@ -102,7 +102,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         students={"student": {"width": 32}},
         train={"seeds": [0], "epochs": 2, "batch_images": 4, "device": "cpu"},
     )
-    teacher_cache.main(config)
+    teacher_cache.build_cache(config)
     train.main(config)
     predictor = Predictor.from_checkpoint(write_checkpoint(config).folder, device="cpu")
     images, lines = folder / "images", []

@@ -68,7 +68,9 @@ class Report:
         return "\n".join([*lines, f"teacher cache complete in {self.seconds:.1f} s{nothing}"])
 
 
-def main(config: PipelineConfig, factory: ExtractorFactory | None = None, asker: AskerFactory | None = None) -> Report:
+def build_cache(
+    config: PipelineConfig, factory: ExtractorFactory | None = None, asker: AskerFactory | None = None
+) -> Report:
     """Config to a complete cache of every split of its data set; what is there already is not computed again.
 
     Args:
@@ -100,7 +102,7 @@ def build_pass(
         name: Of the pass, a key of `vlms`.
         splits: Names of the splits.
         base: What the config asks of the base pass.
-        asker: As for `main`.
+        asker: As for `build_cache`.
     """
     request, folder = pass_request(config, name, base), Path(config.cache.folder)
     plans = [plan_over(complete_manifest(folder / split), folder / split, Pass(name)) for split in splits]
@@ -218,7 +220,9 @@ def _command() -> int:
 
         return run_verb(verb, rest)
     print(
-        main(stage_config("Stage one: images to the teacher cache. Run it again to go on after an interruption.", rest))
+        build_cache(
+            stage_config("Stage one: images to the teacher cache. Run it again to go on after an interruption.", rest)
+        )
     )
     return 0
 

@@ -20,7 +20,7 @@ from hoi.cache.manifest import (
     write_manifest,
 )
 from hoi.cache.plan import ShardPlan, SplitPlan, begun_with, finished_receipt
-from hoi.cache.tools.upkeep import mended_of
+from hoi.cache.tools.repair import mended_of
 from hoi.config import PipelineConfig
 from hoi.datasets import ImageSource, open_images
 from hoi.errors import UserError

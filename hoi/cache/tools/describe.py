@@ -1,16 +1,19 @@
-"""What a teacher cache would take, and what one is: the verbs `plan` and `info`. Neither writes anything."""
+"""What a cache holds, for people: a summary of its splits, and the records of one image."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hoi.cache.build.pool import default_workers, visible_devices
-from hoi.cache.fingerprint import flatten, pass_request, request_parts
+import numpy as np
+
+from hoi.cache.fingerprint import flatten
 from hoi.cache.manifest import (
+    BANK_NAME,
     BASE,
+    Manifest,
     Pass,
     of_file,
     passes_in,
@@ -18,159 +21,34 @@ from hoi.cache.manifest import (
     read_manifest,
     read_receipt,
 )
-from hoi.cache.plan import SplitPlan, is_complete, plan_over, plan_split, splits_of
-from hoi.cache.tools.estimate import (
-    Density,
-    SplitEstimate,
-    assumed_density,
-    axes_of,
-    axes_of_pass,
-    estimate_split,
-    finished_shards,
-    free_bytes,
-    journal_seconds,
-    lacks_spatial_map,
-    measured_density,
-    sampled_density,
+from hoi.cache.schema import UNREADABLE, fields_of
+from hoi.cache.shard import (
+    Header,
+    inspect_shard,
+    read_header,
+    read_text,
 )
-from hoi.cache.tools.upkeep import QUARANTINE_NAME
+from hoi.cache.tables import unpack_answers, unpack_image
+from hoi.cache.tools.estimate import journal_seconds, size_text
+from hoi.cache.tools.repair import QUARANTINE_NAME
 from hoi.cache.tools.verify import cached_splits
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
+from hoi.errors import UserError, nearest
+from hoi.records import ImageSignals
+from hoi.vlm.base import ImageAnswers
+from hoi.vocabulary import Vocabulary
 
 SHOWN = 20
 """Unreadable images that `info` lists per split before it says how many more there are."""
 
 
-@dataclass(frozen=True)
-class PlanReport:
-    """What stage one would do.
-
-    Args:
-        splits: In the config's order, then those of every further pass.
-        density: What an image comes to in the base pass.
-        axes: Size of every letter.
-        num_workers: Of the config; None on a cluster.
-        free: Bytes of the disk.
-        lacks_map: Whether spatial maps are asked for and not counted.
-    """
-
-    splits: tuple[SplitEstimate, ...]
-    density: Density
-    axes: dict[str, int]
-    num_workers: int | None
-    free: int
-    lacks_map: bool
-
-    @property
-    def fits(self) -> bool:
-        """Whether the disk has room for what is missing."""
-        return sum(split.bytes_missing for split in self.splits) <= self.free
-
-    def __str__(self) -> str:
-        lines = []
-        for s in self.splits:
-            name = s.split if s.of.is_base else f"{s.split}, {s.of.title}"
-            have = f"{name}: {s.num_images} images, {s.num_shards} shards: {s.num_finished} finished"
-            have += f" ({_size(s.bytes_finished)})" if s.num_finished else ""
-            lack = f", {s.num_shards - s.num_finished} missing: about {_size(s.bytes_missing)}"
-            lack += f" (with every image at the limits {_size(s.bytes_at_caps)})"
-            lines.append(have + (lack if s.num_missing_images else ", nothing missing"))
-        d, letters = self.density, ", ".join(f"{name} = {size}" for name, size in self.axes.items())
-        lines.append(f"per image: {d.detections:.1f} detections, {d.pairs:.1f} pairs; {d.source}; {letters}")
-        if self.lacks_map:
-            lines.append("spatial maps are not counted: their size is known once the model is loaded (--sample 8)")
-        total = sum(s.bytes_missing for s in self.splits)
-        room = f"free on this disk: {_size(self.free)}" + ("" if self.fits else ", NOT ENOUGH")
-        needed = f"to build: about {_size(total)}" if total else "to build: nothing"
-        return "\n".join([*lines, f"{needed}; {room}; time: {self._time()}"])
-
-    def _time(self) -> str:
-        if not any(s.num_missing_images for s in self.splits):
-            return "none"
-        untimed = [s.of for s in self.splits if s.num_missing_images and s.worker_seconds is None]
-        if BASE in untimed:
-            return "unknown: no shard of this cache was timed (--sample 8 times some images)"
-        if untimed:
-            return f"unknown: no shard of {untimed[0].title} was timed yet"
-        seconds = sum(s.worker_seconds or 0.0 for s in self.splits)
-        if self.num_workers is None:
-            return f"about {seconds / 60:.1f} worker minutes, shared by the cluster's workers"
-        workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
-        return f"about {seconds / 60 / self.num_workers:.1f} minutes with {workers}, start-up excluded"
-
-
-def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
-    """Config to what a build would take.
-
-    Args:
-        config: The pipeline file.
-        sample: Images that are run through the real models to measure pairs and seconds; None for none.
-
-    Raises:
-        UserError: the folder holds a cache of other settings, or the data set or the teacher is unknown.
-    """
-    request, folder = request_parts(config), Path(config.cache.folder)
-    plans = [plan_split(config, split) for split in splits_of(config)]
-    finished = {p.split: finished_shards(p, request) for p in plans}
-    banks = [bank for p in plans if (bank := read_bank_receipt(p.folder)) is not None]
-    density = measured_density([p.folder for p in plans], [r for receipts in finished.values() for r in receipts])
-    if sample is not None:
-        unfinished = [p.split for p in plans if sum(r.num_images for r in finished[p.split]) < p.num_images]
-        measured = density
-        density, axes = sampled_density(config, (unfinished or [plans[0].split])[0], sample)
-        if measured is not None:
-            density = replace(measured, seconds=density.seconds, source=f"{measured.source}, time {density.source}")
-    else:
-        axes = banks[0].axes if banks else axes_of(config)
-    density = density or assumed_density(config)
-    estimates = [estimate_split(p, finished[p.split], density, config, axes) for p in plans]
-    for name in config.vlms:
-        estimates += _estimate_pass(config, name, plans, request, density, axes["D"])
-    lacks_map = lacks_spatial_map(config, axes)
-    return PlanReport(tuple(estimates), density, axes, _num_workers(config), free_bytes(folder), lacks_map)
-
-
-def _estimate_pass(
-    config: PipelineConfig, name: str, plans: list[SplitPlan], base: dict[str, Any], density: Density, width: int
-) -> list[SplitEstimate]:
-    """A further pass over splits, whether their base pass is complete yet or not.
-
-    Args:
-        config: The pipeline file.
-        name: Of the pass.
-        plans: Of the base pass.
-        base: What the config asks of the base pass.
-        density: Of the base pass: images have these many pairs.
-        width: D of the teacher.
-    """
-    of, request = Pass(name), pass_request(config, name, base)
-    own, finished = [], {}
-    for plan in plans:
-        manifest = read_manifest(plan.folder) if is_complete(plan, base) else None
-        own.append(replace(plan, of=of) if manifest is None else plan_over(manifest, plan.folder, of))
-        finished[plan.split] = [] if manifest is None else finished_shards(own[-1], request)
-    measured = measured_density([p.folder for p in own], [r for receipts in finished.values() for r in receipts], of)
-    ours = measured or replace(density, num_bytes=None, seconds=None)
-    axes = axes_of_pass(config, name, width)
-    return [estimate_split(plan, finished[plan.split], ours, config, axes) for plan in own]
-
-
-def _num_workers(config: PipelineConfig) -> int | None:
-    cache = config.cache
-    if cache.scheduler == "synchronous":
-        return 1
-    if cache.scheduler != "local":
-        return None
-    return cache.workers or len(visible_devices(cache.device)) or default_workers(cache.threads)
-
-
-def info(folder: Path) -> str:
-    """A cache's folder to what it is, for people; unfinished splits included.
+def info(config: PipelineConfig) -> str:
+    """Return what the config's cache is, for people: counts, unreadable images, versions; unfinished splits included.
 
     Raises:
         UserError: there is no cache, or it is of another schema version.
     """
+    folder = Path(config.cache.folder)
     splits = cached_splits(folder)
     if not splits:
         raise UserError("there is no teacher cache", where=folder, fix="make teacher-cache, or set cache.folder")
@@ -198,7 +76,7 @@ def _describe(folder: Path, shown: set[str], of: Pass = BASE) -> list[str]:
         f"  {sum(r.num_images for r in receipts)} of {bank.num_images} images ({len(failed)} unreadable), "
         + (f"{sum(r.num_detections for r in receipts)} detections, " if of.is_base else "")
         + f"{sum(r.num_pairs for r in receipts)} pairs, "
-        f"{_size(sum(r.num_bytes for r in receipts))} in shards of {bank.images_per_shard} images",
+        f"{size_text(sum(r.num_bytes for r in receipts))} in shards of {bank.images_per_shard} images",
     ]
     lines += [f"  unreadable: {image_id}: {reason}" for image_id, reason in failed[:SHOWN]]
     lines += [f"  and {len(failed) - SHOWN} more"] if len(failed) > SHOWN else []
@@ -237,8 +115,157 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _size(num_bytes: float) -> str:
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.1f} {unit}"
-    return f"{num_bytes / 1e3:.1f} kB"
+def find_image(folder: Path, image_id: str, split: str | None) -> tuple[Manifest, Header, int]:
+    """An image of a complete split to its shard and the row in it.
+
+    Args:
+        folder: The cache's folder.
+        image_id: Stable key of the image.
+        split: Where it is, or None to look in all complete splits.
+
+    Raises:
+        UserError: no complete split has this image.
+    """
+    known: list[str] = []
+    for name in [split] if split is not None else cached_splits(folder):
+        manifest = read_manifest(folder / name)
+        for receipt in manifest.shards if manifest is not None else ():
+            header = inspect_shard(folder / name / receipt.name)
+            ids = read_text(header.table("image_id"))
+            if image_id in ids:
+                assert manifest is not None
+                return manifest, header, ids.index(image_id)
+            known += ids
+    if not known:
+        raise UserError(
+            "there is no complete teacher cache",
+            where=folder if split is None else folder / split,
+            fix="make teacher-cache (CONFIG=your pipeline file)",
+        )
+    raise UserError("the cache has no such image", where=folder, expected=nearest(image_id, known), got=image_id)
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """What the cache holds of one image, as plain data; printed as JSON."""
+
+    plain: dict[str, Any]
+
+    def __str__(self) -> str:
+        return json.dumps(self.plain, indent=1, ensure_ascii=False)
+
+
+def export(config: PipelineConfig, image_id: str, top: int = 5, split: str | None = None) -> ImageReport:
+    """Return what was detected and paired in an image of the config's cache, and what the teacher says of it.
+
+    Scores are the teacher's own: softmax over all interactions of `logit_scale * cosine`, or the sigmoid where it was
+    trained with one.
+
+    Args:
+        config: Its `cache.folder` is read.
+        image_id: Stable key of the image.
+        top: Number of interactions listed per image and pair; those of a pair are of its object.
+        split: Where it is, or None to look in all complete splits.
+
+    Raises:
+        UserError: no complete split has this image.
+    """
+    return ImageReport(_export_image(Path(config.cache.folder), image_id, top, split))
+
+
+def _export_image(folder: Path, image_id: str, top: int, split: str | None) -> dict[str, Any]:
+    manifest, header, row = find_image(folder, image_id, split)
+    axes = header.attributes["axes"]
+    tables = {field.name: header.table(field.name, mapped=True) for field in fields_of(axes)}
+    record = unpack_image(tables, row, axes)
+    plain: dict[str, Any] = {
+        "image_id": image_id,
+        "split": manifest.split,
+        "shard": header.path.name,
+        "row": row,
+        "fingerprint": manifest.bank.fingerprint,
+        "is_readable": bool(tables["status"][row] != UNREADABLE),
+    }
+    if not isinstance(record, ImageSignals):
+        return {**plain, "reason": record}
+    bank = read_header(header.path.parent / BANK_NAME)
+    vocabulary = Vocabulary.from_dict(bank.json("vocabulary"))
+    scale, bias = bank.attributes["logit_scale"], bank.attributes.get("logit_bias")
+    names = [vocabulary.objects[label] for label in record.detections.labels]
+    every = np.arange(len(vocabulary))
+
+    def best(cosines: np.ndarray, admitted: np.ndarray) -> list[dict[str, Any]]:
+        cosines = cosines.astype(np.float64)
+        scores = _scores(cosines, scale, bias)
+        rows = sorted(admitted.tolist(), key=lambda k: -scores[k])[:top]
+        return [
+            {"interaction": vocabulary.names[k], "cosine": round(cosines[k], 4), "score": round(scores[k], 6)}
+            for k in rows
+        ]
+
+    boxes = record.detections.boxes_xyxy.astype(np.float64).round(2).tolist()
+    return {
+        **plain,
+        "size_hw": record.size_hw.tolist(),
+        "score_form": "softmax" if bias is None else "sigmoid",
+        "crop_margin": manifest.bank.parts.get("teacher", {}).get("crop_margins", [None])[0],
+        "interactions": best(record.image_similarity, every),
+        "detections": [
+            {"object": name, "score": round(float(score), 4), "box_xyxy": box}
+            for name, score, box in zip(names, record.detections.scores, boxes, strict=True)
+        ],
+        "pairs": [
+            {
+                "human": int(human),
+                "object": int(thing),
+                "object_name": names[thing],
+                "interactions": best(cosines[0], _admitted(vocabulary, record, int(human), int(thing))),
+            }
+            for (human, thing), cosines in zip(record.pairs_ho, record.union_similarity, strict=True)
+        ],
+        **_passes(header, row, vocabulary, top),
+    }
+
+
+def _passes(base: Header, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
+    """What complete further passes say of the image, by name; nothing where there is none."""
+    folder, number = base.path.parent, base.attributes["index"]
+    said = {}
+    for of in passes_in(folder):
+        if read_manifest(folder, of) is not None:
+            said[of.name] = _answers(inspect_shard(folder / of.shard_name(number), of.fields), of, row, vocabulary, top)
+    return {"passes": said} if said else {}
+
+
+def _answers(header: Header, of: Pass, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
+    axes = header.attributes["axes"]
+    tables = {field.name: header.table(field.name, mapped=True) for field in fields_of(axes, of.fields)}
+    record = unpack_answers(tables, row, axes)
+    if not isinstance(record, ImageAnswers):
+        return {"reason": record}
+
+    def best(scores: np.ndarray) -> list[dict[str, Any]]:
+        rows = [k for k in np.argsort(-scores.astype(np.float32), kind="stable").tolist() if scores[k] > 0][:top]
+        return [{"interaction": vocabulary.names[k], "score": round(float(scores[k]), 6)} for k in rows]
+
+    plain: dict[str, Any] = {"caption": record.caption} if record.caption else {}
+    if record.vlm_scores is not None and record.vlm_asked is not None:
+        plain |= {"asked": int(record.vlm_asked.sum()), "interactions": best(record.vlm_scores)}
+    if record.vlm_pair_scores is not None:
+        plain["pairs"] = [best(scores) for scores in record.vlm_pair_scores]
+    return plain
+
+
+def _admitted(vocabulary: Vocabulary, record: ImageSignals, human: int, thing: int) -> np.ndarray:
+    """Interactions that a pair may have: those of its object, or, for a human with itself, those without object."""
+    label = vocabulary.no_object_idx if human == thing else record.detections.labels[thing]
+    return np.flatnonzero(vocabulary.object_of == label)
+
+
+def _scores(cosines: np.ndarray, scale: float, bias: float | None) -> np.ndarray:
+    """Cosines [K], float64, to the teacher's own scores [K]."""
+    logits = scale * cosines + (bias or 0.0)
+    if bias is not None:
+        return 1 / (1 + np.exp(-logits))
+    shifted = np.exp(logits - logits.max())
+    return shifted / shifted.sum()

@@ -10,12 +10,14 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hoi.cache.build.pool import default_workers, visible_devices
+from hoi.cache.fingerprint import pass_request, request_parts
 from hoi.cache.index import index_fields
 from hoi.cache.manifest import (
     BASE,
@@ -25,7 +27,7 @@ from hoi.cache.manifest import (
     read_manifest,
     read_receipt,
 )
-from hoi.cache.plan import SplitPlan, begun_with, is_complete
+from hoi.cache.plan import SplitPlan, begun_with, is_complete, plan_over, plan_split, splits_of
 from hoi.cache.schema import fields_of
 from hoi.config import PipelineConfig, TeacherConfig
 from hoi.datasets import load_vocabulary
@@ -290,3 +292,133 @@ def free_bytes(folder: Path) -> int:
 def lacks_spatial_map(config: PipelineConfig, axes: dict[str, int]) -> bool:
     """Whether spatial maps are asked for whose size the axes do not tell."""
     return config.teacher.spatial_map and "C" not in axes
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What stage one would do.
+
+    Args:
+        splits: In the config's order, then those of every further pass.
+        density: What an image comes to in the base pass.
+        axes: Size of every letter.
+        num_workers: Of the config; None on a cluster.
+        free: Bytes of the disk.
+        lacks_map: Whether spatial maps are asked for and not counted.
+    """
+
+    splits: tuple[SplitEstimate, ...]
+    density: Density
+    axes: dict[str, int]
+    num_workers: int | None
+    free: int
+    lacks_map: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has room for what is missing."""
+        return sum(split.bytes_missing for split in self.splits) <= self.free
+
+    def __str__(self) -> str:
+        lines = []
+        for s in self.splits:
+            name = s.split if s.of.is_base else f"{s.split}, {s.of.title}"
+            have = f"{name}: {s.num_images} images, {s.num_shards} shards: {s.num_finished} finished"
+            have += f" ({size_text(s.bytes_finished)})" if s.num_finished else ""
+            lack = f", {s.num_shards - s.num_finished} missing: about {size_text(s.bytes_missing)}"
+            lack += f" (with every image at the limits {size_text(s.bytes_at_caps)})"
+            lines.append(have + (lack if s.num_missing_images else ", nothing missing"))
+        d, letters = self.density, ", ".join(f"{name} = {size}" for name, size in self.axes.items())
+        lines.append(f"per image: {d.detections:.1f} detections, {d.pairs:.1f} pairs; {d.source}; {letters}")
+        if self.lacks_map:
+            lines.append("spatial maps are not counted: their size is known once the model is loaded (--sample 8)")
+        total = sum(s.bytes_missing for s in self.splits)
+        room = f"free on this disk: {size_text(self.free)}" + ("" if self.fits else ", NOT ENOUGH")
+        needed = f"to build: about {size_text(total)}" if total else "to build: nothing"
+        return "\n".join([*lines, f"{needed}; {room}; time: {self._time()}"])
+
+    def _time(self) -> str:
+        if not any(s.num_missing_images for s in self.splits):
+            return "none"
+        untimed = [s.of for s in self.splits if s.num_missing_images and s.worker_seconds is None]
+        if BASE in untimed:
+            return "unknown: no shard of this cache was timed (--sample 8 times some images)"
+        if untimed:
+            return f"unknown: no shard of {untimed[0].title} was timed yet"
+        seconds = sum(s.worker_seconds or 0.0 for s in self.splits)
+        if self.num_workers is None:
+            return f"about {seconds / 60:.1f} worker minutes, shared by the cluster's workers"
+        workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
+        return f"about {seconds / 60 / self.num_workers:.1f} minutes with {workers}, start-up excluded"
+
+
+def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
+    """Config to what a build would take.
+
+    Args:
+        config: The pipeline file.
+        sample: Images that are run through the real models to measure pairs and seconds; None for none.
+
+    Raises:
+        UserError: the folder holds a cache of other settings, or the data set or the teacher is unknown.
+    """
+    request, folder = request_parts(config), Path(config.cache.folder)
+    plans = [plan_split(config, split) for split in splits_of(config)]
+    finished = {p.split: finished_shards(p, request) for p in plans}
+    banks = [bank for p in plans if (bank := read_bank_receipt(p.folder)) is not None]
+    density = measured_density([p.folder for p in plans], [r for receipts in finished.values() for r in receipts])
+    if sample is not None:
+        unfinished = [p.split for p in plans if sum(r.num_images for r in finished[p.split]) < p.num_images]
+        measured = density
+        density, axes = sampled_density(config, (unfinished or [plans[0].split])[0], sample)
+        if measured is not None:
+            density = replace(measured, seconds=density.seconds, source=f"{measured.source}, time {density.source}")
+    else:
+        axes = banks[0].axes if banks else axes_of(config)
+    density = density or assumed_density(config)
+    estimates = [estimate_split(p, finished[p.split], density, config, axes) for p in plans]
+    for name in config.vlms:
+        estimates += _estimate_pass(config, name, plans, request, density, axes["D"])
+    lacks_map = lacks_spatial_map(config, axes)
+    return PlanReport(tuple(estimates), density, axes, _num_workers(config), free_bytes(folder), lacks_map)
+
+
+def _estimate_pass(
+    config: PipelineConfig, name: str, plans: list[SplitPlan], base: dict[str, Any], density: Density, width: int
+) -> list[SplitEstimate]:
+    """A further pass over splits, whether their base pass is complete yet or not.
+
+    Args:
+        config: The pipeline file.
+        name: Of the pass.
+        plans: Of the base pass.
+        base: What the config asks of the base pass.
+        density: Of the base pass: images have these many pairs.
+        width: D of the teacher.
+    """
+    of, request = Pass(name), pass_request(config, name, base)
+    own, finished = [], {}
+    for plan in plans:
+        manifest = read_manifest(plan.folder) if is_complete(plan, base) else None
+        own.append(replace(plan, of=of) if manifest is None else plan_over(manifest, plan.folder, of))
+        finished[plan.split] = [] if manifest is None else finished_shards(own[-1], request)
+    measured = measured_density([p.folder for p in own], [r for receipts in finished.values() for r in receipts], of)
+    ours = measured or replace(density, num_bytes=None, seconds=None)
+    axes = axes_of_pass(config, name, width)
+    return [estimate_split(plan, finished[plan.split], ours, config, axes) for plan in own]
+
+
+def _num_workers(config: PipelineConfig) -> int | None:
+    cache = config.cache
+    if cache.scheduler == "synchronous":
+        return 1
+    if cache.scheduler != "local":
+        return None
+    return cache.workers or len(visible_devices(cache.device)) or default_workers(cache.threads)
+
+
+def size_text(num_bytes: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"

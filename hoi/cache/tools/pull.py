@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
+from tqdm import tqdm
 
-from hoi.cache.manifest import BASE, Manifest, Pass, parse_manifest
+from hoi.cache.manifest import BASE, Manifest, Pass, parse_manifest, sole_builder
+from hoi.cache.plan import splits_of
 from hoi.cache.tools.estimate import free_bytes
+from hoi.config import PipelineConfig
+from hoi.datasets import check_split
 from hoi.errors import UserError
 from hoi.files import (
     file_sha256,
@@ -215,3 +219,41 @@ def _reachable(url: str) -> Iterator[None]:
             where=url,
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
         ) from None
+
+
+@dataclass(frozen=True)
+class PullReport:
+    """What came of every pass over every split."""
+
+    parts: tuple[Pulled, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.parts))
+
+
+def pull(
+    config: PipelineConfig,
+    url: str,
+    to: Path,
+    splits: Sequence[str] | None = None,
+    passes: Sequence[str] | None = None,
+) -> PullReport:
+    """Fetch splits of a finished cache from somewhere to a folder here, and verify every byte.
+
+    Args:
+        config: Its data set names the splits, `vlms` the extra passes.
+        url: Of the cache's folder, in any form that fsspec knows.
+        to: Folder of the cache here.
+        splits: Names; None for those of the config.
+        passes: Names of extra passes; None for those of the config.
+
+    Raises:
+        UserError: an unknown split, or as `pull_split`.
+    """
+    for split in splits or ():
+        check_split(config.dataset, split)
+    wanted = [BASE, *map(Pass, config.vlms if passes is None else passes)]
+    with sole_builder(to), tqdm(unit="B", unit_scale=True, desc="pull") as bar:
+        return PullReport(
+            tuple(pull_split(url, split, to, bar.update, of) for split in splits or splits_of(config) for of in wanted)
+        )

@@ -12,21 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from hoi.cache.build.models import device_name
+from hoi.cache.build.run import complete_manifest
 from hoi.cache.build.split_build import SplitBuild
-from hoi.cache.build.worker import LIBRARIES
+from hoi.cache.build.worker import LIBRARIES, as_begun
 from hoi.cache.build.writing import write_bank, write_shard
-from hoi.cache.fingerprint import differing_keys, refuse_other_settings
-from hoi.cache.manifest import BankReceipt, Manifest, Receipt
-from hoi.cache.plan import ShardPlan, plan_over
+from hoi.cache.fingerprint import differing_keys, refuse_other_settings, request_parts
+from hoi.cache.manifest import BANK_NAME, BankReceipt, Manifest, Receipt, sole_builder
+from hoi.cache.plan import ShardPlan, plan_over, splits_of
 from hoi.cache.schema import fields_of
-from hoi.cache.shard import inspect_shard, read_text
+from hoi.cache.shard import inspect_shard, read_header, read_text
 from hoi.cache.tables import pack_tables, unpack_tables
+from hoi.cache.tools.repair import config_with_cache
 from hoi.config import PairsConfig, PipelineConfig
+from hoi.datasets import load_vocabulary
 from hoi.errors import UserError
 from hoi.extraction import pair_detections, similarity
 from hoi.files import file_sha256, json_sha256
+from hoi.machine import choose_device
 from hoi.prompts import spaced
 from hoi.provenance import library_versions
 from hoi.records import ImageSignals, TextBank
@@ -275,3 +280,48 @@ class _Rescoring:
             union_similarity=record.union_similarity[pairs],
             union_feature=record.union_feature[pairs],
         )
+
+
+@dataclass(frozen=True)
+class RescoreReport:
+    """What became of each split."""
+
+    splits: tuple[Rescored, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.splits))
+
+
+def rescore(config: PipelineConfig, to: Path) -> RescoreReport:
+    """Make another cache with the config's prompts and vocabulary out of a complete one; no image is read.
+
+    Args:
+        config: The new prompts or vocabulary; its `cache.folder` is the old cache.
+        to: Folder of the new one. A pipeline file with these settings and this `cache.folder` accepts it.
+
+    Raises:
+        UserError: the old cache is not complete or not of this teacher, the config differs in more than texts, or the
+            vocabulary has objects that the cache was made without.
+    """
+    import torch
+
+    from hoi.teachers import build_teacher
+
+    source, request = Path(config.cache.folder), request_parts(config)
+    if to.resolve() == source.resolve():
+        raise UserError("the new cache would overwrite the old one", where=to, fix="choose another --to FOLDER")
+    manifests = {split: complete_manifest(source / split) for split in splits_of(config)}
+    for split, manifest in manifests.items():
+        refuse_other_request(source / split, manifest.bank.request, request)
+    torch.set_num_threads(config.cache.threads)
+    device = choose_device(config.cache.device, "cache.device").type
+    begun = PipelineConfig.model_validate_json(as_begun(config.model_dump_json(), source / next(iter(manifests))))
+    texts = encode_texts(build_teacher(begun.teacher, device), load_vocabulary(config.dataset), device)
+    done = []
+    total = sum(manifest.num_images for manifest in manifests.values())
+    with sole_builder(to), tqdm(total=total, unit="image", desc="rescore") as bar:
+        for split, manifest in manifests.items():
+            old = Vocabulary.from_dict(read_header(source / split / BANK_NAME).json("vocabulary"))
+            own = config_with_cache(config, folder=str(to), images_per_shard=manifest.bank.images_per_shard)
+            done.append(rescore_split(source / split, manifest, old, texts, own, request, bar.update))
+    return RescoreReport(tuple(done))

@@ -6,29 +6,20 @@ python -m hoi.cache.build.run VERB [options] [--config FILE] [section.key=value 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tqdm import tqdm
-
-from hoi.cache.build.run import complete_manifest
-from hoi.cache.fingerprint import request_parts
-from hoi.cache.manifest import BANK_NAME, BASE, Pass, sole_builder
-from hoi.cache.plan import splits_of
-from hoi.cache.tools.upkeep import config_with_cache, repair, verify
+from hoi.cache.tools.describe import export, info
+from hoi.cache.tools.estimate import plan
+from hoi.cache.tools.pull import pull
+from hoi.cache.tools.repair import repair
+from hoi.cache.tools.rescore import rescore
+from hoi.cache.tools.verify import verify
 from hoi.cli.command_line import stage_parser
-from hoi.config import PipelineConfig, load_config
-from hoi.datasets import check_split, load_vocabulary
+from hoi.config import load_config
 from hoi.errors import UserError, nearest
 from hoi.files import write_atomically
-from hoi.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from hoi.cache.tools.pull import Pulled
-    from hoi.cache.tools.rescore import Rescored
-
 
 VERBS = {
     "plan": "what a build would take: shards, bytes, minutes",
@@ -41,54 +32,6 @@ VERBS = {
 }
 FOUND = 1
 """Exit code where something is wrong with a cache; a mistake on the command line or in a file is 2."""
-
-
-def rescore(config: PipelineConfig, to: Path) -> list[Rescored]:
-    """A complete cache to another one with the config's prompts and vocabulary; no image is read.
-
-    Args:
-        config: The new prompts or vocabulary; its `cache.folder` is the old cache.
-        to: Folder of the new one. A pipeline file with these settings and this `cache.folder` accepts it.
-
-    Raises:
-        UserError: the old cache is not complete or not of this teacher, the config differs in more than texts, or the
-            vocabulary has objects that the cache was made without.
-    """
-    import torch
-
-    from hoi.cache.build.worker import as_begun
-    from hoi.cache.shard import read_header
-    from hoi.cache.tools.rescore import encode_texts, refuse_other_request, rescore_split
-    from hoi.machine import choose_device
-    from hoi.teachers import build_teacher
-
-    source, request = Path(config.cache.folder), request_parts(config)
-    if to.resolve() == source.resolve():
-        raise UserError("the new cache would overwrite the old one", where=to, fix="choose another --to FOLDER")
-    manifests = {split: complete_manifest(source / split) for split in splits_of(config)}
-    for split, manifest in manifests.items():
-        refuse_other_request(source / split, manifest.bank.request, request)
-    torch.set_num_threads(config.cache.threads)
-    device = choose_device(config.cache.device, "cache.device").type
-    begun = PipelineConfig.model_validate_json(as_begun(config.model_dump_json(), source / next(iter(manifests))))
-    texts = encode_texts(build_teacher(begun.teacher, device), load_vocabulary(config.dataset), device)
-    done = []
-    total = sum(manifest.num_images for manifest in manifests.values())
-    with sole_builder(to), tqdm(total=total, unit="image", desc="rescore") as bar:
-        for split, manifest in manifests.items():
-            old = Vocabulary.from_dict(read_header(source / split / BANK_NAME).json("vocabulary"))
-            own = config_with_cache(config, folder=str(to), images_per_shard=manifest.bank.images_per_shard)
-            done.append(rescore_split(source / split, manifest, old, texts, own, request, bar.update))
-    return done
-
-
-def pull(url: str, to: Path, splits: Sequence[str], passes: Sequence[str] = ()) -> list[Pulled]:
-    """Splits of a finished cache somewhere, with further passes by name, to a folder here."""
-    from hoi.cache.tools.pull import pull_split
-
-    with sole_builder(to), tqdm(unit="B", unit_scale=True, desc="pull") as bar:
-        wanted = [BASE, *map(Pass, passes)]
-        return [pull_split(url, split, to, bar.update, of) for split in splits for of in wanted]
 
 
 def run_verb(verb: str, arguments: Sequence[str]) -> int:
@@ -110,33 +53,30 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
         parser.add_argument(option, **settings)
     parsed = parser.parse_intermixed_args(rest)
     config = load_config(parsed.config, parsed.overrides)
-    folder = Path(config.cache.folder)
     if verb == "plan":
-        from hoi.cache.tools.describe import plan
-
         estimate = plan(config, parsed.sample)
         print(estimate)
         return 0 if estimate.fits else FOUND
-    if verb == "info":
-        from hoi.cache.tools.describe import info
-
-        print(info(folder))
-    elif verb == "verify":
+    if verb == "verify":
         found = verify(config, parsed.recompute, parsed.seed)
         print(found)
         return 0 if found.is_good else FOUND
-    elif verb == "repair":
-        print("\n".join(repair(config) or ["nothing to repair"]))
-    elif verb == "rescore":
-        print("\n".join(map(str, rescore(config, Path(parsed.to)))))
-    elif verb == "export":
-        _export(folder, subject, parsed)
-    else:
-        splits = parsed.split or splits_of(config)
-        for split in splits:
-            check_split(config.dataset, split)
-        passes = list(config.vlms) if parsed.passes is None else parsed.passes
-        print("\n".join(map(str, pull(subject, Path(parsed.to), splits, passes))))
+    if verb == "export":
+        report = export(config, subject, parsed.top, parsed.split)
+        if parsed.json is not None:
+            write_atomically(Path(parsed.json), f"{report}\n".encode())
+            return 0
+    print(
+        info(config)
+        if verb == "info"
+        else repair(config)
+        if verb == "repair"
+        else rescore(config, Path(parsed.to))
+        if verb == "rescore"
+        else report
+        if verb == "export"
+        else pull(config, subject, Path(parsed.to), parsed.split, parsed.passes)
+    )
     return 0
 
 
@@ -151,16 +91,6 @@ def _subject(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
             fix=f"give {_SUBJECT[verb]} right behind the verb",
         )
     return arguments[0], arguments[1:]
-
-
-def _export(folder: Path, image_id: str, parsed: argparse.Namespace) -> None:
-    from hoi.cache.tools.export import export_image
-
-    text = json.dumps(export_image(folder, image_id, parsed.top, parsed.split), indent=1, ensure_ascii=False) + "\n"
-    if parsed.json is None:
-        print(text, end="")
-    else:
-        write_atomically(Path(parsed.json), text.encode())
 
 
 def _count(text: str) -> int:

@@ -5,12 +5,15 @@ Nothing is loaded but one shard's tables at a time, and nothing is written.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from hoi.cache.fingerprint import differing_keys
+from tqdm import tqdm
+
+from hoi.cache.fingerprint import differing_keys, request_parts
 from hoi.cache.manifest import (
     BASE,
     MANIFEST_NAME,
@@ -22,7 +25,7 @@ from hoi.cache.manifest import (
     read_manifest,
     read_receipt,
 )
-from hoi.cache.plan import hash_of_ids
+from hoi.cache.plan import hash_of_ids, is_complete, plan_split, splits_of
 from hoi.cache.schema import check_detections, check_tables, fields_of
 from hoi.cache.shard import (
     BrokenFile,
@@ -31,9 +34,14 @@ from hoi.cache.shard import (
     read_header,
     read_text,
 )
+from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.files import TEMPORARY_SUFFIX, file_sha256, json_sha256, read_json
 from hoi.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from hoi.cache.build.models import ExtractorFactory
+    from hoi.cache.tools.recompute import Recomputed
 
 Kind = Literal["missing", "truncated", "changed", "foreign", "stray", "damaged", "incomplete", "failed"]
 
@@ -310,3 +318,89 @@ def _strays(folder: Path, of: Pass, num_shards: int) -> Iterator[tuple[str, Kind
             yield path.name, "stray", "a temporary file: of a build that runs now, or that was killed"
         elif path.match(of.shard_pattern) and path.name not in known:
             yield path.name, "foreign", "the split has no such shard"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found, by split; `num_shards` counts those of every pass by its title."""
+
+    problems: tuple[Problem, ...]
+    recomputed: dict[str, Recomputed]
+    num_shards: dict[str, dict[str, int]]
+    seconds: float
+
+    @property
+    def is_good(self) -> bool:
+        return not self.problems and not any(found.problems for found in self.recomputed.values())
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems]
+        for split, found in self.recomputed.items():
+            lines += [f"{split}: {text}" for text in found.problems]
+            largest = ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items())
+            lines.append(f"{split}: {len(found.image_ids)} images recomputed, largest absolute difference: {largest}")
+        bad = {problem.split for problem in self.problems}
+        for split, numbers in self.num_shards.items():
+            counts = ", ".join(f"{number} shards of the {title}" for title, number in numbers.items())
+            lines += [f"{split}: {counts}, as they were written"] if split not in bad else []
+        verdict = "nothing is wrong" if self.is_good else "next: make cache-repair, or see what changed"
+        return "\n".join([*lines, f"verified in {self.seconds:.1f} s: {verdict}"])
+
+
+def verify(
+    config: PipelineConfig, recompute: int | None = None, seed: int = 0, factory: ExtractorFactory | None = None
+) -> VerifyReport:
+    """Every file of a cache against manifest and schema; on request a few images against the models, too.
+
+    Args:
+        config: Its cache, with all splits that lie there.
+        recompute: Random images per split that go through the models again; None for none.
+        seed: Says which.
+        factory: As for `hoi.cache.build.run.build_cache`.
+
+    Raises:
+        UserError: there is no cache, it is of another schema version, or the models to recompute with are others.
+    """
+    start, folder = time.monotonic(), Path(config.cache.folder)
+    splits = list(dict.fromkeys([*splits_of(config), *cached_splits(folder)]))
+    if not cached_splits(folder):
+        raise UserError("there is no teacher cache", where=folder, fix="make teacher-cache, or set cache.folder")
+    problems: list[Problem] = []
+    num_shards: dict[str, dict[str, int]] = {}
+    for split in tqdm(splits, unit="split", desc="verify", leave=False):
+        problems += verify_split(folder / split)
+        passes = (BASE, *passes_in(folder / split))
+        manifests = {of.title: None if problems else read_manifest(folder / split, of) for of in passes}
+        num_shards[split] = {title: len(m.shards) for title, m in manifests.items() if m is not None}
+    recomputed = {}
+    if recompute is not None and not problems:
+        recomputed = _recompute(config, recompute, seed, factory)
+    return VerifyReport(tuple(problems), recomputed, num_shards, time.monotonic() - start)
+
+
+def _recompute(
+    config: PipelineConfig, number: int, seed: int, factory: ExtractorFactory | None
+) -> dict[str, Recomputed]:
+    from hoi.cache.build.models import hold, load_extractor, release
+    from hoi.cache.build.run import complete_manifest
+    from hoi.cache.build.worker import as_begun
+    from hoi.cache.tools.recompute import recompute
+
+    request, folder = request_parts(config), Path(config.cache.folder)
+    manifests = {split: complete_manifest(folder / split) for split in splits_of(config)}
+    for split in manifests:
+        is_complete(plan_split(config, split), request)
+    try:
+        models = factory or load_extractor
+        return {
+            split: recompute(
+                folder / split,
+                manifest,
+                hold(as_begun(config.model_dump_json(), folder / split), models),
+                number,
+                seed,
+            )
+            for split, manifest in tqdm(manifests.items(), unit="split", desc="recompute", leave=False)
+        }
+    finally:
+        release()

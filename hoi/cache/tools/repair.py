@@ -1,4 +1,4 @@
-"""A teacher cache looked over and mended: the verbs `verify` and `repair`."""
+"""Repair a cache: bad files go into quarantine, and what is missing is built again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from hoi.cache.build.run import build_missing, complete_manifest
 from hoi.cache.fingerprint import pass_request, request_parts
 from hoi.cache.manifest import (
@@ -20,7 +18,6 @@ from hoi.cache.manifest import (
     Manifest,
     Pass,
     Receipt,
-    passes_in,
     read_bank_receipt,
     read_manifest,
     read_receipt,
@@ -36,18 +33,15 @@ from hoi.cache.plan import (
 )
 from hoi.cache.tools.verify import (
     Problem,
-    cached_splits,
     verify_pass,
     verify_split,
 )
 from hoi.config import PipelineConfig
 from hoi.datasets import ImageSource, UnreadableImage, open_images
-from hoi.errors import UserError
 from hoi.files import append_line, sync_folder, write_json
 
 if TYPE_CHECKING:
     from hoi.cache.build.models import AskerFactory, ExtractorFactory
-    from hoi.cache.tools.recompute import Recomputed
 
 
 QUARANTINE_NAME = "quarantine"
@@ -145,107 +139,29 @@ def restore_receipts(folder: Path, of: Pass = BASE) -> list[str]:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
-    """What `verify` found, by split; `num_shards` counts those of every pass by its title."""
+class RepairReport:
+    """What `repair` found and did, line by line; nothing where nothing was wrong."""
 
-    problems: tuple[Problem, ...]
-    recomputed: dict[str, Recomputed]
-    num_shards: dict[str, dict[str, int]]
-    seconds: float
-
-    @property
-    def is_good(self) -> bool:
-        return not self.problems and not any(found.problems for found in self.recomputed.values())
+    lines: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems]
-        for split, found in self.recomputed.items():
-            lines += [f"{split}: {text}" for text in found.problems]
-            largest = ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items())
-            lines.append(f"{split}: {len(found.image_ids)} images recomputed, largest absolute difference: {largest}")
-        bad = {problem.split for problem in self.problems}
-        for split, numbers in self.num_shards.items():
-            counts = ", ".join(f"{number} shards of the {title}" for title, number in numbers.items())
-            lines += [f"{split}: {counts}, as they were written"] if split not in bad else []
-        verdict = "nothing is wrong" if self.is_good else "next: make cache-repair, or see what changed"
-        return "\n".join([*lines, f"verified in {self.seconds:.1f} s: {verdict}"])
-
-
-def verify(
-    config: PipelineConfig, recompute: int | None = None, seed: int = 0, factory: ExtractorFactory | None = None
-) -> VerifyReport:
-    """Every file of a cache against manifest and schema; on request a few images against the models, too.
-
-    Args:
-        config: Its cache, with all splits that lie there.
-        recompute: Random images per split that go through the models again; None for none.
-        seed: Says which.
-        factory: As for `hoi.cache.build.run.main`.
-
-    Raises:
-        UserError: there is no cache, it is of another schema version, or the models to recompute with are others.
-    """
-    start, folder = time.monotonic(), Path(config.cache.folder)
-    splits = list(dict.fromkeys([*splits_of(config), *cached_splits(folder)]))
-    if not cached_splits(folder):
-        raise UserError("there is no teacher cache", where=folder, fix="make teacher-cache, or set cache.folder")
-    problems: list[Problem] = []
-    num_shards: dict[str, dict[str, int]] = {}
-    for split in tqdm(splits, unit="split", desc="verify", leave=False):
-        problems += verify_split(folder / split)
-        passes = (BASE, *passes_in(folder / split))
-        manifests = {of.title: None if problems else read_manifest(folder / split, of) for of in passes}
-        num_shards[split] = {title: len(m.shards) for title, m in manifests.items() if m is not None}
-    recomputed = {}
-    if recompute is not None and not problems:
-        recomputed = _recompute(config, recompute, seed, factory)
-    return VerifyReport(tuple(problems), recomputed, num_shards, time.monotonic() - start)
-
-
-def _recompute(
-    config: PipelineConfig, number: int, seed: int, factory: ExtractorFactory | None
-) -> dict[str, Recomputed]:
-    from hoi.cache.build.models import hold, load_extractor, release
-    from hoi.cache.build.worker import as_begun
-    from hoi.cache.tools.recompute import recompute
-
-    request, folder = request_parts(config), Path(config.cache.folder)
-    manifests = {split: complete_manifest(folder / split) for split in splits_of(config)}
-    for split in manifests:
-        is_complete(plan_split(config, split), request)
-    try:
-        models = factory or load_extractor
-        return {
-            split: recompute(
-                folder / split,
-                manifest,
-                hold(as_begun(config.model_dump_json(), folder / split), models),
-                number,
-                seed,
-            )
-            for split, manifest in tqdm(manifests.items(), unit="split", desc="recompute", leave=False)
-        }
-    finally:
-        release()
+        return "\n".join(self.lines or ("nothing to repair",))
 
 
 def repair(
     config: PipelineConfig, factory: ExtractorFactory | None = None, asker: AskerFactory | None = None
-) -> list[str]:
-    """A cache to a whole one: bad files into quarantine, then what is missing built as always.
+) -> RepairReport:
+    """Make a cache whole: move bad files into quarantine, then build what is missing as always.
 
     Shards whose unreadable images can be read by now are made again as well, and shards of further passes whose base
     shard is another one by now. All else stays as it is, to the byte.
 
     Args:
         config: The pipeline file; of further passes those that it names.
-        factory, asker: As for `hoi.cache.build.run.main`.
-
-    Returns:
-        What was done, line by line; none if nothing was wrong.
+        factory, asker: As for `hoi.cache.build.run.build_cache`.
 
     Raises:
-        UserError: the cache was made with other settings, or see `hoi.cache.build.run.main`.
+        UserError: the cache was made with other settings, or see `hoi.cache.build.run.build_cache`.
     """
     request, lines = request_parts(config), list[str]()
     for split in splits_of(config):
@@ -254,7 +170,7 @@ def repair(
         of_pass = pass_request(config, name, request)
         for split in splits_of(config):
             lines += _repair_further(config, split, Pass(name), of_pass, asker)
-    return lines
+    return RepairReport(tuple(lines))
 
 
 def _repair_base(
