@@ -1,20 +1,21 @@
 # hoi-distill: every command of the project. `make` or `make help` lists them.
-CONFIG ?= pipeline.yaml
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 
-# `section.key=value` on make's command line is handed to the stage; NAME=value reaches the pipeline file as ${NAME}.
+# All that stands on make's command line as NAME=value or section.key=value is handed to `hoi VERB`, which knows what
+# its verbs take: IMAGES=photos is its --images, NAME=value may also be what the pipeline file calls ${NAME}.
 empty :=
 space := $(empty) $(empty)
-capitals := A% B% C% D% E% F% G% H% I% J% K% L% M% N% O% P% Q% R% S% T% U% V% W% X% Y% Z%
-overrides := $(filter-out $(capitals),$(subst \$(space),<space>,$(MAKEOVERRIDES)))
-OVERRIDES = $(foreach given,$(overrides),'$(subst <space>, ,$(given))')
-# A target with a file of its own takes it where no CONFIG is given.
-config_or = $(if $(filter file,$(origin CONFIG)),$(1),$(CONFIG))
+ours := PYTHON VENV ARGS SLOW LATEST
+# make lists what was given last first.
+reversed = $(if $(1),$(call reversed,$(wordlist 2,999,$(1))) $(firstword $(1)))
+given := $(foreach .word,$(subst \$(space),<space>,$(MAKEOVERRIDES)),$(firstword $(subst =,$(space),$(.word))))
 # A text of make's command line as one word of the shell, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
-STAGE_ARGS = --config $(CONFIG) $(OVERRIDES)
+HOI = HOI_CALLED_BY=make $(PY) -m hoi
+WORDS = $(if $(filter environment,$(origin CONFIG)),--config $(call quoted,$(CONFIG))) \
+	$(foreach .name,$(call reversed,$(filter-out $(ours),$(given))),$(call quoted,$(.name)=$(value $(.name)))) $(ARGS)
 
 # Cores are often shared: spinning OpenMP threads stall each other.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -45,79 +46,79 @@ $(VENV)/.ready: pyproject.toml
 setup: $(VENV)/.ready ## make the environment in .venv (the other targets do it when needed)
 
 demo: setup ## the whole main job on the embedded world: cache, train, evaluate, print the table
-	@$(PY) -m hoi demo $(STAGE_ARGS)
+	@$(HOI) demo $(WORDS)
 
 teacher-cache: setup ## stage one: detector and teacher over every image, into HDF5 shards
-	@$(PY) -m hoi teacher-cache $(STAGE_ARGS)
+	@HOI_CALLED_BY=make $(PY) -m stages.teacher_cache $(WORDS)
 
 train: setup ## stage two: students, from the cache alone
-	@$(PY) -m hoi train $(STAGE_ARGS)
+	@HOI_CALLED_BY=make $(PY) -m stages.train $(WORDS)
 
 eval: setup ## stage three: average precision of students and baselines
-	@$(PY) -m hoi eval $(STAGE_ARGS)
+	@HOI_CALLED_BY=make $(PY) -m stages.evaluate $(WORDS)
 
 sweep: setup ## grid or list of students x seeds against one cache, to one table (CONFIG=examples/ablation.yaml)
-	@$(PY) -m hoi sweep --config $(call config_or,examples/ablation.yaml) $(OVERRIDES)
+	@$(HOI) sweep $(WORDS)
 
 bench: setup ## the README's rows over two worlds and five seeds, to outputs/bench
-	@$(PY) -m hoi bench --config $(call config_or,examples/bench.yaml) $(OVERRIDES)
+	@$(HOI) bench $(WORDS)
 
 report: setup ## one self-contained page of the results: tables, curves, pictures
-	@$(PY) -m hoi report $(STAGE_ARGS) $(ARGS)
+	@$(HOI) report $(WORDS)
 
 hicodet: setup ## HICO-DET from files on disk to results: doctor, plan, cache, gates, train, eval, audit (DATA=folder)
-	@$(PY) -m hoi hicodet --config $(call config_or,examples/hicodet.yaml) $(OVERRIDES) $(ARGS)
+	@$(HOI) hicodet $(WORDS)
 
 vcoco: setup ## the same for V-COCO (DATA=folder)
-	@$(PY) -m hoi hicodet --config $(call config_or,examples/vcoco.yaml) $(OVERRIDES) $(ARGS)
+	@$(HOI) vcoco $(WORDS)
 
 doctor: setup ## what is missing or wrong in what the pipeline file names, and the line that mends it (ALL=1: every file)
-	@$(PY) -m hoi doctor $(STAGE_ARGS) $(if $(ALL),--all) $(if $(JSON),--json $(JSON))
+	@$(HOI) doctor $(WORDS)
 
 new: setup ## a pipeline file for a folder of your own (NAME=, IMAGES=, PHRASES=, DETECTOR=, INSTANCES=, CLIP=)
-	@$(PY) -m hoi new $(foreach each,NAME IMAGES PHRASES DETECTOR INSTANCES CLIP,$(if $($(each)),--$(shell echo $(each) | tr A-Z a-z) $(call quoted,$($(each))))) $(ARGS)
+	@$(HOI) new $(WORDS)
 
 checkpoint: setup ## a trained student as one self-contained folder (STUDENT=best SEED=0 OUT=folder ONNX=1)
-	@$(PY) -m hoi checkpoint $(STAGE_ARGS) $(if $(STUDENT),--student $(STUDENT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out '$(OUT)') $(if $(ONNX),--onnx)
+	@$(HOI) checkpoint $(WORDS)
 
-predict: setup ## images, folders or videos to predictions and pictures (IMAGES=path OUT=folder CHECKPOINT=folder)
-	@$(PY) -m hoi predict $(STAGE_ARGS) $(if $(IMAGES),--images $(call quoted,$(IMAGES))) --out $(call quoted,$(or $(OUT),outputs/predictions)) $(if $(CHECKPOINT),--checkpoint $(call quoted,$(CHECKPOINT))) $(if $(STUDENT),--student $(STUDENT)) $(ARGS)
+predict: setup ## images, folders or videos to predictions and pictures (IMAGES=path OUT=folder THRESHOLD=0.1 TOP=10)
+	@$(HOI) predict $(WORDS)
 
 quality: setup ## what can be said of students without labels, and its limits (SAMPLE=24 images looked at again)
-	@$(PY) -m hoi quality $(if $(SAMPLE),--sample $(SAMPLE)) $(STAGE_ARGS) $(ARGS)
+	@$(HOI) quality $(WORDS)
 
-app: setup ## a page on this machine: drop an image, see who does what (CHECKPOINT=folder, or CONFIG= of a trained one)
-	@$(PY) -m hoi app $(if $(CHECKPOINT),--checkpoint $(call quoted,$(CHECKPOINT)) $(OVERRIDES),$(STAGE_ARGS) $(if $(STUDENT),--student $(STUDENT))) $(ARGS)
+app: setup ## a page on this machine: drop an image, see who does what (PORT=8008, CHECKPOINT=folder or CONFIG=)
+	@$(HOI) app $(WORDS)
 
 check-page: setup ## mark 50 predictions right or wrong: precision and AP with intervals (PREDICTIONS=file IMAGES=folder)
-	@$(PY) -m hoi check-page --serve $(if $(PREDICTIONS),--predictions $(call quoted,$(PREDICTIONS))) $(if $(IMAGES),--images $(call quoted,$(IMAGES)),--config $(CONFIG)) $(if $(OUT),--out $(call quoted,$(OUT))) $(ARGS)
+	@$(HOI) check-page --serve $(WORDS)
 
 audit: setup ## which labels, splits and training data touched the results
-	@$(PY) -m hoi audit $(STAGE_ARGS) $(ARGS)
+	@$(HOI) audit $(WORDS)
 
-score: setup ## average precision of anybody's predictions: make score ARGS='--dataset hicodet --annotations ...'
-	@$(PY) -m hoi score $(ARGS)
+score: setup ## average precision of anybody's predictions (DATASET=hicodet ANNOTATIONS=path PREDICTIONS=file JSON=file)
+	@$(HOI) score $(WORDS)
 
 cache-plan: setup ## what a build would take: shards, bytes, minutes (SAMPLE=8 times some images)
-	@$(PY) -m hoi teacher-cache plan $(if $(SAMPLE),--sample $(SAMPLE)) $(STAGE_ARGS)
+	@$(HOI) cache plan $(WORDS)
 
 cache-info: setup ## what the cache is
-	@$(PY) -m hoi teacher-cache info $(STAGE_ARGS)
+	@$(HOI) cache info $(WORDS)
 
 cache-verify: setup ## sizes, hashes and tables of every file (RECOMPUTE=8 runs the models on 8 images again, SEED=0)
-	@$(PY) -m hoi teacher-cache verify $(if $(RECOMPUTE),--recompute $(RECOMPUTE)) $(if $(SEED),--seed $(SEED)) $(STAGE_ARGS)
+	@$(HOI) cache verify $(WORDS)
 
 cache-repair: setup ## make missing, bad and failed parts again
-	@$(PY) -m hoi teacher-cache repair $(STAGE_ARGS)
+	@$(HOI) cache repair $(WORDS)
 
 cache-rescore: setup ## other prompts or vocabulary from the cached embeddings (TO=folder)
-	@$(PY) -m hoi teacher-cache rescore $(if $(TO),--to '$(TO)') $(STAGE_ARGS)
+	@$(HOI) cache rescore $(WORDS)
 
 cache-export: setup ## one image's records as JSON (IMAGE=id, TOP=5)
-	@$(PY) -m hoi teacher-cache export $(if $(IMAGE),'$(IMAGE)') $(if $(TOP),--top $(TOP)) $(STAGE_ARGS)
+	@$(HOI) cache export $(WORDS)
 
 cache-pull: setup ## a finished cache from any location, verified (URL=..., TO=folder)
-	@$(PY) -m hoi teacher-cache pull $(if $(URL),'$(URL)') $(if $(TO),--to '$(TO)') $(STAGE_ARGS)
+	@$(HOI) cache pull $(WORDS)
 
 test: setup ## all tests
 	$(PY) -m pytest -n 2 $(ARGS)
@@ -135,10 +136,10 @@ chaos: setup ## kill, break and disturb stage one, counted (about five minutes; 
 	@OMP_NUM_THREADS=1 $(PY) -m tests.chaos $(ARGS)
 
 world-weights: setup ## train the embedded world's CLIP, detector and captioner again (CPU, about half an hour each)
-	@$(PY) -m hoi world $(ARGS)
+	@$(HOI) world train $(WORDS)
 
 world-check: setup ## measure the committed CLIP, detector and captioner of the embedded world
-	@$(PY) -m hoi world --check
+	@$(HOI) world train --check $(WORDS)
 
 benchmarks: setup ## ratios of speed, measured side by side (a quarter of an hour; benchmarks/README.md)
 	@for name in evaluation reader training extraction workers memory latency candidates hoiclip; do $(PY) -m benchmarks.$$name && echo || exit; done

@@ -1,12 +1,18 @@
-"""The one exception a user may meet: what is wrong, where, what was expected and got, and what to do next."""
+"""Mistakes that a user can mend, and the commands that mend them."""
 
 from __future__ import annotations
 
 import difflib
+import json
+import os
+import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 INTERRUPTED = "interrupted: finished parts are kept; run the same command again to go on"
+CALLED_BY, CALLED_WITH = "HOI_CALLED_BY", "HOI_CALLED_WITH"
+"""Environment variables, so that processes which this one starts speak of the same commands."""
 
 
 class UserError(Exception):
@@ -16,7 +22,7 @@ class UserError(Exception):
         what: What is wrong, in a few words, naming the thing.
         where: File, key or record in which it stands.
         expected: What would have been right.
-        got: What was found instead.
+        got: What is there instead.
         fix: What to do next: a command or an edit.
     """
 
@@ -29,19 +35,12 @@ class UserError(Exception):
         got: object = None,
         fix: str | None = None,
     ) -> None:
-        parts = [what]
-        parts += [
-            f"{name}: {value}"
-            for name, value in (("where", where), ("expected", expected), ("got", got))
-            if value is not None
-        ]
-        if fix is not None:
-            parts.append(f"next: {fix}")
+        named = (("where", where), ("expected", expected), ("got", got), ("next", fix))
+        parts = [what, *(f"{name}: {value}" for name, value in named if value is not None)]
         super().__init__(" · ".join(" ".join(part.split()) for part in parts))
         self.what, self.where, self.expected, self.got, self.fix = what, where, expected, got, fix
 
     def __reduce__(self) -> tuple[Callable[..., UserError], tuple[object, ...]]:
-        """Survives the trip from a dask worker to the driver with its fields."""
         return _rebuild, (type(self), self.what, self.where, self.expected, self.got, self.fix)
 
 
@@ -52,32 +51,77 @@ def _rebuild(
 
 
 def nearest(name: str, names: Iterable[str], number: int = 5) -> str:
-    """An unknown name to the known ones most like it, as the `expected` of a message."""
+    """Return the known names most like an unknown one, as the `expected` of a message."""
     known = sorted(set(names))
-    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=number, cutoff=0.4)
     by_lower = {k.lower(): k for k in known}
-    found = [by_lower[c] for c in close] or known[:number]
-    return f"one of {len(known)} known, the nearest: {', '.join(found)}"
+    close = difflib.get_close_matches(name.lower(), by_lower, n=number, cutoff=0.4)
+    shown = [by_lower[c] for c in close] or known[:number]
+    return f"one of {len(known)} known, the nearest: {', '.join(shown)}"
+
+
+@contextmanager
+def called_with(config: str | None = None, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Let `command` name this pipeline file and these overrides until the block ends.
+
+    Args:
+        config: The pipeline file as its user named it; None where it is the default one.
+        overrides: `section.key=value` texts.
+    """
+    before = os.environ.get(CALLED_WITH)
+    os.environ[CALLED_WITH] = json.dumps([config, *overrides])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CALLED_WITH]
+        else:
+            os.environ[CALLED_WITH] = before
+
+
+def command(verb: str, *words: str, **options: object) -> str:
+    """Return a command as its user would type it: `hoi VERB ...`, or `make VERB ...` for whoever came by make.
+
+    The pipeline file and the overrides of the command that runs now are repeated, so that it works as printed.
+
+    Args:
+        verb: Such as `train` or `cache verify`.
+        words: What else stands on the line: overrides (which replace those of this command) or a subject.
+        options: By their names on the command line; None or False leaves one out, True is a flag. `config` replaces
+            the pipeline file of this command, and its overrides, too.
+    """
+    config, *overrides = json.loads(os.environ.get(CALLED_WITH, "[null]"))
+    if "config" in options:
+        config, overrides = options.pop("config"), []
+    replaced = {word.partition("=")[0] for word in words}
+    words = (*(word for word in overrides if word.partition("=")[0] not in replaced), *words)
+    given = {"config": config, **options}
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
+    if os.environ.get(CALLED_BY) == "make":
+        named = [f"{name.upper()}={1 if value is True else value}" for name, value in given.items()]
+        parts = ["make", verb.replace(" ", "-"), *named, *words]
+    else:
+        parts = ["hoi", *verb.split(), *words]
+        for name, value in given.items():
+            parts += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(parts)
 
 
 def run_program(main: Callable[[], int | None]) -> None:
-    """Runs a program's main function; a user's mistake ends it with one line on stderr and exit code 2."""
+    """Run a program's main function and exit: code 2 and one line on stderr for a user's mistake."""
     try:
         code = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"error: {error}")
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        sys.exit(130)
+        _end(130, INTERRUPTED)
     except OSError as error:
         if error.errno is None:
             raise
-        problem = UserError(
-            str(error.strerror),
-            where=error.filename or "writing a file",
-            fix="free space or mend the permissions, then run the same command again",
-        )
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+        fix = "free space or mend the permissions, then run the same command again"
+        _end(2, f"error: {UserError(str(error.strerror), where=error.filename or 'writing a file', fix=fix)}")
     sys.exit(code or 0)
+
+
+def _end(code: int, line: str) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)

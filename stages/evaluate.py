@@ -1,7 +1,8 @@
 """Stage three."""
 
-from hoi.errors import run_program
-from hoi.evaluation.evaluate import _command
+import sys
+
+from hoi.cli import main
 
 if __name__ == "__main__":
-    run_program(_command)
+    main(["eval", *sys.argv[1:]])

@@ -1,7 +1,8 @@
 """Stage one."""
 
-from hoi.cache.build.run import _command
-from hoi.errors import run_program
+import sys
+
+from hoi.cli import main
 
 if __name__ == "__main__":
-    run_program(_command)
+    main(["teacher-cache", *sys.argv[1:]])

@@ -1,7 +1,8 @@
 """Stage two."""
 
-from hoi.errors import run_program
-from hoi.training.train import _command
+import sys
+
+from hoi.cli import main
 
 if __name__ == "__main__":
-    run_program(_command)
+    main(["train", *sys.argv[1:]])

@@ -1,0 +1,127 @@
+"""Plan, inspect and mend a teacher cache: `hoi cache VERB`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hoi.cli.program import Config, Overrides, app, group, local_path, pipeline, verb
+
+verbs = group("Plan, inspect and mend a teacher cache.")
+app.add_typer(verbs, name="cache")
+To = Annotated[Path, typer.Option(parser=local_path, metavar="FOLDER", help="folder of the new cache")]
+WRONG = 1
+"""Exit code where something is wrong with a cache; a mistake on the command line or in a file is 2."""
+
+
+@verb("plan", "hoi cache plan --sample 8 --config mine.yaml", of=verbs)
+def plan(
+    config: Config = None,
+    overrides: Overrides = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="run N images through the models to measure")
+    ] = None,
+) -> int:
+    """Say what a build would take: shards, bytes, minutes."""
+    from hoi.cache.tools.describe import plan as plan_build
+
+    with pipeline(config, overrides) as settings:
+        estimate = plan_build(settings, sample)
+    print(estimate)
+    return 0 if estimate.fits else WRONG
+
+
+@verb("info", "hoi cache info --config mine.yaml", of=verbs)
+def info(config: Config = None, overrides: Overrides = None) -> None:
+    """Say what the cache is: fingerprint, counts, unreadable images, versions."""
+    from hoi.cache.tools.describe import info as describe
+
+    with pipeline(config, overrides) as settings:
+        print(describe(Path(settings.cache.folder)))
+
+
+@verb("verify", "hoi cache verify --recompute 8", of=verbs)
+def verify(
+    config: Config = None,
+    overrides: Overrides = None,
+    recompute: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="run N images per split through the models again")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of their choice")] = 0,
+) -> int:
+    """Check sizes, hashes and tables of every file."""
+    from hoi.cache.tools.upkeep import verify as verify_cache
+
+    with pipeline(config, overrides) as settings:
+        report = verify_cache(settings, recompute, seed)
+        print(report)
+    return 0 if report.is_good else WRONG
+
+
+@verb("repair", "hoi cache repair --config mine.yaml", of=verbs)
+def repair(config: Config = None, overrides: Overrides = None) -> None:
+    """Make missing, bad and failed parts again, and nothing else."""
+    from hoi.cache.tools.upkeep import repair as repair_cache
+
+    with pipeline(config, overrides) as settings:
+        print("\n".join(repair_cache(settings) or ["nothing to repair"]))
+
+
+@verb("rescore", "hoi cache rescore --to cache/other 'teacher.prompts=[a {noun}]'", of=verbs)
+def rescore(to: To, config: Config = None, overrides: Overrides = None) -> None:
+    """Make a cache with other prompts or another vocabulary from the cached embeddings; no image is read."""
+    from hoi.cache.tools.verbs import rescore as rescore_cache
+
+    with pipeline(config, overrides) as settings:
+        print("\n".join(map(str, rescore_cache(settings, to))))
+
+
+@verb("export", "hoi cache export 000017 --top 3 --config mine.yaml", of=verbs)
+def export(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="its id")],
+    config: Config = None,
+    overrides: Overrides = None,
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="interactions listed")] = 5,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="where to look (default: in all splits)")] = None,
+    json: Annotated[
+        Path | None, typer.Option(parser=local_path, metavar="FILE", help="write there instead of printing")
+    ] = None,
+) -> None:
+    """Print one image's records as JSON."""
+    from json import dumps
+
+    from hoi.cache.tools.export import export_image
+    from hoi.files import write_atomically
+
+    with pipeline(config, overrides) as settings:
+        text = dumps(export_image(Path(settings.cache.folder), image, top, split), indent=1, ensure_ascii=False)
+    if json is None:
+        print(text)
+    else:
+        write_atomically(json, f"{text}\n".encode())
+
+
+@verb("pull", "hoi cache pull s3://bucket/cache --to cache/mine --config mine.yaml", of=verbs)
+def pull(
+    url: Annotated[str, typer.Argument(metavar="URL", help="any location that fsspec knows")],
+    to: To,
+    config: Config = None,
+    overrides: Overrides = None,
+    split: Annotated[list[str] | None, typer.Option(metavar="NAME", help="(default: the config's splits)")] = None,
+    passes: Annotated[
+        list[str] | None, typer.Option("--pass", metavar="NAME", help="an extra pass (default: the config's vlms)")
+    ] = None,
+) -> None:
+    """Copy a finished cache from any location, verified."""
+    from hoi.cache.plan import splits_of
+    from hoi.cache.tools.verbs import pull as pull_cache
+    from hoi.datasets import check_split
+
+    with pipeline(config, overrides) as settings:
+        splits = split or splits_of(settings)
+        for name in splits:
+            check_split(settings.dataset, name)
+        extra = list(settings.vlms) if passes is None else passes
+        print("\n".join(map(str, pull_cache(url, to, splits, extra))))

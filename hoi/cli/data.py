@@ -1,0 +1,138 @@
+"""Data of one's own, published data sets, and the embedded world."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hoi.cli.program import Config, Overrides, app, given, group, local_path, pipeline, verb
+from hoi.errors import UserError
+
+
+@verb("new", "hoi new mine --images photos/ --phrases phrases.txt")
+def new(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="of the pipeline file", show_default=False)
+    ] = None,
+    images: Annotated[str, typer.Option(metavar="FOLDER", help="searched below, too")] = "",
+    phrases: Annotated[str, typer.Option(metavar="FILE", help="one a line, 'riding a bicycle'; or YAML")] = "",
+    named: Annotated[str | None, typer.Option("--name", metavar="NAME", help="the same as the first word")] = None,
+    detector: Annotated[
+        str, typer.Option(help="torchvision's name, COCO results FILE.json, or hf-hub:… of OWLv2 or Grounding DINO")
+    ] = "fasterrcnn_resnet50_fpn_v2",
+    instances: Annotated[
+        str | None, typer.Option(metavar="FILE", help="COCO instances JSON that belongs to results")
+    ] = None,
+    clip: Annotated[
+        str, typer.Option(help="open_clip's MODEL/TAG, local-dir:FOLDER or hf-hub:owner/name")
+    ] = "ViT-B-16-quickgelu/openai",
+    out: Annotated[
+        Path, typer.Option(parser=local_path, metavar="FOLDER", help="where the pipeline file goes")
+    ] = Path(),
+) -> int:
+    """Write a checked pipeline file for a folder of images and a list of phrases."""
+    from hoi.project.new import main
+    from hoi.project.pipeline_file import Project
+
+    given = {"NAME": name or named, "--images FOLDER": images, "--phrases FILE": phrases}
+    missing = [option for option, value in given.items() if not value]
+    if missing:
+        raise UserError(f"hoi new needs {', '.join(missing)}", fix="hoi new NAME --images FOLDER --phrases FILE")
+    paths = str(local_path(images)), str(local_path(phrases))
+    report = main(Project(str(name or named), *paths, detector, instances, clip, num_images=0), out)
+    print(report)
+    return 1 if report.num_errors else 0
+
+
+@verb("doctor", "hoi doctor --config mine.yaml --all")
+def doctor(
+    config: Config = None,
+    overrides: Overrides = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="open every image; load weights even if that downloads them")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(parser=local_path, metavar="FILE", help="write the findings there, too")
+    ] = None,
+) -> int:
+    """Say what is missing or wrong in what a pipeline file names, and the line that mends it."""
+    from hoi.files import write_json
+    from hoi.project.doctor import main
+
+    with pipeline(config, overrides) as settings:
+        report = main(settings, every)
+    if json is not None:
+        write_json(json, report.to_dict())
+    print(report)
+    return 1 if report.num_errors else 0
+
+
+NoGates = Annotated[bool, typer.Option("--no-gates", help="go on even if a sanity gate finds a figure at chance")]
+
+
+@verb("hicodet", "DATA=/data/hico hoi hicodet cache.folder=/scratch/hicodet")
+def hicodet(config: Config = None, overrides: Overrides = None, no_gates: NoGates = False) -> None:
+    """Go from HICO-DET's files on disk to results: doctor, plan, cache, gates, train, eval, audit, report.
+
+    Run it again to go on after an interruption.
+    """
+    _published(config, overrides, "hicodet", no_gates)
+
+
+@verb("vcoco", "DATA=/data/vcoco hoi vcoco cache.folder=/scratch/vcoco")
+def vcoco(config: Config = None, overrides: Overrides = None, no_gates: NoGates = False) -> None:
+    """Go from V-COCO's files on disk to results, in the steps of `hoi hicodet`."""
+    _published(config, overrides, "vcoco", no_gates)
+
+
+def _published(config: str | None, overrides: list[str] | None, name: str, no_gates: bool) -> None:
+    from hoi.project.published import main
+
+    start = time.monotonic()
+    with pipeline(config, overrides, name) as settings:
+        main(settings, heeds_gates=not no_gates)
+    print(f"\ndone in {time.monotonic() - start:.0f} s")
+
+
+world = group("The embedded world: its figures, its pictures, and the training of its models.")
+app.add_typer(world, name="world")
+Out = Annotated[Path | None, typer.Option(parser=local_path, metavar="FOLDER", help="of the weights")]
+Seed = Annotated[int, typer.Option(help="of the drawn scenes")]
+
+
+@verb("train", "hoi world train --part detector --out weights/", "hoi world train --check", of=world)
+def train_world(
+    part: Annotated[str, typer.Option(help="clip, detector, captioner or all")] = "all",
+    seed: Seed = 0,
+    out: Out = None,
+    check: Annotated[bool, typer.Option("--check", help="train nothing; measure the weights in --out")] = False,
+    split: Annotated[str, typer.Option(help="scenes of the check: validation or test")] = "test",
+) -> int:
+    """Train the world's CLIP, detector and captioner again (CPU, about half an hour each), or measure them."""
+    from hoi.world.weights import main
+
+    return main(given(part=part, seed=seed, out=out, check=check, split=split))
+
+
+@verb("statistics", "hoi world statistics --seed 1", of=world)
+def statistics(seed: Seed = 0) -> None:
+    """Print the world's statistics beside HICO-DET's."""
+    from hoi.world.statistics import main
+
+    main(given(seed=seed))
+
+
+@verb("sheet", "hoi world sheet scenes.png --num 12", of=world)
+def sheet(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a PNG")],
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="whose scenes")] = "test",
+    num: Annotated[int, typer.Option(help="how many")] = 24,
+) -> None:
+    """Draw a sheet of scenes."""
+    from hoi.world.statistics import main
+
+    main(given(seed=seed, sheet=file, split=split, num=num))

@@ -1,0 +1,167 @@
+"""The main job: `hoi demo`, its three stages, and what is made of their results."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hoi.cli.program import Config, Overrides, local_path, pipeline, pipeline_file, say_next, verb
+
+
+@verb("demo", "hoi demo", "hoi demo train.seeds=[0] train.epochs=5")
+def demo(config: Config = None, overrides: Overrides = None) -> None:
+    """Run the three stages on one pipeline file, by default the embedded world's.
+
+    What is finished already is not done again.
+    """
+    from hoi.cache.build import run as teacher_cache
+
+    with pipeline(config, overrides) as settings:
+        seconds: dict[str, float] = {}
+        start = time.monotonic()
+        print("== teacher cache ==", flush=True)
+        print(teacher_cache.main(settings), flush=True)
+        seconds["teacher cache"] = time.monotonic() - start
+        from hoi.training import train
+
+        start = time.monotonic()
+        print("\n== train ==", flush=True)
+        print(train.main(settings), flush=True)
+        seconds["train"] = time.monotonic() - start
+        from hoi.evaluation import evaluate
+
+        start = time.monotonic()
+        print("\n== evaluate ==", flush=True)
+        print(evaluate.main(settings), flush=True)
+        seconds["evaluate"] = time.monotonic() - start
+        spent = " + ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+        print(f"\n{spent} = {sum(seconds.values()):.0f} s")
+        say_next("report")
+
+
+@verb("teacher-cache", "hoi teacher-cache --config mine.yaml")
+def teacher_cache(config: Config = None, overrides: Overrides = None) -> None:
+    """Stage one: run detector and teacher over every image, into HDF5 shards.
+
+    Run it again to go on after an interruption.
+    """
+    from hoi.cache.build import run as build
+
+    with pipeline(config, overrides) as settings:
+        print(build.main(settings), flush=True)
+        say_next("train")
+
+
+@verb(
+    "train",
+    "hoi train --config mine.yaml train.epochs=60",
+    "torchrun --nproc_per_node=2 -m hoi train --config mine.yaml",
+)
+def train(config: Config = None, overrides: Overrides = None) -> None:
+    """Stage two: train the students from the cache alone.
+
+    Run it again to go on after an interruption.
+    """
+    from hoi.training import train as stage
+    from hoi.training.distributed import end_with_group, is_first_process, one_voice
+
+    with one_voice(), pipeline(config, overrides) as settings:
+        report = stage.main(settings)
+        if is_first_process():
+            print(report, flush=True)
+            say_next("eval")
+    end_with_group()
+
+
+@verb("eval", "hoi eval --config mine.yaml")
+def evaluate(config: Config = None, overrides: Overrides = None) -> None:
+    """Stage three: average precision of students and baselines."""
+    from hoi.evaluation import evaluate as stage
+
+    with pipeline(config, overrides) as settings:
+        print(stage.main(settings), flush=True)
+        say_next("report")
+
+
+@verb("sweep", "hoi sweep --config examples/ablation.yaml")
+def sweep(
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="sweep file (default: examples/ablation.yaml)")
+    ] = None,
+    overrides: Overrides = None,
+) -> int:
+    """Train a grid or list of students and seeds against one cache, and write one table."""
+    from hoi.sweeps.run import load_sweep, main
+
+    table = main(load_sweep(pipeline_file(config, "sweep"), list(overrides or ())))
+    print(table)
+    return 1 if table.failed else 0
+
+
+@verb("bench", "hoi bench --config examples/bench.yaml")
+def bench(
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="bench file (default: examples/bench.yaml)")
+    ] = None,
+    overrides: Overrides = None,
+) -> int:
+    """Train and evaluate the named rows over worlds and seeds, to outputs/bench."""
+    from hoi.sweeps.bench import load_bench, main
+
+    report = main(load_bench(pipeline_file(config, "bench"), list(overrides or ())))
+    print(report)
+    return 1 if report.has_failed else 0
+
+
+@verb("report", "hoi report --config mine.yaml --out page.html")
+def report(
+    config: Config = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=local_path, metavar="FILE", help="the page (default: report.html in `output`)")
+    ] = None,
+    sweep: Annotated[
+        list[Path] | None,
+        typer.Option(parser=local_path, metavar="FILE", help="table.json of a sweep (default: all in `output`)"),
+    ] = None,
+) -> None:
+    """Write the results as one self-contained page: tables, curves, pictures."""
+    from hoi.report.build import main
+
+    with pipeline(config, overrides) as settings:
+        print(main(settings, out, sweep))
+
+
+@verb("audit", "hoi audit --config mine.yaml")
+def audit(
+    config: Config = None,
+    overrides: Overrides = None,
+    training_images: Annotated[
+        Path | None,
+        typer.Option(parser=local_path, metavar="FILE", help="names of the images that the detector was trained on"),
+    ] = None,
+) -> None:
+    """Say which labels, splits and training data touched the results."""
+    from hoi.evaluation.audit import format_result, main
+
+    with pipeline(config, overrides) as settings:
+        print(format_result(main(settings, training_images)))
+        print(f"wrote {Path(settings.output) / 'audit.json'}")
+
+
+@verb("quality", "hoi quality --config mine.yaml --sample 48")
+def quality(
+    config: Config = None,
+    overrides: Overrides = None,
+    sample: Annotated[int, typer.Option(min=0, metavar="N", help="images that are looked at again")] = 24,
+    branches: Annotated[bool, typer.Option("--branches", help="measure each branch of a student as well")] = False,
+) -> None:
+    """Say what can be said of students without labels, and its limits."""
+    from hoi.quality.run import main
+
+    with pipeline(config, overrides) as settings:
+        print(main(settings, sample, branches))
+        say_next("app")

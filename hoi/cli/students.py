@@ -1,0 +1,204 @@
+"""Trained students at work: predictions, checkpoints, pages, scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hoi.cli.program import (
+    AllowHost,
+    Checkpoint,
+    Config,
+    Device,
+    Host,
+    Overrides,
+    Port,
+    Student,
+    given,
+    local_path,
+    pipeline_file,
+    verb,
+)
+
+
+@verb("predict", "hoi predict --images photos/ --out outputs/pictures --config mine.yaml --threshold 0.1")
+def predict(
+    images: Annotated[
+        list[str], typer.Option(metavar="PATH...", help="images, folders, patterns or videos; may be repeated")
+    ],
+    out: Annotated[
+        Path, typer.Option(parser=local_path, metavar="FOLDER", help="where results go; the same again goes on")
+    ] = Path("outputs/predictions"),
+    config: Config = None,
+    overrides: Overrides = None,
+    checkpoint: Checkpoint = None,
+    student: Student = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="triplets kept of an image (default: all)")
+    ] = None,
+    threshold: Annotated[float, typer.Option(metavar="X", help="least score of a triplet that is kept")] = 0.0,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="images that are looked at together")] = 8,
+    shown: Annotated[int | None, typer.Option(min=1, metavar="N", help="pairs that are drawn, at most")] = None,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="draw nothing")] = False,
+    device: Device = "auto",
+) -> int:
+    """Turn images, folders or videos into predictions and pictures."""
+    from hoi.prediction.run import main
+
+    words = given(
+        out=out,
+        checkpoint=checkpoint,
+        config=config if checkpoint else pipeline_file(config),
+        student=student,
+        top=top,
+        threshold=threshold,
+        batch=batch,
+        shown=shown,
+        no_pictures=no_pictures,
+        device=device,
+    )
+    report = main([*(overrides or ()), "--images", *images, *words])
+    print(report)
+    return report.exit_code
+
+
+@verb("checkpoint", "hoi checkpoint --student best --out best/ --onnx --config mine.yaml")
+def checkpoint(
+    config: Config = None,
+    overrides: Overrides = None,
+    student: Student = None,
+    seed: Annotated[int | None, typer.Option(help="of its training (default: the first of train.seeds)")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=local_path, metavar="FOLDER", help="(default: OUTPUT/checkpoints/STUDENT)"),
+    ] = None,
+    models: Annotated[
+        Literal["auto", "copy", "refer"],
+        typer.Option(help="whether detector and CLIP are copied; auto copies small files of one's own"),
+    ] = "auto",
+    onnx: Annotated[bool, typer.Option("--onnx", help="also as ONNX, and how far it is from torch")] = False,
+) -> None:
+    """Write a trained student as one self-contained folder."""
+    from hoi.prediction.export import main
+
+    words = given(config=pipeline_file(config), student=student, seed=seed, out=out, models=models, onnx=onnx)
+    print(main([*(overrides or ()), *words]))
+
+
+@verb("app", "hoi app --checkpoint outputs/mine/checkpoints/best --port 9000")
+def page(
+    config: Config = None,
+    overrides: Overrides = None,
+    checkpoint: Checkpoint = None,
+    student: Student = None,
+    device: Device = "auto",
+    max_upload_mb: Annotated[float, typer.Option(help="largest file")] = 25.0,
+    max_megapixels: Annotated[float, typer.Option(help="largest image")] = 50.0,
+    host: Host = "127.0.0.1",
+    port: Port = 8008,
+    allow_host: AllowHost = None,
+) -> None:
+    """Serve a page on this machine: drop an image, see who does what."""
+    from hoi.web.app import main
+
+    words = given(
+        checkpoint=checkpoint,
+        config=config if checkpoint else pipeline_file(config),
+        student=student,
+        device=device,
+        max_upload_mb=max_upload_mb,
+        max_megapixels=max_megapixels,
+        host=host,
+        port=port,
+        allow_host=allow_host,
+    )
+    main([*(overrides or ()), *words])
+
+
+@verb("check-page", "hoi check-page --predictions outputs/pictures/predictions.jsonl --images photos/ --serve")
+def check_page(
+    predictions: Annotated[Path, typer.Option(parser=local_path, metavar="FILE", help="JSON lines, gzipped or not")],
+    images: Annotated[
+        Path | None, typer.Option(parser=local_path, metavar="FOLDER", help="which their file names are below")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="whose data set they are of, in place of --images, or for its vocabulary"),
+    ] = None,
+    overrides: Overrides = None,
+    split: Annotated[str | None, typer.Option(help="of that data set (default: evaluation.split)")] = None,
+    out: Annotated[Path, typer.Option(parser=local_path, metavar="FOLDER", help="of marks and results")] = Path(
+        "outputs/check"
+    ),
+    number: Annotated[int, typer.Option(help="how many triplets are asked")] = 50,
+    seed: Annotated[int, typer.Option(help="of their draw")] = 0,
+    serve: Annotated[bool, typer.Option("--serve", help="open the page")] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8008,
+    allow_host: AllowHost = None,
+) -> None:
+    """Mark some predictions right or wrong: precision and AP with intervals."""
+    from hoi.web.check_page import main
+
+    words = given(
+        predictions=predictions,
+        images=images,
+        config=config,
+        split=split,
+        out=out,
+        number=number,
+        seed=seed,
+        serve=serve,
+        host=host,
+        port=port,
+        allow_host=allow_host,
+    )
+    print(main([*(overrides or ()), *words]))
+
+
+@verb("score", "hoi score --dataset hicodet --annotations hico/ --predictions mine.jsonl.gz --json scores.json")
+def score(
+    dataset: Annotated[Literal["hicodet", "vcoco", "world", "folder"], typer.Option(help="whose rule")],
+    annotations: Annotated[
+        str, typer.Option(help="the data set's file; of a folder JSON lines, of the world a pipeline file")
+    ],
+    predictions: Annotated[str, typer.Option(help="JSON lines, gzipped or not")],
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="where to write the scores")] = None,
+    protocol: Annotated[str, typer.Option(help="HICO-DET and the world: whose rule")] = "official",
+    known_object: Annotated[
+        str | None, typer.Option(metavar="ANNO_MAT", help="HICO's anno.mat: score the known-object setting")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="FILE", help="text file of image names: only those count (HICO-DET)")
+    ] = None,
+    instances: Annotated[
+        str | None, typer.Option(help="COCO's instances (V-COCO; default: instances*.json beside the annotations)")
+    ] = None,
+    format: Annotated[str, typer.Option(help="of the predictions: lines, gen-vlkt, qpic, pvic, vsrl")] = "lines",
+    clip: Annotated[
+        bool, typer.Option("--clip", help="cut boxes to their image; otherwise one that lies outside is an error")
+    ] = False,
+    save_lines: Annotated[str | None, typer.Option(metavar="FILE", help="also write the predictions there")] = None,
+) -> None:
+    """Average precision of anybody's predictions, by the data set's official rule or a named other one.
+
+    Formats, options and figures: docs/predictions.md.
+    """
+    from hoi.evaluation.score import main
+
+    words = given(
+        dataset=dataset,
+        annotations=annotations,
+        predictions=predictions,
+        json=json,
+        protocol=protocol,
+        known_object=known_object,
+        images=images,
+        instances=instances,
+        format=format,
+        clip=clip,
+        save_lines=save_lines,
+    )
+    print(main(words))
