@@ -110,14 +110,14 @@ def verb(name: str, *examples: str, of: typer.Typer = app) -> Callable[[Callable
     return of.command(name, cls=Verb, epilog=text)
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(verbs: TyperGroup, arguments: Sequence[str]) -> int:
     """Run the verb that the arguments name and return its exit code.
 
     Raises:
         UserError: they are not understood, or what the verb raises.
     """
     try:
-        with typer.main.get_command(app).make_context("hoi", list(arguments)) as context:
+        with verbs.make_context("hoi", list(arguments)) as context:
             return context.command.invoke(context) or 0
     except typer.Exit as end:
         return end.exit_code
