@@ -25,9 +25,10 @@ from benchmarks.memory import INTERVAL_S, anonymous_bytes
 from benchmarks.training import FirstImages, OnlineTeacher
 from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import CacheSplit
-from hoi.config import HoiclipConfig, PipelineConfig, load_config
+from hoi.config import PipelineConfig, load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.extraction import Extractor
+from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.registry import build_student
 from hoi.training.loop import BatchSource, fit
 

@@ -47,7 +47,10 @@ def test_the_shipped_pipeline_file_is_valid() -> None:
             ("folder: out/cache", "folder: out/cache, images_per_shard: 0"),
             r"greater than or equal to 1.*images_per_shard",
         ),
-        (("detector: {name: world}", "detector: {name: yolo}"), r"'world', 'torchvision'.*key 'detector'"),
+        (
+            ("detector: {name: world}", "detector: {name: yolo}"),
+            r"no detector of this name.*key 'detector\.name'.*nearest: world",
+        ),
         (("name: t", "name: [t"), r"not valid YAML.*pipeline\.yaml"),
     ],
 )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hoi.config import MultiLevelConfig
 from hoi.scoring import score_split, score_triplets
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.registry import build_student
 from tests.fakes.splits import AXES, VOCABULARY, make_split
 

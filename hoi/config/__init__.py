@@ -8,7 +8,7 @@ A module per part: `datasets`, `detectors`, `teachers`, `students`, `running`; `
 """
 
 from hoi.config.datasets import (
-    DatasetConfig,
+    DatasetSettings,
     FolderDataset,
     HicodetDataset,
     HicodetFiles,
@@ -16,8 +16,7 @@ from hoi.config.datasets import (
     WorldDataset,
 )
 from hoi.config.detectors import (
-    DetectorCommon,
-    DetectorConfig,
+    DetectorSettings,
     Detectron2DetectorConfig,
     GroundTruthDetectorConfig,
     OpenVocabularyDetectorConfig,
@@ -27,27 +26,18 @@ from hoi.config.detectors import (
     WorldDetectorConfig,
 )
 from hoi.config.loading import load_config, parse_config, parse_section, parse_student
-from hoi.config.pipeline import (
-    ClhoiConfig,
-    HoiclipConfig,
-    MultiLevelConfig,
-    PipelineConfig,
-    StudentConfig,
-    StudentSettings,
-)
+from hoi.config.pipeline import PipelineConfig
 from hoi.config.running import CacheConfig, EvaluationConfig, TrainConfig
-from hoi.config.section import TABLE_NAMES, Count, FolderName, Section, Seeds, Share, StudentName
+from hoi.config.section import TABLE_NAMES, Count, FolderName, Section, Seeds, Share, StudentName, StudentSettings
 from hoi.config.teachers import CropConfig, PassName, TeacherConfig, VlmConfig
 
 __all__ = [
     "TABLE_NAMES",
     "CacheConfig",
-    "ClhoiConfig",
     "Count",
     "CropConfig",
-    "DatasetConfig",
-    "DetectorCommon",
-    "DetectorConfig",
+    "DatasetSettings",
+    "DetectorSettings",
     "Detectron2DetectorConfig",
     "EvaluationConfig",
     "FolderDataset",
@@ -55,8 +45,6 @@ __all__ = [
     "GroundTruthDetectorConfig",
     "HicodetDataset",
     "HicodetFiles",
-    "HoiclipConfig",
-    "MultiLevelConfig",
     "OpenVocabularyDetectorConfig",
     "PairsConfig",
     "PassName",
@@ -65,7 +53,6 @@ __all__ = [
     "Section",
     "Seeds",
     "Share",
-    "StudentConfig",
     "StudentName",
     "StudentSettings",
     "TeacherConfig",

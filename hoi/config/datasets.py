@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from hoi.config.section import Count, FolderName, Section, Share
 
 
-class WorldDataset(Section):
+class DatasetSettings(Section):
+    """What all datasets have in common. A further one derives from this class and is named in `hoi.registry.DATASETS`.
+
+    The class variables are `module:attribute` targets, imported when they are asked for, so that reading a pipeline
+    file opens no image and no label.
+    """
+
+    IMPLEMENTATION: ClassVar[str]
+    """A `hoi.datasets.Dataset`: images and names."""
+    LABELS: ClassVar[str | None] = None
+    """A `hoi.labels.LabelReader`, which `hoi.labels` alone imports; None where there are never any labels."""
+    EVALUATION: ClassVar[str | None] = None
+    """A further evaluation of the dataset's own; see `hoi.evaluation.grading`."""
+    CHECK: ClassVar[str | None] = None
+    """What `hoi doctor` looks at; None for a sample of the images."""
+    inclusive_boxes: ClassVar[bool] = False
+    """Whether published annotations and predictions give the last pixel inside a box, not its right and lower edge."""
+    scores_interactions: ClassVar[bool] = True
+    """Whether predictions are scored triplets of the vocabulary; V-COCO's are scores of actions."""
+    RARE_LIST: ClassVar[str | None] = None
+    """Where the official list of rare interactions is from, for the audit; None without one."""
+    COCO_DETECTOR: ClassVar[str | None] = None
+    COCO_TEACHER: ClassVar[str | None] = None
+    """Warnings of the audit where the detector, or the teacher, was trained on COCO."""
+
+    name: str
+
+    if TYPE_CHECKING:
+        splits: Mapping[Any, float]
+        """Each split's share of the images or, of drawn ones, their number."""
+
+
+class WorldDataset(DatasetSettings):
     """The embedded world: drawn scenes, nothing to download."""
+
+    IMPLEMENTATION = "hoi.datasets.world:World"
+    LABELS = "hoi.labels:WorldLabels"
+    CHECK = "hoi.project.dataset_checks:check_world"
 
     name: Literal["world"]
     seed: int = 0
@@ -26,8 +63,12 @@ class WorldDataset(Section):
         return self
 
 
-class FolderDataset(Section):
+class FolderDataset(DatasetSettings):
     """A folder of photographs and a vocabulary of verb-object phrases; annotations, where there are any, only score."""
+
+    IMPLEMENTATION = "hoi.datasets.folder:Folder"
+    LABELS = "hoi.labels:FolderLabels"
+    CHECK = "hoi.project.dataset_checks:check_folder"
 
     name: Literal["folder"]
     images: str
@@ -56,8 +97,15 @@ class HicodetFiles(Section):
     test2015: str | None = None
 
 
-class HicodetDataset(Section):
+class HicodetDataset(DatasetSettings):
     """HICO-DET (Chao et al., WACV 2018): 38,118 training and 9,658 test images, 600 interactions of 80 COCO objects."""
+
+    IMPLEMENTATION = "hoi.datasets.hicodet:Hicodet"
+    LABELS = "hoi.labels.hicodet:HicodetLabels"
+    CHECK = "hoi.project.dataset_checks:check_hicodet"
+    inclusive_boxes = True
+    RARE_LIST = "the official 138, from the counts of HICO-DET's training labels"
+    COCO_DETECTOR = "HICO's images are from Flickr, as COCO's are: whether the detector saw some of them is not known"
 
     name: Literal["hicodet"]
     root: str
@@ -79,8 +127,21 @@ class HicodetDataset(Section):
         return self
 
 
-class VcocoDataset(Section):
+class VcocoDataset(DatasetSettings):
     """V-COCO (Gupta and Malik, 2015): 10,346 COCO images, 25 action-role pairs and four actions without object."""
+
+    IMPLEMENTATION = "hoi.datasets.vcoco:Vcoco"
+    LABELS = "hoi.labels.vcoco:VcocoLabels"
+    EVALUATION = "hoi.evaluation.grading:vcoco_evaluation"
+    CHECK = "hoi.project.dataset_checks:check_vcoco"
+    inclusive_boxes = True
+    scores_interactions = False
+    COCO_DETECTOR = (
+        "the detector was trained on COCO train2017, which holds all images of V-COCO's training and validation "
+        "split, and those of its test split that are not in val2017 (35,504 of the 40,504 images of val2014 are "
+        "not): boxes of test images were seen in training. Count them with --training-images"
+    )
+    COCO_TEACHER = "the teacher was trained on captions of COCO images, V-COCO's among them"
 
     name: Literal["vcoco"]
     images: str
@@ -103,6 +164,3 @@ class VcocoDataset(Section):
     """Share of the images of each of V-COCO's own splits, by hash of the image id."""
     max_image_pixels: Count = 100_000_000
     """Larger images are refused as unreadable before they are decoded."""
-
-
-DatasetConfig = Annotated[Union[WorldDataset, FolderDataset, HicodetDataset, VcocoDataset], Field(discriminator="name")]

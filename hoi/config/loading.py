@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
-from hoi.config.pipeline import PipelineConfig, StudentConfig, method_of
-from hoi.config.section import Section
+from hoi.config.pipeline import PipelineConfig, StudentConfig
+from hoi.config.section import Section, StudentSettings
 from hoi.config.yaml import parse_yaml, read_yaml
 from hoi.errors import UserError
 
@@ -72,36 +73,30 @@ def parse_section(kind: type[AnySection], plain: dict[str, Any], where: str, und
         return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:
         first, *more = error.errors()
+        others = f" ({len(more)} more: {', '.join(map(_key_path, more[:5]))})" if more else ""
         raise UserError(
             _explain(first),
-            where=f"{where}, key '{'.'.join(filter(None, (under, _key_path(first, plain))))}'",
+            where=f"{where}, key '{'.'.join(filter(None, (under, _key_path(first))))}'",
+            expected=first.get("ctx", {}).get("expected") if first["type"].startswith("unknown_") else None,
             got=None if first["type"] == "missing" else repr(first.get("input"))[:120],
-            fix="mend this key"
-            + (f" ({len(more)} more: {', '.join(_key_path(m, plain) for m in more[:5])})" if more else ""),
+            fix=f"mend this key{others}",
         ) from None
 
 
-def parse_student(plain: dict[str, Any], where: str, under: str = "") -> StudentConfig:
-    """Plain data to a checked student of whichever method it names; arguments and errors as in `parse_section`."""
-    return cast(StudentConfig, parse_section(cast(type[Section], StudentConfig), plain, where, under))
+def parse_student(plain: dict[str, Any], where: str, under: str = "") -> StudentSettings:
+    """Return a checked student of whichever method it names; arguments and errors as in `parse_section`."""
+    return parse_section(StudentConfig, plain, where, under)
 
 
-def _explain(error: Any) -> str:
-    kinds = {"extra_forbidden": "unknown key", "missing": "missing key"}
-    return kinds.get(error["type"], "wrong value: " + error["msg"].removeprefix("Value error, "))
+def _explain(error: ErrorDetails) -> str:
+    if error["type"].startswith("unknown_"):
+        return error["msg"]
+    return "missing key" if error["type"] == "missing" else "wrong value: " + error["msg"].removeprefix("Value error, ")
 
 
-def _key_path(error: Any, plain: dict[str, Any]) -> str:
-    """The dotted key as written in the file; pydantic adds the tag of a union and `[key]`, which are none."""
-    parts: list[str] = []
-    here: Any = plain
-    for part in error["loc"]:
-        is_tag = isinstance(here, dict) and part not in here and part in (here.get("name"), method_of(here))
-        if is_tag or part == "[key]":
-            continue
-        parts.append(str(part))
-        here = here.get(part) if isinstance(here, dict) else None
-    return ".".join(parts)
+def _key_path(error: ErrorDetails) -> str:
+    # pydantic adds `[key]` where the key of a mapping is wrong itself.
+    return ".".join(str(part) for part in error["loc"] if part != "[key]")
 
 
 def _apply_override(plain: dict[str, Any], override: str) -> None:

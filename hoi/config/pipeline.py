@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Union
+from typing import Annotated
 
-from pydantic import Discriminator, Tag, ValidationInfo, field_validator
+from pydantic import SerializeAsAny, ValidationInfo, field_validator
 
-from hoi.config.datasets import DatasetConfig
-from hoi.config.detectors import DetectorConfig, PairsConfig
+from hoi.config.datasets import DatasetSettings
+from hoi.config.detectors import DetectorSettings, PairsConfig
 from hoi.config.running import CacheConfig, EvaluationConfig, TrainConfig
-from hoi.config.section import Section, StudentName, StudentSettings
+from hoi.config.section import Section, StudentName, StudentSettings, looked_up
 from hoi.config.teachers import PassName, TeacherConfig, VlmConfig
-from hoi.students.clhoi.settings import ClhoiConfig
-from hoi.students.hoiclip.settings import HoiclipConfig
-from hoi.students.multilevel.settings import MultiLevelConfig
+from hoi.registry import DATASETS, DETECTORS, METHODS, TEACHERS
 
-__all__ = ["ClhoiConfig", "HoiclipConfig", "MultiLevelConfig", "StudentConfig", "StudentSettings", "method_of"]
-
-
-def method_of(section: Any) -> str | None:
-    """A student's section, plain or checked, to its method; `multilevel` where it says none."""
-    if isinstance(section, dict):
-        return section.get("method", "multilevel")
-    return getattr(section, "method", None)
-
-
-StudentConfig = Annotated[
-    Union[
-        Annotated[MultiLevelConfig, Tag("multilevel")],
-        Annotated[HoiclipConfig, Tag("hoiclip")],
-        Annotated[ClhoiConfig, Tag("clhoi")],
-    ],
-    Discriminator(method_of),
-]
+DatasetConfig = Annotated[SerializeAsAny[DatasetSettings], looked_up(DATASETS, "name")]
+DetectorConfig = Annotated[SerializeAsAny[DetectorSettings], looked_up(DETECTORS, "name")]
+StudentConfig = Annotated[SerializeAsAny[StudentSettings], looked_up(METHODS, "method", default="multilevel")]
 
 
 class PipelineConfig(Section):
@@ -44,7 +27,7 @@ class PipelineConfig(Section):
     dataset: DatasetConfig
     detector: DetectorConfig
     pairs: PairsConfig = PairsConfig()
-    teacher: TeacherConfig
+    teacher: Annotated[SerializeAsAny[TeacherConfig], looked_up(TEACHERS, "kind", default="open_clip")]
     vlms: dict[PassName, VlmConfig] = {}
     """Further passes over the finished cache, by name."""
     cache: CacheConfig

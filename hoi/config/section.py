@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from hoi.errors import nearest
+from hoi.registry import Registry
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -54,12 +67,52 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        unknown = [key for key in data if key not in cls.model_fields] if isinstance(data, dict) else []
+        if unknown:
+            errors = [_error("unknown_key", "unknown key", str(key), data[key], cls.model_fields) for key in unknown]
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return data
+
+
+def _error(kind: str, what: str, key: str, value: Any, known: Iterable[str]) -> InitErrorDetails:
+    expected = nearest(key if kind == "unknown_key" else str(value), known)
+    return InitErrorDetails(type=PydanticCustomError(kind, what, {"expected": expected}), loc=(key,), input=value)
+
+
+def looked_up(registry: Registry[Any], key: str, default: str | None = None) -> WrapValidator:
+    """Return the validator of a section whose class a registry names, by one of the section's own keys.
+
+    Only the module of that class is imported. Errors lie where they would if the field were of the class itself.
+
+    Args:
+        registry: Of settings classes.
+        key: The key that names the class.
+        default: The name where the key is left out; None where it must be there.
+    """
+
+    def validate(value: Any, of_base: Callable[[Any], Any]) -> Any:
+        name = value.get(key, default) if isinstance(value, dict) else None
+        if name is None:
+            return of_base(value)
+        if name not in registry:
+            error = _error("unknown_name", f"there is no {registry.kind} of this name", key, name, registry)
+            raise ValidationError.from_exception_data(registry.kind, [error])
+        return registry[name].model_validate(value)
+
+    return WrapValidator(validate)
+
 
 class StudentSettings(Section):
     """One student of the pipeline file; each method has a section of its own."""
 
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset({"score_exponent"})
     """Keys that leave the weights alone, so changing them asks for no new training."""
+
+    IMPLEMENTATION: ClassVar[str]
+    """`module:attribute` of a `hoi.students.base.Student`."""
 
     method: str
     """Which of the sections this is."""

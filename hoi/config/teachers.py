@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hoi.config.section import Count, FolderName, Section
+from hoi.errors import nearest
+from hoi.registry import VLM_BACKENDS
 
 
 def _in_order(regions: list[str]) -> list[str]:
@@ -44,8 +46,17 @@ class CropConfig(Section):
 
 
 class TeacherConfig(Section):
-    """A frozen open_clip model: what it is, what it is asked, and how images reach it."""
+    """A frozen open_clip model: what it is, what it is asked, and how images reach it.
 
+    A teacher of another kind derives from this class and is named in `hoi.registry.TEACHERS`.
+    """
+
+    IMPLEMENTATION: ClassVar[str] = "hoi.teachers.open_clip_teacher:OpenClipTeacher"
+    """`module:attribute` of a `hoi.teachers.Teacher`, called with these settings and a device."""
+    TEXT_SIDE: ClassVar[str] = "hoi.teachers.loading:TextSide"
+    """The same of its text side alone, which extra passes embed captions by."""
+
+    kind: str = "open_clip"
     model: str
     """open_clip's name (`ViT-B-16-quickgelu`), `hf-hub:owner/name`, or `local-dir:folder`."""
     pretrained: str | None = None
@@ -67,6 +78,11 @@ class TeacherConfig(Section):
     batch_size: Count = 128
     """Crops of one forward pass; the last of a shard is padded to it."""
 
+    @model_serializer(mode="wrap")
+    def _without_the_usual_kind(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Settings recorded before there were other kinds stay the same.
+        return {key: value for key, value in serialize(self).items() if key != "kind" or value != "open_clip"}
+
 
 def _pass_name(name: str) -> str:
     if name == "shard" or name.startswith("shard-"):
@@ -78,6 +94,12 @@ def _fields_of(template: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
 
 
+def _backend(name: str) -> str:
+    if name not in VLM_BACKENDS:
+        raise ValueError(f"there is no vlm backend of this name, but {nearest(name, VLM_BACKENDS)}")
+    return name
+
+
 PassName = Annotated[FolderName, AfterValidator(_pass_name)]
 """Of a further pass: its files begin with it, and its fields are `NAME/field` to students."""
 
@@ -85,8 +107,9 @@ PassName = Annotated[FolderName, AfterValidator(_pass_name)]
 class VlmConfig(Section):
     """A vision language model as a teacher: its fields lie in shards of their own beside the base pass's."""
 
-    backend: Literal["coca", "transformers"]
-    """`coca`: open_clip's CoCa, which captions; `transformers`: any image-text-to-text model of that package."""
+    backend: Annotated[str, AfterValidator(_backend)]
+    """`coca`: open_clip's CoCa, which captions; `transformers`: any image-text-to-text model of that package. Others
+    are named in `hoi.registry.VLM_BACKENDS`."""
     model: str
     """Of `coca`: open_clip's name, `hf-hub:owner/name` or `local-dir:folder`. Of `transformers`: a folder, or a name of
     its hub."""

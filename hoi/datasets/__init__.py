@@ -1,32 +1,35 @@
 """Where images and vocabularies come from. Nothing here hands out an HOI label: those live in `hoi.labels`.
 
-Stages one and two of an annotation-free run use this module alone, so they cannot reach a label.
+Stages one and two of an annotation-free run use this package alone, so they cannot reach a label.
 """
 
 from __future__ import annotations
 
-from hoi.config import DatasetConfig
-from hoi.datasets.base import ImageSource, UnreadableImage
-from hoi.datasets.folder import FolderImages
-from hoi.datasets.hicodet import HicodetImages
-from hoi.datasets.hicodet_classes import hicodet_vocabulary
-from hoi.datasets.vcoco import VcocoImages, vcoco_vocabulary
-from hoi.datasets.vocabulary_file import read_vocabulary
-from hoi.datasets.world import WorldImages, world_identity, world_vocabulary
+from hoi.config import DatasetSettings
+from hoi.datasets.base import Dataset, ImageSource, UnreadableImage, dataset_of
 from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
 
-__all__ = ["ImageSource", "UnreadableImage", "check_split", "identity", "load_vocabulary", "open_images"]
+__all__ = [
+    "Dataset",
+    "ImageSource",
+    "UnreadableImage",
+    "check_split",
+    "dataset_of",
+    "identity",
+    "load_vocabulary",
+    "open_images",
+]
 
 
-def open_images(config: DatasetConfig, split: str) -> ImageSource:
-    """The images of one split, without any label.
+def open_images(config: DatasetSettings, split: str) -> ImageSource:
+    """Return the images of one split, without any label.
 
     Raises:
-        UserError: the data set has no such split, or the split has no image.
+        UserError: the dataset has no such split, or the split has no image.
     """
     check_split(config, split)
-    source = _images(config, split)
+    source = dataset_of(config).images(split)
     if not source.image_ids:
         raise UserError(
             f"split '{split}' of the data set is empty",
@@ -38,16 +41,8 @@ def open_images(config: DatasetConfig, split: str) -> ImageSource:
     return source
 
 
-def _images(config: DatasetConfig, split: str) -> ImageSource:
-    if config.name == "world":
-        return WorldImages(config, split)
-    if config.name == "vcoco":
-        return VcocoImages(config, split)
-    return HicodetImages(config, split) if config.name == "hicodet" else FolderImages(config, split)
-
-
-def check_split(config: DatasetConfig, split: str) -> None:
-    """Nothing, for a split that the data set has; otherwise a UserError."""
+def check_split(config: DatasetSettings, split: str) -> None:
+    """Raise a UserError if the dataset has no such split."""
     if split not in config.splits:
         raise UserError(
             f"the data set has no split '{split}'",
@@ -58,15 +53,11 @@ def check_split(config: DatasetConfig, split: str) -> None:
         )
 
 
-def load_vocabulary(config: DatasetConfig) -> Vocabulary:
-    """The objects, verbs and interactions that a data set speaks of."""
-    if config.name == "world":
-        return world_vocabulary()
-    if config.name == "vcoco":
-        return vcoco_vocabulary(config.vocabulary)
-    return hicodet_vocabulary() if config.name == "hicodet" else read_vocabulary(config.vocabulary)
+def load_vocabulary(config: DatasetSettings) -> Vocabulary:
+    """Return the objects, verbs and interactions that a dataset speaks of."""
+    return dataset_of(config).vocabulary()
 
 
-def identity(config: DatasetConfig) -> dict[str, object]:
-    """What says which images a cache was made from, apart from their ids: part of the fingerprint, free of paths."""
-    return world_identity(config) if config.name == "world" else {"name": config.name}
+def identity(config: DatasetSettings) -> dict[str, object]:
+    """Return what says which images a cache was made from, apart from their ids; see `Dataset.identity`."""
+    return dataset_of(config).identity()

@@ -9,8 +9,11 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from hoi.config import FolderDataset
+from hoi.datasets.base import Dataset
 from hoi.datasets.images import SUFFIXES, read_image
+from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.errors import UserError
+from hoi.vocabulary import Vocabulary
 
 
 @lru_cache(maxsize=8)
@@ -69,3 +72,13 @@ class FolderImages:
     def read(self, row: int) -> np.ndarray:
         """Reads the file: uint8 [H, W, 3]; see `read_image`."""
         return read_image(self._root / self.image_ids[row], self._max_image_pixels)
+
+
+class Folder(Dataset[FolderDataset]):
+    """A folder of photographs and a file of phrases."""
+
+    def images(self, split: str) -> FolderImages:
+        return FolderImages(self.settings, split)
+
+    def vocabulary(self) -> Vocabulary:
+        return read_vocabulary(self.settings.vocabulary)

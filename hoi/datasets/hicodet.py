@@ -11,9 +11,12 @@ from typing import Literal
 import numpy as np
 
 from hoi.config import HicodetDataset
+from hoi.datasets.base import Dataset
 from hoi.datasets.folder import list_images
+from hoi.datasets.hicodet_classes import UNSEEN_SHA256, hicodet_vocabulary, rare, unseen
 from hoi.datasets.images import read_image
 from hoi.errors import UserError
+from hoi.vocabulary import Vocabulary
 
 Half = Literal["train2015", "test2015"]
 HALVES: tuple[Half, Half] = ("train2015", "test2015")
@@ -106,3 +109,21 @@ class HicodetImages:
     def read(self, row: int) -> np.ndarray:
         """Reads the file: uint8 [H, W, 3]; see `read_image`."""
         return read_image(self._folder / self.image_ids[row], self._max_image_pixels)
+
+
+class Hicodet(Dataset[HicodetDataset]):
+    """HICO-DET, with its official rare interactions and the published zero-shot splits."""
+
+    zero_shot_splits = tuple(UNSEEN_SHA256)
+
+    def images(self, split: str) -> HicodetImages:
+        return HicodetImages(self.settings, split)
+
+    def vocabulary(self) -> Vocabulary:
+        return hicodet_vocabulary()
+
+    def published_rare(self) -> np.ndarray:
+        return rare()
+
+    def unseen(self, split_name: str) -> np.ndarray:
+        return unseen(split_name)

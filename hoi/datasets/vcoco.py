@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from hoi.config import VcocoDataset
+from hoi.datasets.base import Dataset
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.images import read_image
 from hoi.errors import UserError
@@ -232,3 +233,13 @@ def vcoco_vocabulary(admitted: Admitted) -> Vocabulary:
                 interactions.append((key, name))
                 phrases.append(wording_of.get(name, first).format(a_object(name)))
     return Vocabulary((*COCO_OBJECTS, NO_OBJECT), KEYS, tuple(interactions), tuple(phrases))
+
+
+class Vcoco(Dataset[VcocoDataset]):
+    """V-COCO."""
+
+    def images(self, split: str) -> VcocoImages:
+        return VcocoImages(self.settings, split)
+
+    def vocabulary(self) -> Vocabulary:
+        return vcoco_vocabulary(self.settings.vocabulary)

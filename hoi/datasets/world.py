@@ -5,18 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from hoi.config import WorldDataset
+from hoi.datasets.base import Dataset
 from hoi.vocabulary import Vocabulary
-from hoi.world import INTERACTIONS, OBJECTS, VERBS, WORLD_VERSION, Scene, render, sample_scene
+from hoi.world import INTERACTIONS, OBJECTS, SIZE_PX, VERBS, WORLD_VERSION, Scene, annotate, render, sample_scene
 
 
 def world_vocabulary() -> Vocabulary:
     """The world's names; prompts word the phrases."""
     return Vocabulary(OBJECTS, VERBS, INTERACTIONS)
-
-
-def world_identity(config: WorldDataset) -> dict[str, object]:
-    """Drawing version and world seed; the scenes follow from them."""
-    return {"name": config.name, "version": WORLD_VERSION, "seed": config.seed}
 
 
 def world_image_id(seed: int, split: str, index: int) -> str:
@@ -39,3 +35,23 @@ class WorldImages:
     def read(self, row: int) -> np.ndarray:
         """Draws the scene: uint8 [192, 192, 3]."""
         return render(scene_of(self.image_ids[row]))
+
+
+class World(Dataset[WorldDataset]):
+    """The embedded world."""
+
+    image_hw = (SIZE_PX, SIZE_PX)
+
+    def images(self, split: str) -> WorldImages:
+        return WorldImages(self.settings, split)
+
+    def vocabulary(self) -> Vocabulary:
+        return world_vocabulary()
+
+    def identity(self) -> dict[str, object]:
+        """Drawing version and world seed; the scenes follow from them."""
+        return {"name": self.settings.name, "version": WORLD_VERSION, "seed": self.settings.seed}
+
+    def boxes(self, image_id: str) -> tuple[np.ndarray, list[str]]:
+        annotation = annotate(scene_of(image_id))
+        return annotation.boxes_xyxy.astype(np.float32), [OBJECTS[label] for label in annotation.labels]

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from hoi.boxes import clip_boxes, suppress
-from hoi.config import DetectorCommon
+from hoi.config import DetectorSettings
 from hoi.errors import UserError
 from hoi.prompts import spaced
 from hoi.records import Detections
@@ -28,6 +28,18 @@ class Detector(Protocol):
 
     def provenance(self) -> dict[str, object]:
         """Everything that changes what is detected, in plain JSON types and free of paths."""
+        ...
+
+
+@runtime_checkable
+class ListsImages(Protocol):
+    """A detector that knows some images only."""
+
+    listed_in: str
+    """The file that names them."""
+
+    def lists(self, image_id: str) -> bool:
+        """Return whether an image of the dataset is among them."""
         ...
 
 
@@ -66,7 +78,7 @@ def keep_detections(
     scores: np.ndarray,
     labels: np.ndarray,
     size_hw: tuple[int, int],
-    config: DetectorCommon,
+    config: DetectorSettings,
     *,
     nms: bool,
 ) -> Detections:
@@ -90,6 +102,6 @@ def keep_detections(
     return found.select(np.arange(min(len(found), config.max_detections)))
 
 
-def kept_settings(config: DetectorCommon) -> dict[str, object]:
+def kept_settings(config: DetectorSettings) -> dict[str, object]:
     """The thresholds, for a provenance."""
     return {"min_score": config.min_score, "max_detections": config.max_detections, "nms_iou": config.nms_iou}

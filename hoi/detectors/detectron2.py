@@ -36,7 +36,7 @@ NOT_SAVED = ("pixel_mean", "pixel_std")
 class Detectron2Detector:
     """A model of detectron2; images are treated as its `DefaultPredictor` does, one by one."""
 
-    def __init__(self, config: Detectron2DetectorConfig, vocabulary: Vocabulary, device: str) -> None:
+    def __init__(self, config: Detectron2DetectorConfig, vocabulary: Vocabulary, device: str, *_: object) -> None:
         self._config, self._device = config, device
         cfg = _read_config(config, device)
         where = f"detector detectron2, {config.config_file}"

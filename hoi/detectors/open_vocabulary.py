@@ -38,7 +38,7 @@ KINDS = ("owlv2", "grounding-dino")
 class OpenVocabularyDetector:
     """See `Detector`. Every object of the vocabulary is a class, whatever it is called."""
 
-    def __init__(self, config: OpenVocabularyDetectorConfig, vocabulary: Vocabulary, device: str) -> None:
+    def __init__(self, config: OpenVocabularyDetectorConfig, vocabulary: Vocabulary, device: str, *_: object) -> None:
         self._config, self._device = config, device
         rows = [row for row, name in enumerate(vocabulary.objects) if name != NO_OBJECT]
         self._rows = np.array(rows, np.int64)

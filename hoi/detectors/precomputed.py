@@ -25,8 +25,8 @@ class PrecomputedDetector:
     error, because nobody looked at it.
     """
 
-    def __init__(self, config: PrecomputedDetectorConfig, vocabulary: Vocabulary) -> None:
-        self._config = config
+    def __init__(self, config: PrecomputedDetectorConfig, vocabulary: Vocabulary, *_: object) -> None:
+        self._config, self.listed_in = config, config.instances
         instances = _read_json(config.instances, "detector.instances")
         images, categories = _listed(instances, config.instances)
         labels = match_classes(list(categories.values()), vocabulary, f"detector precomputed, {config.instances}")

@@ -25,7 +25,7 @@ RAW_DETECTIONS = 1000
 class TorchvisionDetector:
     """Any detection model of torchvision; images go through one by one, since padding to a neighbour changes boxes."""
 
-    def __init__(self, config: TorchvisionDetectorConfig, vocabulary: Vocabulary, device: str) -> None:
+    def __init__(self, config: TorchvisionDetectorConfig, vocabulary: Vocabulary, device: str, *_: object) -> None:
         self._config, self._device = config, device
         where = f"detector torchvision, model {config.model}"
         names = torchvision.models.list_models(module=torchvision.models.detection)
@@ -107,3 +107,15 @@ def _download(weights: Any, name: str, where: str) -> dict[str, torch.Tensor]:
         raise UserError(
             f"the weights {name} are damaged", where=folder / Path(weights.url).name, got=error, fix="delete the file"
         ) from None
+
+
+def find_absent_weights(config: TorchvisionDetectorConfig) -> tuple[str, str] | None:
+    """Return URL and folder of published weights that are not on this machine yet; None otherwise."""
+    if config.model not in torchvision.models.list_models(module=torchvision.models.detection):
+        return None
+    published = torchvision.models.get_model_weights(config.model)
+    if config.weights != "DEFAULT" and config.weights not in published.__members__:
+        return None
+    url = published[config.weights].url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return None if (folder / Path(url).name).is_file() else (url, str(folder))

@@ -23,7 +23,7 @@ MAX_BATCH = 16
 class WorldDetector:
     """Images of equal size share a forward pass; none is padded to a neighbour's size."""
 
-    def __init__(self, config: WorldDetectorConfig, vocabulary: Vocabulary, device: str) -> None:
+    def __init__(self, config: WorldDetectorConfig, vocabulary: Vocabulary, device: str, *_: object) -> None:
         self._config, self._device = config, device
         net = load_detector(Path(config.weights))
         self._labels = match_classes(net.class_names, vocabulary, f"detector world, weights {config.weights}")

@@ -16,13 +16,12 @@ from typing import Any
 
 from hoi.cli.command_line import stage_parser
 from hoi.config import PipelineConfig, load_config, parse_config
-from hoi.datasets import open_images
+from hoi.datasets import dataset_of, open_images
 from hoi.errors import UserError, run_program
 from hoi.files import read_json, write_json
 from hoi.json_lines import read_bytes
 
 UNKNOWN = "unknown"
-COCO_2017 = "COCO train2017: boxes and classes"
 COUNTED_SPLITS = ("rare_first", "non_rare_first")
 """Zero-shot splits that follow from counts of labels, where no list was published."""
 _TEACHERS = (
@@ -88,21 +87,8 @@ def audit_row(config: PipelineConfig, knobs: dict[str, Any]) -> dict[str, Any]:
 def detector_training_data(config: PipelineConfig) -> dict[str, str]:
     """The detector and what its weights were trained on, as far as that is known."""
     detector = config.detector
-    weights = str(getattr(detector, "weights", getattr(detector, "results", "none")))
-    known = UNKNOWN
-    if config.evaluation.detector_trained_on is not None:
-        known = config.evaluation.detector_trained_on
-    elif detector.name == "world" and Path(weights).as_posix().endswith("hoi/world/weights/detector.safetensors"):
-        known = "scenes of the world's split `detector`: boxes and classes"
-    elif detector.name == "ground_truth":
-        known = "nothing: boxes and classes of the evaluated images themselves"
-    elif weights == "random":
-        known = "nothing: random weights"
-    elif detector.name == "torchvision" and (weights == "DEFAULT" or weights.startswith("COCO")):
-        known = COCO_2017
-    elif detector.name == "detectron2" and "COCO-" in str(getattr(detector, "config_file", "")):
-        known = f"{COCO_2017}, if the weights are the model zoo's for this config"
-    return {"name": detector.name, "weights": weights, "trained_on": known}
+    known = config.evaluation.detector_trained_on or detector.trained_on() or UNKNOWN
+    return {"name": detector.name, "weights": detector.weights_name, "trained_on": known}
 
 
 def teacher_training_data(config: PipelineConfig) -> dict[str, str]:
@@ -120,15 +106,15 @@ def teacher_training_data(config: PipelineConfig) -> dict[str, str]:
 
 
 def _rare_list(config: PipelineConfig) -> str:
-    if config.dataset.name == "hicodet":
-        return "the official 138, from the counts of HICO-DET's training labels"
-    return f"counts of the labels of split {config.train.split}"
+    return config.dataset.RARE_LIST or f"counts of the labels of split {config.train.split}"
 
 
 def _zero_shot_counts(config: PipelineConfig) -> dict[str, str]:
     """Whose labels, the unseen ones among them, decided what the splits of a result hide; nothing where none did."""
     own = (student.zero_shot for student in config.students.values())
-    if config.dataset.name == "hicodet" or not {*config.evaluation.zero_shot, *own} & {*COUNTED_SPLITS}:
+    if dataset_of(config.dataset).zero_shot_splits is not None or not {*config.evaluation.zero_shot, *own} & {
+        *COUNTED_SPLITS
+    }:
         return {}
     return {"zero_shot_counted_on": config.train.split}
 
@@ -136,20 +122,14 @@ def _zero_shot_counts(config: PipelineConfig) -> dict[str, str]:
 def _warnings(config: PipelineConfig, detector: dict[str, str], teacher: dict[str, str]) -> list[str]:
     saw_coco = "coco" in f"{detector['trained_on']}".lower()
     found = []
-    if config.dataset.name == "vcoco" and saw_coco:
-        found.append(
-            "the detector was trained on COCO train2017, which holds all images of V-COCO's training and validation "
-            "split, and those of its test split that are not in val2017 (35,504 of the 40,504 images of val2014 are "
-            "not): boxes of test images were seen in training. Count them with --training-images"
-        )
-    if config.dataset.name == "vcoco" and "coco" in teacher["trained_on"].lower():
-        found.append("the teacher was trained on captions of COCO images, V-COCO's among them")
-    if config.dataset.name == "hicodet" and saw_coco:
-        found.append("HICO's images are from Flickr, as COCO's are: whether the detector saw some of them is not known")
+    if config.dataset.COCO_DETECTOR is not None and saw_coco:
+        found.append(config.dataset.COCO_DETECTOR)
+    if config.dataset.COCO_TEACHER is not None and "coco" in teacher["trained_on"].lower():
+        found.append(config.dataset.COCO_TEACHER)
     for part, data in (("detector", detector), ("teacher", teacher)):
         if data["trained_on"] == UNKNOWN:
             found.append(f"what the {part} was trained on is not known; say it in evaluation.{part}_trained_on")
-    if detector["name"] == "ground_truth":
+    if config.detector.needs_annotations:
         found.append("the detections are annotated boxes: an upper bound, no result")
     saw = [name for name, s in config.students.items() if s.supervision == "labels" and s.zero_shot is None]
     if saw and (config.evaluation.zero_shot or any(s.zero_shot for s in config.students.values())):

@@ -139,7 +139,7 @@ def _agreement(
 def _write_predictions(
     config: PipelineConfig, split: CacheSplit, runs: list[Run], device: torch.device
 ) -> Iterator[Path]:
-    if config.dataset.name == "vcoco":
+    if not config.dataset.scores_interactions:
         raise UserError(
             "predictions of V-COCO have a score per action and are not written",
             where="evaluation.save_predictions",
@@ -152,7 +152,7 @@ def _write_predictions(
             batches = split.batches(BATCH_IMAGES, extra=extra_of(run.student))
             scored = score_split(run.student, batches, split.vocabulary, run.settings.score_exponent, device)
             path = Path(config.output) / "predictions" / f"{run.name}-seed-{run.seed}.jsonl.gz"
-            inclusive = config.dataset.name == "hicodet"
+            inclusive = config.dataset.inclusive_boxes
             write_atomically(path, prediction_lines(scored[STUDENT], split.image_ids, inclusive=inclusive))
             yield path
 

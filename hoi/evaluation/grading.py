@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from hoi.cache.read.split import CacheSplit, open_split
-from hoi.config import PipelineConfig, StudentConfig
+from hoi.config import PipelineConfig, StudentSettings, VcocoDataset
 from hoi.errors import UserError
 from hoi.evaluation.baselines import (
     DetectorPrior,
@@ -41,6 +41,7 @@ from hoi.labels import (
 from hoi.labels.vcoco import find_label_files, vcoco_truth
 from hoi.matching import CEILING, LabelledPairs
 from hoi.records import HoiLabels, PairBatch, Triplets
+from hoi.registry import load_target
 from hoi.scoring import Scorer, extra_of, score_split
 from hoi.students.registry import Student
 from hoi.training.train import zero_shot_unseen
@@ -64,7 +65,7 @@ class Run:
 
     name: str
     seed: int
-    settings: StudentConfig
+    settings: StudentSettings
     student: Student
 
 
@@ -208,12 +209,19 @@ def annotation_hashes(config: PipelineConfig) -> list[str]:
     return [file_sha256(path) for path in label_files(config.dataset)]
 
 
+def vcoco_evaluation(config: PipelineConfig, split: CacheSplit) -> Callable[[Triplets], dict[str, Any]] | None:
+    """Return V-COCO's own evaluation; None without its label files."""
+    dataset, name = config.dataset, config.evaluation.split
+    if not isinstance(dataset, VcocoDataset) or find_label_files(dataset, name) is None:
+        return None
+    return vcoco_examiner(vcoco_truth(dataset, name), split.num_images, split.vocabulary)
+
+
 def _further(config: PipelineConfig, split: CacheSplit) -> Callable[[Triplets], dict[str, Any]]:
-    """V-COCO's own evaluation, where the data set is V-COCO and its label files are there; otherwise nothing."""
-    name = config.evaluation.split
-    if config.dataset.name != "vcoco" or find_label_files(config.dataset, name) is None:
-        return lambda _: {}
-    return vcoco_examiner(vcoco_truth(config.dataset, name), split.num_images, split.vocabulary)
+    """Return the dataset's own evaluation; where there is none, one that adds nothing."""
+    target = config.dataset.EVALUATION
+    evaluation = None if target is None else load_target(target)(config, split)
+    return evaluation or (lambda _: {})
 
 
 def zero_shot_splits(config: PipelineConfig) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hoi.cli.command_line import Parser
 from hoi.config import load_config
-from hoi.datasets import load_vocabulary, open_images
+from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.datasets.hicodet_classes import UNSEEN_SHA256, hicodet_vocabulary, rare
 from hoi.errors import UserError, nearest, run_program
 from hoi.evaluation.converters import read_gen_vlkt, read_pvic, read_qpic, read_vsrl
@@ -32,7 +32,6 @@ from hoi.labels.vcoco_files import join_instances, read_labels
 from hoi.provenance import commit, library_versions
 from hoi.records import HoiLabels, Triplets
 from hoi.vocabulary import NO_INTERACTION, Vocabulary
-from hoi.world import SIZE_PX
 
 FORMATS = {
     "hicodet": ("lines", "gen-vlkt", "qpic", "pvic"),
@@ -238,7 +237,7 @@ def _score_vcoco(options: Namespace) -> Score:
 def _score_world(options: Namespace) -> Score:
     """The embedded world, or the folder of photographs, of a pipeline file: its evaluated split."""
     config = load_config(options.annotations)
-    if config.dataset.name not in ("world", "folder"):
+    if config.dataset.inclusive_boxes:
         raise UserError(
             f"this pipeline file is of the data set {config.dataset.name}, whose predictions are in another frame",
             where=options.annotations,
@@ -247,7 +246,8 @@ def _score_world(options: Namespace) -> Score:
         )
     split = config.evaluation.split
     names, vocabulary = open_images(config.dataset, split).image_ids, load_vocabulary(config.dataset)
-    size_hw = np.full((len(names), 2), SIZE_PX) if config.dataset.name == "world" else None
+    image_hw = dataset_of(config.dataset).image_hw
+    size_hw = None if image_hw is None else np.tile(image_hw, (len(names), 1))
     reader = _reader(Images(names, size_hw), options, inclusive=False)
     records = _with_interactions(read_json_lines(Path(options.predictions)), vocabulary)
     predictions = reader.triplets(records, len(vocabulary))

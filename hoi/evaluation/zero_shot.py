@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hoi.config import DatasetConfig, PipelineConfig
-from hoi.datasets.hicodet_classes import UNSEEN_SHA256, unseen
+from hoi.config import DatasetSettings, PipelineConfig
+from hoi.datasets import dataset_of
+from hoi.datasets.hicodet_classes import unseen
 from hoi.errors import UserError, nearest
 from hoi.evaluation.hico import HicoResult
 from hoi.evaluation.rows import ResultRow
@@ -30,12 +31,12 @@ OBJECT_SHARE = 12 / 80
 VERB_SHARE = 20 / 117
 
 
-def names_of(config: DatasetConfig) -> tuple[str, ...]:
+def names_of(config: DatasetSettings) -> tuple[str, ...]:
     """The splits that a data set has."""
-    return tuple(UNSEEN_SHA256) if config.name == "hicodet" else SPLIT_NAMES
+    return dataset_of(config).zero_shot_splits or SPLIT_NAMES
 
 
-def check_name(config: DatasetConfig, name: str, where: str) -> None:
+def check_name(config: DatasetSettings, name: str, where: str) -> None:
     """Nothing, where the data set has such a split.
 
     Raises:
@@ -51,7 +52,7 @@ def check_name(config: DatasetConfig, name: str, where: str) -> None:
 
 
 def unseen_ids(
-    config: DatasetConfig, vocabulary: Vocabulary, name: str, train_interactions: Callable[[], np.ndarray]
+    config: DatasetSettings, vocabulary: Vocabulary, name: str, train_interactions: Callable[[], np.ndarray]
 ) -> np.ndarray:
     """A split to what it hides: int64, ascending rows of the vocabulary's interactions.
 
@@ -65,8 +66,9 @@ def unseen_ids(
         UserError: there is no such split.
     """
     check_name(config, name, "zero-shot split")
-    if config.name == "hicodet":
-        return unseen(name)
+    dataset = dataset_of(config)
+    if dataset.zero_shot_splits is not None:
+        return dataset.unseen(name)
     if name in ("rare_first", "non_rare_first"):
         counts = np.bincount(train_interactions(), minlength=len(vocabulary))
         return by_counts(vocabulary, counts if name == "rare_first" else -counts)

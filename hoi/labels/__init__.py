@@ -1,25 +1,100 @@
-"""HOI labels. Only stage three imports this module, and stage two where a student says `supervision: labels`."""
+"""HOI labels. Only stage three imports this package, and stage two where a student says `supervision: labels`."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
-from hoi.config import DatasetConfig, FolderDataset, WorldDataset
-from hoi.datasets import check_split, load_vocabulary, open_images
+from hoi.config import DatasetSettings, FolderDataset, WorldDataset
+from hoi.datasets import check_split, dataset_of, load_vocabulary, open_images
+from hoi.datasets.base import AnyDataset
 from hoi.datasets.folder import FolderImages
-from hoi.datasets.hicodet import HALVES, half_of
-from hoi.datasets.hicodet_classes import RARE_BELOW, rare
+from hoi.datasets.hicodet_classes import RARE_BELOW
 from hoi.datasets.world import scene_of
 from hoi.errors import UserError
 from hoi.json_lines import check_record, read_json_lines_line_labels
-from hoi.labels.hicodet import find_annotations, hicodet_labels
-from hoi.labels.vcoco import vcoco_labels
 from hoi.records import HoiLabels
+from hoi.registry import load_target
 from hoi.world import annotate
+
+
+class LabelReader(Generic[AnyDataset]):
+    """The annotations of a dataset, as `DatasetSettings.LABELS` names it.
+
+    Args:
+        settings: The section `dataset`.
+    """
+
+    def __init__(self, settings: AnyDataset) -> None:
+        self.settings = settings
+
+    def load(self, split: str) -> HoiLabels:
+        """Return the annotated interactions of a split; see `load_labels`."""
+        raise NotImplementedError
+
+    def exist(self, split: str) -> bool:
+        """Return whether a split has annotations, or the settings say so."""
+        return getattr(self.settings, "annotations", None) is not None
+
+    def files(self) -> list[Path]:
+        """Return the files that annotations are read from; some may not be there."""
+        annotations = getattr(self.settings, "annotations", None)
+        return [] if annotations is None else [Path(annotations)]
+
+
+def reader_of(config: DatasetSettings) -> LabelReader[Any] | None:
+    """Return the reader of a dataset's annotations; None where it never has any."""
+    if config.LABELS is None:
+        return None
+    reader: LabelReader[Any] = load_target(config.LABELS)(config)
+    return reader
+
+
+def load_labels(config: DatasetSettings, split: str) -> HoiLabels:
+    """Return the annotated interactions of a split, rows aligned with `open_images(config, split).image_ids`.
+
+    Raises:
+        UserError: the dataset has no such split or no annotations, or a record of them is wrong.
+    """
+    check_split(config, split)
+    reader = reader_of(config)
+    if reader is None:
+        raise UserError(f"the dataset {config.name} has no annotations", where="dataset.name", got=config.name)
+    return reader.load(split)
+
+
+def has_labels(config: DatasetSettings, split: str = "test") -> bool:
+    """Return whether a split has annotations; without any, stage three reports agreement only."""
+    reader = reader_of(config)
+    return reader is not None and reader.exist(split)
+
+
+def label_files(config: DatasetSettings) -> list[Path]:
+    """Return the files that annotations are read from, as far as they are there."""
+    reader = reader_of(config)
+    return [] if reader is None else [path for path in reader.files() if path.is_file()]
+
+
+def rare_mask(config: DatasetSettings, train_split: str) -> np.ndarray:
+    """Return bool [K]: the official rare interactions, or those with fewer than ten pairs in the training split."""
+    published = dataset_of(config).published_rare()
+    if published is not None:
+        return published
+    labels = load_labels(config, train_split)
+    return np.bincount(labels.interaction, minlength=len(load_vocabulary(config))) < RARE_BELOW
+
+
+class WorldLabels(LabelReader[WorldDataset]):
+    """What was drawn in the world's scenes."""
+
+    def load(self, split: str) -> HoiLabels:
+        return _labels_of_world(self.settings.seed, split, self.settings.splits[split])
+
+    def exist(self, split: str) -> bool:
+        return True
 
 
 @lru_cache(maxsize=8)
@@ -43,45 +118,11 @@ def _from_rows(rows: list[tuple[int, Any, Any, int]]) -> HoiLabels:
     )
 
 
-def load_labels(config: DatasetConfig, split: str) -> HoiLabels:
-    """The annotated interactions of a split, rows aligned with `open_images(config, split).image_ids`.
+class FolderLabels(LabelReader[FolderDataset]):
+    """JSON lines beside a folder of photographs."""
 
-    Raises:
-        UserError: the data set has no such split or no annotations, or a record of them is wrong.
-    """
-    check_split(config, split)
-    if config.name == "world":
-        return _labels_of_world(config.seed, split, config.splits[split])
-    if config.name == "vcoco":
-        return vcoco_labels(config, split)
-    return hicodet_labels(config, split) if config.name == "hicodet" else _labels_of_folder(config, split)
-
-
-def has_labels(config: DatasetConfig, split: str = "test") -> bool:
-    """Whether a split has annotations, or the config says so; without any, stage three reports agreement only."""
-    if config.name == "hicodet":
-        return find_annotations(config, half_of(split)) is not None
-    return config.name == "world" or config.annotations is not None
-
-
-def label_files(config: DatasetConfig) -> list[Path]:
-    """The files that annotations are read from, as far as they are there; which of them changed, their bytes tell."""
-    if config.name == "hicodet":
-        named = [find_annotations(config, half) for half in HALVES]
-    elif config.name == "vcoco":
-        folder = [] if config.annotations is None else sorted(Path(config.annotations).glob("*.json*"))
-        named = [*folder, None if config.instances is None else Path(config.instances)]
-    else:
-        named = [Path(config.annotations)] if config.name == "folder" and config.annotations is not None else []
-    return [path for path in named if path is not None and path.is_file()]
-
-
-def rare_mask(config: DatasetConfig, train_split: str) -> np.ndarray:
-    """bool [K]: interactions with fewer than ten pairs in the training split; HICO-DET's are the official 138."""
-    if config.name == "hicodet":
-        return rare()
-    labels = load_labels(config, train_split)
-    return np.bincount(labels.interaction, minlength=len(load_vocabulary(config))) < RARE_BELOW
+    def load(self, split: str) -> HoiLabels:
+        return _labels_of_folder(self.settings, split)
 
 
 def _labels_of_folder(config: FolderDataset, split: str) -> HoiLabels:

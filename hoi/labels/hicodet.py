@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from hoi.config import HicodetDataset
-from hoi.datasets.hicodet import OFFICIAL_FOLDER, Half, HicodetImages, half_of, image_names
+from hoi.datasets.hicodet import HALVES, OFFICIAL_FOLDER, Half, HicodetImages, half_of, image_names
 from hoi.datasets.hicodet_classes import hicodet_vocabulary
 from hoi.errors import UserError
+from hoi.labels import LabelReader
 from hoi.labels.hicodet_json import FORMATS, Parsed, read_json_boxes
 from hoi.labels.hicodet_mat import is_mat, read_mat_boxes
 from hoi.records import HoiLabels
@@ -178,3 +179,16 @@ def _refuse_missing_images(config: HicodetDataset, half: Half, annotations: Hico
             got=f"no {', '.join(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}",
             fix=f"put them there, or set dataset.image_lists.{half} to a list of the images that are to count",
         )
+
+
+class HicodetLabels(LabelReader[HicodetDataset]):
+    """The annotation file of each half."""
+
+    def load(self, split: str) -> HoiLabels:
+        return hicodet_labels(self.settings, split)
+
+    def exist(self, split: str) -> bool:
+        return find_annotations(self.settings, half_of(split)) is not None
+
+    def files(self) -> list[Path]:
+        return [path for half in HALVES if (path := find_annotations(self.settings, half)) is not None]

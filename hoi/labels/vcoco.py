@@ -17,6 +17,7 @@ from hoi.config import VcocoDataset
 from hoi.datasets.vcoco import VcocoImages, coco_id, vcoco_vocabulary
 from hoi.errors import UserError
 from hoi.evaluation.vcoco import VcocoTruth
+from hoi.labels import LabelReader
 from hoi.labels.vcoco_files import VcocoPairs, VcocoSplit, pairs_of_truth, read_pairs, read_vcoco
 from hoi.records import HoiLabels
 
@@ -171,3 +172,15 @@ def _check_complete(config: VcocoDataset, split: str, rows: dict[int, int], anno
             got=f"no {missing[0]}",
             fix="put the complete files there, or keep only annotated images with dataset.image_list",
         )
+
+
+class VcocoLabels(LabelReader[VcocoDataset]):
+    """V-COCO's own label files, or fredzzhang's."""
+
+    def load(self, split: str) -> HoiLabels:
+        return vcoco_labels(self.settings, split)
+
+    def files(self) -> list[Path]:
+        folder, instances = self.settings.annotations, self.settings.instances
+        files = [] if folder is None else sorted(Path(folder).glob("*.json*"))
+        return files if instances is None else [*files, Path(instances)]

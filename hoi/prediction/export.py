@@ -158,7 +158,7 @@ def _copies(config: PipelineConfig, max_bytes: int | None) -> Iterator[tuple[str
     for key, value in _places(config):
         source = Path(value.removeprefix(LOCAL_DIR))
         # A detectron2 config may name others, and boxes that were looked up belong to images that are elsewhere.
-        is_looked_up = config.detector.name == "precomputed" and key.startswith("detector.")
+        is_looked_up = config.detector.is_looked_up and key.startswith("detector.")
         if source.suffix in (".yaml", ".yml") or is_looked_up:
             continue
         paths = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]

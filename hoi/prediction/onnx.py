@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hoi.config import StudentConfig
+from hoi.config import StudentSettings
 from hoi.errors import UserError
 from hoi.extraction import similarity
 from hoi.prediction.batch import IMAGE_FIELDS, PAIR_FIELDS, ExtraFields, batch_of
@@ -142,7 +142,7 @@ def export_student(folder: Path) -> ExportedStudent:
     return ExportedStudent(data, *_compare(data, scoring, checkpoint, names), len(CHECKED))
 
 
-def refuse_what_has_no_export(name: str, settings: StudentConfig) -> None:
+def refuse_what_has_no_export(name: str, settings: StudentSettings) -> None:
     """Nothing, where a student's method can be written as ONNX.
 
     Raises:

@@ -250,10 +250,10 @@ class Predictor:
         return ImageResult(signals.image_id, (height, width), found, names, triplets)
 
     def _refuse_looked_up(self) -> None:
-        if self.config.detector.name == "ground_truth":
+        if self.config.detector.needs_annotations:
             raise UserError(
                 "this student was made for annotated boxes, which other images do not have",
-                where=f"{self.checkpoint.folder}, detector ground_truth",
+                where=f"{self.checkpoint.folder}, detector {self.config.detector.name}",
                 expected="a detector that looks at images, or precomputed detections of them",
                 fix="build the cache with another detector, train and make the checkpoint again",
             )

@@ -107,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> PredictReport:
         )
     place = checkpoint_folder(options.checkpoint, options.config, options.student, options.overrides)
     checkpoint = Checkpoint.open(place, options.overrides if options.checkpoint else ())
-    inclusive = checkpoint.config.dataset.name == "hicodet"
+    dataset = checkpoint.config.dataset
+    inclusive = dataset.inclusive_boxes and dataset.scores_interactions
     settings = _settings(options, checkpoint)
     with PredictionFolder.open(out, settings, checkpoint.vocabulary, inclusive=inclusive) as folder:
         ahead = [source for source in found.sources if not folder.is_done(source, _picture(folder, source, options))]

@@ -1,12 +1,12 @@
 """Whether a data set is laid out rightly: one check for each data set. The only labels read here are counted.
 
-A further data set adds its check to `CHECKS`.
+A further dataset names its check in its settings, `DatasetSettings.CHECK`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.config import DatasetConfig, FolderDataset, HicodetDataset, VcocoDataset, WorldDataset
+from hoi.config import DatasetSettings, FolderDataset, HicodetDataset, VcocoDataset, WorldDataset
 from hoi.datasets import hicodet_classes, load_vocabulary, open_images
 from hoi.datasets.base import UnreadableImage
 from hoi.datasets.folder import list_images
@@ -36,6 +36,7 @@ from hoi.project.findings import (
     first_of,
     sample_of,
 )
+from hoi.registry import load_target
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,7 @@ def _check_annotations_vcoco_doctor(
     yield Finding("ok", f"{split}: {people} annotated people do {actions} actions, V-COCO's evaluation can run", where)
 
 
-__all__ = ["CHECKS", "Finding", "check_dataset"]
-
-
-def check_dataset(config: DatasetConfig, every: bool) -> list[Finding]:
+def check_dataset(config: DatasetSettings, every: bool) -> list[Finding]:
     """Vocabulary, splits and all that the data set's own check looks at.
 
     Args:
@@ -204,28 +202,28 @@ def check_dataset(config: DatasetConfig, every: bool) -> list[Finding]:
         every: Whether all image files are opened, not a sample.
     """
     found = collect(lambda: _check_vocabulary(config))
-    found += collect(lambda: CHECKS.get(config.name, _check_by_reading)(config, every))
+    found += collect(lambda: (load_target(config.CHECK) if config.CHECK else _check_by_reading)(config, every))
     for split, amount in config.splits.items():
         if amount > 0:
             found += collect(partial(_check_split_doctor, config, split))
     return list(dict.fromkeys(found))
 
 
-def _check_vocabulary(config: DatasetConfig) -> Iterator[Finding]:
+def _check_vocabulary(config: DatasetSettings) -> Iterator[Finding]:
     vocabulary = load_vocabulary(config)
     numbers = f"{len(vocabulary)} interactions of {len(vocabulary.objects)} objects and {len(vocabulary.verbs)} verbs"
     yield Finding("ok", f"vocabulary: {numbers}")
 
 
-def _check_split_doctor(config: DatasetConfig, split: str) -> Iterator[Finding]:
+def _check_split_doctor(config: DatasetSettings, split: str) -> Iterator[Finding]:
     yield Finding("ok", f"split {split}: {len(open_images(config, split).image_ids)} images")
 
 
-def _check_world(config: WorldDataset, every: bool) -> Iterator[Finding]:
+def check_world(config: WorldDataset, every: bool) -> Iterator[Finding]:
     yield Finding("ok", f"the embedded world is drawn, not read: seed {config.seed}")
 
 
-def _check_folder(config: FolderDataset, every: bool) -> Iterator[Finding]:
+def check_folder(config: FolderDataset, every: bool) -> Iterator[Finding]:
     yield from check_image_files(Path(config.images), list_images(config.images), every)
     if config.annotations is None:
         yield Finding("warning", "no annotations: stage three reports agreement only", "dataset.annotations")
@@ -241,7 +239,7 @@ def _check_folder(config: FolderDataset, every: bool) -> Iterator[Finding]:
             yield Finding(level, what, config.annotations)
 
 
-def _check_by_reading(config: DatasetConfig, every: bool) -> Iterator[Finding]:
+def _check_by_reading(config: DatasetSettings, every: bool) -> Iterator[Finding]:
     """What any data set can be asked: a sample of its images, read as stage one does."""
     for split in (split for split, amount in config.splits.items() if amount > 0):
         source = open_images(config, split)
@@ -258,12 +256,3 @@ def _check_by_reading(config: DatasetConfig, every: bool) -> Iterator[Finding]:
             yield Finding("error", f"split {split}: images cannot be read", None, "images", first_of(bad), fix)
         else:
             yield Finding("ok", f"split {split}: {len(opened)} of {len(rows)} images read")
-
-
-CHECKS: dict[str, Callable[[Any, bool], Iterator[Finding]]] = {
-    "world": _check_world,
-    "folder": _check_folder,
-    "hicodet": check_hicodet,
-    "vcoco": check_vcoco,
-}
-"""Data set name → what is known of it against what is there; a data set without an own check has its images read."""

@@ -14,16 +14,15 @@ import open_clip
 from hoi.cache.plan import splits_of
 from hoi.cli.command_line import stage_parser
 from hoi.config import (
-    DatasetConfig,
-    DetectorConfig,
+    DatasetSettings,
+    DetectorSettings,
     PipelineConfig,
     TeacherConfig,
-    TorchvisionDetectorConfig,
     load_config,
 )
 from hoi.datasets import load_vocabulary, open_images
 from hoi.detectors import build_detector
-from hoi.detectors.precomputed import PrecomputedDetector
+from hoi.detectors.base import ListsImages
 from hoi.errors import UserError, run_program
 from hoi.files import write_json
 from hoi.project.dataset_checks import check_dataset
@@ -58,7 +57,7 @@ def _published() -> set[tuple[str, str]]:
 
 
 def check_detector(
-    config: DetectorConfig, vocabulary: Vocabulary, dataset: DatasetConfig, image_ids: Sequence[str], download: bool
+    config: DetectorSettings, vocabulary: Vocabulary, dataset: DatasetSettings, image_ids: Sequence[str], download: bool
 ) -> Iterator[Finding]:
     """Builds the detector as stage one would, on the CPU.
 
@@ -72,45 +71,31 @@ def check_detector(
     Raises:
         UserError: it cannot be built; the message says why.
     """
-    if config.name == "torchvision" and not download:
-        absent = _not_downloaded(config)
-        if absent is not None:
-            yield absent
-            return
+    absent = None if download else config.absent_weights()
+    if absent is not None:
+        url, folder = absent
+        yield Finding(
+            "warning",
+            f"the detector's weights {config.weights_name} are not here yet",
+            folder,
+            fix=f"let the first run download {url}, or put it into {folder}",
+        )
+        return
     detector = build_detector(config, vocabulary, "cpu", dataset)
     yield Finding("ok", f"detector {config.name}: loads, and knows all {len(vocabulary.objects)} objects")
-    if isinstance(detector, PrecomputedDetector) and config.name == "precomputed":
+    if isinstance(detector, ListsImages):
         unlisted = [image_id for image_id in image_ids if not detector.lists(image_id)]
         if unlisted:
             yield Finding(
                 "error",
                 "images of the data set are not in the precomputed detections",
-                config.instances,
+                detector.listed_in,
                 f"all {len(image_ids)}",
                 first_of(unlisted),
                 "run the detector on these images too, or name the images in its file as the data set does",
             )
         else:
-            yield Finding("ok", f"precomputed detections list all {len(image_ids)} images", config.instances)
-
-
-def _not_downloaded(config: TorchvisionDetectorConfig) -> Finding | None:
-    """What says that published weights are not on this machine yet."""
-    # Imported here: torchvision takes seconds that other detectors need not spend.
-    import torch
-    import torchvision
-
-    if config.model not in torchvision.models.list_models(module=torchvision.models.detection):
-        return None
-    published = torchvision.models.get_model_weights(config.model)
-    if config.weights != "DEFAULT" and config.weights not in published.__members__:
-        return None
-    url = published[config.weights].url
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    if (folder / Path(url).name).is_file():
-        return None
-    fix = f"let the first run download {url}, or put it into {folder}"
-    return Finding("warning", f"the detector's weights {config.weights} are not here yet", str(folder), fix=fix)
+            yield Finding("ok", f"precomputed detections list all {len(image_ids)} images", detector.listed_in)
 
 
 BYTES_PER_IMAGE = 100_000

@@ -26,7 +26,7 @@ from hoi.cache.build.models import release
 from hoi.cache.plan import splits_of
 from hoi.cache.tools.estimate import ASSUMED_PAIRS, PlanReport, plan
 from hoi.cli.command_line import Parser
-from hoi.config import PipelineConfig, TeacherConfig, TorchvisionDetectorConfig, parse_config
+from hoi.config import FolderDataset, PipelineConfig, TeacherConfig, parse_config
 from hoi.config.yaml import parse_yaml
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.folder import list_images
@@ -65,9 +65,11 @@ def check_models(config: PipelineConfig, vocabulary: Vocabulary, names: Sequence
 
 
 def _check_classes(config: PipelineConfig, vocabulary: Vocabulary) -> Iterator[Finding]:
-    if config.detector.name == "torchvision":
-        build_detector(config.detector.model_copy(update={"weights": RANDOM}), vocabulary, "cpu", config.dataset)
-        yield Finding("ok", f"detector {config.detector.model}: knows all {len(vocabulary.objects)} objects")
+    untrained = config.detector.with_random_weights()
+    if untrained is not None:
+        build_detector(untrained, vocabulary, "cpu", config.dataset)
+        name = getattr(config.detector, "model", config.detector.name)
+        yield Finding("ok", f"detector {name}: knows all {len(vocabulary.objects)} objects")
 
 
 def costs(config: PipelineConfig, is_loaded: bool, num_timed: int) -> str:
@@ -107,11 +109,10 @@ def _with_seconds(config: PipelineConfig, report: PlanReport) -> PlanReport:
 
 def _detector_seconds(config: PipelineConfig, device: str) -> float:
     """Of one image; 0 for detectors that only look boxes up, and for those whose architecture is not here."""
-    detector = config.detector
-    if not isinstance(detector, TorchvisionDetectorConfig):
+    untrained = config.detector.with_random_weights()
+    if untrained is None:
         return 0.0
-    random = detector.model_copy(update={"weights": RANDOM})
-    model = build_detector(random, load_vocabulary(config.dataset), device, config.dataset)
+    model = build_detector(untrained, load_vocabulary(config.dataset), device, config.dataset)
     image = np.full((480, 640, 3), 127, np.uint8)
     return _best_of(lambda: model.detect([image], ["timed"]))
 
@@ -220,7 +221,7 @@ def main(project: Project, out: Path) -> Report:
 
 def next_commands(config: PipelineConfig, path: Path) -> list[str]:
     """From the pipeline file to pictures."""
-    assert config.dataset.name == "folder"
+    assert isinstance(config.dataset, FolderDataset)
     # make reads a dollar before the shell does.
     quoted = quote(config.dataset.images).replace("$", "$$")
     return [
@@ -245,7 +246,7 @@ def describe(config: PipelineConfig, vocabulary: Vocabulary) -> str:
 
 def _check_images(config: PipelineConfig, names: Sequence[str]) -> list[Finding]:
     dataset = config.dataset
-    assert dataset.name == "folder"
+    assert isinstance(dataset, FolderDataset)
     folder, suffixes = Path(dataset.images), Counter(PurePath(name).suffix.lower() for name in names)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
     rows = np.unique(np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).astype(int))

@@ -45,8 +45,6 @@ BATCH_IMAGES = 64
 TEACHER = "direct_clip"
 STUDENT = "student"
 """Name of a student's fused score among its branches."""
-LOOKED_UP = ("precomputed", "ground_truth")
-"""Detectors that cannot look at another image."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def _look_again(
             images, extractor, carried, scorers, _extra(candidates), split.vocabulary, partial(bar.update, 1)
         )
     refound = None
-    if config.detector.name not in LOOKED_UP:
+    if not config.detector.is_looked_up:
         detector = build_detector(config.detector, split.vocabulary, device, config.dataset)
         refound = found_again(images, detector, config.pairs.min_score)
     return looks, refound, len(images)

@@ -19,7 +19,7 @@ import yaml
 from markupsafe import Markup
 
 from hoi.cli.command_line import stage_parser
-from hoi.config import MultiLevelConfig, PipelineConfig, StudentConfig, load_config
+from hoi.config import PipelineConfig, StudentSettings, load_config
 from hoi.errors import UserError, run_program
 from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference, resample_map
 from hoi.evaluation.ranking import Matches
@@ -39,6 +39,7 @@ from hoi.report.plots import (
     spread_plot,
 )
 from hoi.report.tables import ResultLine, class_lines, in_words, largest_differences, result_lines, verb_lines
+from hoi.students.multilevel.settings import MultiLevelConfig
 
 NUM_DIFFERENCES = 10
 NUM_CLASSES = 6
@@ -122,7 +123,7 @@ def _variants(bench: Bench, matches: Matches, results: list[dict[str, Any]]) -> 
     name, settings = bench.student.name, bench.config.students[bench.student.name]
     resamples = Resamples.draw(bench.config.evaluation.bootstrap, bench.split.num_images, seed=0)
 
-    def resampled(variant: StudentConfig) -> list[ResampledMap]:
+    def resampled(variant: StudentSettings) -> list[ResampledMap]:
         return [resample_map(matches, triplets.score, resamples) for triplets in bench.rescored(variant)]
 
     as_it_is = resampled(settings)
@@ -145,14 +146,14 @@ def _variants(bench: Bench, matches: Matches, results: list[dict[str, Any]]) -> 
     return lines
 
 
-def branch_variants(settings: StudentConfig) -> list[tuple[str, StudentConfig]]:
+def branch_variants(settings: StudentSettings) -> list[tuple[str, StudentSettings]]:
     """A student's settings to those with one branch less, or with a branch more that it leaves out."""
     if not isinstance(settings, MultiLevelConfig):
         return []
     has = [key for key in WEIGHTS if getattr(settings, key) > 0]
     if settings.fusion == "early" and "score_union_weight" in has:
         has.remove("score_union_weight")
-    found: list[tuple[str, StudentConfig]] = [
+    found: list[tuple[str, StudentSettings]] = [
         (f"without {WEIGHTS[key]}", settings.model_copy(update={key: 0.0})) for key in has if len(has) > 1
     ]
     if "score_global_weight" not in has:

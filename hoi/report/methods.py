@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hoi.cache.read.split import CacheSplit
-from hoi.config import MultiLevelConfig, PipelineConfig, StudentConfig
+from hoi.config import PipelineConfig, StudentSettings
 from hoi.errors import UserError
 from hoi.evaluation.baselines import (
     DetectorPrior,
@@ -29,6 +29,7 @@ from hoi.evaluation.ranking import Matches
 from hoi.records import HoiLabels, Triplets
 from hoi.scoring import Scorer, extra_of, score_split
 from hoi.students.multilevel.model import MultiLevelStudent
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.registry import Student
 from hoi.training.train import run_folder
 
@@ -89,7 +90,7 @@ class Bench:
         """A scorer's triplets on the whole split, of the row that it calls `name`."""
         return _score(self.split, scorer, exponent, self.device)[name]
 
-    def rescored(self, settings: StudentConfig) -> list[Triplets]:
+    def rescored(self, settings: StudentSettings) -> list[Triplets]:
         """The shown student's triplets with other settings of its score, seed by seed; the weights are the same."""
         found = []
         for network in self.networks.values():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.config import StudentConfig, parse_student
+from hoi.config import StudentSettings, parse_student
 from hoi.evaluation.table import COLUMNS
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 
@@ -122,7 +122,7 @@ def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
     return f"{kind}; {', '.join(changed)}" if changed else kind
 
 
-def departures(settings: StudentConfig) -> list[str]:
+def departures(settings: StudentSettings) -> list[str]:
     """A student's settings to those that are not the defaults, as `key: value`."""
     plain = settings.model_dump(mode="json")
     default = parse_student({"method": settings.method}, "its defaults").model_dump(mode="json")

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
-from hoi.config import StudentConfig
+from hoi.config import StudentSettings
 from hoi.records import TextBank
+from hoi.registry import load_target
 from hoi.students.base import StepLosses, Student
-from hoi.students.clhoi.model import ClhoiStudent
-from hoi.students.hoiclip.model import HoiclipStudent
-from hoi.students.multilevel.model import MultiLevelStudent
 from hoi.vocabulary import Vocabulary
 
 __all__ = ["StepLosses", "Student", "build_student"]
 
-METHODS: dict[str, Callable[..., Student]] = {
-    "clhoi": ClhoiStudent,
-    "hoiclip": HoiclipStudent,
-    "multilevel": MultiLevelStudent,
-}
-
 
 def build_student(
-    config: StudentConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int], seed: int = 0
+    config: StudentSettings, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int], seed: int = 0
 ) -> Student:
     """Settings and the teacher's texts to an untrained student on the CPU.
 
@@ -40,4 +32,5 @@ def build_student(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return METHODS[config.method](config, bank, vocabulary, axes)
+        student: Student = load_target(config.IMPLEMENTATION)(config, bank, vocabulary, axes)
+        return student

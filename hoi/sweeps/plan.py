@@ -26,12 +26,11 @@ from pydantic import Field, NonNegativeInt
 
 from hoi.config import (
     FolderName,
-    MultiLevelConfig,
     PipelineConfig,
     Section,
     Seeds,
-    StudentConfig,
     StudentName,
+    StudentSettings,
     TrainConfig,
     load_config,
     parse_section,
@@ -41,6 +40,7 @@ from hoi.config.yaml import read_yaml
 from hoi.errors import UserError, nearest
 from hoi.evaluation.baselines import direct_vlms
 from hoi.matching import CEILING
+from hoi.students.multilevel.settings import MultiLevelConfig
 
 BASELINES = (
     "detector_prior",
@@ -99,7 +99,7 @@ class SweepRow:
     name: str
     start: str | None
     changes: dict[str, Any]
-    student: StudentConfig
+    student: StudentSettings
     train: TrainConfig
 
 

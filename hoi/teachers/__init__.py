@@ -1,16 +1,16 @@
-"""Teachers by config. A further one is a module here and a section in `hoi.config`."""
+"""Teachers by kind; a further one is a module and a line in `hoi.registry.TEACHERS`."""
 
 from __future__ import annotations
 
 from hoi.config import TeacherConfig
+from hoi.registry import load_target
 from hoi.teachers.base import Teacher
-from hoi.teachers.open_clip_teacher import OpenClipTeacher
 
 __all__ = ["Teacher", "build_teacher"]
 
 
 def build_teacher(config: TeacherConfig, device: str) -> Teacher:
-    """Config section to a teacher that is ready to run.
+    """Return the teacher of a pipeline file, ready to run.
 
     Args:
         device: `cpu` or `cuda`.
@@ -18,4 +18,5 @@ def build_teacher(config: TeacherConfig, device: str) -> Teacher:
     Raises:
         UserError: an unknown model, weights that are missing or do not fit, or a precision that is too low.
     """
-    return OpenClipTeacher(config, device)
+    teacher: Teacher = load_target(config.IMPLEMENTATION)(config, device)
+    return teacher

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from hoi.config import StudentConfig
+from hoi.config import StudentSettings
 from hoi.errors import UserError
 from hoi.records import TextBank
 from hoi.students.registry import Student, build_student
@@ -44,7 +44,7 @@ class RunFolder:
     """
 
     path: Path
-    student: StudentConfig
+    student: StudentSettings
     settings: Settings
 
     def status(self) -> Literal["new", "started", "finished"]:

@@ -21,7 +21,7 @@ from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.sources import FirstImages, training_source
 from hoi.cache.read.split import CacheSplit
 from hoi.cli.command_line import stage_config
-from hoi.config import PipelineConfig, StudentConfig, TrainConfig
+from hoi.config import PipelineConfig, StudentSettings, TrainConfig
 from hoi.errors import UserError, run_program
 from hoi.machine import choose_device, choose_precision
 from hoi.matching import LabelTargets
@@ -155,7 +155,7 @@ def open_source(config: PipelineConfig, split: CacheSplit, device: torch.device,
     return source if is_whole else FirstImages(source, config.train.max_images, group)
 
 
-def own_training(config: PipelineConfig, settings: StudentConfig, split: CacheSplit) -> TrainConfig:
+def own_training(config: PipelineConfig, settings: StudentSettings, split: CacheSplit) -> TrainConfig:
     """The training section as one student takes it: with its own learning rate, epochs and share of the images."""
     train = config.train
     own: dict[str, Any] = {key: getattr(settings, key) for key in ("learning_rate", "epochs")}
@@ -277,7 +277,7 @@ def train_run(
 
 
 def _supervision(
-    config: PipelineConfig, settings: StudentConfig, split: CacheSplit, device: torch.device
+    config: PipelineConfig, settings: StudentSettings, split: CacheSplit, device: torch.device
 ) -> Supervision:
     """Annotations of the training split as targets, and those of the tuning split as judge of the checkpoints."""
     from hoi.cache.read.split import open_split

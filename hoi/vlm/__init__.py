@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from hoi.config import VlmConfig
+from hoi.registry import VLM_BACKENDS
 from hoi.vlm.base import Likelihoods, VisionLanguageModel
 
 __all__ = ["Likelihoods", "VisionLanguageModel", "build_vlm"]
 
 
 def build_vlm(config: VlmConfig, device: str) -> VisionLanguageModel:
-    """Config section to a vision language model that is ready to run; only its own backend is imported.
+    """Return the vision language model of a section of `vlms`, ready to run; only its own backend is imported.
 
     Args:
         config: One entry of `vlms`.
@@ -18,10 +19,5 @@ def build_vlm(config: VlmConfig, device: str) -> VisionLanguageModel:
     Raises:
         UserError: an unknown model, weights that are missing or do not fit, or a package that is not installed.
     """
-    if config.backend == "coca":
-        from hoi.vlm.coca import CocaModel
-
-        return CocaModel(config, device)
-    from hoi.vlm.transformers_model import TransformersModel
-
-    return TransformersModel(config, device)
+    model: VisionLanguageModel = VLM_BACKENDS[config.backend](config, device)
+    return model

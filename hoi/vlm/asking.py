@@ -23,7 +23,7 @@ from hoi.crops import CropStyle, crop_windows, cut_crop
 from hoi.errors import UserError
 from hoi.prompts import interaction_prompts
 from hoi.records import ImageSignals
-from hoi.teachers.loading import TextSide
+from hoi.registry import load_target
 from hoi.vlm import build_vlm
 from hoi.vlm.base import ImageAnswers, Likelihoods, PhraseBank
 from hoi.vlm.phrases import vocabulary_lexicon
@@ -64,7 +64,9 @@ class Asker:
         self._vocabulary, self._device = vocabulary, device
         texts = _phrases(self._settings, vocabulary, f"vlms.{name}.phrase")
         self._model = build_vlm(self._settings, device)
-        self._text_side = TextSide(config.teacher, device) if self._settings.caption else None
+        self._text_side = (
+            load_target(config.teacher.TEXT_SIDE)(config.teacher, device) if self._settings.caption else None
+        )
         self._lexicon = vocabulary_lexicon(vocabulary, self._settings.synonyms)
         self.phrases = self._on_blank(texts)
         self.axes = self._axes()

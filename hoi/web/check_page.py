@@ -266,7 +266,7 @@ class _Split:
     def __init__(self, config_path: str, split: str | None, overrides: list[str]) -> None:
         config = load_config(config_path, overrides)
         self.vocabulary = load_vocabulary(config.dataset)
-        self.inclusive = config.dataset.name in ("hicodet", "vcoco")
+        self.inclusive = config.dataset.inclusive_boxes
         self._source = open_images(config.dataset, split or config.evaluation.split)
         self.rows = {image_id: row for row, image_id in enumerate(self._source.image_ids)}
 

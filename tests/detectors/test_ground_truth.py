@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from hoi.config import GroundTruthDetectorConfig, WorldDataset
-from hoi.datasets import load_vocabulary, open_images
+from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.detectors import build_detector
-from hoi.detectors.ground_truth import load_boxes
 
 WORLD = WorldDataset(name="world", splits={"test": 3})
 
@@ -22,7 +21,7 @@ def detect(image_rows: list[int], jitter: float = 0.0) -> list:
 def test_every_annotated_box_is_found_at_score_one() -> None:
     vocabulary = load_vocabulary(WORLD)
     for image_id, found in zip(open_images(WORLD, "test").image_ids, detect([0, 1, 2]), strict=True):
-        boxes, names = load_boxes(WORLD, image_id)
+        boxes, names = dataset_of(WORLD).boxes(image_id)
         assert found.boxes_xyxy.tolist() == boxes.tolist()
         assert [vocabulary.objects[label] for label in found.labels] == names
         assert (found.scores == 1).all()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from hoi.config import PipelineConfig, parse_config
+from hoi.config.detectors import COCO_2017
 from hoi.errors import UserError
-from hoi.evaluation.audit import COCO_2017, UNKNOWN, audit, format_audit, format_result, main
+from hoi.evaluation.audit import UNKNOWN, audit, format_audit, format_result, main
 
 WORLD = {"name": "world", "splits": {"train": 4, "validation": 3, "test": 5}}
 TORCHVISION = {"name": "torchvision"}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hoi.config import HoiclipConfig
 from hoi.records import HoiLabels, PairBatch, TextBank, VisualHead
+from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.registry import Student, build_student
 from hoi.vocabulary import Vocabulary
 from tests.fakes.extractors import unit

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hoi.config import HoiclipConfig, PipelineConfig
+from hoi.config import PipelineConfig
 from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.prediction import Checkpoint, Predictor
 from hoi.prediction import export as stage
 from hoi.prediction.onnx import refuse_what_has_no_export
+from hoi.students.hoiclip.settings import HoiclipConfig
 from tests.fakes.pipelines import WEIGHTS, trained_world, write_pipeline
 
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoi.config import load_config
+from hoi.config import HicodetDataset, load_config
 from hoi.datasets import load_vocabulary
-from hoi.project.dataset_checks import CHECKS
 from hoi.project.doctor import _command
 from hoi.project.findings import Finding
 from tests.fakes.hicodet import NAMES, instances_json, write_json, write_tree
@@ -190,7 +189,7 @@ def test_weights_that_would_be_downloaded_are_a_warning_and_a_full_disk_an_error
 def test_a_data_set_without_an_own_check_has_its_images_read(
     tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(CHECKS, "hicodet")
+    monkeypatch.setattr(HicodetDataset, "CHECK", None)
     (tree / FIRST).unlink()
     code, lines = examine(tree, capsys)
     assert code == 1

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from hoi.config import ClhoiConfig, TrainConfig
+from hoi.config import TrainConfig
 from hoi.errors import UserError
 from hoi.records import PairBatch
 from hoi.scoring import competition_gate
 from hoi.students.clhoi.layers import union_cover
 from hoi.students.clhoi.model import interaction_contrast, pool_pairs, soft_focal
 from hoi.students.clhoi.networks import Seats, context_loss
+from hoi.students.clhoi.settings import ClhoiConfig
 from hoi.students.registry import Student, build_student
 from hoi.training.loop import fit
 from tests.fakes.splits import VLM, VOCABULARY, Split, make_split, make_vlm_split, with_vlm_fields

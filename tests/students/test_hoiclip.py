@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hoi.config import HoiclipConfig, TrainConfig
+from hoi.config import TrainConfig
 from hoi.errors import UserError
 from hoi.matching import LabelTargets, label_targets
 from hoi.students.hoiclip.parts import InteractionClassifier, enhancement, object_texts
+from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import RegionSums, verb_prototypes
 from hoi.students.losses import soft_focal_loss
 from hoi.students.registry import build_student

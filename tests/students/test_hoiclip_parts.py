@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hoi.config import HoiclipConfig
 from hoi.students.hoiclip.decoder import (
     Attention,
     DecoderLayer,
@@ -24,6 +23,7 @@ from hoi.students.hoiclip.decoder import (
     sine_positions,
 )
 from hoi.students.hoiclip.parts import FrozenHead
+from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import ClassScales, PairTargets, RegionSums, verb_prototypes
 from hoi.students.losses import focal_loss, soft_focal_loss
 from hoi.teachers import build_teacher

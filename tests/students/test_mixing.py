@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hoi.config import MultiLevelConfig
 from hoi.students.multilevel.mixing import Opinion, mix
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.registry import Student, build_student
 from tests.fakes.splits import AXES, VLM, VOCABULARY, Split, make_vlm_split
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hoi.config import MultiLevelConfig, TrainConfig
+from hoi.config import TrainConfig
 from hoi.scoring import competition_gate
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.multilevel.targets import from_pairs, with_none
 from hoi.students.registry import Student, build_student
 from hoi.training.loop import fit

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from hoi.config import MultiLevelConfig
 from hoi.matching import label_targets
 from hoi.students.layers import fuse
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.multilevel.targets import related
 from hoi.students.registry import Student, build_student
 from tests.fakes.splits import VOCABULARY, Split, make_split

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hoi.config import MultiLevelConfig, TrainConfig
+from hoi.config import TrainConfig
 from hoi.errors import UserError
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.registry import build_student
 from hoi.training.loop import fit
 from hoi.training.loop import runs as boards

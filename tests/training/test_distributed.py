@@ -17,10 +17,12 @@ import pytest
 import torch
 import torch.distributed
 
-from hoi.config import HoiclipConfig, MultiLevelConfig, TrainConfig
+from hoi.config import TrainConfig
 from hoi.errors import UserError, run_program
 from hoi.matching import LabelTargets, label_targets
 from hoi.records import PairBatch
+from hoi.students.hoiclip.settings import HoiclipConfig
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.registry import Student, build_student
 from hoi.training.distributed import Group, join, one_voice
 from hoi.training.loop import fit

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from hoi.config import MultiLevelConfig, TrainConfig
+from hoi.config import TrainConfig
 from hoi.errors import UserError
 from hoi.machine import choose_device
 from hoi.records import PairBatch
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.registry import Student, build_student
 from hoi.training.loop import fit
 from hoi.training.runs import RunFolder

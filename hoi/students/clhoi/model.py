@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from hoi.config import ClhoiConfig
 from hoi.errors import UserError
 from hoi.machine import full_precision
 from hoi.matching import LabelTargets
@@ -38,6 +37,7 @@ from hoi.students.clhoi.networks import (
     Translator,
     context_loss,
 )
+from hoi.students.clhoi.settings import ClhoiConfig
 from hoi.students.layers import NUM_TERMS, spatial_code
 from hoi.students.losses import ScoreForm, mean_over_images
 from hoi.vocabulary import Vocabulary

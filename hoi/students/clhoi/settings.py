@@ -16,6 +16,8 @@ class ClhoiConfig(StudentSettings):
     layer here is ours. [choice] The cache must hold `teacher.spatial_map` and a pass with captions and image scores.
     """
 
+    IMPLEMENTATION = "hoi.students.clhoi.model:ClhoiStudent"
+
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset(
         {"score_exponent", "score_interactiveness_exponent", "score_form", "gate", "gate_exponent"}
     )

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hoi.config import HoiclipConfig
 from hoi.errors import UserError
 from hoi.machine import full_precision
 from hoi.matching import LabelTargets
@@ -43,6 +42,7 @@ from hoi.students.hoiclip.parts import (
     enhancement,
     object_texts,
 )
+from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import ClassScales, PairTargets, RegionSums, verb_prototypes
 from hoi.students.losses import soft_focal_loss
 from hoi.vocabulary import Vocabulary

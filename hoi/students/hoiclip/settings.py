@@ -16,6 +16,8 @@ class HoiclipConfig(StudentSettings):
     that `supervision: teacher` learns from.
     """
 
+    IMPLEMENTATION = "hoi.students.hoiclip.model:HoiclipStudent"
+
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset(
         {"score_exponent", "score_fusion", "score_union_weight", "enhancement_classes", "gate_exponent", "gate"}
     )

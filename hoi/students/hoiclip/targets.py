@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from hoi.config import HoiclipConfig
 from hoi.records import PairBatch, TextBank
 from hoi.scoring import gated
+from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.losses import ScoreForm
 from hoi.vocabulary import Vocabulary
 

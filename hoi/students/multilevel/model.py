@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hoi.config import MultiLevelConfig
 from hoi.machine import full_precision
 from hoi.matching import LabelTargets
 from hoi.records import BranchScores, PairBatch, TextBank
@@ -39,6 +38,7 @@ from hoi.students.layers import (
 )
 from hoi.students.losses import focal_loss, mean_over_images
 from hoi.students.multilevel.mixing import Target
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.multilevel.targets import (
     best_of_images,
     fields_of_passes,

@@ -16,6 +16,8 @@ class MultiLevelConfig(StudentSettings):
     ours, fixed beforehand and never by a label.
     """
 
+    IMPLEMENTATION = "hoi.students.multilevel.model:MultiLevelStudent"
+
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset(
         {"score_exponent", "score_fusion", "score_union_weight", "score_human_object_weight", "score_global_weight"}
         | {"gate", "gate_exponent"}

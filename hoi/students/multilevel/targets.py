@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from hoi.config import MultiLevelConfig
 from hoi.errors import UserError
 from hoi.records import PairBatch, TextBank
 from hoi.scoring import competition_gate, gated
@@ -20,6 +19,7 @@ from hoi.students.multilevel.mixing import (
     Target,
     mix,
 )
+from hoi.students.multilevel.settings import MultiLevelConfig
 
 TARGET_PRIOR_EXPONENT = 0.5
 """Of (s_h · s_o) in the image's targets that are taken from its pairs."""
