@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -101,38 +101,47 @@ world = group("The embedded world: its figures, its pictures, and the training o
 app.add_typer(world, name="world")
 Out = Annotated[Path | None, typer.Option(parser=local_path, metavar="FOLDER", help="of the weights")]
 Seed = Annotated[int, typer.Option(help="of the drawn scenes")]
+Part = Literal["clip", "detector", "captioner", "all"]
 
 
 @verb("train", "hoi world train --part detector --out weights/", "hoi world train --check", of=world)
 def train_world(
-    part: Annotated[str, typer.Option(help="clip, detector, captioner or all")] = "all",
+    part: Annotated[Part, typer.Option(help="what to train")] = "all",
     seed: Seed = 0,
     out: Out = None,
     check: Annotated[bool, typer.Option("--check", help="train nothing; measure the weights in --out")] = False,
-    split: Annotated[str, typer.Option(help="scenes of the check: validation or test")] = "test",
+    split: Annotated[Literal["validation", "test"], typer.Option(help="scenes of the check")] = "test",
 ) -> int:
     """Train the world's CLIP, detector and captioner again (CPU, about half an hour each), or measure them."""
-    from hoi.world.weights import main
+    from hoi.world.weights import WEIGHTS, check_world, train_world
 
-    return main(given(part=part, seed=seed, out=out, check=check, split=split))
+    folder = WEIGHTS if out is None else out
+    if not check:
+        train_world(part, seed, folder)
+        return 0
+    table, passed = check_world(folder, split)
+    print(table)
+    return int(not passed)
 
 
 @verb("statistics", "hoi world statistics --seed 1", of=world)
 def statistics(seed: Seed = 0) -> None:
     """Print the world's statistics beside HICO-DET's."""
-    from hoi.world.statistics import main
+    from hoi.world.measure import statistics_table
 
-    main(given(seed=seed))
+    print(statistics_table(seed))
 
 
 @verb("sheet", "hoi world sheet scenes.png --num 12", of=world)
 def sheet(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a PNG")],
     seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="whose scenes")] = "test",
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="whose scenes")] = "test",
     num: Annotated[int, typer.Option(help="how many")] = 24,
 ) -> None:
     """Draw a sheet of scenes."""
-    from hoi.world.statistics import main
+    from PIL import Image
 
-    main(given(seed=seed, sheet=file, split=split, num=num))
+    from hoi.world.measure import contact_sheet
+
+    Image.fromarray(contact_sheet(seed, split, num)).save(file)

@@ -14,7 +14,7 @@ from hoi.detectors.base import keep_detections, kept_settings, match_classes
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary
 from hoi.weights import weights_sha256
-from hoi.world.detector_model import PAD_TO, load_detector, peaks
+from hoi.world.detector import PAD_TO, load_detector, peaks
 
 MAX_BATCH = 16
 """Images of one forward pass."""

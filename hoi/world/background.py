@@ -1,9 +1,9 @@
-"""Backdrops: sky and ground, or wall and floor, with things that nobody annotates."""
+"""Backgrounds: sky and ground, or wall and floor, with scenery that is never annotated."""
 
 from __future__ import annotations
 
 from hoi.world.people import darker
-from hoi.world.raster import CANVAS, Colour, Dice, Shape, capsule, disc, ellipse, polygon, rectangle
+from hoi.world.raster import CANVAS, Colour, Rng, Shape, capsule, disc, ellipse, polygon, rectangle
 from hoi.world.scene import Background
 
 SKIES: tuple[tuple[Colour, Colour], ...] = (
@@ -27,54 +27,53 @@ WALLS: tuple[tuple[Colour, Colour], ...] = (
 )
 
 
-def sample_background(dice: Dice, horizon_max: int, wet: bool) -> Background:
-    """Draws a backdrop.
+def sample_background(rng: Rng, horizon_max: int, wet: bool) -> Background:
+    """Sample a background.
 
     Args:
-        dice: Source of the choices.
-        horizon_max: Lowest canvas row for the horizon, above which nobody stands.
-        wet: True makes water likely.
+        horizon_max: Lowest canvas row of the horizon; everybody stands below it.
+        wet: Makes water likely.
     """
     kinds, weights = ("grass", "sand", "street", "water", "room"), (32, 18, 22, 10, 18)
-    kind = dice.weighted(kinds, (8, 22, 4, 64, 2) if wet else weights)
-    horizon = max(70, min(dice.between(130, 240), horizon_max))
-    above = dice.choose(WALLS if kind == "room" else SKIES)
-    decor = _room(dice, horizon) if kind == "room" else _outdoors(dice, horizon, kind)
-    for _ in range(dice.below(5)):
-        x, y = dice.below(CANVAS), dice.between(horizon + 8, CANVAS)
-        tone = darker(dice.choose(GROUNDS[kind])[1], dice.choose((88, 112)))
-        decor.append(capsule((x, y), (x + dice.between(10, 50), y), dice.between(1, 2), tone))
+    kind = rng.weighted(kinds, (8, 22, 4, 64, 2) if wet else weights)
+    horizon = max(70, min(rng.between(130, 240), horizon_max))
+    above = rng.choose(WALLS if kind == "room" else SKIES)
+    decor = _room(rng, horizon) if kind == "room" else _outdoors(rng, horizon, kind)
+    for _ in range(rng.below(5)):
+        x, y = rng.below(CANVAS), rng.between(horizon + 8, CANVAS)
+        tone = darker(rng.choose(GROUNDS[kind])[1], rng.choose((88, 112)))
+        decor.append(capsule((x, y), (x + rng.between(10, 50), y), rng.between(1, 2), tone))
     foreground: list[Shape] = []
-    if kind == "grass" and dice.percent(25):
-        x = dice.choose((dice.between(0, 60), dice.between(CANVAS - 60, CANVAS)))
-        leaf = dice.choose(((60, 105, 50), (85, 130, 60)))
+    if kind == "grass" and rng.percent(25):
+        x = rng.choose((rng.between(0, 60), rng.between(CANVAS - 60, CANVAS)))
+        leaf = rng.choose(((60, 105, 50), (85, 130, 60)))
         foreground = [disc(x + dx, CANVAS + 4, r, leaf) for dx, r in ((-22, 20), (4, 30), (26, 18))]
-    return Background(kind, horizon, above, dice.choose(GROUNDS[kind]), tuple(decor), tuple(foreground))
+    return Background(kind, horizon, above, rng.choose(GROUNDS[kind]), tuple(decor), tuple(foreground))
 
 
-def _outdoors(dice: Dice, horizon: int, kind: str) -> list[Shape]:
+def _outdoors(rng: Rng, horizon: int, kind: str) -> list[Shape]:
     shapes: list[Shape] = []
-    for _ in range(dice.below(4)):
-        x, y, r = dice.below(CANVAS), dice.between(10, max(horizon - 60, 20)), dice.between(14, 30)
+    for _ in range(rng.below(4)):
+        x, y, r = rng.below(CANVAS), rng.between(10, max(horizon - 60, 20)), rng.between(14, 30)
         shapes += [
             ellipse(x, y, 2 * r, r // 2, (245, 245, 248)),
             ellipse(x + r, y - r // 3, r, r // 2, (245, 245, 248)),
         ]
-    if dice.percent(45):
-        tone = dice.choose(((120, 130, 150), (100, 135, 110), (150, 125, 130)))
-        for _ in range(dice.between(1, 3)):
-            x, w, h = dice.below(CANVAS), dice.between(60, 130), dice.between(25, 90)
+    if rng.percent(45):
+        tone = rng.choose(((120, 130, 150), (100, 135, 110), (150, 125, 130)))
+        for _ in range(rng.between(1, 3)):
+            x, w, h = rng.below(CANVAS), rng.between(60, 130), rng.between(25, 90)
             shapes.append(
-                polygon(((x - w, horizon), (x, horizon - h), (x + w, horizon)), darker(tone, dice.between(88, 112)))
+                polygon(((x - w, horizon), (x, horizon - h), (x + w, horizon)), darker(tone, rng.between(88, 112)))
             )
     if kind == "water":
         return shapes
-    for _ in range(dice.below(3)):
-        if kind == "street" or dice.percent(25):
-            shapes += _building(dice, horizon)
-    for _ in range(dice.below(4)):
-        x, r = dice.below(CANVAS), dice.between(12, 34)
-        leaf = dice.choose(((60, 120, 65), (85, 135, 60), (120, 130, 60), (50, 95, 70)))
+    for _ in range(rng.below(3)):
+        if kind == "street" or rng.percent(25):
+            shapes += _building(rng, horizon)
+    for _ in range(rng.below(4)):
+        x, r = rng.below(CANVAS), rng.between(12, 34)
+        leaf = rng.choose(((60, 120, 65), (85, 135, 60), (120, 130, 60), (50, 95, 70)))
         shapes.append(rectangle(x - r // 6, horizon - 2 * r, x + r // 6, horizon + 3, (100, 70, 48)))
         shapes += [
             disc(x, horizon - 2 * r - r // 2, r, leaf),
@@ -83,28 +82,28 @@ def _outdoors(dice: Dice, horizon: int, kind: str) -> list[Shape]:
     return shapes
 
 
-def _building(dice: Dice, horizon: int) -> list[Shape]:
-    x, w, h = dice.below(CANVAS), dice.between(50, 110), dice.between(50, 120)
-    wall = dice.choose(((175, 130, 110), (160, 165, 170), (200, 180, 140), (140, 120, 120)))
+def _building(rng: Rng, horizon: int) -> list[Shape]:
+    x, w, h = rng.below(CANVAS), rng.between(50, 110), rng.between(50, 120)
+    wall = rng.choose(((175, 130, 110), (160, 165, 170), (200, 180, 140), (140, 120, 120)))
     shapes = [rectangle(x, horizon - h, x + w, horizon, wall)]
     for wy in range(horizon - h + 10, horizon - 18, 26):
         shapes += [rectangle(wx, wy, wx + 10, wy + 14, darker(wall, 60)) for wx in range(x + 8, x + w - 12, 22)]
     return shapes
 
 
-def _room(dice: Dice, horizon: int) -> list[Shape]:
+def _room(rng: Rng, horizon: int) -> list[Shape]:
     shapes = [rectangle(0, horizon - 8, CANVAS, horizon, (240, 238, 230))]
-    if dice.percent(60):
-        x, y, w = dice.between(10, 300), dice.between(12, 40), dice.between(50, 90)
+    if rng.percent(60):
+        x, y, w = rng.between(10, 300), rng.between(12, 40), rng.between(50, 90)
         shapes += [
             rectangle(x - 5, y - 5, x + w + 5, y + 75, (245, 245, 242)),
             rectangle(x, y, x + w, y + 70, (170, 210, 235)),
         ]
         shapes.append(rectangle(x + w // 2 - 2, y, x + w // 2 + 2, y + 70, (245, 245, 242)))
-    if dice.percent(50):
-        x, y = dice.between(10, 330), dice.between(15, 50)
+    if rng.percent(50):
+        x, y = rng.between(10, 330), rng.between(15, 50)
         shapes += [
             rectangle(x, y, x + 44, y + 34, (90, 65, 45)),
-            rectangle(x + 4, y + 4, x + 40, y + 30, dice.choose(((200, 160, 90), (110, 150, 130)))),
+            rectangle(x + 4, y + 4, x + 40, y + 30, rng.choose(((200, 160, 90), (110, 150, 130)))),
         ]
     return shapes

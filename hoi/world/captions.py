@@ -1,15 +1,15 @@
-"""Scenes become captions like the alt text of the web: partial, varied, about what one sees.
+"""Captions of scenes, like the alt text of the web: partial and varied.
 
-A caption is made from the drawn scene as a human would describe it. It holds no box and no class number, and it does
-not say which person a phrase belongs to; verbs reach the world's CLIP by these words only. About a third of the
-captions of a compound pose name one of its verbs only, and some name none. All lower-case ASCII.
+A caption describes the drawn scene as a person would, in lower-case ASCII. It has no box and no class number and does
+not say which person a phrase is about; the world's CLIP sees verbs by these words only. About a third of the captions
+of a pose with several verbs name one of them, and some name none.
 """
 
 from __future__ import annotations
 
 from hoi.world.people import Look
-from hoi.world.raster import CANVAS, Dice, extent
-from hoi.world.scene import Interaction, Person, Scene, Thing, shapes_of_person, shapes_of_thing
+from hoi.world.raster import CANVAS, Rng, extent
+from hoi.world.scene import Interaction, Object, Person, Scene, shapes_of_object, shapes_of_person
 from hoi.world.vocabulary import NO_INTERACTION
 
 NOUNS: dict[str, tuple[str, ...]] = {
@@ -44,18 +44,6 @@ DOING: dict[str, tuple[str, ...]] = {
     "jump_over": ("jumping over", "jumping over", "leaping over"),
     NO_INTERACTION: ("standing next to", "near", "and", "and", "standing by"),
 }
-DOES: dict[str, str] = {
-    "ride": "rides",
-    "sit_on": "sits on",
-    "hold": "holds",
-    "lift": "lifts",
-    "throw": "throws",
-    "kick": "kicks",
-    "pull": "pulls",
-    "push": "pushes",
-    "pet": "pets",
-    "jump_over": "jumps over",
-}
 GRIPS: dict[str, tuple[str, ...]] = {
     "bicycle": ("hands on the handlebars", "holding the handlebars"),
     "horse": ("holding the reins", "reins in hand"),
@@ -73,131 +61,129 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 def caption(scene: Scene, variant: int) -> str:
-    """A caption of the whole scene.
-
-    Args:
-        scene: To describe.
-        variant: Any integer; each gives its own wording.
-    """
-    dice = Dice(f"{scene.seed}/{scene.split}/{scene.index}/caption/{variant}")
-    phrases = _phrases(scene, sorted({i.person for i in scene.interactions}), dice)
-    return _sentence(scene, phrases, dice)
+    """Return a caption of the whole scene; each integer `variant` has its own wording."""
+    rng = Rng(f"{scene.seed}/{scene.split}/{scene.index}/caption/{variant}")
+    return _sentence(scene, _phrases(scene, sorted({i.person for i in scene.interactions}), rng), rng)
 
 
 def caption_crop(scene: Scene, variant: int) -> tuple[str, tuple[int, int, int, int]]:
-    """A caption of a part of the scene, and that part.
+    """Return a caption of a part of the scene, and the box of that part.
 
     Args:
-        scene: To describe.
-        variant: Any integer; each gives its own choice of part and wording.
+        variant: Each integer has its own choice of part and wording.
 
     Returns:
         (caption, (x0, y0, x1, y1)) in scene pixels, exclusive at x1 and y1.
     """
-    dice = Dice(f"{scene.seed}/{scene.split}/{scene.index}/crop/{variant}")
-    kind = dice.weighted(("pair", "group", "thing", "person"), (66, 18, 8, 8))
-    if kind == "thing" and scene.things:
-        thing = dice.choose(scene.things)
-        return _sentence(scene, [_thing(thing, dice)], dice), _crop(scene, [], [thing], dice)
+    rng = Rng(f"{scene.seed}/{scene.split}/{scene.index}/crop/{variant}")
+    kind = rng.weighted(("pair", "group", "object", "person"), (66, 18, 8, 8))
+    if kind == "object" and scene.objects:
+        obj = rng.choose(scene.objects)
+        return _sentence(scene, [_object(obj, rng)], rng), _crop(scene, [], [obj], rng)
     if kind == "person" and scene.people:
-        person = dice.choose(scene.people)
-        return _sentence(scene, [_person(person.look, dice)], dice), _crop(scene, [person], [], dice)
+        person = rng.choose(scene.people)
+        return _sentence(scene, [_person(person.look, rng)], rng), _crop(scene, [person], [], rng)
     if kind == "group" or not scene.interactions:
-        people, things = dice.choose(scene.groups)
+        people, objects = rng.choose(scene.groups)
         if kind == "group" and scene.interactions:
-            people, things = dice.choose([g for g in scene.groups if any(i.person in g[0] for i in scene.interactions)])
-        phrases = _phrases(scene, list(people), dice)
-        box = _crop(scene, [scene.people[row] for row in people], [scene.things[row] for row in things], dice)
-        return _sentence(scene, phrases or [_thing(scene.things[row], dice) for row in things], dice), box
-    interaction = dice.choose(scene.interactions)
-    box = _crop(scene, [scene.people[interaction.person]], [scene.things[interaction.thing]], dice)
-    return _sentence(scene, [_doing(scene, interaction, dice)], dice), box
+            people, objects = rng.choose([g for g in scene.groups if any(i.person in g[0] for i in scene.interactions)])
+        phrases = _phrases(scene, list(people), rng)
+        box = _crop(scene, [scene.people[row] for row in people], [scene.objects[row] for row in objects], rng)
+        return _sentence(scene, phrases or [_object(scene.objects[row], rng) for row in objects], rng), box
+    interaction = rng.choose(scene.interactions)
+    box = _crop(scene, [scene.people[interaction.person]], [scene.objects[interaction.obj]], rng)
+    return _sentence(scene, [_doing(scene, interaction, rng)], rng), box
 
 
 def _article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def _person(look: Look, dice: Dice) -> str:
-    noun = dice.choose(PEOPLE[look.kind])
-    if dice.percent(16):
-        return _article(f"{noun} in {_article(look.shirt_name + ' ' + dice.choose(('shirt', 'top')))}")
-    if look.hat != "none" and dice.percent(12):
+def _does(verb: str) -> str:
+    first, *rest = verb.split("_")
+    return " ".join([first + ("es" if first.endswith("sh") else "s"), *rest])
+
+
+def _person(look: Look, rng: Rng) -> str:
+    noun = rng.choose(PEOPLE[look.kind])
+    if rng.percent(16):
+        return _article(f"{noun} in {_article(look.shirt_name + ' ' + rng.choose(('shirt', 'top')))}")
+    if look.hat != "none" and rng.percent(12):
         return _article(f"{noun} in {_article(look.hat)}")
     return _article(noun)
 
 
-def _thing(thing: Thing, dice: Dice) -> str:
-    noun = dice.choose(NOUNS[thing.name])
-    return _article(f"{thing.look.colour_name} {noun}" if dice.percent(30) else noun)
+def _object(obj: Object, rng: Rng) -> str:
+    noun = rng.choose(NOUNS[obj.name])
+    return _article(f"{obj.look.colour_name} {noun}" if rng.percent(30) else noun)
 
 
-def _doing(scene: Scene, interaction: Interaction, dice: Dice) -> str:
-    """One person, one object, and some of the verbs between them."""
-    thing = scene.things[interaction.thing]
-    who, what = _person(scene.people[interaction.person].look, dice), _thing(thing, dice)
+def _doing(scene: Scene, interaction: Interaction, rng: Rng) -> str:
+    """Describe one pair by some of its verbs."""
+    obj = scene.objects[interaction.obj]
+    who, what = _person(scene.people[interaction.person].look, rng), _object(obj, rng)
     verbs = list(interaction.verbs)
     if verbs == [NO_INTERACTION]:
-        return f"{who} {dice.choose(DOING[NO_INTERACTION])} {what}"
-    if dice.percent(8):
+        return f"{who} {rng.choose(DOING[NO_INTERACTION])} {what}"
+    if rng.percent(8):
         return f"{who} with {what}"
-    if "ride" in verbs and dice.percent(6):
+    if "ride" in verbs and rng.percent(6):
         who = "a rider"
-    first = dice.choose(verbs)
+    first = rng.choose(verbs)
     rest = [verb for verb in verbs if verb != first]
-    if not rest or dice.percent(35):
-        return f"{who} {DOES[first] if dice.percent(18) else dice.choose(DOING[first])} {what}"
-    if rest == ["hold"] or (first != "hold" and "hold" in rest and dice.percent(50)):
-        if thing.name in GRIPS and dice.percent(35):
-            return f"{who} {dice.choose(DOING[first])} {what}, {dice.choose(GRIPS[thing.name])}"
+    if not rest or rng.percent(35):
+        return f"{who} {_does(first) if rng.percent(18) else rng.choose(DOING[first])} {what}"
+    if rest == ["hold"] or (first != "hold" and "hold" in rest and rng.percent(50)):
+        if obj.name in GRIPS and rng.percent(35):
+            return f"{who} {rng.choose(DOING[first])} {what}, {rng.choose(GRIPS[obj.name])}"
         rest = ["hold"]
-    second = dice.choose(rest)
-    one, other = dice.choose(DOING[first]), dice.choose(DOING[second])
-    return f"{who} {one} and {other} {what}" if dice.percent(60) else f"{who} {one} {what} and {other} it"
+    second = rng.choose(rest)
+    one, other = rng.choose(DOING[first]), rng.choose(DOING[second])
+    return f"{who} {one} and {other} {what}" if rng.percent(60) else f"{who} {one} {what} and {other} it"
 
 
-def _phrases(scene: Scene, people: list[int], dice: Dice) -> list[str]:
-    """What the given people do, the largest first, the later ones sometimes left out."""
+def _phrases(scene: Scene, people: list[int], rng: Rng) -> list[str]:
+    """Describe what people do, the tallest first; later ones are sometimes left out."""
     phrases = []
     for row in sorted(people, key=lambda row: (-scene.people[row].height, row)):
-        mine = [i for i in scene.interactions if i.person == row]
-        if not mine:
-            if dice.percent(30):
-                phrases.append(_person(scene.people[row].look, dice))
+        interactions = [i for i in scene.interactions if i.person == row]
+        if not interactions:
+            if rng.percent(30):
+                phrases.append(_person(scene.people[row].look, rng))
             continue
-        if phrases and dice.percent(30):
+        if phrases and rng.percent(30):
             continue
-        phrase = _doing(scene, mine[0], dice)
-        for more in mine[1:]:
-            if dice.percent(70):
-                phrase += f", holding {_thing(scene.things[more.thing], dice)}"
+        phrase = _doing(scene, interactions[0], rng)
+        for other in interactions[1:]:
+            if rng.percent(70):
+                phrase += f", holding {_object(scene.objects[other.obj], rng)}"
         phrases.append(phrase)
     return phrases
 
 
-def _sentence(scene: Scene, phrases: list[str], dice: Dice) -> str:
-    interacting = {i.thing for i in scene.interactions}
+def _sentence(scene: Scene, phrases: list[str], rng: Rng) -> str:
+    interacting = {i.obj for i in scene.interactions}
     if not phrases:
-        phrases = [_thing(thing, dice) for thing in scene.things] or [_person(p.look, dice) for p in scene.people]
-    elif len(phrases) > 1 and len(interacting) < len(scene.things) and dice.percent(25):
-        spare = [thing for row, thing in enumerate(scene.things) if row not in interacting]
-        phrases = [*phrases, _thing(dice.choose(spare), dice)]
-    text = phrases[0] + "".join(dice.choose((" and ", ", ", ", with ")) + p for p in phrases[1:])
-    if dice.percent(18):
-        text += " " + dice.choose(SETTINGS[scene.background.kind])
-    if dice.percent(40):
-        text = f"{dice.choose(PREFIXES)} {text}"
+        phrases = [_object(obj, rng) for obj in scene.objects] or [_person(p.look, rng) for p in scene.people]
+    elif len(phrases) > 1 and len(interacting) < len(scene.objects) and rng.percent(25):
+        spare = [obj for row, obj in enumerate(scene.objects) if row not in interacting]
+        phrases = [*phrases, _object(rng.choose(spare), rng)]
+    text = phrases[0] + "".join(rng.choose((" and ", ", ", ", with ")) + p for p in phrases[1:])
+    if rng.percent(18):
+        text += " " + rng.choose(SETTINGS[scene.background.kind])
+    if rng.percent(40):
+        text = f"{rng.choose(PREFIXES)} {text}"
     return text
 
 
-def _crop(scene: Scene, people: list[Person], things: list[Thing], dice: Dice) -> tuple[int, int, int, int]:
-    """Union of the figures, widened by a random margin, in scene pixels."""
-    boxes = [extent(shapes_of_thing(thing)) for thing in things]
+def _crop(scene: Scene, people: list[Person], objects: list[Object], rng: Rng) -> tuple[int, int, int, int]:
+    """Return the union box with a random margin, in scene pixels."""
+    boxes = [extent(shapes_of_object(obj)) for obj in objects]
     boxes += [extent([s for layer in shapes_of_person(person).values() for s in layer]) for person in people]
     x0, y0 = min(b[0] for b in boxes), min(b[1] for b in boxes)
     x1, y1 = max(b[2] for b in boxes), max(b[3] for b in boxes)
     side = max(x1 - x0, y1 - y0)
-    margins = [side * dice.between(2, 22) // 100 for _ in range(4)]
+    margins = [side * rng.between(2, 22) // 100 for _ in range(4)]
     left, top = max(x0 - margins[0], 0) // 2, max(y0 - margins[1], 0) // 2
     right, bottom = min(x1 + margins[2], CANVAS) // 2, min(y1 + margins[3], CANVAS) // 2
     return left, top, max(right, left + 1), max(bottom, top + 1)

@@ -1,14 +1,18 @@
-"""How good the embedded world's CLIP and detector are, measured on annotated scenes through the pipeline's own parts.
+"""Measure the embedded world: its statistics beside HICO-DET's, and how good its CLIP, detector and captioner are.
 
-Annotation serves measuring only: no training imports this module. Letters: K interactions, N boxes, P pairs.
+Models are measured through the pipeline's own parts. No training imports this module: annotation is for measuring.
+
+Shapes: K interactions, N boxes, P pairs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 import torch
@@ -29,28 +33,30 @@ from hoi.vlm.scoring import (
     confidences_by_yes,
 )
 from hoi.vocabulary import Vocabulary
-from hoi.world import SceneAnnotation, caption, draw, sample_scene
-from hoi.world.questions import QUESTION, world_lexicon
+from hoi.world import SceneAnnotation, annotate, caption, draw, render, sample_scene
+from hoi.world.captioner import QUESTION, world_lexicon
+from hoi.world.clip import MEAN
 from hoi.world.scene import Scene
-from hoi.world.train_clip import MEAN
+from hoi.world.vocabulary import INTERACTIONS, NO_INTERACTION, SIZE_PX, SPLITS
 
 BATCH = 64
-"""Crops of one forward pass."""
+"""Crops per forward pass."""
 
 DrawnScene = tuple[np.ndarray, SceneAnnotation]
+Pair = tuple[int, int, tuple[int, ...]]
+"""Of an annotation: human row, object row, interaction rows."""
 
 
 @dataclass(frozen=True)
 class ClipFigures:
-    """Of a teacher; shares of 1.
+    """Figures of a teacher; shares are of 1.
 
     Args:
         num_pairs: Annotated pairs.
-        top1: Pairs whose best text, of all K, names one of their interactions.
-        top1_single: The same over pairs of one interaction.
-        num_single: How many those are.
-        top1_within_object: The best text among those of the pair's object.
-        image_map: Mean average precision of ranking whole images by each interaction, over interactions that occur.
+        top1: Share of pairs whose best text, of all K, names one of their interactions.
+        top1_single: The same over the `num_single` pairs of one interaction.
+        top1_within_object: The same with the texts of the pair's object.
+        image_map: Mean average precision of ranking whole images by each interaction that occurs.
     """
 
     num_pairs: int
@@ -62,36 +68,31 @@ class ClipFigures:
 
 
 def drawn_scenes(seed: int, split: str, num_scenes: int) -> list[DrawnScene]:
-    """The first scenes of a split, with their annotation."""
+    """Draw the first scenes of a split."""
     return [draw(sample_scene(seed, split, index)) for index in range(num_scenes)]
 
 
 def measure_clip(teacher: Teacher, vocabulary: Vocabulary, margin: float, scenes: Sequence[DrawnScene]) -> ClipFigures:
-    """Teacher to its figures on ground-truth union crops and whole images.
+    """Measure a teacher on annotated union crops and whole images.
 
     Args:
-        teacher: Under test.
         vocabulary: The world's.
         margin: Factor on the union box; the crop is the square about it.
-        scenes: To measure on.
     """
     bank = teacher.text_bank(vocabulary)
     texts = torch.from_numpy(bank.text_embedding)
     style = teacher.crop_style
-    crops, wholes, pairs, images = [], [], [], np.zeros((len(scenes), len(vocabulary)), bool)
-    for row, (pixels, annotation) in enumerate(scenes):
+    crops, wholes, pairs = [], [], []
+    for pixels, annotation in scenes:
         image, size_hw = torch.from_numpy(pixels).permute(2, 0, 1), pixels.shape[:2]
         wholes.append(cut_crop(image, whole_image_window(size_hw), teacher.image_size_px, style))
-        rows = np.array([pair[:2] for pair in annotation.pairs], np.int64).reshape(-1, 2)
-        unions = union_boxes(annotation.boxes_xyxy.astype(np.float32), rows)
-        for window in crop_windows(unions, margin, "square", size_hw, style.resize_mode):
+        for window in _union_windows(annotation, annotation.pairs, margin, size_hw, style):
             crops.append(cut_crop(image, window, style.size_px, style))
         for *_, interactions in annotation.pairs:
             pairs.append(np.isin(np.arange(len(vocabulary)), interactions))
-            images[row] |= pairs[-1]
-    truth = np.array(pairs)
-    found = [teacher.encode_crops(torch.stack(crops[at : at + BATCH])) for at in range(0, len(crops), BATCH)]
-    cosine = (torch.cat(found).cpu() @ texts.T).numpy()
+    truth, images = np.array(pairs), _truth(vocabulary, [annotation for _, annotation in scenes])
+    regions = [teacher.encode_crops(torch.stack(crops[at : at + BATCH])) for at in range(0, len(crops), BATCH)]
+    cosine = (torch.cat(regions).cpu() @ texts.T).numpy()
     hits = _best_is_true(cosine, truth)
     single = truth.sum(1) == 1
     same_object = truth.astype(int) @ vocabulary.object_mask.T @ vocabulary.object_mask > 0
@@ -109,12 +110,20 @@ def measure_clip(teacher: Teacher, vocabulary: Vocabulary, margin: float, scenes
     )
 
 
+def _union_windows(
+    annotation: SceneAnnotation, pairs: Sequence[Pair], margin: float, size_hw: tuple[int, int], style: CropStyle
+) -> np.ndarray:
+    rows = np.array([pair[:2] for pair in pairs], np.int64).reshape(-1, 2)
+    unions = union_boxes(annotation.boxes_xyxy.astype(np.float32), rows)
+    return crop_windows(unions, margin, "square", size_hw, style.resize_mode)
+
+
 def _best_is_true(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.asarray(truth[np.arange(len(truth)), scores.argmax(1)])
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean precision at the rank of each positive; at least one is needed.
+    """Return the mean precision at the rank of each positive, of which there must be one.
 
     Args:
         scores: [N]; equal scores keep their order.
@@ -126,17 +135,15 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def measure_detector(detector: Detector, vocabulary: Vocabulary, scenes: Sequence[DrawnScene]) -> dict[str, float]:
-    """Detector to its AP at IoU 0.5 of every object class, by pycocotools.
+    """Return the AP of every object class at IoU 0.5, by pycocotools; NaN-free only where every class occurs.
 
     Args:
-        detector: Under test.
         vocabulary: The world's; its objects are in the order of the annotation's labels.
-        scenes: To measure on; every class must occur.
     """
-    found = detector.detect([image for image, _ in scenes], [str(row) for row in range(len(scenes))])
+    detected = detector.detect([image for image, _ in scenes], [str(row) for row in range(len(scenes))])
     truth: list[dict[str, object]] = []
     results: list[dict[str, object]] = []
-    for row, ((_, annotation), detections) in enumerate(zip(scenes, found, strict=True)):
+    for row, ((_, annotation), detections) in enumerate(zip(scenes, detected, strict=True)):
         for box, label in zip(annotation.boxes_xyxy.tolist(), annotation.labels.tolist(), strict=True):
             size = {"bbox": _xywh(box), "area": (box[2] - box[0]) * (box[3] - box[1])}
             truth.append({"id": len(truth) + 1, "image_id": row, "category_id": label, "iscrowd": 0, **size})
@@ -163,9 +170,9 @@ def _xywh(box: list[float]) -> list[float]:
 
 
 BEGINNING, PHRASE, NOTHING = "a person", "{verb_ing} {a_object}", "and {a_object}"
-"""How captions are to begin, and what may follow; the last is `no_interaction`'s, which is never asked here."""
+"""How captions begin, and what follows; the last is for `no_interaction`, which is never a candidate here."""
 MAX_WORDS = 20
-"""Longer captions (3 % of them) may be beyond the model's context and do not enter the perplexity."""
+"""Longer captions (3 %) may exceed the model's context and are left out of the perplexity."""
 WAYS = ("likelihood", "sum", "mean", "yes_no", "free_text")
 """`likelihood` is the sum itself; `sum` and `mean` are shares among the candidates of one object."""
 CROP = CropStyle(192, tuple(round(255 * value) for value in MEAN), "bilinear", "shortest")  # type: ignore[arg-type]
@@ -173,16 +180,15 @@ CROP = CropStyle(192, tuple(round(255 * value) for value in MEAN), "bilinear", "
 
 @dataclass(frozen=True)
 class CaptionerFigures:
-    """Of a vision language model; shares of 1.
+    """Figures of a vision language model; shares are of 1.
 
     Args:
         perplexity: Per token of whole-image captions that it was not trained with.
-        image_map: Mean average precision of ranking whole images by each interaction, over verbs that occur, by way of
-            scoring. Asked are the interactions of objects that are annotated in the image, so this is what the model
-            knows beyond a perfect detector.
+        image_map: Mean average precision, by way of scoring, of ranking whole images by each verb interaction that
+            occurs. Candidates are those of the objects annotated in the image: what it knows beyond a perfect detector.
         chance_map: The same with 1 / (number of the object's verbs) as score.
-        top1_within_object: Annotated pairs whose best text of their object, given the union crop, names one of their
-            interactions, by way of scoring; pairs of `no_interaction` are left out.
+        top1_within_object: Share of pairs, by way of scoring, whose best text of their object names one of their
+            interactions, given the union crop; without pairs of `no_interaction`.
     """
 
     perplexity: float
@@ -198,24 +204,22 @@ def measure_captioner(
     scenes: Sequence[Scene],
     drawn: Sequence[DrawnScene],
 ) -> CaptionerFigures:
-    """Vision language model to its figures on captions, whole images and ground-truth union crops.
+    """Measure a vision language model on captions, whole images and annotated union crops.
 
     Args:
-        model: Under test.
         vocabulary: The world's.
         margin: Factor on the union box; the crop is the square about it.
         scenes: Of a split that nothing was trained with.
-        drawn: The same, drawn, with their annotation.
+        drawn: The same, drawn.
     """
     images = [image for image, _ in drawn]
-    truth, present = _truth(vocabulary, [annotation.pairs for _, annotation in drawn]), []
-    for _, annotation in drawn:
-        present.append(np.isin(np.arange(len(vocabulary.objects)), annotation.labels))
+    truth = _truth(vocabulary, [annotation for _, annotation in drawn])
+    present = [np.isin(np.arange(len(vocabulary.objects)), annotation.labels) for _, annotation in drawn]
     texts = [caption(scene, 0) for scene in scenes]
     short = [[text] if len(text.split()) <= MAX_WORDS else [] for text in texts]
     written = model.log_likelihoods(images, short)
-    tokens = sum(int(found.num_tokens.sum()) for found in written)
-    nats = -sum(float(found.log_likelihood.sum()) for found in written)
+    tokens = sum(int(likelihoods.num_tokens.sum()) for likelihoods in written)
+    nats = -sum(float(likelihoods.log_likelihood.sum()) for likelihoods in written)
     rows = [candidate_rows(vocabulary, classes) for classes in present]
     kinds = np.flatnonzero(truth.any(0) & ~vocabulary.is_no_interaction)
 
@@ -230,23 +234,21 @@ def measure_captioner(
     for image, annotation in drawn:
         pixels, size_hw = torch.from_numpy(image).permute(2, 0, 1), (image.shape[0], image.shape[1])
         pairs = [pair for pair in annotation.pairs if not vocabulary.is_no_interaction[list(pair[2])].all()]
-        boxes = np.array([pair[:2] for pair in pairs], np.int64).reshape(-1, 2)
-        unions = union_boxes(annotation.boxes_xyxy.astype(np.float32), boxes)
-        windows = crop_windows(unions, margin, "square", size_hw, CROP.resize_mode)
-        for window, (_, thing, interactions) in zip(windows, pairs, strict=True):
+        windows = _union_windows(annotation, pairs, margin, size_hw, CROP)
+        for window, (_, obj, interactions) in zip(windows, pairs, strict=True):
             side = int(window[2] - window[0])
             crops.append(cut_crop(pixels, window, side, CROP).permute(1, 2, 0).contiguous().numpy())
-            one = np.arange(len(vocabulary.objects)) == annotation.labels[thing]
+            one = np.arange(len(vocabulary.objects)) == annotation.labels[obj]
             crop_rows.append(candidate_rows(vocabulary, one))
             crop_truth.append(np.isin(np.arange(len(vocabulary)), interactions))
     hits = np.array(crop_truth)
-    found = _scores(model, vocabulary, crops, crop_rows)
+    crop_scores = _scores(model, vocabulary, crops, crop_rows)
     return CaptionerFigures(
         perplexity=float(np.exp(nats / tokens)),
         image_map=image_map,
         chance_map=mean_precision(chance),
         top1_within_object={
-            way: float(hits[np.arange(len(hits)), scores.argmax(1)].mean()) for way, scores in found.items()
+            way: float(hits[np.arange(len(hits)), scores.argmax(1)].mean()) for way, scores in crop_scores.items()
         },
     )
 
@@ -254,28 +256,121 @@ def measure_captioner(
 def _scores(
     model: VisionLanguageModel, vocabulary: Vocabulary, images: Sequence[np.ndarray], rows: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Images and their candidates to [images, K] by every way of scoring."""
+    """Score the candidates of each image by every way of scoring: [images, K] each."""
     texts = [prompts[0] for prompts in interaction_prompts(vocabulary, [PHRASE], [NOTHING])]
     questions = [prompts[0] for prompts in interaction_prompts(vocabulary, [QUESTION], [NOTHING])]
     lexicon = world_lexicon()
-    likely: list[Likelihoods] = model.log_likelihoods(images, [[texts[row] for row in own] for own in rows], BEGINNING)
-    yes = model.yes_probabilities(images, [[questions[row] for row in own] for own in rows])
+    likely: list[Likelihoods] = model.log_likelihoods(
+        images, [[texts[row] for row in candidates] for candidates in rows], BEGINNING
+    )
+    yes = model.yes_probabilities(images, [[questions[row] for row in candidates] for candidates in rows])
     said = model.captions(images)
     ways: dict[str, list[Confidences]] = {way: [] for way in WAYS}
-    for own, likelihoods, share, text in zip(rows, likely, yes, said, strict=True):
-        plain = confidences_by_likelihood(likelihoods, own, vocabulary, length="sum", group="none")
+    for candidates, likelihoods, share, text in zip(rows, likely, yes, said, strict=True):
+        plain = confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum", group="none")
         ways["likelihood"].append(plain)
-        ways["sum"].append(confidences_by_likelihood(likelihoods, own, vocabulary, length="sum"))
-        ways["mean"].append(confidences_by_likelihood(likelihoods, own, vocabulary, length="mean"))
-        ways["yes_no"].append(confidences_by_yes(share, own, vocabulary))
-        ways["free_text"].append(confidences_by_text(text, own, vocabulary, lexicon))
-    return {way: np.stack([found.scores for found in all_of]) for way, all_of in ways.items()}
+        ways["sum"].append(confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum"))
+        ways["mean"].append(confidences_by_likelihood(likelihoods, candidates, vocabulary, length="mean"))
+        ways["yes_no"].append(confidences_by_yes(share, candidates, vocabulary))
+        ways["free_text"].append(confidences_by_text(text, candidates, vocabulary, lexicon))
+    return {way: np.stack([scored.scores for scored in images_of]) for way, images_of in ways.items()}
 
 
-def _truth(vocabulary: Vocabulary, pairs_of: Sequence[Sequence[tuple[int, int, tuple[int, ...]]]]) -> np.ndarray:
-    """bool [images, K]: which interactions are annotated in each image."""
-    truth = np.zeros((len(pairs_of), len(vocabulary)), bool)
-    for row, pairs in enumerate(pairs_of):
-        for *_, interactions in pairs:
+def _truth(vocabulary: Vocabulary, annotations: Sequence[SceneAnnotation]) -> np.ndarray:
+    """Return the interactions that are annotated in each image, bool [images, K]."""
+    truth = np.zeros((len(annotations), len(vocabulary)), bool)
+    for row, annotation in enumerate(annotations):
+        for *_, interactions in annotation.pairs:
             truth[row, list(interactions)] = True
     return truth
+
+
+RARE = "rare interactions (< 10 pairs), %"
+RARE_BELOW = 10
+"""An interaction with fewer pairs in `train` is rare, as in HICO-DET."""
+
+REFERENCE: dict[str, str] = {
+    "pairs per image": "2.28",
+    "images of 1 / 2 / 3 / 4 / 5+ pairs, %": "62 / 19 / 6 / 4 / 9",
+    "interactions per pair": "1.53",
+    "pairs of 1 / 2 / 3 / 4+ interactions, %": "66 / 21 / 10 / 3",
+    "distinct interactions per image": "2.1",
+    "humans in pairs per image": "1.87",
+    "images of one such human, %": "70",
+    "objects in pairs per image": "1.56",
+    "images of one such object, %": "77",
+    "human sqrt(relative area), quantiles": "0.07 / 0.14 / 0.31 / 0.51 / 0.71",
+    "object sqrt(relative area), quantiles": "0.07 / 0.14 / 0.30 / 0.55 / 0.72",
+    "pairs with overlapping boxes, %": "83",
+    "no_interaction among labels, %": "13",
+    RARE: "23",
+    "fewest pairs of an interaction": "1",
+}
+"""HICO-DET's column: test2015 annotations, pairs merged at IoU >= 0.5 of both boxes, rare classes of its training set.
+Quantiles are the 10, 25, 50, 75 and 90th percentiles."""
+
+
+def _shares(counts: list[int], top: int) -> str:
+    images = Counter(min(count, top) for count in counts)
+    return " / ".join(str(round(100 * images[n] / len(counts))) for n in range(1, top + 1))
+
+
+def _quantiles(boxes_xyxy: np.ndarray) -> str:
+    sides = np.sqrt((boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])) / SIZE_PX
+    return " / ".join(f"{q:.2f}" for q in np.percentile(sides, (10, 25, 50, 75, 90)))
+
+
+def statistics(annotations: list[SceneAnnotation]) -> dict[str, str]:
+    """Return the statistics of annotated scenes, under the keys of REFERENCE."""
+    scenes = [a for a in annotations if a.pairs]
+    pairs = [(a.boxes_xyxy[h], a.boxes_xyxy[o], rows) for a in scenes for h, o, rows in a.pairs]
+    humans = [{h for h, _, _ in a.pairs} for a in scenes]
+    objects = [{o for _, o, _ in a.pairs} for a in scenes]
+    human_boxes = np.array([a.boxes_xyxy[row] for a, rows in zip(scenes, humans, strict=True) for row in rows])
+    object_boxes = np.array([a.boxes_xyxy[row] for a, rows in zip(scenes, objects, strict=True) for row in rows])
+    touching = [bool((np.maximum(h[:2], o[:2]) < np.minimum(h[2:], o[2:])).all()) for h, o, _ in pairs]
+    labels = Counter(row for _, _, rows in pairs for row in rows)
+    none = sum(count for row, count in labels.items() if INTERACTIONS[row][0] == NO_INTERACTION)
+    rare = sum(labels[row] < RARE_BELOW for row in range(len(INTERACTIONS)))
+    values = (
+        f"{len(pairs) / len(scenes):.2f}",
+        _shares([len(a.pairs) for a in scenes], 5),
+        f"{sum(labels.values()) / len(pairs):.2f}",
+        _shares([len(rows) for _, _, rows in pairs], 4),
+        f"{np.mean([len({row for _, _, rows in a.pairs for row in rows}) for a in scenes]):.1f}",
+        f"{np.mean([len(rows) for rows in humans]):.2f}",
+        f"{round(100 * np.mean([len(rows) == 1 for rows in humans]))}",
+        f"{np.mean([len(rows) for rows in objects]):.2f}",
+        f"{round(100 * np.mean([len(rows) == 1 for rows in objects]))}",
+        _quantiles(human_boxes),
+        _quantiles(object_boxes),
+        f"{round(100 * np.mean(touching))}",
+        f"{round(100 * none / sum(labels.values()))}",
+        f"{round(100 * rare / len(INTERACTIONS))}",
+        f"{min(labels[row] for row in range(len(INTERACTIONS)))}",
+    )
+    return dict(zip(REFERENCE, values, strict=True))
+
+
+def statistics_table(seed: int = 0) -> str:
+    """Return the world's statistics by split, and HICO-DET's, as a Markdown table."""
+    columns = {
+        split: statistics([annotate(sample_scene(seed, split, index)) for index in range(size)])
+        for split, size in SPLITS.items()
+    }
+    lines = [f"| | {' | '.join(SPLITS)} | HICO-DET |", "|" + "---|" * (len(SPLITS) + 2)]
+    for key, reference in REFERENCE.items():
+        cells = [columns[split][key] if split == "train" or key != RARE else "" for split in SPLITS]
+        lines.append(f"| {key} | {' | '.join(cells)} | {reference} |")
+    return "\n".join(lines)
+
+
+def contact_sheet(seed: int, split: str, num_scenes: int) -> np.ndarray:
+    """Return the first scenes of a split side by side, uint8 [rows * SIZE_PX, columns * SIZE_PX, 3]."""
+    columns = max(isqrt(num_scenes * 3 // 2), 1)
+    rows = -(-num_scenes // columns)
+    sheet = np.full((rows * SIZE_PX, columns * SIZE_PX, 3), 255, np.uint8)
+    for index in range(num_scenes):
+        y, x = index // columns * SIZE_PX, index % columns * SIZE_PX
+        sheet[y : y + SIZE_PX, x : x + SIZE_PX] = render(sample_scene(seed, split, index))
+    return sheet

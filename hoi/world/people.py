@@ -1,6 +1,6 @@
-"""Figures: a pose of eight points and a look become shapes, far limbs first.
+"""People: a look and a pose of six points become shapes, far limbs first.
 
-Units are thousandths of a standing person's height, x forward (the way the person faces), y down, ground at 0.
+Units are thousandths of a standing person's height, x forward (where the person faces), y down, ground at 0.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from math import isqrt
 from typing import NamedTuple
 
-from hoi.world.raster import Colour, Dice, Point, Shape, capsule, disc, ellipse, polygon
+from hoi.world.raster import Colour, Point, Rng, Shape, capsule, disc, ellipse, polygon
 
 LEG = 258
-"""Length of the upper and of the lower leg."""
+"""Length of the upper and the lower leg."""
 ARM = 186
-"""Length of the upper and of the lower arm."""
+"""Length of the upper and the lower arm."""
 
 SKINS: tuple[Colour, ...] = ((250, 215, 185), (232, 185, 145), (200, 145, 100), (150, 98, 62), (98, 62, 42))
 HAIRS: tuple[Colour, ...] = (
@@ -47,7 +47,7 @@ SHOES: tuple[Colour, ...] = ((35, 30, 30), (120, 70, 40), (225, 225, 225), (180,
 
 
 class Pose(NamedTuple):
-    """Where the body's ends are; elbows and knees follow. Knees bend forward, elbows back and down."""
+    """Positions of hip, neck, hands and feet; elbows and knees follow. Knees bend forward, elbows back and down."""
 
     hip: Point
     neck: Point
@@ -60,7 +60,7 @@ class Pose(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What does not change with the pose."""
+    """A person's appearance, whatever the pose."""
 
     kind: str  # man, woman or kid
     skin: Colour
@@ -76,36 +76,31 @@ class Look(NamedTuple):
     sleeves: bool
 
 
-def sample_look(dice: Dice) -> Look:
-    """Draws a person's look."""
-    kind = dice.weighted(("man", "woman", "kid"), (45, 40, 15))
+def sample_look(rng: Rng) -> Look:
+    kind = rng.weighted(("man", "woman", "kid"), (45, 40, 15))
     return Look(
         kind=kind,
-        skin=dice.choose(SKINS),
-        hair=dice.choose(HAIRS),
-        shirt_name=dice.choose(tuple(SHIRTS)),
-        trousers=dice.choose(TROUSERS),
-        legs=dice.weighted(("trousers", "shorts", "skirt"), (55, 30, 15) if kind == "woman" else (65, 35, 0)),
-        shoes=dice.choose(SHOES),
-        hat=dice.weighted(("none", "cap", "helmet"), (72, 17, 11)),
-        hat_colour=SHIRTS[dice.choose(tuple(SHIRTS))],
-        long_hair=dice.percent(75 if kind == "woman" else 12),
-        bulk=dice.between(88, 118),
-        sleeves=dice.percent(45),
+        skin=rng.choose(SKINS),
+        hair=rng.choose(HAIRS),
+        shirt_name=rng.choose(tuple(SHIRTS)),
+        trousers=rng.choose(TROUSERS),
+        legs=rng.weighted(("trousers", "shorts", "skirt"), (55, 30, 15) if kind == "woman" else (65, 35, 0)),
+        shoes=rng.choose(SHOES),
+        hat=rng.weighted(("none", "cap", "helmet"), (72, 17, 11)),
+        hat_colour=SHIRTS[rng.choose(tuple(SHIRTS))],
+        long_hair=rng.percent(75 if kind == "woman" else 12),
+        bulk=rng.between(88, 118),
+        sleeves=rng.percent(45),
     )
 
 
 def bend(start: Point, end: Point, length: int, side: int) -> tuple[Point, Point]:
-    """Middle joint and reachable end of a limb of two equal bones.
+    """Return the middle joint and the end of a limb of two bones of this length.
 
     Args:
         start: Shoulder or hip.
-        end: Wanted hand or foot; drawn in along the line when out of reach.
-        length: Of each bone.
+        end: Wanted position of hand or foot; moved along the line into reach.
         side: +1 bends a hanging limb forward, -1 back.
-
-    Returns:
-        (joint, end).
     """
     dx, dy = end[0] - start[0], end[1] - start[1]
     span = isqrt(dx * dx + dy * dy)
@@ -118,12 +113,11 @@ def bend(start: Point, end: Point, length: int, side: int) -> tuple[Point, Point
 
 
 def darker(colour: Colour, percent: int = 75) -> Colour:
-    """A shaded colour."""
     return colour[0] * percent // 100, colour[1] * percent // 100, colour[2] * percent // 100
 
 
 def person_shapes(look: Look, pose: Pose) -> dict[str, list[Shape]]:
-    """Shapes of a figure by layer: `far` (both far limbs), `body` (with the near leg), `near` (the near arm)."""
+    """Return shapes by layer: `far` (both far limbs), `body` (with the near leg), `near` (the near arm)."""
     shirt = SHIRTS[look.shirt_name]
     shoulder = (pose.neck[0] * 9 + pose.hip[0]) // 10, (pose.neck[1] * 9 + pose.hip[1]) // 10
     far = _arm(look, shoulder, pose.far_hand, 80) + _leg(look, pose, pose.hip, pose.far_foot, 78)

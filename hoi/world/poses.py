@@ -1,7 +1,7 @@
-"""(verbs, object) becomes a pose and the object's place beside it, so that every verb of the combination shows.
+"""Poses: verbs and an object become a pose and the object's position beside it, so that every verb shows.
 
 Units are thousandths of the person's height, x towards where the person faces, y down, both from the ground point
-below the person. The convention of verbs, kept the same across objects:
+below the person. What a verb looks like is the same for all objects:
 
 - hold: hands on the object, arms bent (or a slack leash, reins, a handle); lift alone: crouched, raising it off the
   ground; hold + lift: overhead on straight arms; throw: in flight beyond outstretched arms; hold + throw: wound up.
@@ -13,29 +13,26 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from hoi.world.objects import HEIGHTS, SEATS
 from hoi.world.people import Pose
-from hoi.world.raster import Dice, Point
-from hoi.world.things import HEIGHTS, SEATS
+from hoi.world.raster import Point, Rng
 
 STANDING = Pose((0, -520), (0, -805), (40, -440), (-30, -440), (30, 0), (-40, 0))
 
 
 class Arrangement(NamedTuple):
-    """A person's pose and an object's place, in thousandths of the person's height.
+    """A person's pose and the position of the object, in thousandths of the person's height.
 
     Attributes:
-        pose: The body.
-        x: Of the object's origin, ahead of the ground point below the person.
-        y: The same, downwards; negative is off the ground.
-        facing: Of the object, +1 as the person.
+        x, y: Origin of the object.
+        facing: Of the object; +1 is the person's direction.
         turn: Of the object, in steps of 15 degrees.
-        layer: Draw order: the object lies `behind` the person, `between` the far limbs and the body, or is `held`
-            between body and near arm.
-        posture: Of the object, see `things.thing_shapes`.
+        layer: Draw order of the object: `behind` the person, `between` the far limbs and the body, or `held` between
+            body and near arm.
+        posture: See `objects.object_shapes`.
         line: Points of a leash, rein or rope.
-        size: Of the object, percent of the usual.
-        side: Where the person is at an object at rest that a second person can share: `back`, `on` or `front`; empty
-            when it cannot be shared.
+        size: Of the object, in percent.
+        side: Where the person is at an object that a second person can share: `back`, `on` or `front`; else empty.
     """
 
     pose: Pose
@@ -50,9 +47,8 @@ class Arrangement(NamedTuple):
     side: str = ""
 
 
-def on_bicycle(verbs: str, dice: Dice) -> Arrangement:
-    """ride, sit_on, with or without hold."""
-    swing = dice.between(-60, 60)
+def on_bicycle(verbs: str, rng: Rng) -> Arrangement:
+    swing = rng.between(-60, 60)
     near_foot, far_foot = (20 + swing, -120), (20 - swing, -270)
     if "ride" not in verbs:
         hands = ((210, -600), (220, -600)) if "hold" in verbs else ((40, -560), (70, -565))
@@ -62,13 +58,12 @@ def on_bicycle(verbs: str, dice: Dice) -> Arrangement:
     elif "hold" in verbs:
         pose = Pose((-105, -560), (50, -810), (250, -640), (270, -640), near_foot, far_foot, 20, 20)
     else:
-        high = dice.between(0, 60)
+        high = rng.between(0, 60)
         pose = Pose((-105, -560), (-70, -870), (80, -1130 + high), (-250, -1120 + high), near_foot, far_foot, 0, 20)
     return Arrangement(pose, 0, layer="between", side="on")
 
 
-def on_horse(verbs: str, dice: Dice) -> Arrangement:
-    """ride, sit_on, with or without hold and pet."""
+def on_horse(verbs: str, rng: Rng) -> Arrangement:
     gallop = "ride" in verbs
     pose = Pose((-20, -760), (-10, -1070), (100, -790), (120, -800), (60, -360), (70, -350), 0, 15)
     line: tuple[Point, ...] = ()
@@ -83,10 +78,9 @@ def on_horse(verbs: str, dice: Dice) -> Arrangement:
     return Arrangement(pose, 0, layer="between", posture="gallop" if gallop else "", line=line, side="on")
 
 
-def on_board(name: str, verbs: str, dice: Dice) -> Arrangement:
-    """ride, standing on a skateboard or surfboard; with hold, crouched with a hand on it."""
+def on_board(name: str, verbs: str, rng: Rng) -> Arrangement:
     deck = SEATS[name] + 10
-    low = dice.between(0, 60)
+    low = rng.between(0, 60)
     pose = Pose(
         (-20, -deck - 430 + low),
         (40, -deck - 710 + low),
@@ -108,17 +102,16 @@ def on_board(name: str, verbs: str, dice: Dice) -> Arrangement:
     return Arrangement(pose, 0, layer="held" if "hold" in verbs else "behind")
 
 
-def seated(name: str, verbs: str, dice: Dice) -> Arrangement:
-    """sit_on, hands in the lap; with hold, hands on the object."""
+def seated(name: str, verbs: str, rng: Rng) -> Arrangement:
     seat = SEATS[name]
     size = 180 if name == "ball" else 100
     seat = seat * size // 100
     reach = 220 if seat >= 200 else 360 if name == "skateboard" else 400
-    lean = dice.between(-30, 10)
+    lean = rng.between(-30, 10)
     hip, neck = (0, -seat - 58), (lean, -seat - 365)
     foot = 0 if name != "surfboard" else -60
     pose = Pose(hip, neck, (165, -seat - 75), (140, -seat - 80), (reach, foot), (reach + 30, foot))
-    x = {"bench": dice.choose((-210, 0, 210)), "chair": 10, "suitcase": -10, "surfboard": 60, "skateboard": -60}.get(
+    x = {"bench": rng.choose((-210, 0, 210)), "chair": 10, "suitcase": -10, "surfboard": 60, "skateboard": -60}.get(
         name, 0
     )
     if "hold" in verbs:
@@ -135,9 +128,8 @@ def seated(name: str, verbs: str, dice: Dice) -> Arrangement:
     return Arrangement(pose, x, layer="behind", posture=posture, size=size, side=side)
 
 
-def jumping(name: str, dice: Dice) -> Arrangement:
-    """jump_over, in a split or with legs drawn up."""
-    clear = min(HEIGHTS[name], 560) + dice.between(60, 130)
+def jumping(name: str, rng: Rng) -> Arrangement:
+    clear = min(HEIGHTS[name], 560) + rng.between(60, 130)
     pose = Pose(
         (0, -clear - 280),
         (60, -clear - 570),
@@ -148,7 +140,7 @@ def jumping(name: str, dice: Dice) -> Arrangement:
         20,
         10,
     )
-    if dice.percent(40):
+    if rng.percent(40):
         pose = pose._replace(
             near_foot=(130, -clear),
             far_foot=(-20, -clear + 10),
@@ -158,12 +150,11 @@ def jumping(name: str, dice: Dice) -> Arrangement:
     posture = "closed" if name == "umbrella" else ""
     turn = 6 if name == "umbrella" else 0
     return Arrangement(
-        pose, -280 if turn else 0, -50 if turn else 0, dice.choose((1, -1)) if not turn else 1, turn, "behind", posture
+        pose, -280 if turn else 0, -50 if turn else 0, rng.choose((1, -1)) if not turn else 1, turn, "behind", posture
     )
 
 
-def petting(name: str, verbs: str, dice: Dice) -> Arrangement:
-    """pet, alone, with a leash, or with the dog on one arm."""
+def petting(name: str, verbs: str, rng: Rng) -> Arrangement:
     if name == "horse":
         hand = (270, -850)
         far_hand, line = ((170, -620), ((170, -620), (240, -700), (250, -830))) if "hold" in verbs else ((30, -450), ())
@@ -180,8 +171,7 @@ def petting(name: str, verbs: str, dice: Dice) -> Arrangement:
     return Arrangement(pose, 420, 0, -1, layer="behind", line=line, side="back")
 
 
-def throwing(name: str, verbs: str, dice: Dice) -> Arrangement:
-    """throw: in flight, or with hold, wound up."""
+def throwing(name: str, verbs: str, rng: Rng) -> Arrangement:
     small = name in ("ball", "frisbee")
     posture = "closed" if name == "umbrella" else ""
     if "hold" in verbs:  # wound up, the object behind the head
@@ -189,39 +179,37 @@ def throwing(name: str, verbs: str, dice: Dice) -> Arrangement:
         turn = {"umbrella": -3, "skateboard": 2, "frisbee": 1}.get(name, 0)
         y = -880 if name == "ball" else -930
         return Arrangement(pose, -400 if small else -360, y, 1, turn, "between", posture)
-    rise = dice.between(-60, 60)
+    rise = rng.between(-60, 60)
     pose = Pose((40, -480), (170, -760), (500, -870), (-150, -620), (230, 0), (-250, 0), 20)
     if not small:
         pose = pose._replace(far_hand=(470, -900))
     turn = {
-        "frisbee": dice.choose((-1, 1)),
+        "frisbee": rng.choose((-1, 1)),
         "umbrella": 4,
-        "skateboard": dice.choose((-2, 2)),
-        "box": dice.choose((-1, 1, 2)),
+        "skateboard": rng.choose((-2, 2)),
+        "box": rng.choose((-1, 1, 2)),
     }.get(name, 0)
     x = {"umbrella": 660, "box": 800, "skateboard": 860}.get(name, 740)
     return Arrangement(
-        pose, x + dice.between(0, 60), -860 + rise + (100 if name == "box" else 0), 1, turn, "behind", posture
+        pose, x + rng.between(0, 60), -860 + rise + (100 if name == "box" else 0), 1, turn, "behind", posture
     )
 
 
-def kicking(name: str, dice: Dice) -> Arrangement:
-    """kick: one leg swung, the object just off."""
+def kicking(name: str, rng: Rng) -> Arrangement:
     pose = Pose((-20, -495), (-110, -785), (-330, -720), (180, -800), (330, -250), (-60, 0), 0, -50)
     turn, x, y = {
-        "ball": (0, 520, -dice.between(130, 300)),
-        "frisbee": (-1, 560, -dice.between(180, 300)),
+        "ball": (0, 520, -rng.between(130, 300)),
+        "frisbee": (-1, 560, -rng.between(180, 300)),
         "umbrella": (4, 440, -170),
         "skateboard": (-2, 600, -110),
         "chair": (2, 540, -40),
         "suitcase": (1, 560, -20),
         "box": (1, 590, -20),
     }[name]
-    return Arrangement(pose, x + dice.between(0, 40), y, 1, turn, "behind", "closed" if name == "umbrella" else "")
+    return Arrangement(pose, x + rng.between(0, 40), y, 1, turn, "behind", "closed" if name == "umbrella" else "")
 
 
-def pushing(name: str, verbs: str, dice: Dice) -> Arrangement:
-    """push: leaning onto it; with hold, walking it upright."""
+def pushing(name: str, verbs: str, rng: Rng) -> Arrangement:
     hands_y = {
         "horse": -640,
         "box": -270,
@@ -249,8 +237,7 @@ def pushing(name: str, verbs: str, dice: Dice) -> Arrangement:
     return Arrangement(pose, x, size=size, layer="behind", side=side)
 
 
-def pulling(name: str, verbs: str, dice: Dice) -> Arrangement:
-    """pull: leading, rolling behind, or leaning back."""
+def pulling(name: str, verbs: str, rng: Rng) -> Arrangement:
     if name == "suitcase":  # rolling it behind, tilted on its long handle
         pose = Pose((0, -500), (40, -800), (-190, -500), (150, -520), (190, 0), (-190, 0), 15)
         return Arrangement(pose, -500, 0, -1, -2, "held", "grip")
@@ -276,8 +263,7 @@ def pulling(name: str, verbs: str, dice: Dice) -> Arrangement:
     )
 
 
-def lifting(name: str, verbs: str, dice: Dice) -> Arrangement:
-    """lift: crouched; with hold, overhead."""
+def lifting(name: str, verbs: str, rng: Rng) -> Arrangement:
     if "hold" in verbs:  # overhead
         if name == "umbrella":
             pose = STANDING._replace(near_hand=(40, -1130), far_hand=(-60, -1130))
@@ -287,7 +273,7 @@ def lifting(name: str, verbs: str, dice: Dice) -> Arrangement:
         if name == "frisbee":
             pose = pose._replace(near_hand=(60, top - 20), far_hand=(-150, -600))
             return Arrangement(pose, 70, top - 10, layer="held")
-        return Arrangement(pose, 0, top, dice.choose((1, -1)), layer="between")
+        return Arrangement(pose, 0, top, rng.choose((1, -1)), layer="between")
     # crouched, raising it off the ground
     if name == "bicycle":  # by its saddle
         pose = Pose((-120, -400), (40, -690), (290, -560), (320, -560), (50, 0), (-140, 0), 20)
@@ -299,14 +285,13 @@ def lifting(name: str, verbs: str, dice: Dice) -> Arrangement:
         pose = Pose((-130, -340), (60, -570), (270, -310), (290, -300), (60, 0), (-130, 0), 25)
         return Arrangement(pose, 710, -130, -1, -1, "held")
     wide = {"skateboard": 400, "dog": 390}.get(name, 330)
-    raised = dice.between(60, 150)
+    raised = rng.between(60, 150)
     grip = {"chair": -250, "suitcase": -260, "ball": -90, "dog": -150, "box": -60, "skateboard": -80}[name] - raised
     pose = Pose((-130, -330), (60, -560), (270, grip), (290, grip), (60, 0), (-130, 0), 25)
-    return Arrangement(pose, wide, -raised, dice.choose((1, -1)) if name != "chair" else 1, layer="held")
+    return Arrangement(pose, wide, -raised, rng.choose((1, -1)) if name != "chair" else 1, layer="held")
 
 
-def holding(name: str, dice: Dice) -> Arrangement:
-    """hold alone."""
+def holding(name: str, rng: Rng) -> Arrangement:
     if name == "umbrella":
         pose = STANDING._replace(near_hand=(150, -640), far_hand=(-40, -440))
         return Arrangement(pose, 155, -640, layer="held")
@@ -336,65 +321,56 @@ def holding(name: str, dice: Dice) -> Arrangement:
     return Arrangement(pose, 290, low, 1, layer="held")
 
 
-def arrange(name: str, verbs: tuple[str, ...], dice: Dice) -> Arrangement:
-    """Poses one pair.
-
-    Args:
-        name: The object.
-        verbs: A combination of `vocabulary.COMBINATIONS[name]`, in its order.
-        dice: Source of the variation within the combination.
-
-    Returns:
-        The arrangement, its pose jittered.
-    """
-    found = _pose(name, "+".join(verbs), dice)
-    return found._replace(pose=_jitter(found.pose, dice))
+def arrange(name: str, verbs: tuple[str, ...], rng: Rng) -> Arrangement:
+    """Sample an arrangement of a person and an object for one of `vocabulary.COMBINATIONS[name]`."""
+    arrangement = _arrangement(name, "+".join(verbs), rng)
+    return arrangement._replace(pose=_jitter(arrangement.pose, rng))
 
 
-def _jitter(pose: Pose, dice: Dice) -> Pose:
+def _jitter(pose: Pose, rng: Rng) -> Pose:
     def near(point: Point, size: int) -> Point:
-        return point[0] + dice.between(-size, size), point[1] + dice.between(-size, size)
+        return point[0] + rng.between(-size, size), point[1] + rng.between(-size, size)
 
     return pose._replace(
         neck=near(pose.neck, 16),
         near_hand=near(pose.near_hand, 10),
         far_hand=near(pose.far_hand, 14),
-        near_foot=(pose.near_foot[0] + dice.between(-14, 14), pose.near_foot[1]),
-        far_foot=(pose.far_foot[0] + dice.between(-14, 14), pose.far_foot[1]),
-        nod=pose.nod + dice.between(-8, 10),
+        near_foot=(pose.near_foot[0] + rng.between(-14, 14), pose.near_foot[1]),
+        far_foot=(pose.far_foot[0] + rng.between(-14, 14), pose.far_foot[1]),
+        nod=pose.nod + rng.between(-8, 10),
     )
 
 
-def idle(dice: Dice) -> Pose:
-    """A bystander: standing or strolling, hands away from everything."""
-    near, far = dice.choose(
+def idle(rng: Rng) -> Pose:
+    """Sample the pose of a bystander: standing or strolling, hands off everything."""
+    near, far = rng.choose(
         (((45, -445), (-35, -445)), ((95, -520), (70, -500)), ((40, -445), (110, -880)), ((130, -480), (-130, -480)))
     )
-    stride = dice.choose((20, 40, 130))
-    return _jitter(STANDING._replace(near_hand=near, far_hand=far, near_foot=(stride, 0), far_foot=(-stride, 0)), dice)
+    stride = rng.choose((20, 40, 130))
+    return _jitter(STANDING._replace(near_hand=near, far_hand=far, near_foot=(stride, 0), far_foot=(-stride, 0)), rng)
 
 
-def _pose(name: str, verbs: str, dice: Dice) -> Arrangement:
+def _arrangement(name: str, verbs: str, rng: Rng) -> Arrangement:
     if name == "bicycle" and ("ride" in verbs or "sit_on" in verbs):
-        return on_bicycle(verbs, dice)
+        return on_bicycle(verbs, rng)
     if name == "horse" and ("ride" in verbs or "sit_on" in verbs):
-        return on_horse(verbs, dice)
+        return on_horse(verbs, rng)
     if "ride" in verbs:
-        return on_board(name, verbs, dice)
+        return on_board(name, verbs, rng)
     if "sit_on" in verbs:
-        return seated(name, verbs, dice)
+        return seated(name, verbs, rng)
     if "jump_over" in verbs:
-        return jumping(name, dice)
+        return jumping(name, rng)
     if "pet" in verbs:
-        return petting(name, verbs, dice)
+        return petting(name, verbs, rng)
     if "throw" in verbs:
-        return throwing(name, verbs, dice)
+        return throwing(name, verbs, rng)
     if "kick" in verbs:
-        return kicking(name, dice)
+        return kicking(name, rng)
     if "push" in verbs:
-        return pushing(name, verbs, dice)
+        return pushing(name, verbs, rng)
     if "pull" in verbs:
-        return pulling(name, verbs, dice)
+        return pulling(name, verbs, rng)
     if "lift" in verbs:
-        return lifting(name, verbs, dice)
-    return holding(name, dice)
+        return lifting(name, verbs, rng)
+    return holding(name, rng)

@@ -1,8 +1,8 @@
-"""Shapes become pixels, with integer arithmetic only, so that scenes are equal on every platform.
+"""Random numbers, shapes and their rasteriser: integer arithmetic only, so that scenes are equal on every platform.
 
-The canvas is twice the scene's size. Each shape writes its own number into one uint16 plane; a palette turns numbers
-into colours at the end and 2 x 2 cells are averaged. Coordinates are canvas cells, x right, y down; a shape covers a
-cell when the cell's index point lies in it.
+The canvas has twice the scene's size. Each shape writes its number into one uint16 plane; at the end a palette maps
+numbers to colours and 2 x 2 cells are averaged. Coordinates are canvas cells, x right, y down; a shape covers a cell
+whose index point is inside it.
 """
 
 from __future__ import annotations
@@ -18,39 +18,34 @@ from hoi.world.vocabulary import SIZE_PX
 T = TypeVar("T")
 
 
-class Dice:
-    """Integers from a string key.
-
-    Only `random.Random(str).random()` is used: it is the one stream of the module that Python promises to keep.
-    """
+class Rng:
+    """Random integers from a string key, by `random.Random(str).random()`: the stream that Python promises to keep."""
 
     def __init__(self, key: str) -> None:
         self._random = random.Random(key)
 
     def below(self, bound: int) -> int:
-        """Uniform integer in [0, bound)."""
+        """Return a uniform integer in [0, bound)."""
         return int(self._random.random() * bound)
 
     def between(self, low: int, high: int) -> int:
-        """Uniform integer in [low, high], both ends included."""
+        """Return a uniform integer in [low, high]."""
         return low + self.below(high - low + 1)
 
     def percent(self, chance: int) -> bool:
-        """True in `chance` of 100 throws."""
         return self.below(100) < chance
 
     def choose(self, items: Sequence[T]) -> T:
-        """One item, all equally likely."""
         return items[self.below(len(items))]
 
     def weighted(self, items: Sequence[T], weights: Sequence[int]) -> T:
-        """One item, in proportion to integer weights."""
+        """Return one item, with probability proportional to its integer weight."""
         rest = self.below(sum(weights))
         for item, weight in zip(items, weights, strict=True):
             rest -= weight
             if rest < 0:
                 return item
-        raise ValueError(f"no item drawn from {len(items)} items: weights must be positive, got {list(weights)}")
+        raise ValueError(f"the weights of {len(items)} items must be positive, got {list(weights)}")
 
 
 CANVAS = 2 * SIZE_PX
@@ -63,7 +58,7 @@ SINE = (0, 265, 512, 724, 887, 989, 1024)
 
 
 def sine(step: int) -> int:
-    """1024 sin(15 degrees * step), from the table."""
+    """Return 1024 sin(15 degrees * step)."""
     step %= 24
     if step >= 12:
         return -sine(step - 12)
@@ -71,7 +66,7 @@ def sine(step: int) -> int:
 
 
 def turn(point: Point, step: int) -> Point:
-    """Rotates a point about the origin by 15 degrees * step, clockwise on the screen."""
+    """Rotate a point about the origin by 15 degrees * step, clockwise on the screen."""
     if step % 24 == 0:
         return point
     s, c = sine(step), sine(step + 6)
@@ -79,9 +74,9 @@ def turn(point: Point, step: int) -> Point:
 
 
 class Shape(NamedTuple):
-    """One primitive: `disc` and `ring` have 1 point, `capsule` 2, `polygon` (convex) 3 or more.
+    """A primitive: `disc` and `ring` have 1 point, `capsule` 2, `polygon` (convex) 3 or more.
 
-    `radius` is a disc's or ring's outer radius or a capsule's half width; `hole` a ring's inner radius.
+    `radius` is the outer radius, or half the width of a capsule; `hole` the inner radius of a ring.
     """
 
     kind: str
@@ -92,51 +87,46 @@ class Shape(NamedTuple):
 
 
 def disc(x: int, y: int, radius: int, colour: Colour) -> Shape:
-    """A filled circle."""
     return Shape("disc", ((x, y),), radius, colour)
 
 
 def ring(x: int, y: int, radius: int, hole: int, colour: Colour) -> Shape:
-    """A circle's rim between the radii `hole` and `radius`."""
     return Shape("ring", ((x, y),), radius, colour, hole)
 
 
 def capsule(a: Point, b: Point, radius: int, colour: Colour) -> Shape:
-    """A thick line with round ends."""
+    """Return a thick line with round ends."""
     return Shape("capsule", (a, b), radius, colour)
 
 
 def polygon(points: tuple[Point, ...], colour: Colour) -> Shape:
-    """A filled convex polygon."""
     return Shape("polygon", points, 0, colour)
 
 
 def rectangle(x0: int, y0: int, x1: int, y1: int, colour: Colour) -> Shape:
-    """An axis-aligned rectangle."""
     return polygon(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), colour)
 
 
 def ellipse(x: int, y: int, rx: int, ry: int, colour: Colour) -> Shape:
-    """An ellipse as a polygon of 24 corners, so that it can be turned like any other shape."""
+    """Return an ellipse as a polygon of 24 corners, which can be rotated like any other shape."""
     return polygon(tuple((x + rx * sine(step + 6) // 1024, y + ry * sine(step) // 1024) for step in range(24)), colour)
 
 
 def extent(shapes: list[Shape]) -> tuple[int, int, int, int]:
-    """Bounding box (x0, y0, x1, y1) of shapes, in their own units."""
+    """Return the bounding box (x0, y0, x1, y1) of shapes."""
     xs = [(p[0] - s.radius, p[0] + s.radius) for s in shapes for p in s.points]
     ys = [(p[1] - s.radius, p[1] + s.radius) for s in shapes for p in s.points]
     return min(x[0] for x in xs), min(y[0] for y in ys), max(x[1] for x in xs), max(y[1] for y in ys)
 
 
 class Canvas:
-    """A plane of shape numbers; the first SIZE_PX numbers are the backdrop's rows."""
+    """A plane of shape numbers; the first SIZE_PX numbers are the rows of the background.
+
+    Args:
+        row_colours: Colour of each scene row, integer [SIZE_PX, 3] in 0..255.
+    """
 
     def __init__(self, row_colours: np.ndarray) -> None:
-        """Starts from a backdrop.
-
-        Args:
-            row_colours: Colour of each scene row, integer [SIZE_PX, 3] in 0..255.
-        """
         rows = np.repeat(np.arange(SIZE_PX, dtype=np.uint16), 2)
         self._plane = np.repeat(rows[:, None], CANVAS, axis=1)
         self._ever = np.zeros((CANVAS, CANVAS), np.uint32)
@@ -145,12 +135,7 @@ class Canvas:
         self._owners: list[int] = []
 
     def draw(self, shape: Shape, owner: int = -1) -> None:
-        """Paints a shape over what is there.
-
-        Args:
-            shape: In canvas cells.
-            owner: Entity in 0..31 whose extent it counts for; negative for none.
-        """
+        """Paint a shape for entity `owner` (0..31; negative for none)."""
         xs = [p[0] for p in shape.points]
         ys = [p[1] for p in shape.points]
         x0, x1 = max(min(xs) - shape.radius, 0), min(max(xs) + shape.radius + 1, CANVAS)
@@ -167,19 +152,19 @@ class Canvas:
         self._owners.append(owner)
 
     def image(self) -> np.ndarray:
-        """The scene's pixels, uint8 [SIZE_PX, SIZE_PX, 3]."""
+        """Return the scene's pixels, uint8 [SIZE_PX, SIZE_PX, 3]."""
         palette = np.concatenate([self._rows, np.array(self._palette, np.int64).reshape(-1, 3)])
         cells = palette.astype(np.uint16)[self._plane]
         sums = cells[0::2] + cells[1::2]
         return ((sums[:, 0::2] + sums[:, 1::2] + 2) // 4).astype(np.uint8)
 
     def owners(self) -> np.ndarray:
-        """Entity that owns each canvas cell, int16 [CANVAS, CANVAS]; -1 is the backdrop."""
+        """Return the visible entity of each canvas cell, int16 [CANVAS, CANVAS]; -1 is the background."""
         table = np.concatenate([np.full(SIZE_PX, -1), np.array(self._owners, np.int64)]).astype(np.int16)
         return table[self._plane]
 
     def num_cells_drawn(self, owner: int) -> int:
-        """Canvas cells that an entity ever painted, hidden since or not."""
+        """Return the number of canvas cells that an entity painted, visible or hidden."""
         return int(np.count_nonzero(self._ever & np.uint32(1 << owner)))
 
 

@@ -1,22 +1,33 @@
-"""The records of a scene, and how they become shapes on the canvas.
+"""Scenes: their records, drawing them, and the boxes and pairs that are visible.
 
 Positions are canvas cells (half pixels), x right, y down.
 """
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from hoi.world.objects import ObjectLook, object_shapes
 from hoi.world.people import Look, Pose, person_shapes
-from hoi.world.raster import Colour, Point, Shape, turn
-from hoi.world.things import ThingLook, thing_shapes
+from hoi.world.raster import Canvas, Colour, Point, Shape, capsule, turn
+from hoi.world.vocabulary import OBJECTS, SIZE_PX, rows_of
+
+MIN_VISIBLE_PERCENT = 25
+"""A person or object that is hidden by more than the rest of this is not annotated, nor are its pairs."""
+MIN_SIDE_PX = 3
+"""A person or object whose visible box is narrower or lower than this is not annotated, nor are its pairs."""
+LINE_COLOUR = (70, 50, 40)
+NOISE = 4
+"""Largest noise of a pixel, in levels of 255."""
 
 
 class Person(NamedTuple):
-    """A figure: `height` of it when standing, in cells; `facing` +1 is right."""
+    """A person: `height` in cells when standing; `facing` is +1 to the right, -1 to the left."""
 
     look: Look
     pose: Pose
@@ -26,11 +37,11 @@ class Person(NamedTuple):
     facing: int
 
 
-class Thing(NamedTuple):
+class Object(NamedTuple):
     """An object: `height` is the length of 1000 of its units, in cells; `turn` in steps of 15 degrees."""
 
     name: str
-    look: ThingLook
+    look: ObjectLook
     x: int
     y: int
     height: int
@@ -40,22 +51,22 @@ class Thing(NamedTuple):
 
 
 class Interaction(NamedTuple):
-    """A labelled pair: rows of `Scene.people` and `Scene.things`."""
+    """A labelled pair: rows of `Scene.people` and `Scene.objects`."""
 
     person: int
-    thing: int
+    obj: int
     verbs: tuple[str, ...]
 
 
 class Step(NamedTuple):
-    """One step of drawing: layer `far`, `body` or `near` of a person, `thing`, or `line`; and its row."""
+    """A step of drawing: layer `far`, `body` or `near` of a person, `object`, or `line`; and its row."""
 
     layer: str
     row: int
 
 
 class Background(NamedTuple):
-    """Colour gradients above and below the horizon (canvas row), and shapes behind and before everything."""
+    """Colour gradients above and below the horizon (a canvas row), and shapes behind and before everything."""
 
     kind: str
     horizon: int
@@ -67,14 +78,14 @@ class Background(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is drawn. `groups` lists (people rows, thing rows) that stand together."""
+    """Everything that is drawn. `groups` lists (people rows, object rows) that stand together."""
 
     seed: int
     split: str
     index: int
     background: Background
     people: tuple[Person, ...]
-    things: tuple[Thing, ...]
+    objects: tuple[Object, ...]
     lines: tuple[tuple[tuple[Point, ...], int], ...]
     interactions: tuple[Interaction, ...]
     groups: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
@@ -83,7 +94,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneAnnotation:
-    """What can be seen in a scene.
+    """The annotation of a scene.
 
     Attributes:
         boxes_xyxy: int32 [N, 4], tight around the visible pixels. 0-based pixel edges: x2 and y2 are exclusive, so a
@@ -97,25 +108,104 @@ class SceneAnnotation:
     pairs: list[tuple[int, int, tuple[int, ...]]]
 
 
-def to_canvas(shapes: list[Shape], x: int, y: int, height: int, facing: int, steps: int = 0) -> list[Shape]:
-    """Turns, scales, flips and moves shapes from thousandths of `height` to canvas cells."""
+def shapes_of_person(person: Person) -> dict[str, list[Shape]]:
+    """Return a person's shapes by layer, on the canvas."""
+    layers = person_shapes(person.look, person.pose)
+    return {layer: _to_canvas(shapes, *person[2:]) for layer, shapes in layers.items()}
+
+
+def shapes_of_object(obj: Object) -> list[Shape]:
+    """Return an object's shapes, on the canvas."""
+    return _to_canvas(object_shapes(obj.name, obj.look, obj.posture), *obj[2:7])
+
+
+def _to_canvas(shapes: list[Shape], x: int, y: int, height: int, facing: int, steps: int = 0) -> list[Shape]:
+    """Rotate, scale, mirror and move shapes from thousandths of `height` to canvas cells."""
     moved = []
     for shape in shapes:
-        points = tuple(
-            (x + facing * (p[0] * height // 1000), y + p[1] * height // 1000)
-            for p in (turn(q, steps) for q in shape.points)
-        )
+        turned = [turn(point, steps) for point in shape.points]
+        points = tuple((x + facing * (px * height // 1000), y + py * height // 1000) for px, py in turned)
         radius = max(1, shape.radius * height // 1000) if shape.radius else 0
         moved.append(shape._replace(points=points, radius=radius, hole=shape.hole * height // 1000))
     return moved
 
 
-def shapes_of_person(person: Person) -> dict[str, list[Shape]]:
-    """A person's shapes by layer, on the canvas."""
-    layers = person_shapes(person.look, person.pose)
-    return {layer: to_canvas(shapes, *person[2:]) for layer, shapes in layers.items()}
+def draw(scene: Scene) -> tuple[np.ndarray, SceneAnnotation]:
+    """Return the pixels of a scene, uint8 RGB [SIZE_PX, SIZE_PX, 3], and its annotation, from one drawing."""
+    canvas = _drawn(scene)
+    return _pixels(canvas, scene), _annotation(canvas, scene)
 
 
-def shapes_of_thing(thing: Thing) -> list[Shape]:
-    """An object's shapes, on the canvas."""
-    return to_canvas(thing_shapes(thing.name, thing.look, thing.posture), *thing[2:7])
+def render(scene: Scene) -> np.ndarray:
+    """Return the pixels of a scene, uint8 RGB [SIZE_PX, SIZE_PX, 3]."""
+    return _pixels(_drawn(scene), scene)
+
+
+def annotate(scene: Scene) -> SceneAnnotation:
+    """Return the annotation of a scene; `draw` is cheaper where the pixels are needed, too."""
+    return _annotation(_drawn(scene), scene)
+
+
+def _drawn(scene: Scene) -> Canvas:
+    canvas = Canvas(_row_colours(scene.background))
+    for shape in scene.background.decor:
+        canvas.draw(shape)
+    people = [shapes_of_person(person) for person in scene.people]
+    for layer, row in scene.order:
+        if layer == "line":
+            points, width = scene.lines[row]
+            for a, b in itertools.pairwise(points):
+                canvas.draw(capsule(a, b, width, LINE_COLOUR))
+        elif layer == "object":
+            for shape in shapes_of_object(scene.objects[row]):
+                canvas.draw(shape, len(people) + row)
+        else:
+            for shape in people[row][layer]:
+                canvas.draw(shape, row)
+    for shape in scene.background.foreground:
+        canvas.draw(shape)
+    return canvas
+
+
+def _row_colours(background: Background) -> np.ndarray:
+    """Return the gradients above and below the horizon, int64 [SIZE_PX, 3]."""
+    horizon = background.horizon // 2
+    rows = np.arange(SIZE_PX, dtype=np.int64)[:, None]
+    top, low = (np.array(colour, np.int64) for colour in background.above)
+    above = (top * (horizon - rows) + low * rows) // horizon
+    top, low = (np.array(colour, np.int64) for colour in background.below)
+    span = SIZE_PX - horizon
+    below = (top * (SIZE_PX - rows) + low * (rows - horizon)) // span
+    return np.where(rows < horizon, above, below)
+
+
+def _pixels(canvas: Canvas, scene: Scene) -> np.ndarray:
+    seed = zlib.crc32(f"{scene.seed}/{scene.split}/{scene.index}/grain".encode("ascii"))
+    # numpy keeps RandomState's stream; its default integer type, and so the stream, differs between platforms.
+    noise = np.random.RandomState(seed).randint(-NOISE, NOISE + 1, size=(SIZE_PX, SIZE_PX, 1), dtype=np.int32)
+    return np.clip(canvas.image().astype(np.int32) + noise, 0, 255).astype(np.uint8)
+
+
+def _annotation(canvas: Canvas, scene: Scene) -> SceneAnnotation:
+    owners = canvas.owners()
+    boxes: list[tuple[int, int, int, int]] = []
+    labels: list[int] = []
+    row_of: dict[int, int] = {}
+    for entity, name in enumerate(["person"] * len(scene.people) + [obj.name for obj in scene.objects]):
+        visible = owners == entity
+        columns, rows = np.flatnonzero(visible.any(axis=0)), np.flatnonzero(visible.any(axis=1))
+        if not len(columns) or 100 * np.count_nonzero(visible) < MIN_VISIBLE_PERCENT * canvas.num_cells_drawn(entity):
+            continue
+        x0, y0, x1, y1 = int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+        box = x0 // 2, y0 // 2, x1 // 2 + 1, y1 // 2 + 1
+        if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE_PX:
+            continue
+        row_of[entity] = len(boxes)
+        boxes.append(box)
+        labels.append(OBJECTS.index(name))
+    pairs = []
+    for person, obj, verbs in scene.interactions:
+        human, target = row_of.get(person), row_of.get(len(scene.people) + obj)
+        if human is not None and target is not None:
+            pairs.append((human, target, rows_of(scene.objects[obj].name, verbs)))
+    return SceneAnnotation(np.array(boxes, np.int32).reshape(-1, 4), np.array(labels, np.int32), pairs)

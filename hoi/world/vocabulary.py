@@ -1,6 +1,6 @@
-"""Names of the embedded world: objects, verbs, interactions, and which verbs can go together on one pair.
+"""Names of the embedded world: objects, verbs, interactions, and which verbs can occur together on one pair.
 
-`COMBINATIONS` is the source: an interaction is valid when some drawable combination holds it.
+`COMBINATIONS` is the source: an interaction exists where a drawable combination contains it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ SIZE_PX = 192
 """Side of every scene, in pixels."""
 
 SPLITS: dict[str, int] = {"train": 800, "validation": 300, "test": 500}
-"""Scenes of the committed world, per split. An index beyond the count is a valid scene too."""
+"""Scenes per split of the committed world. An index beyond the count is a valid scene, too."""
 
 TRAINING_SPLITS = ("clip", "detector")
-"""Unlimited splits for the off-the-shelf parts, with the flattened prior."""
+"""Splits that the CLIP, the captioner and the detector are trained on; of any length, with a flat prior."""
 
 OBJECTS: tuple[str, ...] = (
     "person",
@@ -30,9 +30,7 @@ OBJECTS: tuple[str, ...] = (
     "frisbee",
     "box",
 )
-
 NO_INTERACTION = "no_interaction"
-
 VERBS: tuple[str, ...] = (
     "ride",
     "sit_on",
@@ -47,8 +45,7 @@ VERBS: tuple[str, ...] = (
     NO_INTERACTION,
 )
 
-# Weight of each drawable combination of verbs within its object, under the flattened prior. Verbs of one
-# combination are all visible at once in its pose (see arrange.py).
+# Weight of each drawable combination of verbs of an object. All verbs of a combination show in its pose (poses.py).
 _WEIGHTED: dict[str, str] = {
     "bicycle": "ride+sit_on+hold 7, ride+sit_on 2, ride+hold 2, sit_on 2, sit_on+hold 2, hold 4, push 2, hold+push 3,"
     " lift 3, hold+lift 3, jump_over 5",
@@ -75,10 +72,8 @@ def _parse(text: str) -> tuple[tuple[tuple[str, ...], int], ...]:
     return tuple((tuple(sorted(verbs.split("+"), key=VERBS.index)), int(weight)) for verbs, weight in entries)
 
 
-COMBINATIONS: dict[str, tuple[tuple[tuple[str, ...], int], ...]] = {
-    name: _parse(text) for name, text in _WEIGHTED.items()
-}
-"""Per object: ((verbs in the order of VERBS), weight). `no_interaction` is never in it: it is always possible."""
+COMBINATIONS = {name: _parse(text) for name, text in _WEIGHTED.items()}
+"""Per object: (verbs in the order of VERBS, weight). `no_interaction` is always possible and never listed."""
 
 INTERACTIONS: tuple[tuple[str, str], ...] = tuple(
     (verb, name)
@@ -88,3 +83,8 @@ INTERACTIONS: tuple[tuple[str, str], ...] = tuple(
 """(verb, object), sorted by object then verb."""
 
 INTERACTION_ROW: dict[tuple[str, str], int] = {interaction: row for row, interaction in enumerate(INTERACTIONS)}
+
+
+def rows_of(name: str, verbs: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the ascending interaction rows of an object and its verbs."""
+    return tuple(sorted(INTERACTION_ROW[verb, name] for verb in verbs))

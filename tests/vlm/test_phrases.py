@@ -4,7 +4,7 @@ import pytest
 
 from hoi.vlm.phrases import named_objects, said_interactions, vocabulary_lexicon
 from hoi.vocabulary import Vocabulary
-from hoi.world.questions import caption_questions, world_lexicon
+from hoi.world.captioner import caption_questions, world_lexicon
 
 WORDS = Vocabulary(
     ("person", "bicycle", "park_bench", "bench", "bus"),
@@ -57,9 +57,9 @@ def test_questions_come_from_the_captions_words() -> None:
         table.texts.index(f"is a person {words}?") for words in ("holding a horse", "riding a horse", "kicking a ball")
     )
     assert len(table.texts) == 3
-    assert [(own.yes, own.no) for own in table.of_caption] == [
-        ((ride,), (hold,)),
-        ((hold,), (ride,)),
-        ((), tuple(sorted((hold, ride)))),
-        ((kick,), ()),
+    assert list(zip(table.yes, table.no, strict=True)) == [
+        ([ride], [hold]),
+        ([hold], [ride]),
+        ([], sorted((hold, ride))),
+        ([kick], []),
     ]

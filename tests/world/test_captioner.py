@@ -15,17 +15,18 @@ from hoi.datasets.world import world_vocabulary
 from hoi.teachers.loading import load_model
 from hoi.vlm.coca import CocaModel, image_states
 from hoi.world import draw, sample_scene
-from hoi.world.measure import measure_captioner
-from hoi.world.questions import IGNORED, Texts
-from hoi.world.train_captioner import (
+from hoi.world.captioner import (
+    IGNORED,
     CaptionerRecipe,
+    Texts,
     build_captioner,
     model_config,
     start_from_clip,
     token_states,
     train_captioner,
 )
-from hoi.world.train_clip import captioned_images
+from hoi.world.clip import captioned_images
+from hoi.world.measure import measure_captioner
 
 WEIGHTS = Path(hoi.world.__file__).parent / "weights"
 TINY = CaptionerRecipe(stored_px=72, sizes_px=(64, 96), steps=(1, 1), decoder_layers=1, batch_size=4, warmup_steps=1)

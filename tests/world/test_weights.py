@@ -8,8 +8,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from hoi.world.captioned import captioned_images, cut_square
-from hoi.world.detector_loss import detector_loss, make_targets
 from safetensors.torch import load_file
 
 import hoi.world
@@ -20,18 +18,30 @@ from hoi.errors import UserError
 from hoi.prompts import interaction_prompts
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
-from hoi.world import OBJECTS, captioned, measure, train_clip, train_detector
-from hoi.world.detector_model import (
+from hoi.world import OBJECTS, clip, measure
+from hoi.world import detector as detector_module
+from hoi.world.clip import (
+    BPE_FILE,
+    ClipRecipe,
+    captioned_images,
+    contrastive_loss,
+    cut_square,
+    learn_merges,
+    open_tokenizer,
+    write_merges,
+)
+from hoi.world.detector import (
     DetectorNet,
+    DetectorRecipe,
     DetectorShape,
+    annotated_images,
     boxes_at,
+    detector_loss,
     load_detector,
+    make_targets,
     peaks,
     save_detector,
 )
-from hoi.world.tokenizer import BPE_FILE, learn_merges, open_tokenizer, write_merges
-from hoi.world.train_clip import ClipRecipe, contrastive_loss
-from hoi.world.train_detector import DetectorRecipe, annotated_images
 
 WEIGHTS = Path(hoi.world.__file__).parent / "weights"
 TINY_CLIP = ClipRecipe(
@@ -89,14 +99,13 @@ def test_the_detector_is_fed_images_boxes_and_object_classes_and_nothing_else() 
 def test_neither_training_can_reach_an_interaction(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # `draw` and `annotate` are the only ways to pairs: CLIP's training gets neither, the detector's drops the pairs.
     for name in ("annotate", "draw", "INTERACTIONS", "VERBS"):
-        assert not hasattr(train_clip, name)
-        assert not hasattr(captioned, name)
+        assert not hasattr(clip, name)
     for name in ("annotate", "INTERACTIONS", "VERBS"):
-        assert not hasattr(train_detector, name)
+        assert not hasattr(detector_module, name)
     annotation = hoi.world.annotate(hoi.world.sample_scene(0, "detector", 0))
     without_pairs = hoi.world.SceneAnnotation(annotation.boxes_xyxy, annotation.labels, pairs=[])
     expected = next(annotated_images(0, 1))
-    monkeypatch.setattr(train_detector, "draw", lambda scene: (hoi.world.render(scene), without_pairs))
+    monkeypatch.setattr(detector_module, "draw", lambda scene: (hoi.world.render(scene), without_pairs))
     for got, wanted in zip(next(annotated_images(0, 1)), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
@@ -108,8 +117,8 @@ def test_trainings_see_splits_that_no_pipeline_reads(monkeypatch: pytest.MonkeyP
         seen.add(split)
         return hoi.world.sample_scene(seed, split, index)
 
-    monkeypatch.setattr(captioned, "sample_scene", spy)
-    monkeypatch.setattr(train_detector, "sample_scene", spy)
+    monkeypatch.setattr(clip, "sample_scene", spy)
+    monkeypatch.setattr(detector_module, "sample_scene", spy)
     next(captioned_images(0, 1, 0, 32))
     next(annotated_images(0, 1))
     assert seen == {"clip", "detector"}
@@ -123,7 +132,7 @@ def test_clip_training_is_repeatable_and_open_clip_loads_what_it_writes(tmp_path
     written = []
     for run in ("a", "b"):
         pairs = captioned_images(0, 4, 1, TINY_CLIP.stored_px)
-        train_clip.train_clip(pairs, TINY_CLIP, 3, tmp_path / run, lambda line: None)
+        clip.train_clip(pairs, TINY_CLIP, 3, tmp_path / run, lambda line: None)
         written.append({file.name: file.read_bytes() for file in (tmp_path / run).iterdir()})
     assert sorted(written[0]) == [BPE_FILE, "open_clip_config.json", "open_clip_model.safetensors"]
     assert written[0] == written[1]
@@ -133,7 +142,7 @@ def test_clip_training_is_repeatable_and_open_clip_loads_what_it_writes(tmp_path
 
 def test_detector_training_is_repeatable_and_its_file_names_the_classes(tmp_path: Path) -> None:
     for run in ("a", "b"):
-        train_detector.train_detector(
+        detector_module.train_detector(
             annotated_images(0, 3), OBJECTS, TINY_DETECTOR, 3, tmp_path / run, lambda line: None
         )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -142,7 +151,7 @@ def test_detector_training_is_repeatable_and_its_file_names_the_classes(tmp_path
 
 def test_one_seed_is_not_another(tmp_path: Path) -> None:
     for seed in (0, 1):
-        train_detector.train_detector(
+        detector_module.train_detector(
             annotated_images(0, 3), OBJECTS, TINY_DETECTOR, seed, tmp_path / str(seed), lambda line: None
         )
     assert (tmp_path / "0").read_bytes() != (tmp_path / "1").read_bytes()

@@ -26,10 +26,9 @@ from hoi.world import (
     render,
     sample_scene,
 )
-from hoi.world.layout import rows_of
+from hoi.world.measure import contact_sheet, statistics
 from hoi.world.raster import Canvas, capsule, disc, polygon, rectangle
-from hoi.world.statistics import contact_sheet, measure
-from hoi.world.vocabulary import COMBINATIONS, NO_INTERACTION
+from hoi.world.vocabulary import COMBINATIONS, NO_INTERACTION, rows_of
 
 GOLDEN = Path(__file__).with_name("golden_scenes.json")
 GOLDEN_SCENES = [
@@ -111,7 +110,7 @@ def test_pixels_outside_all_boxes_do_not_change_when_everyone_leaves():
         empty = Scene(scene.seed, scene.split, index, scene.background, (), (), (), (), (), ())
         inside = np.zeros((SIZE_PX, SIZE_PX), bool)
         image, found = draw(scene)
-        if scene.lines or len(found.labels) < len(scene.people) + len(scene.things):
+        if scene.lines or len(found.labels) < len(scene.people) + len(scene.objects):
             continue
         for x1, y1, x2, y2 in found.boxes_xyxy:
             inside[y1:y2, x1:x2] = True
@@ -187,7 +186,7 @@ def test_captions_repeat_by_variant_and_are_lower_case_ascii():
 
 
 def test_statistics_are_near_those_of_hico_det():
-    found = measure([annotation for _, annotation in scenes_of_test()])
+    found = statistics([annotation for _, annotation in scenes_of_test()])
     assert 1.35 <= float(found["interactions per pair"]) <= 1.6
     assert 1.5 <= float(found["pairs per image"]) <= 2.4
     assert 55 <= int(found["images of 1 / 2 / 3 / 4 / 5+ pairs, %"].split(" / ")[0]) <= 68

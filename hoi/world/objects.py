@@ -1,7 +1,7 @@
 """Objects: a name, a colour and a variant become shapes.
 
-Units are thousandths of a standing person's height, origin where the object touches the ground (an umbrella's: its
-grip), x towards the object's front, y down.
+Units are thousandths of a standing person's height, x towards the object's front, y down; the origin is where the
+object touches the ground (the grip of an umbrella).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hoi.world.people import SHIRTS, darker
-from hoi.world.raster import Colour, Dice, Shape, capsule, disc, ellipse, polygon, rectangle, ring
+from hoi.world.raster import Colour, Rng, Shape, capsule, disc, ellipse, polygon, rectangle, ring
 
 DARK: Colour = (38, 38, 42)
 METAL: Colour = (105, 108, 116)
@@ -57,7 +57,7 @@ HEIGHTS: dict[str, int] = {
     "frisbee": 90,
     "box": 330,
 }
-"""Height above the ground at rest, horse: of its back."""
+"""Height above the ground at rest; of a horse, its back."""
 
 SEATS: dict[str, int] = {
     "skateboard": 100,
@@ -68,27 +68,24 @@ SEATS: dict[str, int] = {
     "surfboard": 80,
     "box": 330,
 }
-"""Height of what one sits on."""
+"""Height of the seat."""
 
 
-class ThingLook(NamedTuple):
-    """An object's colour and variant, both named so that captions can tell."""
+class ObjectLook(NamedTuple):
+    """An object's colour, named for captions, and variant."""
 
     colour_name: str
     variant: int
 
 
-def sample_thing_look(name: str, dice: Dice) -> ThingLook:
-    """Draws an object's look."""
-    return ThingLook(dice.choose(tuple(PALETTES[name])), dice.below(3))
+def sample_object_look(name: str, rng: Rng) -> ObjectLook:
+    return ObjectLook(rng.choose(tuple(PALETTES[name])), rng.below(3))
 
 
-def thing_shapes(name: str, look: ThingLook, posture: str = "") -> list[Shape]:
-    """Shapes of an object at rest.
+def object_shapes(name: str, look: ObjectLook, posture: str = "") -> list[Shape]:
+    """Return the shapes of an object at rest.
 
     Args:
-        name: Of `PALETTES`.
-        look: Colour and variant.
         posture: `gallop` for a horse's legs, `grip` for a suitcase's long handle, `closed` for an umbrella.
     """
     return _DRAW[name](PALETTES[name][look.colour_name], look.variant, posture)
@@ -256,11 +253,8 @@ def _surfboard(c: Colour, variant: int, posture: str) -> list[Shape]:
     stripe = (245, 245, 245) if sum(c) < 600 else (60, 120, 200)
     hull = ((-480, -50), (-380, -88), (0, -100), (380, -92), (500, -70), (380, -28), (0, -8), (-380, -16))
     shapes = [polygon(((-400, -30), (-350, -20), (-430, 44)), DARK), polygon(hull, c)]
-    return (
-        shapes
-        + [capsule((-380, -52), (400, -58), 12, stripe)]
-        + ([rectangle(-60, -92, 40, -14, stripe)] if variant == 1 else [])
-    )
+    shapes += [capsule((-380, -52), (400, -58), 12, stripe)]
+    return [*shapes, rectangle(-60, -92, 40, -14, stripe)] if variant == 1 else shapes
 
 
 def _frisbee(c: Colour, variant: int, posture: str) -> list[Shape]:
