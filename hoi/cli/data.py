@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hoi.cli.program import Config, Overrides, app, given, group, local_path, pipeline, verb
+from hoi.cli.program import Config, Overrides, app, group, local_path, pipeline, verb
 from hoi.errors import UserError
 
 
