@@ -25,7 +25,7 @@ def plan(
     ] = None,
 ) -> int:
     """Say what a build would take: shards, bytes, minutes."""
-    from hoi.cache.tools.describe import plan as plan_build
+    from hoi.cache.tools.estimate import plan as plan_build
 
     with pipeline(config, overrides) as settings:
         estimate = plan_build(settings, sample)
@@ -39,7 +39,7 @@ def info(config: Config = None, overrides: Overrides = None) -> None:
     from hoi.cache.tools.describe import info as describe
 
     with pipeline(config, overrides) as settings:
-        print(describe(Path(settings.cache.folder)))
+        print(describe(settings))
 
 
 @verb("verify", "hoi cache verify --recompute 8", of=verbs)
@@ -52,7 +52,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="of their choice")] = 0,
 ) -> int:
     """Check sizes, hashes and tables of every file."""
-    from hoi.cache.tools.upkeep import verify as verify_cache
+    from hoi.cache.tools.verify import verify as verify_cache
 
     with pipeline(config, overrides) as settings:
         report = verify_cache(settings, recompute, seed)
@@ -63,19 +63,19 @@ def verify(
 @verb("repair", "hoi cache repair --config mine.yaml", of=verbs)
 def repair(config: Config = None, overrides: Overrides = None) -> None:
     """Make missing, bad and failed parts again, and nothing else."""
-    from hoi.cache.tools.upkeep import repair as repair_cache
+    from hoi.cache.tools.repair import repair as repair_cache
 
     with pipeline(config, overrides) as settings:
-        print("\n".join(repair_cache(settings) or ["nothing to repair"]))
+        print(repair_cache(settings))
 
 
 @verb("rescore", "hoi cache rescore --to cache/other 'teacher.prompts=[a {noun}]'", of=verbs)
 def rescore(to: To, config: Config = None, overrides: Overrides = None) -> None:
     """Make a cache with other prompts or another vocabulary from the cached embeddings; no image is read."""
-    from hoi.cache.tools.verbs import rescore as rescore_cache
+    from hoi.cache.tools.rescore import rescore as rescore_cache
 
     with pipeline(config, overrides) as settings:
-        print("\n".join(map(str, rescore_cache(settings, to))))
+        print(rescore_cache(settings, to))
 
 
 @verb("export", "hoi cache export 000017 --top 3 --config mine.yaml", of=verbs)
@@ -90,13 +90,11 @@ def export(
     ] = None,
 ) -> None:
     """Print one image's records as JSON."""
-    from json import dumps
-
-    from hoi.cache.tools.export import export_image
+    from hoi.cache.tools.describe import export as export_image
     from hoi.files import write_atomically
 
     with pipeline(config, overrides) as settings:
-        text = dumps(export_image(Path(settings.cache.folder), image, top, split), indent=1, ensure_ascii=False)
+        text = str(export_image(settings, image, top, split))
     if json is None:
         print(text)
     else:
@@ -115,13 +113,7 @@ def pull(
     ] = None,
 ) -> None:
     """Copy a finished cache from any location, verified."""
-    from hoi.cache.plan import splits_of
-    from hoi.cache.tools.verbs import pull as pull_cache
-    from hoi.datasets import check_split
+    from hoi.cache.tools.pull import pull as pull_cache
 
     with pipeline(config, overrides) as settings:
-        splits = split or splits_of(settings)
-        for name in splits:
-            check_split(settings.dataset, name)
-        extra = list(settings.vlms) if passes is None else passes
-        print("\n".join(map(str, pull_cache(url, to, splits, extra))))
+        print(pull_cache(settings, url, to, split, passes))

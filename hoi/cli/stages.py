@@ -23,7 +23,7 @@ def demo(config: Config = None, overrides: Overrides = None) -> None:
         seconds: dict[str, float] = {}
         start = time.monotonic()
         print("== teacher cache ==", flush=True)
-        print(teacher_cache.main(settings), flush=True)
+        print(teacher_cache.build_cache(settings), flush=True)
         seconds["teacher cache"] = time.monotonic() - start
         from hoi.training import train
 
@@ -48,10 +48,10 @@ def teacher_cache(config: Config = None, overrides: Overrides = None) -> None:
 
     Run it again to go on after an interruption.
     """
-    from hoi.cache.build import run as build
+    from hoi.cache.build.run import build_cache
 
     with pipeline(config, overrides) as settings:
-        print(build.main(settings), flush=True)
+        print(build_cache(settings), flush=True)
         say_next("train")
 
 

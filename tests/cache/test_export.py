@@ -41,7 +41,9 @@ def test_detections_pairs_and_scores_are_those_of_the_cache(tmp_path: Path) -> N
         np.testing.assert_allclose([i["cosine"] for i in pair["interactions"]], cosine[best], atol=6e-5)
         np.testing.assert_allclose([i["score"] for i in pair["interactions"]], score[best], atol=6e-7)
     assert len(plain["interactions"]) == 2
-    assert sum(i["score"] for i in export(photo_pipeline(tmp_path), "03.png", top=3).plain["interactions"]) == pytest.approx(1)
+    assert sum(
+        i["score"] for i in export(photo_pipeline(tmp_path), "03.png", top=3).plain["interactions"]
+    ) == pytest.approx(1)
 
 
 def test_an_unreadable_image_says_why_and_one_without_pairs_has_none(tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_an_unreadable_image_says_why_and_one_without_pairs_has_none(tmp_path: P
 
 def test_an_unknown_image_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no complete teacher cache"):
-        export(photo_pipeline(tmp_path), "03.png", top=3).plain
+        export(photo_pipeline(tmp_path), "03.png", top=3)
     build_cache(photo_pipeline(tmp_path), RandomSignals)
     with pytest.raises(UserError, match=r"no such image .* the nearest: 03.png.* got: 3.png"):
-        export(photo_pipeline(tmp_path), "3.png", top=3).plain
+        export(photo_pipeline(tmp_path), "3.png", top=3)

@@ -2,15 +2,10 @@
 
 Three sentences: make a plan; run the missing shards; seal the manifest. Then the same for every further pass of the
 pipeline file (`vlms`), over the finished base pass.
-
-    python -m hoi.cache.build.run [--config pipeline.yaml] [section.key=value ...]
-
-A verb in front asks for something else than building: plan, info, verify, repair, rescore, export or pull.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +18,8 @@ from hoi.cache.build.pool import open_pool
 from hoi.cache.fingerprint import pass_request, request_parts
 from hoi.cache.manifest import BASE, Manifest, Pass, has_all_files, read_manifest, sole_builder
 from hoi.cache.plan import SplitPlan, is_complete, plan_over, plan_split, splits_of
-from hoi.cli.command_line import stage_config
 from hoi.config import PipelineConfig
-from hoi.errors import UserError, run_program
+from hoi.errors import UserError
 
 if TYPE_CHECKING:
     from hoi.cache.build.models import AskerFactory, ExtractorFactory
@@ -209,23 +203,3 @@ def _report(plan: SplitPlan, num_built: int) -> SplitReport:
         len(manifest.shards),
         num_built,
     )
-
-
-def _command() -> int:
-    verb, *rest = sys.argv[1:] or ["build"]
-    if verb.startswith("-") or "=" in verb:
-        verb, rest = "build", sys.argv[1:]
-    if verb != "build":
-        from hoi.cache.tools.verbs import run_verb
-
-        return run_verb(verb, rest)
-    print(
-        build_cache(
-            stage_config("Stage one: images to the teacher cache. Run it again to go on after an interruption.", rest)
-        )
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    run_program(_command)
