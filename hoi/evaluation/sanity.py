@@ -133,7 +133,7 @@ def images_gate(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> SanityGate:
         fix = "the detector's weights and classes, precomputed boxes, pairs.min_score"
         return SanityGate("images", "stop", f"{said}: nothing pairs up", figures, fix)
     if any(of["unreadable"] > MOST_UNREADABLE or of["without_pair"] > MOST_WITHOUT_PAIR for of in figures.values()):
-        fix = "the reasons that python -m hoi.cache.build.run info lists, the detector's weights, pairs.min_score"
+        fix = "the reasons that hoi cache info lists, the detector's weights, pairs.min_score"
         return SanityGate("images", "warning", said, figures, fix)
     return SanityGate("images", "ok", said, figures)
 

@@ -36,7 +36,7 @@ def settings(cache: Path) -> list[str]:
 def start_driver(hub: Node, folder: Path) -> tuple[Node, subprocess.Popen[bytes]]:
     """The real command, on the scheduler's machine; its cache is `folder/shared`."""
     driver = Node(hub.name, hub.address, folder / "driver")
-    stage = [sys.executable, "-m", "hoi.cache.build.run", "--config", str(ROOT / "pipeline.yaml")]
+    stage = [sys.executable, "-m", "hoi", "teacher-cache", "--config", str(ROOT / "pipeline.yaml")]
     address = f"cache.scheduler=tcp://{hub.address}:{PORT}"
     return driver, driver.start([*stage, *settings(folder / "shared"), address])
 

@@ -40,7 +40,7 @@ def test_an_interruption_of_stage_one_with_workers_is_one_line(
     tmp_path: Path, moment: Callable[[Path], bool], pause_s: float
 ) -> None:
     cache = tmp_path / "cache"
-    command = [sys.executable, "-m", "hoi.cache.build.run", f"cache.folder={cache}", "cache.device=cpu"]
+    command = [sys.executable, "-m", "hoi", "teacher-cache", f"cache.folder={cache}", "cache.device=cpu"]
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_hear_interrupts
     )
