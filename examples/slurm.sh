@@ -27,4 +27,4 @@ srun --kill-on-bad-exit=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" "$python" -m da
     --nthreads 1 --memory-limit 0 --no-dashboard --local-directory "${TMPDIR:-/tmp}" &
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
-"$python" -m hoi.cache.build.run --config "$config" "cache.scheduler=$address" "$@"
+"$python" -m hoi teacher-cache --config "$config" "cache.scheduler=$address" "$@"

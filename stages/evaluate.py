@@ -2,7 +2,8 @@
 
 import sys
 
-from hoi.cli import main
+from hoi.cli import run_verb
+from hoi.errors import run_program
 
 if __name__ == "__main__":
-    main(["eval", *sys.argv[1:]])
+    run_program(lambda: run_verb(["eval", *sys.argv[1:]]))

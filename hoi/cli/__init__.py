@@ -13,16 +13,21 @@ if TYPE_CHECKING:
     from typer.core import TyperGroup
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run the verb that the command line names, and exit: code 2 after a mistake of its user."""
+    run_program(lambda: run_verb(sys.argv[1:]))
 
-    def run() -> int:
-        # Imported here, so that an interruption of the imports is one line, too.
-        from hoi.cli import program
 
-        return program.run(load_verbs(), sys.argv[1:] if arguments is None else arguments)
+def run_verb(arguments: Sequence[str]) -> int:
+    """Run a verb with its options and return the exit code.
 
-    run_program(run)
+    Raises:
+        UserError: the arguments are not understood, or what the verb raises.
+    """
+    # Imported here, so that an interruption of the imports is one line, too.
+    from hoi.cli import program
+
+    return program.run(load_verbs(), arguments)
 
 
 def load_verbs() -> TyperGroup:

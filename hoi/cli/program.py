@@ -55,20 +55,14 @@ class Verb(TyperCommand):
     """A verb whose options that may be repeated also take several values: `--images a b c`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if os.environ.get(CALLED_BY) == "make":
-            args = _from_make(self, args)
         many = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
         with _one_line(ctx):
+            if os.environ.get(CALLED_BY) == "make":
+                args = _from_make(self, args)
             rest: list[str] = super().parse_args(ctx, list(_repeated(args, many)))
-        for word in ctx.params.get("overrides") or ():
-            if not OVERRIDE.match(word):
-                raise UserError(
-                    "there is a word too many",
-                    where=ctx.command_path,
-                    expected="section.key=value",
-                    got=word,
-                    fix=f"{ctx.command_path} --help",
-                )
+            for word in ctx.params.get("overrides") or ():
+                if not OVERRIDE.match(word):
+                    raise UserError("there is a word too many", expected="section.key=value", got=word)
         return rest
 
 
@@ -111,11 +105,7 @@ def verb(name: str, *examples: str, of: typer.Typer = app) -> Callable[[Callable
 
 
 def run(verbs: TyperGroup, arguments: Sequence[str]) -> int:
-    """Run the verb that the arguments name and return its exit code.
-
-    Raises:
-        UserError: they are not understood, or what the verb raises.
-    """
+    """Run the verb that the arguments name; see `hoi.cli.run_verb`."""
     try:
         with verbs.make_context("hoi", list(arguments)) as context:
             return context.command.invoke(context) or 0
@@ -125,17 +115,26 @@ def run(verbs: TyperGroup, arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _one_line(context: Any) -> Iterator[None]:
+    """Say what is wrong on a command line; of the processes of torchrun, which all see it, the first says it."""
+    message, expected, got = "", None, None
+    place, fix = context.command_path, f"{context.command_path} --help"
+    if os.environ.get(CALLED_BY) == "make":
+        place, fix = f"make {context.info_name}", "make help"
     try:
         yield
+        return
+    except UserError as error:
+        message, expected, got = error.what, error.expected, error.got
     except UsageError as error:
-        path, option = context.command_path, getattr(error, "option_name", None)
         known = [name for param in context.command.params for name in param.opts if name.startswith("--")]
+        option = getattr(error, "option_name", None)
         if option is None or option in known:
             message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-            raise UserError(message, where=path, fix=f"{path} --help") from None
-        raise UserError(
-            f"there is no option {option}", where=path, expected=nearest(option, known), fix=f"{path} --help"
-        ) from None
+        else:
+            message, expected = f"there is no option {option}", nearest(option, known)
+    if os.environ.get("RANK", "0") != "0":
+        raise SystemExit(2)
+    raise UserError(message, where=place, expected=expected, got=got, fix=fix)
 
 
 def _repeated(args: Sequence[str], many: set[str]) -> Iterator[str]:
@@ -180,9 +179,9 @@ def _from_make(verb: TyperCommand, args: Sequence[str]) -> list[str]:
                 words += [option] if getattr(param, "is_flag", False) else [option, value]
         elif name not in options and name not in read:
             raise UserError(
-                f"make {verb.name} has no variable {name}",
+                f"there is no variable {name}",
                 expected=nearest(name, {*options, *read} - {"HELP"}),
-                fix="use one of these names, or take it away",
+                got=f"{name}={value}",
             )
     return words
 

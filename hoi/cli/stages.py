@@ -17,13 +17,13 @@ def demo(config: Config = None, overrides: Overrides = None) -> None:
 
     What is finished already is not done again.
     """
-    from hoi.cache.build import run as teacher_cache
+    from hoi.cache.build.run import build_cache
 
     with pipeline(config, overrides) as settings:
         seconds: dict[str, float] = {}
         start = time.monotonic()
         print("== teacher cache ==", flush=True)
-        print(teacher_cache.build_cache(settings), flush=True)
+        print(build_cache(settings), flush=True)
         seconds["teacher cache"] = time.monotonic() - start
         from hoi.training import train
 

@@ -278,7 +278,7 @@ def test_an_interruption_in_stage_two_is_one_line_and_leaves_a_checkpoint(
     endless = {**ONE_SEED, "epochs": 100_000}
     config = small_pipeline(tmp_path, cache=cache, students=STUDENT, train=endless)
     path = write_pipeline(config, tmp_path / "pipeline.yaml")
-    command = [sys.executable, "-m", "hoi.training.train", "--config", str(path)]
+    command = [sys.executable, "-m", "hoi", "train", "--config", str(path)]
     state = tmp_path / "outputs" / "runs" / "student" / "seed-0" / "state.safetensors"
     process = subprocess.Popen(
         command,

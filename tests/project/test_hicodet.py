@@ -50,7 +50,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
 
 
 def start(folder: Path, data: Path, overrides: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hoi.project.published", *overrides, *places(folder)]
+    command = [sys.executable, "-m", "hoi", "hicodet", *overrides, *places(folder)]
     environment = {**os.environ, "DATA": str(data)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

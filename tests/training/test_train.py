@@ -174,7 +174,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path: Pat
     killed, undisturbed = config_in(tmp_path / "killed"), config_in(tmp_path / "undisturbed")
     state = tmp_path / "killed" / "outputs" / "runs" / "student" / "seed-0" / "state.safetensors"
     path = write_pipeline(killed, tmp_path / "killed.yaml")
-    command = [sys.executable, "-m", "hoi.training.train", "--config", str(path)]
+    command = [sys.executable, "-m", "hoi", "train", "--config", str(path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not state.exists():
         assert process.poll() is None
@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path: Pat
 
 
 def torchrun(path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "hoi.training.train"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "hoi", "train"]
     return subprocess.run([*command, "--config", str(path), *overrides], cwd=ROOT, capture_output=True, text=True)
 
 
@@ -220,6 +220,7 @@ def test_processes_under_torchrun_say_a_mistake_once(tmp_path: Path, cache: dict
     for override, said in (
         ("cache.folder=outputs/nowhere", "error: there is no teacher cache · where: outputs/nowhere/train"),
         ("train.epoch=2", "error: unknown key"),
+        ("--epochs=2", "error: there is no option --epochs"),
     ):
         done = torchrun(path, override)
         assert done.returncode != 0
@@ -228,7 +229,7 @@ def test_processes_under_torchrun_say_a_mistake_once(tmp_path: Path, cache: dict
 
 
 def test_the_program_says_a_mistake_in_one_line() -> None:
-    command = [sys.executable, "-m", "hoi.training.train", "cache.folder=outputs/nowhere"]
+    command = [sys.executable, "-m", "hoi", "train", "cache.folder=outputs/nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no teacher cache · where: outputs/nowhere/train")
