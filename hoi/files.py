@@ -18,6 +18,8 @@ from typing import IO, Any
 from hoi.errors import UserError
 
 TEMPORARY_SUFFIX = ".part"
+LOCAL_DIR = "local-dir:"
+"""How a setting names a folder of weights, after open_clip."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -175,3 +177,14 @@ def locked(path: Path, what: str, fix: str) -> Iterator[None]:
         ) from None
     with held:
         yield
+
+
+def find_local(name: str | Path) -> Path:
+    """Return the file or folder that a setting names, with or without `local-dir:` before it.
+
+    `hoi/…` is looked for in the installed package where the current folder does not have it, so that
+    `local-dir:hoi/world/weights/clip` is understood everywhere.
+    """
+    path = Path(str(name).removeprefix(LOCAL_DIR))
+    packaged = Path(__file__).parents[1] / path
+    return packaged if path.parts[:1] == ("hoi",) and not path.exists() and packaged.exists() else path

@@ -12,9 +12,8 @@ from hoi.cache.schema import SCHEMA_VERSION
 from hoi.config import PipelineConfig
 from hoi.datasets import identity, load_vocabulary
 from hoi.errors import UserError
-from hoi.files import file_sha256, json_sha256
+from hoi.files import LOCAL_DIR, file_sha256, find_local, json_sha256
 
-LOCAL_FOLDER = "local-dir:"
 DATASET_PLACES = {"root", "images", "image_list", "image_lists", "annotations", "instances", "vocabulary", "splits"}
 """Dataset keys that say where things are or which images there are; ids, vocabulary and files stand for themselves."""
 
@@ -28,17 +27,17 @@ def _is_here(value: Any) -> bool:
     """Whether a value names a file, or a folder in open_clip's way, that is on this machine."""
     if not isinstance(value, str):
         return False
-    folder = value.removeprefix(LOCAL_FOLDER)
-    return Path(folder).is_dir() if folder != value else Path(value).is_file()
+    path = find_local(value)
+    return path.is_dir() if value.startswith(LOCAL_DIR) else path.is_file()
 
 
 def _hash_of(value: str) -> str:
-    if not value.startswith(LOCAL_FOLDER):
-        own, *bases = [file_sha256(path) for path in _with_bases(Path(value))]
+    if not value.startswith(LOCAL_DIR):
+        own, *bases = [file_sha256(path) for path in _with_bases(find_local(value))]
         return f"sha256:{json_sha256([own, *bases]) if bases else own}"
-    folder = Path(value.removeprefix(LOCAL_FOLDER))
+    folder = find_local(value)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return LOCAL_FOLDER + json_sha256([[p.relative_to(folder).as_posix(), file_sha256(p)] for p in files])
+    return LOCAL_DIR + json_sha256([[p.relative_to(folder).as_posix(), file_sha256(p)] for p in files])
 
 
 def _with_bases(path: Path) -> list[Path]:
@@ -197,8 +196,8 @@ def pass_request(config: PipelineConfig, name: str, base: dict[str, Any]) -> dic
         base: What the config asks of the base pass (`request_parts`).
     """
     section = config.vlms[name].model_dump(mode="json")
-    if Path(section["model"]).is_dir():
-        section["model"] = LOCAL_FOLDER + section["model"]
+    if not section["model"].startswith(LOCAL_DIR) and find_local(section["model"]).is_dir():
+        section["model"] = LOCAL_DIR + section["model"]
     return {"schema_version": SCHEMA_VERSION, "vlm": files_as_hashes(section), "base": base}
 
 

@@ -25,12 +25,13 @@ from hoi.boxes import clip_boxes
 from hoi.config import OpenVocabularyDetectorConfig
 from hoi.detectors.base import keep_detections, kept_settings
 from hoi.errors import UserError
+from hoi.files import LOCAL_DIR, find_local
 from hoi.prompts import a_object, spaced
 from hoi.records import Detections
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 from hoi.weights import weights_sha256
 
-LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+HF_HUB = "hf-hub:"
 KINDS = ("owlv2", "grounding-dino")
 """transformers' names of the architectures."""
 
@@ -190,7 +191,7 @@ def _load(name: str) -> tuple[Any, Any]:
             got=error,
             fix="pip install 'hoi-distill[open-vocabulary]'",
         ) from None
-    folder = name.removeprefix(LOCAL_DIR)
+    folder = str(find_local(name)) if name.startswith(LOCAL_DIR) else name
     if name.startswith(LOCAL_DIR) and not (Path(folder) / "config.json").is_file():
         raise UserError("this is no folder of a transformers model", where=folder, expected="config.json")
     try:

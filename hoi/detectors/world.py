@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from hoi.config import WorldDetectorConfig
 from hoi.detectors.base import keep_detections, kept_settings, match_classes
+from hoi.files import find_local
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary
 from hoi.weights import weights_sha256
@@ -25,7 +25,7 @@ class WorldDetector:
 
     def __init__(self, config: WorldDetectorConfig, vocabulary: Vocabulary, device: str, *_: object) -> None:
         self._config, self._device = config, device
-        net = load_detector(Path(config.weights))
+        net = load_detector(find_local(config.weights))
         self._labels = match_classes(net.class_names, vocabulary, f"detector world, weights {config.weights}")
         self._sha256 = weights_sha256(net)
         self._net = net.to(device).to(memory_format=torch.channels_last)

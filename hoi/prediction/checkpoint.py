@@ -28,6 +28,7 @@ from hoi.config import PipelineConfig, parse_config
 from hoi.config.yaml import parse_yaml
 from hoi.errors import UserError
 from hoi.evaluation.audit import detector_training_data, teacher_training_data
+from hoi.files import LOCAL_DIR
 from hoi.records import TextBank, VisualHead
 from hoi.students.registry import Student, build_student
 from hoi.vocabulary import Vocabulary
@@ -110,7 +111,6 @@ def _figures(figures: dict[str, Any] | None, config: PipelineConfig) -> str:
 FORMAT, VERSION = "hoi-distill checkpoint", 1
 RECORD_NAME, STUDENT_NAME, TEXT_NAME = "checkpoint.json", "student.safetensors", "text.safetensors"
 CARD_NAME = "MODEL_CARD.md"
-LOCAL_DIR = "local-dir:"
 KEYS = frozenset(
     {"format", "version", "name", "seed", "config", "vocabulary", "axes", "text", "models", "places", "trained"}
     | {"figures", "files"}

@@ -18,11 +18,10 @@ from typing import Any, Literal
 from hoi.cli.command_line import stage_parser
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError, nearest, run_program
-from hoi.files import read_json, remove_file, write_atomically
+from hoi.files import LOCAL_DIR, find_local, read_json, remove_file, write_atomically
 from hoi.prediction.checkpoint import (
     CARD_NAME,
     FORMAT,
-    LOCAL_DIR,
     MODELS,
     RECORD_NAME,
     STUDENT_NAME,
@@ -146,17 +145,13 @@ def _places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
     """Keys of detector and teacher that name a file or folder of this machine, and what they say."""
     for part in MODELS:
         for key, value in getattr(config, part).model_dump(mode="json").items():
-            if (
-                isinstance(value, str)
-                and Path(value.removeprefix(LOCAL_DIR)).exists()
-                and ("/" in value or "." in value)
-            ):
+            if isinstance(value, str) and find_local(value).exists() and ("/" in value or "." in value):
                 yield f"{part}.{key}", value
 
 
 def _copies(config: PipelineConfig, max_bytes: int | None) -> Iterator[tuple[str, _Copied]]:
     for key, value in _places(config):
-        source = Path(value.removeprefix(LOCAL_DIR))
+        source = find_local(value)
         # A detectron2 config may name others, and boxes that were looked up belong to images that are elsewhere.
         is_looked_up = config.detector.is_looked_up and key.startswith("detector.")
         if source.suffix in (".yaml", ".yml") or is_looked_up:
@@ -201,7 +196,7 @@ def _record(making: Making, copies: Mapping[str, _Copied]) -> dict[str, Any]:
 
 def _absolute(value: str) -> str:
     prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
-    return prefix + str(Path(value.removeprefix(LOCAL_DIR)).resolve())
+    return prefix + str(find_local(value).resolve())
 
 
 PREFERRED = "best"

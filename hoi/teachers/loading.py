@@ -26,9 +26,10 @@ from torch.nn import functional
 from hoi.config import TeacherConfig
 from hoi.crops import CropStyle
 from hoi.errors import UserError, nearest
+from hoi.files import LOCAL_DIR, find_local
 from hoi.weights import RANDOM, RANDOM_SEED, weights_sha256
 
-LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+HF_HUB = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 """What open_clip looks for in a `local-dir:` folder."""
@@ -63,16 +64,18 @@ def load_model(config: TeacherConfig) -> LoadedModel:
     """
     architecture = read_architecture(config)
     _check_weights_named(config, architecture)
+    is_local = config.model.startswith(LOCAL_DIR)
+    source = f"{LOCAL_DIR}{find_local(config.model)}" if is_local else config.model
     with torch.random.fork_rng(devices=[]), _unlogged(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.manual_seed(RANDOM_SEED)
         try:
             if config.pretrained == RANDOM:
-                model, _, _ = open_clip.create_model_and_transforms(config.model, load_weights=False)
+                model, _, _ = open_clip.create_model_and_transforms(source, load_weights=False)
             else:
                 # Unlike its sibling, this one does not go on with random weights where none were found.
-                model, _ = open_clip.create_model_from_pretrained(config.model, config.pretrained)
-            tokenizer = open_clip.get_tokenizer(config.model, **_tokenizer_paths(config, architecture))
+                model, _ = open_clip.create_model_from_pretrained(source, config.pretrained)
+            tokenizer = open_clip.get_tokenizer(source, **_tokenizer_paths(config, architecture))
         except (
             RuntimeError,
             ValueError,
@@ -123,7 +126,7 @@ def read_architecture(config: TeacherConfig) -> dict[str, Any]:
     """
     name = config.model
     if name.startswith(LOCAL_DIR):
-        file = Path(name.removeprefix(LOCAL_DIR)) / CONFIG_FILE
+        file = find_local(name) / CONFIG_FILE
         try:
             architecture = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
         except FileNotFoundError:
@@ -170,7 +173,7 @@ def _check_weights_named(config: TeacherConfig, architecture: dict[str, Any]) ->
                 where=f"teacher.pretrained {pretrained}",
                 expected=f"null, since {name} holds its weights (or {RANDOM})",
             )
-        folder = Path(name.removeprefix(LOCAL_DIR))
+        folder = find_local(name)
         found = [p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES] if name.startswith(LOCAL_DIR) else [folder]
         if pretrained is None and not found:
             raise UserError(
@@ -211,7 +214,7 @@ def _tokenizer_paths(config: TeacherConfig, architecture: dict[str, Any]) -> dic
     bpe_path = architecture.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
     if bpe_path is None or not config.model.startswith(LOCAL_DIR):
         return {}
-    file = (Path(config.model.removeprefix(LOCAL_DIR)) / bpe_path).absolute()
+    file = (find_local(config.model) / bpe_path).absolute()
     if not file.is_file():
         raise UserError("the tokenizer's word list is missing", where=file, fix="copy it into the model's folder")
     return {"bpe_path": str(file)}

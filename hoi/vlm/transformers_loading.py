@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from safetensors import SafetensorError
 
 from hoi.config import VlmConfig
 from hoi.errors import UserError
-from hoi.teachers.loading import HF_HUB, LOCAL_DIR
+from hoi.files import LOCAL_DIR, find_local
+from hoi.teachers.loading import HF_HUB
 from hoi.weights import RANDOM, RANDOM_SEED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,8 +126,8 @@ def _find(name: str) -> tuple[str, bool]:
         UserError: it looks like a path, and no folder is there.
     """
     source = name.removeprefix(LOCAL_DIR).removeprefix(HF_HUB)
-    if not name.startswith(HF_HUB) and Path(source).is_dir():
-        return source, True
+    if not name.startswith(HF_HUB) and find_local(source).is_dir():
+        return str(find_local(source)), True
     if name.startswith((".", "/", "~", LOCAL_DIR)) or source.count("/") > 1:
         raise UserError(
             "there is no such model folder",

@@ -31,8 +31,8 @@ from hoi.cache.plan import SplitPlan, begun_with, is_complete, plan_over, plan_s
 from hoi.cache.schema import fields_of
 from hoi.config import PipelineConfig, TeacherConfig
 from hoi.datasets import load_vocabulary
+from hoi.files import LOCAL_DIR, find_local
 
-LOCAL_DIR = "local-dir:"
 FILE_BYTES = 8 << 10
 """About what HDF5, attributes and the receipt take per shard beside its tables."""
 ID_BYTES, CAPTION_BYTES = 32, 300
@@ -131,7 +131,7 @@ def axes_of(config: PipelineConfig) -> dict[str, int]:
 
 def _architecture(teacher: TeacherConfig) -> dict[str, Any]:
     if teacher.model.startswith(LOCAL_DIR):
-        path = Path(teacher.model.removeprefix(LOCAL_DIR)) / "open_clip_config.json"
+        path = find_local(teacher.model) / "open_clip_config.json"
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
     # Imported here: open_clip takes seconds, which a model in a local folder does not need.
