@@ -15,7 +15,7 @@ from tests.fakes.splits import AXES, VOCABULARY, make_split
 
 CPU = torch.device("cpu")
 SPLIT = make_split((3, 1, 0, 4, 2, 5, 1))
-EVERY_HEAD = {"score_spatial_weight": 0.5, "score_relatedness_weight": 0.5, "image_target": "pairs"}
+EVERY_HEAD = {"score": {"weights": {"spatial": 0.5, "relatedness": 0.5}}, "targets": {"image": "pairs"}}
 
 
 def fresh(**settings: object) -> Student:

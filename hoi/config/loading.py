@@ -103,10 +103,19 @@ def _apply_override(plain: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError("an override is not understood", got=override, expected="section.key=value")
+    set_key(plain, key, parse_yaml(text, f"override {key}"))
+
+
+def set_key(plain: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in place, making the sections on the way.
+
+    Raises:
+        UserError: the key goes below one that holds no section.
+    """
     *parents, last = key.split(".")
     here = plain
     for parent in parents:
         here = here.setdefault(parent, {})
         if not isinstance(here, dict):
-            raise UserError("an override goes below a key that holds no section", where=key, got=repr(here))
-    here[last] = parse_yaml(text, f"override {key}")
+            raise UserError("a key goes below one that holds no section", where=key, got=repr(here))
+    here[last] = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -22,6 +22,9 @@ from hoi.registry import Registry
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+Exponent = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(gt=0)]
 
 
 def _folder_name(name: str) -> str:
@@ -51,7 +54,7 @@ def _with_weight(weights: dict[str, float]) -> dict[str, float]:
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 """Of a split, or of a student."""
 StudentName = Annotated[FolderName, AfterValidator(_own_row)]
-TeacherWeights = Annotated[dict[FolderName, Annotated[float, Field(ge=0)]], AfterValidator(_with_weight)]
+TeacherWeights = Annotated[dict[FolderName, Weight], AfterValidator(_with_weight)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
 TABLE_NAMES = frozenset(
     {"detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", "direct_clip_tuned"}
@@ -66,19 +69,41 @@ class Section(BaseModel):
     """A strict part of the pipeline file: unknown keys, and numbers written as strings, are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    MOVED: ClassVar[dict[str, str]] = {}
+    """Keys of earlier versions → where they are now."""
+
+    def by_key(self, plain: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return plain data of this section by dotted key: some of its keys, or None for all of its own."""
+        found: dict[str, Any] = {}
+        for key, value in (self.model_dump(mode="json") if plain is None else plain).items():
+            inner = getattr(self, key, None)
+            if isinstance(inner, Section) and isinstance(value, dict):
+                found |= {f"{key}.{name}": leaf for name, leaf in inner.by_key(value).items()}
+            else:
+                found[key] = value
+        return found
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
-        unknown = [key for key in data if key not in cls.model_fields] if isinstance(data, dict) else []
-        if unknown:
-            errors = [_error("unknown_key", "unknown key", str(key), data[key], cls.model_fields) for key in unknown]
+        if not isinstance(data, dict):
+            return data
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        # A word may have become the name of a section.
+        moved = {key for key in cls.MOVED if key not in known or not isinstance(data.get(key), dict | Section)}
+        errors = [
+            _error("unknown_key", f"the key '{key}' is now '{cls.MOVED[key]}'", key, value, cls.MOVED[key])
+            if key in moved
+            else _error("unknown_key", "unknown key", str(key), value, nearest(str(key), known))
+            for key, value in data.items()
+            if key in moved or key not in known
+        ]
+        if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return data
 
 
-def _error(kind: str, what: str, key: str, value: Any, known: Iterable[str]) -> InitErrorDetails:
-    expected = nearest(key if kind == "unknown_key" else str(value), known)
+def _error(kind: str, what: str, key: str, value: Any, expected: str) -> InitErrorDetails:
     return InitErrorDetails(type=PydanticCustomError(kind, what, {"expected": expected}), loc=(key,), input=value)
 
 
@@ -98,24 +123,37 @@ def looked_up(registry: Registry[Any], key: str, default: str | None = None) -> 
         if name is None:
             return of_base(value)
         if name not in registry:
-            error = _error("unknown_name", f"there is no {registry.kind} of this name", key, name, registry)
+            error = _error(
+                "unknown_name", f"there is no {registry.kind} of this name", key, name, nearest(str(name), registry)
+            )
             raise ValidationError.from_exception_data(registry.kind, [error])
         return registry[name].model_validate(value)
 
     return WrapValidator(validate)
 
 
+class GateSettings(Section):
+    """The competition gate of a student's score (`hoi.scoring.competition_gate`)."""
+
+    kind: Literal["both", "object", "human", "best"] = "both"
+    """Among whom a pair's share is taken: the pairs of its object, then those of its human (`both`), or one of the two
+    alone; `best` divides by the largest mass instead of the sum, so that people who share an object may all keep it.
+    [choice]"""
+    exponent: Exponent = 0.0
+    """Real interactions are multiplied by the pair's share of the mass to this power; 0 for no gate."""
+
+
 class StudentSettings(Section):
     """One student of the pipeline file; each method has a section of its own."""
 
-    READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset({"score_exponent"})
-    """Keys that leave the weights alone, so changing them asks for no new training."""
-
     IMPLEMENTATION: ClassVar[str]
     """`module:attribute` of a `hoi.students.base.Student`."""
+    READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset({"score_exponent"})
+    """Keys, dotted, that do not change the weights, so changing them needs no new training."""
+    MOVED: ClassVar[dict[str, str]] = {"gate": "gate.kind", "gate_exponent": "gate.exponent"}
 
     method: str
-    """Which of the sections this is."""
+    """The method's name, which says what the other keys are."""
     supervision: Literal["teacher", "labels"] = "teacher"
     """`teacher`: cached scores only. `labels`: annotated pairs matched to cached boxes."""
     zero_shot: str | None = None
@@ -129,7 +167,7 @@ class StudentSettings(Section):
     """null for `train.learning_rate`."""
     epochs: Count | None = None
     """null for `train.epochs`."""
-    score_exponent: Annotated[float, Field(ge=0)] = 1.0
+    score_exponent: Exponent = 1.0
     """γ of (s_h · s_o)^γ in the final score. [choice]"""
 
     @model_validator(mode="after")
@@ -143,3 +181,14 @@ class StudentSettings(Section):
     def vlm_names(self) -> frozenset[str]:
         """The passes of `vlms` whose fields the student reads."""
         return frozenset()
+
+    def training_settings(self) -> dict[str, Any]:
+        """Return the settings that decide the weights, as plain data: all but `READ_WHEN_SCORING`."""
+        plain = self.model_dump(mode="json")
+        for key in self.READ_WHEN_SCORING:
+            *parents, last = key.split(".")
+            section = plain
+            for parent in parents:
+                section = section[parent]
+            del section[last]
+        return plain

@@ -99,10 +99,10 @@ cache:
   max_failed_share: 0.1   # stage one stops where more of the images than this cannot be read
 
 students:
-  student:                # no label; explained in hoi/config/multilevel.py
+  student:                # no label; explained in hoi/students/multilevel/settings.py
     method: multilevel
-    image_target: pairs
-    gate_exponent: 0.5
+    targets: {{image: pairs}}
+    gate: {{exponent: 0.5}}
 
 train:
   seeds: [0]

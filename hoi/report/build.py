@@ -19,7 +19,7 @@ import yaml
 from markupsafe import Markup
 
 from hoi.cli.command_line import stage_parser
-from hoi.config import PipelineConfig, StudentSettings, load_config
+from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError, run_program
 from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference, resample_map
 from hoi.evaluation.ranking import Matches
@@ -39,18 +39,11 @@ from hoi.report.plots import (
     spread_plot,
 )
 from hoi.report.tables import ResultLine, class_lines, in_words, largest_differences, result_lines, verb_lines
-from hoi.students.multilevel.settings import MultiLevelConfig
 
 NUM_DIFFERENCES = 10
 NUM_CLASSES = 6
 TOLERANCE = 0.05
 """Percent of mAP by which triplets that are scored again may miss what stage three wrote."""
-WEIGHTS = {
-    "score_union_weight": "union",
-    "score_human_object_weight": "human_object",
-    "score_global_weight": "global",
-    "score_spatial_weight": "spatial",
-}
 
 
 def graded(
@@ -120,13 +113,13 @@ def _recall(bench: Bench, matches: Matches, shown: list[Method]) -> list[tuple[s
 
 def _variants(bench: Bench, matches: Matches, results: list[dict[str, Any]]) -> list[VariantLine]:
     """The shown student as it is, without each of its branches, and with those that it leaves out."""
-    name, settings = bench.student.name, bench.config.students[bench.student.name]
+    name = bench.student.name
     resamples = Resamples.draw(bench.config.evaluation.bootstrap, bench.split.num_images, seed=0)
 
-    def resampled(variant: StudentSettings) -> list[ResampledMap]:
+    def resampled(variant: str | None) -> list[ResampledMap]:
         return [resample_map(matches, triplets.score, resamples) for triplets in bench.rescored(variant)]
 
-    as_it_is = resampled(settings)
+    as_it_is = resampled(None)
     full = 100 * float(np.mean([found.observed for found in as_it_is]))
     written = float(np.mean([row["full"] for row in results if row["name"] == name]))
     if abs(full - written) > TOLERANCE:
@@ -138,29 +131,12 @@ def _variants(bench: Bench, matches: Matches, results: list[dict[str, Any]]) -> 
             fix="make eval, then make report",
         )
     lines = [VariantLine(f"{name} as it is", full, None)]
-    for text, variant in branch_variants(settings):
-        found = resampled(variant)
+    for text in bench.variants:
+        found = resampled(text)
         difference = paired_difference(found, as_it_is)
         interval = (100 * difference.observed, 100 * difference.low, 100 * difference.high)
         lines.append(VariantLine(text, 100 * float(np.mean([one.observed for one in found])), interval))
     return lines
-
-
-def branch_variants(settings: StudentSettings) -> list[tuple[str, StudentSettings]]:
-    """A student's settings to those with one branch less, or with a branch more that it leaves out."""
-    if not isinstance(settings, MultiLevelConfig):
-        return []
-    has = [key for key in WEIGHTS if getattr(settings, key) > 0]
-    if settings.fusion == "early" and "score_union_weight" in has:
-        has.remove("score_union_weight")
-    found: list[tuple[str, StudentSettings]] = [
-        (f"without {WEIGHTS[key]}", settings.model_copy(update={key: 0.0})) for key in has if len(has) > 1
-    ]
-    if "score_global_weight" not in has:
-        for weight in (0.25, 1.0):
-            variant = settings.model_copy(update={"score_global_weight": weight})
-            found.append((f"with global, weight {weight:g}", variant))
-    return found
 
 
 FILE_NAME = "report.html"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hoi.cache.read.split import CacheSplit
-from hoi.config import PipelineConfig, StudentSettings
+from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.evaluation.baselines import (
     DetectorPrior,
@@ -28,8 +27,6 @@ from hoi.evaluation.hico import match
 from hoi.evaluation.ranking import Matches
 from hoi.records import HoiLabels, Triplets
 from hoi.scoring import Scorer, extra_of, score_split
-from hoi.students.multilevel.model import MultiLevelStudent
-from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.registry import Student
 from hoi.training.train import run_folder
 
@@ -90,15 +87,15 @@ class Bench:
         """A scorer's triplets on the whole split, of the row that it calls `name`."""
         return _score(self.split, scorer, exponent, self.device)[name]
 
-    def rescored(self, settings: StudentSettings) -> list[Triplets]:
-        """The shown student's triplets with other settings of its score, seed by seed; the weights are the same."""
-        found = []
-        for network in self.networks.values():
-            other = copy.copy(network)
-            if isinstance(other, MultiLevelStudent) and isinstance(settings, MultiLevelConfig):
-                other.config = settings
-            found.append(self.score(other, self.exponent, STUDENT))
-        return found
+    @property
+    def variants(self) -> list[str]:
+        """Other ways in which the shown student can be scored."""
+        return list(self.networks[self.seed].variants())
+
+    def rescored(self, variant: str | None) -> list[Triplets]:
+        """Return the shown student's triplets seed by seed, scored as one of `variants`, or None for as it is."""
+        networks = (net if variant is None else net.variants()[variant] for net in self.networks.values())
+        return [self.score(network, self.exponent, STUDENT) for network in networks]
 
 
 def open_bench(

@@ -123,10 +123,11 @@ def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
 
 
 def departures(settings: StudentSettings) -> list[str]:
-    """A student's settings to those that are not the defaults, as `key: value`."""
-    plain = settings.model_dump(mode="json")
-    default = parse_student({"method": settings.method}, "its defaults").model_dump(mode="json")
-    return [f"{key}: {value}" for key, value in plain.items() if value != default[key] and key != "supervision"]
+    """Return the settings that are not their method's defaults, as `key: value`."""
+    default = parse_student({"method": settings.method}, "its defaults").by_key()
+    return [
+        f"{key}: {value}" for key, value in settings.by_key().items() if value != default[key] and key != "supervision"
+    ]
 
 
 def _labels(read: Mapping[str, str | None]) -> str:

@@ -77,3 +77,7 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def branch_scores(self, batch: PairBatch) -> BranchScores:
         """Batch to [P, K] scores in [0, 1]: `student` first, then each part alone."""
+
+    def variants(self) -> dict[str, Student]:
+        """Return the same weights scored in other ways, by a text for the report; none where a method has none."""
+        return {}

@@ -36,6 +36,7 @@ from hoi.config import (
     parse_section,
     parse_student,
 )
+from hoi.config.loading import set_key
 from hoi.config.yaml import read_yaml
 from hoi.errors import UserError, nearest
 from hoi.evaluation.baselines import direct_vlms
@@ -60,6 +61,7 @@ class RowSection(Section):
     start: str | None = Field(None, alias="from")
     """Row above, or student of the pipeline file, whose settings these are put over; null for the defaults."""
     student: dict[str, Any] = Field(default_factory=dict)
+    """What is changed there, by key: nested as in the pipeline file, or dotted (`gate.exponent: 0.5`)."""
     train: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -176,18 +178,15 @@ def _resolve(row: RowSection, known: Mapping[str, SweepRow], config: PipelineCon
     if "seeds" in row.train:
         raise UserError("all rows have the same seeds", where=f"{path}, key '{where}.train.seeds'", fix="set seeds")
     start = known[row.start] if row.start else SweepRow("", None, {}, MultiLevelConfig(), config.train)
-    # Another method has other keys, so there nothing but its own defaults is started from.
+    # Another method has other keys, so it starts from nothing but its own defaults.
     is_same = row.student.get("method", start.student.method) == start.student.method
-    student = {**(start.student.model_dump(mode="json") if is_same else {}), **row.student}
+    plain = start.student.model_dump(mode="json") if is_same else {}
+    for key, value in (start.student.by_key(row.student) if is_same else row.student).items():
+        set_key(plain, key, value)
+    student = parse_student(plain, path, f"{where}.student")
     train = {**start.train.model_dump(mode="json"), **row.train}
-    changes = row.student | {f"train.{key}": value for key, value in row.train.items()}
-    return SweepRow(
-        row.name,
-        row.start,
-        changes,
-        parse_student(student, path, f"{where}.student"),
-        parse_section(TrainConfig, train, path, f"{where}.train"),
-    )
+    changes = student.by_key(row.student) | {f"train.{key}": value for key, value in row.train.items()}
+    return SweepRow(row.name, row.start, changes, student, parse_section(TrainConfig, train, path, f"{where}.train"))
 
 
 def _combinations(grid: GridSection | None) -> list[RowSection]:

@@ -186,14 +186,13 @@ def run_settings(config: PipelineConfig, name: str, seed: int, fingerprint: str)
     student = config.students[name]
     by_labels = student.supervision == "labels"
     # Labels choose among checkpoints by the final score, so there scoring and checkpoints decide the weights as well.
-    not_deciding = set() if by_labels else set(student.READ_WHEN_SCORING)
     elsewhere = {"seeds", "device", "resident", "tensorboard"} | (set() if by_labels else {"checkpoint_every"})
     if config.train.precision == "auto":
         # What it comes to depends on the device, which is no part of a run either.
         elsewhere |= {"precision"}
     passes = pass_fingerprints(Path(config.cache.folder) / config.train.split, student.vlm_names)
     return {
-        "student": student.model_dump(mode="json", exclude=not_deciding),
+        "student": student.model_dump(mode="json") if by_labels else student.training_settings(),
         "train": config.train.model_dump(mode="json", exclude=elsewhere),
         "seed": seed,
         "cache": fingerprint,

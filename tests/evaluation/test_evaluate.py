@@ -39,7 +39,7 @@ def plain_config(folder: Path) -> dict[str, Any]:
         "teacher": {"model": f"local-dir:{WEIGHTS / 'clip'}", "batch_size": 32},
         "cache": {"folder": str(folder / "cache"), "scheduler": "synchronous"},
         "students": {
-            "student": {"width": 16, "score_exponent": 0.7, "image_target": "pairs", "gate_exponent": 0.5},
+            "student": {"width": 16, "score_exponent": 0.7, "targets": {"image": "pairs"}, "gate": {"exponent": 0.5}},
             "supervised": {"width": 16, "supervision": "labels"},
             "other": {"width": 16, "aggregation": "logsumexp"},
         },

@@ -80,7 +80,7 @@ def write_pipeline(config: PipelineConfig, path: Path) -> Path:
 
 def small_world(folder: Path, **sections: Any) -> PipelineConfig:
     """Return a pipeline on a few scenes with the real models; `first` reads one union crop, `best` all of them."""
-    student = {"width": 16, "gate_exponent": 0.5, "score_exponent": 0.7}
+    student = {"width": 16, "gate": {"exponent": 0.5}, "score_exponent": 0.7}
     plain: dict[str, Any] = {
         "name": "small world",
         "output": str(folder / "out"),
@@ -95,7 +95,12 @@ def small_world(folder: Path, **sections: Any) -> PipelineConfig:
         "cache": {"folder": str(folder / "cache"), "scheduler": "synchronous", "device": "cpu"},
         "students": {
             "first": student,
-            "best": {**student, "union_views": "all", "score_spatial_weight": 0.5, "image_target": "pairs"},
+            "best": {
+                **student,
+                "union_views": "all",
+                "score": {"weights": {"spatial": 0.5}},
+                "targets": {"image": "pairs"},
+            },
         },
         "train": {"seeds": [3], "epochs": 2, "batch_images": 4, "device": "cpu"},
         "evaluation": {"bootstrap": 20},

@@ -21,7 +21,6 @@ from hoi.errors import UserError
 from hoi.evaluation import evaluate
 from hoi.labels import load_labels
 from hoi.report import build as stage
-from hoi.report.build import branch_variants
 from hoi.report.methods import shown_student
 from hoi.training import train
 from hoi.world import INTERACTIONS
@@ -72,7 +71,7 @@ def _common(folder: Path) -> dict[str, Any]:
         "teacher": {"model": f"local-dir:{WEIGHTS / 'clip'}", "batch_size": 32, "crop": {"margins": [1.15, 1.4]}},
         "cache": {"folder": str(folder / "cache"), "scheduler": "synchronous"},
         "students": {
-            "student": {"width": 16, "image_target": "pairs", "gate_exponent": 0.5, "score_exponent": 0.7},
+            "student": {"width": 16, "targets": {"image": "pairs"}, "gate": {"exponent": 0.5}, "score_exponent": 0.7},
             "supervised": {"width": 16, "supervision": "labels"},
         },
         "train": {"seeds": [0, 3], "epochs": 1},
@@ -112,7 +111,7 @@ def sweep_table(summary: dict[str, Any]) -> dict[str, Any]:
     """What a sweep writes, made of the summary's own figures."""
     means = {record["name"]: record for record in summary["means"]}
     [difference] = [found for found in summary["against_direct"] if found["better"] == "student"]
-    row = {"name": "gated", "from": "plain", "changes": {"gate_exponent": 0.5}, "num_seeds": 2}
+    row = {"name": "gated", "from": "plain", "changes": {"gate.exponent": 0.5}, "num_seeds": 2}
     return {
         "name": "gates",
         "against": "direct_clip_tuned",
@@ -199,12 +198,12 @@ def test_tables_say_what_stage_three_wrote(config: PipelineConfig, page: Path) -
     student = next(row for row in rows if 'data-value="student"' in row)
     [found] = [found for found in summary["against_direct"] if found["better"] == "student"]
     assert all(f"{abs(found[key]):.2f}" in student for key in ("observed", "low", "high"))
-    assert "gate_exponent: 0.5" in student
+    assert "gate.exponent: 0.5" in student
     per_class = written(config, "per_class.json")
     table = re.search(r'id="per-interaction">.*?</table>', html, re.S)
     assert table is not None
     assert table[0].count("<tr>") == 1 + sum(record["num_positives"] > 0 for record in per_class)
-    assert "from plain, gate_exponent: 0.5" in html
+    assert "from plain, gate.exponent: 0.5" in html
 
 
 def test_the_settings_on_the_page_are_the_pipeline_file_that_made_it(config: PipelineConfig, page: Path) -> None:
@@ -274,14 +273,6 @@ def test_the_shown_student_is_the_best_without_labels(plain: dict[str, Any]) -> 
     assert shown({"a": {}, "student": {}, "best": {}}) == "best"
     assert shown({"a": {}, "student": {}, "best": by_labels}) == "student"
     assert shown({"bound": by_labels, "b": {}, "a": {}}) == "b"
-
-
-def test_each_branch_is_left_out_once_and_the_global_one_taken_in(config: PipelineConfig) -> None:
-    settings = config.students["student"]
-    names = [name for name, _ in branch_variants(settings)]
-    assert names == ["without union", "without human_object", "with global, weight 0.25", "with global, weight 1"]
-    early = settings.model_copy(update={"fusion": "early", "score_global_weight": 1.0})
-    assert [name for name, _ in branch_variants(early)] == ["without human_object", "without global"]
 
 
 @pytest.fixture(scope="module")

@@ -128,9 +128,9 @@ def test_the_score_is_the_formula_and_the_gate_is_the_students() -> None:
     scores = fresh(split).branch_scores(batch)
     torch.testing.assert_close(scores["student"], r.sqrt() * z.sigmoid())
     torch.testing.assert_close(scores["interaction"], z.sigmoid())
-    softmax = fresh(split, score_form="product", score_interactiveness_exponent=1.0).branch_scores(batch)["student"]
+    softmax = fresh(split, score={"form": "product", "interactiveness_exponent": 1.0}).branch_scores(batch)["student"]
     torch.testing.assert_close(softmax, r * z.sigmoid() * (z / 2).softmax(1))
-    gated = fresh(split, gate_exponent=1.0).branch_scores(batch)
+    gated = fresh(split, gate={"exponent": 1.0}).branch_scores(batch)
     is_real = ADMITTED[batch.labels_o] & ~torch.from_numpy(VOCABULARY.is_no_interaction)
     gate = competition_gate(scores["student"], is_real, batch.rows_h, batch.rows_o)[:, None]
     torch.testing.assert_close(gated["student"], torch.where(is_real, gate * scores["student"], scores["student"]))

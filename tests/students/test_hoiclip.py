@@ -21,7 +21,7 @@ from hoi.training.loop import fit
 from tests.fakes.splits import CHANNELS, VOCABULARY, MapSplit, fresh_hoiclip, make_map_split
 
 CPU = torch.device("cpu")
-LABELS = {"supervision": "labels", "score_fusion": "product"}
+LABELS = {"supervision": "labels", "score": {"fusion": "product"}}
 DEPARTED = {"query_union": "all", "query_boxes": True, "union_residual": True}
 
 
@@ -41,7 +41,9 @@ def test_wrong_object_interactions_are_minus_infinity_and_score_nothing() -> Non
     admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
     logits = student(split.whole)
     assert torch.equal(logits == -torch.inf, ~admitted)
-    plain = fresh_hoiclip(split, score_fusion="product", enhancement_classes=0).branch_scores(split.whole)["student"]
+    plain = fresh_hoiclip(split, score={"fusion": "product"}, enhancement_classes=0).branch_scores(split.whole)[
+        "student"
+    ]
     assert (plain[~admitted] == 0).all()
     assert (plain[admitted] > 0).all()
 
@@ -69,7 +71,7 @@ def test_every_switch_reaches_the_scores() -> None:
     batch = split.whole
 
     def score(**settings: object) -> torch.Tensor:
-        return fresh_hoiclip(split, **{"score_fusion": "product", **settings}).branch_scores(batch)["student"]
+        return fresh_hoiclip(split, **{"score": {"fusion": "product"}, **settings}).branch_scores(batch)["student"]
 
     plain = score()
     for changed in (
@@ -78,16 +80,16 @@ def test_every_switch_reaches_the_scores() -> None:
         {"memories": "instances"},
         {"verb_weight": 0.0},
         {"enhancement_classes": 0},
-        {"score_fusion": "sum"},
-        {"score_union_weight": 1.0},
-        {"gate_exponent": 1.0},
+        {"score": {"fusion": "sum"}},
+        {"score": {"fusion": "product", "weights": {"union": 1.0}}},
+        {"gate": {"exponent": 1.0}},
         {"query_union": "first"},
         {"query_boxes": True},
         {"union_residual": True},
         {"width": None},
     ):
         assert not torch.allclose(score(**changed), plain), changed
-    assert "ungated" in fresh_hoiclip(split, gate_exponent=1.0).branch_scores(batch)
+    assert "ungated" in fresh_hoiclip(split, gate={"exponent": 1.0}).branch_scores(batch)
 
 
 def test_before_training_a_residual_student_sees_the_union_crops_own_embedding() -> None:
@@ -274,7 +276,7 @@ def test_what_was_prepared_is_in_the_weights_so_a_run_that_goes_on_need_not_look
 
 def test_preparation_does_not_depend_on_the_order_of_images() -> None:
     split = make_map_split((3, 1, 0, 4, 2, 5))
-    for settings in ({"target_top_least": 2}, LABELS):
+    for settings in ({"targets": {"top_least": 2}}, LABELS):
         labels = targets_of(split) if settings == LABELS else None
         prepared = []
         for batches in ([range(6)], [[5], [3, 1], [0, 4, 2]]):

@@ -193,13 +193,13 @@ def test_targets_are_union_scores_times_the_images_share_of_its_best() -> None:
     split = make_map_split((2, 1))
     batch, scale = split.whole, split.bank.logit_scale
     admitted = torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
-    config = HoiclipConfig(method="hoiclip", target_image_exponent=0.5)
+    config = HoiclipConfig(method="hoiclip", targets={"image_exponent": 0.5})
     found = PairTargets(config, split.bank).raw(batch, admitted, admitted)
     union = (scale * batch.union_similarity[:, 0].float() / 2).softmax(-1)
     image = (scale * batch.image_similarity.float() / 2).softmax(-1)
     gate = (image / image.max(1, keepdim=True).values)[batch.pair_image].sqrt()
     assert torch.allclose(found, union * gate * admitted)
-    ungated = config.model_copy(update={"target_image_exponent": 0.0})
+    ungated = HoiclipConfig(method="hoiclip", targets={"image_exponent": 0.0})
     assert torch.allclose(PairTargets(ungated, split.bank).raw(batch, admitted, admitted), union * admitted)
 
 

@@ -74,7 +74,8 @@ def test_targets_sum_to_one_and_a_teacher_who_says_nothing_changes_nothing(pool:
 
 def test_clip_alone_is_what_it_was_before_to_the_bit() -> None:
     split = make_vlm_split()
-    plain, named = fresh(split), fresh(split, image_teachers={"clip": 2.0, VLM: 0.0}, pair_teachers={"clip": 0.3})
+    targets = {"image_teachers": {"clip": 2.0, VLM: 0.0}, "pair_teachers": {"clip": 0.3}}
+    plain, named = fresh(split), fresh(split, targets=targets)
     for name, loss in plain.losses(split.whole, None).losses.items():
         assert torch.equal(loss, named.losses(split.whole, None).losses[name])
     assert named.extra_fields == ()
@@ -85,8 +86,8 @@ def test_clip_alone_is_what_it_was_before_to_the_bit() -> None:
 def test_what_no_teacher_was_asked_gets_no_gradient_at_all(image_target: str, pool: str) -> None:
     split = make_vlm_split()
     batch, alone = split.whole, {VLM: 1.0}
-    settings = {"image_target": image_target, "human_object_target": "both", "teacher_pool": pool}
-    student = fresh(split, image_teachers=alone, pair_teachers=alone, **settings)
+    targets = {"image": image_target, "human_object": "both", "pool": pool}
+    student = fresh(split, targets={"image_teachers": alone, "pair_teachers": alone, **targets})
     logits = student(batch)
     watched = {"image": logits.image, "union": logits.union, "human_object": logits.human_object}
     for value in watched.values():
@@ -106,7 +107,7 @@ def test_what_no_teacher_was_asked_gets_no_gradient_at_all(image_target: str, po
 @pytest.mark.parametrize("pool", ["linear", "geometric"])
 def test_a_pass_is_read_only_where_it_was_asked(pool: str) -> None:
     split = make_vlm_split()
-    student = fresh(split, image_teachers=BOTH, pair_teachers=BOTH, image_target="pairs", teacher_pool=pool)
+    student = fresh(split, targets={"image_teachers": BOTH, "pair_teachers": BOTH, "image": "pairs", "pool": pool})
     before = student.losses(split.whole, None).losses
     asked = split.whole.extra[f"{VLM}/vlm_asked"] > 0
     split.whole.extra[f"{VLM}/vlm_scores"][~asked] = 0.9
@@ -121,4 +122,4 @@ def test_a_pass_is_read_only_where_it_was_asked(pool: str) -> None:
 
 def test_teachers_without_any_weight_are_refused() -> None:
     with pytest.raises(ValidationError, match="every teacher has the weight 0"):
-        MultiLevelConfig(pair_teachers={"clip": 0.0})
+        MultiLevelConfig(targets={"pair_teachers": {"clip": 0.0}})

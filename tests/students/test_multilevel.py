@@ -111,7 +111,7 @@ def test_images_without_pairs_teach_the_global_branch_only() -> None:
     assert student.branch_scores(split.whole)["student"].shape == (0, 6)
 
 
-DEPARTURES = {"image_target": "pairs", "gate_exponent": 0.5}
+DEPARTURES = {"targets": {"image": "pairs"}, "gate": {"exponent": 0.5}}
 """From the paper."""
 
 
@@ -130,7 +130,7 @@ def test_permuting_images_permutes_scores_and_keeps_losses(settings: dict[str, o
 @pytest.mark.parametrize("image_target", ["image", "pairs"])
 def test_the_loss_of_a_batch_is_the_mean_of_its_halves(image_target: str) -> None:
     split = make_split((3, 0, 4, 2))
-    student = fresh(split, image_target=image_target)
+    student = fresh(split, targets={"image": image_target})
     halves = [student.losses(split.batch(np.array(rows)), None).total for rows in ([0, 1], [2, 3])]
     assert student.losses(split.whole, None).total.item() == pytest.approx((sum(halves) / 2).item(), rel=1e-4)
 
@@ -139,7 +139,7 @@ def human_object_loss(
     split: Split, logits: torch.Tensor, logit_bias: float | None = None, **settings: object
 ) -> StepLosses:
     """The losses of a student that learns from its pairs and whose human-object branch says these logits."""
-    student = fresh(split, image_target="pairs", **settings)
+    student = fresh(split, targets={"image": "pairs"}, **settings)
     said = replace(student(split.whole), human_object=logits)
     student.forward = lambda batch: said
     return student.losses(split.whole, None)
@@ -210,7 +210,7 @@ def test_what_an_object_does_not_admit_has_no_gradient(aggregation: str, logit_b
 @pytest.mark.parametrize("aggregation", ["max", "logsumexp", "softmax_mean"])
 def test_pairs_whose_objects_admit_nothing_teach_nothing(aggregation: str, logit_bias: float | None) -> None:
     split = make_split((2, 1), logit_bias=logit_bias).with_pairs(labels_o=torch.tensor([3, 0, 3]))
-    student = fresh(split, image_target="pairs", aggregation=aggregation)
+    student = fresh(split, targets={"image": "pairs"}, aggregation=aggregation)
     step = student.losses(split.whole, None)
     assert step.losses["human_object"] == 0
     assert step.agreement["human_object"].numel() == 0
@@ -228,7 +228,7 @@ def test_the_gate_touches_the_real_interactions_of_the_fused_row_only() -> None:
     )
     plain = fresh(split).branch_scores(split.whole)
     assert "ungated" not in plain
-    scores = fresh(split, gate_exponent=0.5).branch_scores(split.whole)
+    scores = fresh(split, gate={"exponent": 0.5}).branch_scores(split.whole)
     assert set(scores) == {*plain, "ungated"}
     for name in ("global", "union", "human_object"):
         assert torch.equal(scores[name], plain[name])
@@ -254,7 +254,7 @@ def test_fusion_is_the_product_and_the_global_factor_is_optional() -> None:
     assert torch.allclose(scores["student"], scores["union"] * scores["human_object"])
     assert torch.allclose(scores["union"].sum(-1), torch.ones(10))
     assert torch.equal(scores["global"][0], scores["global"][1])
-    weighted = fresh(split, score_global_weight=0.5).branch_scores(split.whole)
+    weighted = fresh(split, score={"weights": {"global": 0.5}}).branch_scores(split.whole)
     assert torch.allclose(weighted["student"], scores["student"] * scores["global"].sqrt())
 
 
@@ -280,7 +280,7 @@ def test_before_training_a_labelled_student_expects_one_interaction_in_k() -> No
 
 def test_sigmoid_scores_without_a_bias_are_refused() -> None:
     with pytest.raises(UserError, match="the teacher has no logit bias"):
-        build_student(MultiLevelConfig(score_form="sigmoid"), make_bank(), VOCABULARY, AXES)
+        build_student(MultiLevelConfig(score={"form": "sigmoid"}), make_bank(), VOCABULARY, AXES)
 
 
 def test_the_seed_alone_decides_the_first_weights() -> None:
@@ -293,3 +293,20 @@ def test_the_seed_alone_decides_the_first_weights() -> None:
     name = "encode_pair.layers.0.weight"
     assert torch.equal(one[name], same[name])
     assert not torch.equal(one[name], other[name])
+
+
+def test_each_branch_is_left_out_once_and_the_global_one_taken_in() -> None:
+    split = make_split()
+    student = fresh(split, gate={"exponent": 0.5})
+    variants = student.variants()
+    assert list(variants) == [
+        "without union",
+        "without human_object",
+        "with global, weight 0.25",
+        "with global, weight 1",
+    ]
+    scores, without = (s.branch_scores(split.whole) for s in (student, variants["without union"]))
+    assert torch.equal(without["ungated"], scores["human_object"])
+    assert torch.equal(student.branch_scores(split.whole)["student"], scores["student"])
+    early = fresh(split, fusion="early", score={"weights": {"global": 1.0}})
+    assert list(early.variants()) == ["without human_object", "without global"]

@@ -17,12 +17,11 @@ from hoi.training.loop import fit
 from tests.fakes.splits import VOCABULARY, Split, make_split
 
 BEST = {
-    "image_target": "pairs",
-    "target_gate_exponent": 0.5,
+    "targets": {"image": "pairs", "gate_exponent": 0.5},
     "aggregation": "logsumexp",
     "union_views": "all",
-    "score_spatial_weight": 0.5,
-    "gate_exponent": 1.0,
+    "score": {"weights": {"spatial": 0.5}},
+    "gate": {"exponent": 1.0},
 }
 ADMITTED = torch.from_numpy(VOCABULARY.object_mask)
 
@@ -40,7 +39,7 @@ def rivals() -> Split:
 
 def test_the_other_branches_are_the_same_with_and_without_it_and_the_score_is_their_product() -> None:
     split = rivals()
-    without, with_it = fresh(split), fresh(split, score_spatial_weight=0.5)
+    without, with_it = fresh(split), fresh(split, score={"weights": {"spatial": 0.5}})
     plain, scores = without.branch_scores(split.whole), with_it.branch_scores(split.whole)
     assert all(torch.equal(plain[name], scores[name]) for name in ("global", "union", "human_object"))
     assert torch.allclose(scores["student"], plain["student"] * scores["spatial"].sqrt())
@@ -59,7 +58,7 @@ def test_it_sees_boxes_and_classes_and_no_pixel() -> None:
 
 def test_what_it_learns_is_the_product_of_the_others_times_the_pairs_gate_and_the_rest_is_none() -> None:
     split = rivals()
-    student, batch = fresh(split, score_spatial_weight=0.5).requires_grad_(False), split.whole
+    student, batch = fresh(split, score={"weights": {"spatial": 0.5}}).requires_grad_(False), split.whole
     logits, admitted = student(batch), ADMITTED[split.whole.labels_o]
     teacher = (split.bank.logit_scale * batch.union_similarity[:, 0].float() / 2).softmax(-1)
     branches = (logits.union / 2).softmax(-1) * (logits.human_object / 2).softmax(-1)
@@ -124,5 +123,5 @@ def test_a_gated_target_leaves_an_object_to_the_pair_that_wins_it() -> None:
 
 def test_labels_supervise_it_as_well() -> None:
     split = rivals()
-    student = fresh(split, supervision="labels", score_spatial_weight=0.5)
+    student = fresh(split, supervision="labels", score={"weights": {"spatial": 0.5}})
     assert student.branch_scores(split.whole)["spatial"].max() <= 1

@@ -20,14 +20,11 @@ from tests.fakes.splits import VOCABULARY, Split, make_split
 
 ADMITTED = torch.from_numpy(VOCABULARY.object_mask)
 EVERYTHING = {
-    "human_object_target": "both",
-    "target_scope": "object",
+    "targets": {"human_object": "both", "scope": "object"},
     "aggregation": "noisy_or",
     "fusion": "early",
-    "score_relatedness_weight": 1.0,
-    "score_spatial_weight": 0.5,
-    "gate_exponent": 1.0,
-    "gate": "best",
+    "score": {"weights": {"relatedness": 1.0, "spatial": 0.5}},
+    "gate": {"exponent": 1.0, "kind": "best"},
 }
 
 
@@ -42,7 +39,7 @@ def divergence(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 def test_a_human_object_branch_that_learns_union_scores_has_the_divergence_of_its_own_pairs() -> None:
     split = make_split((2, 1, 3))
-    image, union, both = (fresh(split, human_object_target=of) for of in ("image", "union", "both"))
+    image, union, both = (fresh(split, targets={"human_object": of}) for of in ("image", "union", "both"))
     t_u = (split.bank.logit_scale * split.whole.union_similarity[:, 0].float() / 2).softmax(-1)
     per_pair = divergence(t_u, union(split.whole).human_object)
     by_hand = torch.stack([part.mean() for part in per_pair.split((2, 1, 3))]).mean()
@@ -66,12 +63,12 @@ def test_fused_early_the_union_reaches_the_human_object_branch_and_has_none_of_i
 
 def test_scores_are_fused_by_product_or_by_sum_with_their_weights() -> None:
     split = make_split()
-    parts = fresh(split, score_spatial_weight=0.5).branch_scores(split.whole)
-    weights = {"score_union_weight": 2.0, "score_human_object_weight": 1.0, "score_global_weight": 1.0}
-    product = fresh(split, score_spatial_weight=0.5, **weights).branch_scores(split.whole)["student"]
+    parts = fresh(split, score={"weights": {"spatial": 0.5}}).branch_scores(split.whole)
+    weights = {"union": 2.0, "human_object": 1.0, "global": 1.0, "spatial": 0.5}
+    product = fresh(split, score={"weights": weights}).branch_scores(split.whole)["student"]
     by_hand = parts["union"] ** 2 * parts["human_object"] * parts["global"] * parts["spatial"] ** 0.5
     torch.testing.assert_close(product, by_hand)
-    added = fresh(split, score_spatial_weight=0.5, score_fusion="sum", **weights).branch_scores(split.whole)["student"]
+    added = fresh(split, score={"weights": weights, "fusion": "sum"}).branch_scores(split.whole)["student"]
     by_hand = 2 * parts["union"] + parts["human_object"] + parts["global"] + 0.5 * parts["spatial"]
     torch.testing.assert_close(added, by_hand / 4.5)
 
@@ -86,14 +83,14 @@ def test_one_branch_alone_is_that_branch(how: str, weight: float) -> None:
 
 def test_a_student_without_any_branch_in_its_score_is_refused() -> None:
     with pytest.raises(ValidationError, match="every branch has the weight 0"):
-        MultiLevelConfig(fusion="early", score_human_object_weight=0.0)
+        MultiLevelConfig(fusion="early", score={"weights": {"human_object": 0.0}})
     with pytest.raises(ValidationError, match="every branch has the weight 0"):
-        MultiLevelConfig(score_union_weight=0.0, score_human_object_weight=0.0)
+        MultiLevelConfig(score={"weights": {"union": 0.0, "human_object": 0.0}})
 
 
 def test_within_the_object_targets_and_scores_sum_to_one_over_what_it_admits() -> None:
     split = make_split((2, 1, 3)).with_pairs(labels_o=torch.tensor([1, 2, 2, 1, 1, 1]))
-    student, batch = fresh(split, target_scope="object"), split.whole
+    student, batch = fresh(split, targets={"scope": "object"}), split.whole
     scores = student.branch_scores(batch)
     for name in ("union", "human_object"):
         assert torch.allclose((scores[name] * ADMITTED[batch.labels_o]).sum(1), torch.ones(6)), name
@@ -123,7 +120,7 @@ def test_pairs_are_related_where_they_are_the_best_of_a_confident_interaction() 
 def test_relatedness_multiplies_real_interactions_and_its_loss_reaches_nothing_else() -> None:
     split = make_split()
     plain = fresh(split).branch_scores(split.whole)["student"]
-    student = fresh(split, score_relatedness_weight=0.5)
+    student = fresh(split, score={"weights": {"relatedness": 0.5}})
     related_to = student(split.whole).relatedness.sigmoid().sqrt()[:, None]
     is_real = ADMITTED[split.whole.labels_o] & ~torch.from_numpy(VOCABULARY.is_no_interaction)
     torch.testing.assert_close(

@@ -19,7 +19,7 @@ from tests.fakes.pipelines import small_pipeline, write_pipeline
 
 ROWS: list[dict[str, Any]] = [
     {"name": "plain", "student": {"width": 16}},
-    {"name": "alone", "from": "plain", "student": {"score_union_weight": 0.0}},
+    {"name": "alone", "from": "plain", "student": {"score.weights.union": 0.0}},
 ]
 WORLDS = [{"seed": 3}, {"seed": 7}]
 

@@ -21,7 +21,7 @@ from tests.fakes.pipelines import small_pipeline, write_pipeline
 
 ROWS: list[dict[str, Any]] = [
     {"name": "plain", "student": {"width": 16}},
-    {"name": "alone", "from": "plain", "student": {"score_union_weight": 0.0}},
+    {"name": "alone", "from": "plain", "student": {"score": {"weights": {"union": 0.0}}}},
     {"name": "few", "from": "alone", "train": {"max_images": 6}},
 ]
 
@@ -142,7 +142,7 @@ def test_a_grid_is_every_combination_named_after_its_values(tmp_path: Path, cach
         "alone_aggregation-noisy_or_learning_rate-0.001",
         "alone_aggregation-noisy_or_learning_rate-0.002",
     ]
-    assert (rows[-1].student.score_union_weight, rows[-1].student.aggregation) == (0.0, "noisy_or")
+    assert (rows[-1].student.score.weights.union, rows[-1].student.aggregation) == (0.0, "noisy_or")
     assert (rows[-1].train.learning_rate, rows[-1].train.epochs) == (2e-3, 1)
 
 

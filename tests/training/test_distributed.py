@@ -41,13 +41,12 @@ STUDENTS = {
     "faithful": MultiLevelConfig(dropout=0.0),
     "all_heads": MultiLevelConfig(
         dropout=0.0,
-        image_target="pairs",
+        targets={"image": "pairs"},
         aggregation="logsumexp",
-        score_spatial_weight=0.5,
-        score_relatedness_weight=0.5,
+        score={"weights": {"spatial": 0.5, "relatedness": 0.5}},
     ),
-    "supervised": MultiLevelConfig(dropout=0.0, supervision="labels", score_spatial_weight=0.5),
-    "hoiclip_teacher": HoiclipConfig(method="hoiclip", target_top_least=2, **SMALL_HOICLIP),
+    "supervised": MultiLevelConfig(dropout=0.0, supervision="labels", score={"weights": {"spatial": 0.5}}),
+    "hoiclip_teacher": HoiclipConfig(method="hoiclip", targets={"top_least": 2}, **SMALL_HOICLIP),
     "hoiclip_labels": HoiclipConfig(method="hoiclip", supervision="labels", **SMALL_HOICLIP),
 }
 

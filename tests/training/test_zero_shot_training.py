@@ -33,7 +33,7 @@ ZERO_SHOT = {
     "method": "hoiclip",
     "supervision": "labels",
     "zero_shot": "unseen_verb",
-    "score_fusion": "product",
+    "score": {"fusion": "product"},
     **SMALL_HOICLIP,
 }
 STUDENTS = {"hidden": ZERO_SHOT}

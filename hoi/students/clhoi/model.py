@@ -183,7 +183,7 @@ class ClhoiStudent(Student):
         self.config = config
         self.logit_scale = bank.logit_scale
         is_softmax = bank.logit_bias is None
-        self.form = ScoreForm("softmax" if is_softmax else "sigmoid", config.target_temperature)
+        self.form = ScoreForm("softmax" if is_softmax else "sigmoid", config.targets.temperature)
         self.logit_bias = bank.logit_bias or 0.0
         texts = torch.from_numpy(bank.text_embedding).float()
         joint, width, dropout = texts.shape[1], config.width, config.dropout
@@ -300,14 +300,14 @@ class ClhoiStudent(Student):
         config, found = self.config, self(batch)
         forms = {"sigmoid": found.logits.sigmoid(), "softmax": self.form.scores(found.logits)}
         interaction = (
-            forms["sigmoid"] * forms["softmax"] if config.score_form == "product" else forms[config.score_form]
+            forms["sigmoid"] * forms["softmax"] if config.score.form == "product" else forms[config.score.form]
         )
-        interactive = (config.score_interactiveness_exponent * found.log_interactive).exp()[:, None]
+        interactive = (config.score.interactiveness_exponent * found.log_interactive).exp()[:, None]
         scores = {"student": interactive * interaction, "interaction": interaction}
-        if config.gate_exponent == 0:
+        if config.gate.exponent == 0:
             return scores
         fused, is_real = scores["student"], self.is_real & self.admitted[batch.labels_o]
-        student = gated(fused, is_real, batch.rows_h, batch.rows_o, config.gate_exponent, config.gate)
+        student = gated(fused, is_real, batch.rows_h, batch.rows_o, config.gate.exponent, config.gate.kind)
         return {**scores, "student": student, "ungated": fused}
 
     def _union_loss(self, batch: PairBatch, logits: Float[Tensor, "P K"]) -> Float[Tensor, ""]:

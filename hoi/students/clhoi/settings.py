@@ -6,22 +6,43 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hoi.config.section import Count, FolderName, StudentSettings
+from hoi.config.section import Count, Exponent, FolderName, GateSettings, Section, StudentSettings, Temperature, Weight
+
+
+class ClhoiTargets(Section):
+    """How targets are compared with scores."""
+
+    temperature: Temperature = 2.0
+    """T at which CLIP's union similarities and the pairs' are compared."""
+
+
+class ClhoiScore(Section):
+    """How logits become the score of a pair."""
+
+    form: Literal["sigmoid", "softmax", "product"] = "sigmoid"
+    """How a pair's logits are read: each alone, over all K at `targets.temperature`, or the product of the two."""
+    interactiveness_exponent: Exponent = 0.5
+    """Of r in the final score."""
 
 
 class ClhoiConfig(StudentSettings):
     """CL-HOI (Gao et al., 2024) on the cache.
 
-    Known of it are its parts and what each is for (docs/clhoi.md); its code is unpublished, so every value and every
+    The paper names its parts and what each is for (docs/clhoi.md); its code is unpublished, so every value and every
     layer here is ours. [choice] The cache must hold `teacher.spatial_map` and a pass with captions and image scores.
     """
 
     IMPLEMENTATION = "hoi.students.clhoi.model:ClhoiStudent"
 
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset(
-        {"score_exponent", "score_interactiveness_exponent", "score_form", "gate", "gate_exponent"}
+        {"score_exponent", "score.interactiveness_exponent", "score.form", "gate"}
     )
-    """Keys that leave the weights alone, so changing them asks for no new training."""
+    MOVED: ClassVar[dict[str, str]] = {
+        "target_temperature": "targets.temperature",
+        "score_form": "score.form",
+        "score_interactiveness_exponent": "score.interactiveness_exponent",
+        **StudentSettings.MOVED,
+    }
 
     method: Literal["clhoi"]
     supervision: Literal["teacher"] = "teacher"
@@ -47,42 +68,35 @@ class ClhoiConfig(StudentSettings):
     """Crops of a pair's union that are read, and whose mean similarity is learned: the first of `teacher.crop.margins`,
     or all of them."""
     interactiveness: bool = True
-    """Whether pairs have a chance r to interact at all, learned through the pooling alone; without it r is 1."""
+    """Whether pairs have a probability r to interact at all, learned through the pooling alone; without it r is 1."""
 
-    pooling_temperature: Annotated[float, Field(gt=0)] = 0.5
+    pooling_temperature: Temperature = 0.5
     """Of the softmax over an image's pairs that weighs them."""
     positive_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Least share of its highest confidence in an image at which the teacher has seen an interaction there, for the
     contrast. Likelihoods have no scale of their own."""
-    target_temperature: Annotated[float, Field(gt=0)] = 2.0
-    """T at which CLIP's union similarities and the pairs' are compared."""
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    focal_gamma: Exponent = 2.0
     """Exponent on the distance to a confidence; 0 is plain binary cross-entropy."""
-    interaction_weight: Annotated[float, Field(ge=0)] = 1.0
+    interaction_weight: Weight = 1.0
     """Of the pooled scores' distance to the teacher's confidences in the image."""
-    pair_weight: Annotated[float, Field(ge=0)] = 0.0
+    pair_weight: Weight = 0.0
     """Of the pairs' distance to its confidences in their union crops, where the pass has them."""
-    contrast_weight: Annotated[float, Field(ge=0)] = 1.0
+    contrast_weight: Weight = 1.0
     """Of the contrast between what the image's pairs say of a seen interaction and other interactions' texts."""
-    union_weight: Annotated[float, Field(ge=0)] = 0.5
+    union_weight: Weight = 0.5
     """Of KL(CLIP ‖ student) over the pairs' union scores."""
-    context_weight: Annotated[float, Field(ge=0)] = 0.1
+    context_weight: Weight = 0.1
     """Of the contrast between what is translated and the caption's sentences."""
 
-    score_exponent: Annotated[float, Field(ge=0)] = 2.8
+    score_exponent: Exponent = 2.8
     """γ of (s_h · s_o)^γ in the final score; 2.8 is published for HICO-DET (spatially-conditioned-graphs)."""
-    score_interactiveness_exponent: Annotated[float, Field(ge=0)] = 0.5
-    """Of r in the final score."""
-    score_form: Literal["sigmoid", "softmax", "product"] = "sigmoid"
-    """How a pair's logits are read there: each alone, over all K at `target_temperature`, or the product of the two."""
-    gate_exponent: Annotated[float, Field(ge=0)] = 0.0
-    """Of the competition gate on the final score, as the multi-level student's; 0 for none."""
-    gate: Literal["both", "object", "human", "best"] = "both"
-    """Among whom that gate shares."""
+    targets: ClhoiTargets = ClhoiTargets()
+    score: ClhoiScore = ClhoiScore()
+    gate: GateSettings = GateSettings()
+    """Competition gate on the final score."""
 
     @property
     def vlm_names(self) -> frozenset[str]:
-        """See `StudentSettings`."""
         return frozenset({self.vlm})
 
     @model_validator(mode="after")

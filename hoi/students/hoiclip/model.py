@@ -97,7 +97,7 @@ class HoiclipStudent(Student):
             # Before the first step, the union crop's own embedding is what the classifiers see.
             nn.init.zeros_(self.to_token.weight)
             nn.init.zeros_(self.to_token.bias)
-        offset = config.target_temperature if config.union_residual else None
+        offset = config.targets.temperature if config.union_residual else None
         self.classify = InteractionClassifier(bank, vocabulary, config.verb_weight, offset)
 
     @property
@@ -111,7 +111,7 @@ class HoiclipStudent(Student):
         """Fills the verb classifier by visual semantic arithmetic, and finds the scale of every class's soft target."""
         texts = torch.from_numpy(self.bank.text_embedding)
         sums = RegionSums.empty(self.vocabulary, texts.shape[1])
-        scales = ClassScales(self.config.target_top_share, self.config.target_top_least)
+        scales = ClassScales(self.config.targets.top_share, self.config.targets.top_least)
         for batch in batches:
             here = batch.to(self.admitted.device)
             admitted = self.admitted[here.labels_o]
@@ -181,15 +181,15 @@ class HoiclipStudent(Student):
         if config.enhancement_classes > 0:
             gain = enhancement(batch.image_similarity.float(), config.enhancement_classes)
             scores, most = scores + gain[batch.pair_image], most + 0.5
-        if config.score_fusion == "sum":
+        if config.score.fusion == "sum":
             scores, most = scores + batch.scores_o[:, None] ** 2, most + 1.0
         # Into [0, 1], which moves no ranking.
         scores = (scores / most).clamp(0, 1)
-        if config.score_union_weight > 0:
-            scores = scores * self.targets.of_unions(batch) ** config.score_union_weight
-        if config.gate_exponent == 0:
+        if config.score.weights.union > 0:
+            scores = scores * self.targets.of_unions(batch) ** config.score.weights.union
+        if config.gate.exponent == 0:
             return {"student": scores}
-        student = gated(scores, self._real(batch), batch.rows_h, batch.rows_o, config.gate_exponent, config.gate)
+        student = gated(scores, self._real(batch), batch.rows_h, batch.rows_o, config.gate.exponent, config.gate.kind)
         return {"student": student, "ungated": scores}
 
     def _logits(self, joint: Tensor) -> Tensor:

@@ -6,22 +6,65 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hoi.config.section import Count, Share, StudentSettings
+from hoi.config.section import Count, Exponent, GateSettings, Section, Share, StudentSettings, Temperature, Weight
+
+
+class HoiclipTargets(Section):
+    """What `supervision: teacher` learns from. All of it is ours. [choice]"""
+
+    temperature: Temperature = 2.0
+    """T of the scores of union crops and images, as in `MultiLevelTargets`."""
+    views: Literal["first", "all"] = "first"
+    """Whose scores those of a union are: its first crop's, or the mean similarity of all."""
+    image_exponent: Exponent = 1.0
+    """Power of the image's scores that multiply the union's; 0 for none."""
+    gate_exponent: Exponent = 0.0
+    """Power of the competition gate on them, 0 for none."""
+    top_share: Share = 0.01
+    """Share of the training pairs that admit a class whose target is to be 1 after rescaling; 0 for no rescaling."""
+    top_least: Count = 20
+    """Least number of such pairs."""
+
+
+class HoiclipWeights(Section):
+    """Weights of other scores in the score."""
+
+    union: Weight = 0.0
+    """w of t^w, which multiplies the score: t is what the frozen teacher itself says of the union crops
+    (`targets.views`, at `targets.temperature`); 0 leaves it out. Departs from the paper."""
+
+
+class HoiclipScore(Section):
+    """How logits become the score of a pair."""
+
+    fusion: Literal["sum", "product"] = "sum"
+    """`sum`: class score + enhancement + s_o², as in the paper; `product` leaves the detector to `score_exponent`.
+    [choice]"""
+    weights: HoiclipWeights = HoiclipWeights()
 
 
 class HoiclipConfig(StudentSettings):
     """HOICLIP (Ning et al., CVPR 2023) on the cache: docs/hoiclip.md.
 
-    The defaults are the paper's, as far as cached boxes leave them; every value marked [choice] is ours, and so is all
-    that `supervision: teacher` learns from.
+    The defaults are the paper's, as far as cached boxes leave them; every value marked [choice] is ours.
     """
 
     IMPLEMENTATION = "hoi.students.hoiclip.model:HoiclipStudent"
 
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset(
-        {"score_exponent", "score_fusion", "score_union_weight", "enhancement_classes", "gate_exponent", "gate"}
+        {"score_exponent", "score.fusion", "score.weights.union", "enhancement_classes", "gate"}
     )
-    """Keys that leave the weights alone, so changing them asks for no new training."""
+    MOVED: ClassVar[dict[str, str]] = {
+        "score_fusion": "score.fusion",
+        "score_union_weight": "score.weights.union",
+        "target_temperature": "targets.temperature",
+        "target_views": "targets.views",
+        "target_image_exponent": "targets.image_exponent",
+        "target_gate_exponent": "targets.gate_exponent",
+        "target_top_share": "targets.top_share",
+        "target_top_least": "targets.top_least",
+        **StudentSettings.MOVED,
+    }
 
     method: Literal["hoiclip"]
     width: Count | None = None
@@ -42,41 +85,22 @@ class HoiclipConfig(StudentSettings):
     query_boxes: bool = False
     """Whether the query sees the 36 numbers that say how its two boxes lie. Departs from the paper."""
     union_residual: bool = False
-    """Whether what the decoder says is added to the frozen embedding of the union crops (`query_union` names which;
-    the first for `none`), with a reference text and a bias for the sigmoids. Departs from the paper."""
-    verb_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Whether the decoder's output is added to the frozen embedding of the union crops (`query_union` says which; the
+    first for `none`), with a reference text and a bias for the sigmoids. Departs from the paper."""
+    verb_weight: Weight = 0.5
     """λ of the verb classifier; 0 for none. The paper's: 0.5 on HICO-DET, 0.1 on V-COCO."""
     enhancement_classes: Annotated[int, Field(ge=0)] = 10
-    """How many of the image's classes the training-free enhancement lifts; 0 for none."""
-    score_fusion: Literal["sum", "product"] = "sum"
-    """`sum`: class score + enhancement + s_o², as in the paper; `product` leaves the detector to `score_exponent`.
-    [choice]"""
-    score_union_weight: Annotated[float, Field(ge=0)] = 0.0
-    """w of t^w on that, where t is what the frozen teacher itself says of the union crops (`target_views`, at
-    `target_temperature`); 0 leaves it out. Departs from the paper."""
-    score_exponent: Annotated[float, Field(ge=0)] = 0.0
-    """γ of (s_h · s_o)^γ over that; the paper has none."""
-    gate_exponent: Annotated[float, Field(ge=0)] = 0.0
-    """Competition gate on the score, as `MultiLevelConfig.gate_exponent`. Departs from the paper."""
-    gate: Literal["both", "object", "human", "best"] = "both"
-    """As `MultiLevelConfig.gate`. [choice]"""
+    """How many of the image's classes the training-free enhancement raises; 0 for none."""
     focal_alpha: Share = 0.5
     """Weight of positives in the focal loss; negatives have the rest."""
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    focal_gamma: Exponent = 2.0
     """Exponent of the focal loss on the distance to the target."""
-    target_temperature: Annotated[float, Field(gt=0)] = 2.0
-    """With `supervision: teacher`: T of the scores of union crops and images, as in `MultiLevelConfig`. [choice]"""
-    target_views: Literal["first", "all"] = "first"
-    """Whose scores those of a union are: its first crop's, or the mean similarity of all. [choice]"""
-    target_image_exponent: Annotated[float, Field(ge=0)] = 1.0
-    """Power of the image's scores that gate the union's; 0 for no gate. [choice]"""
-    target_gate_exponent: Annotated[float, Field(ge=0)] = 0.0
-    """Power of the competition gate on them, 0 for none. [choice]"""
-    target_top_share: Share = 0.01
-    """Share of the training pairs that admit a class whose target is to be 1 after rescaling; 0 for no rescaling.
-    [choice]"""
-    target_top_least: Count = 20
-    """Least number of such pairs. [choice]"""
+    score_exponent: Exponent = 0.0
+    """γ of (s_h · s_o)^γ in the final score; the paper has none."""
+    targets: HoiclipTargets = HoiclipTargets()
+    score: HoiclipScore = HoiclipScore()
+    gate: GateSettings = GateSettings()
+    """Competition gate on the score. Departs from the paper."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> HoiclipConfig:

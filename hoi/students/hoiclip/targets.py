@@ -96,7 +96,7 @@ class PairTargets:
     """How a batch's cached similarities become what its pairs ought to score.
 
     Args:
-        config: The `target_` keys are read.
+        config: `targets` is read.
         bank: The teacher's scale and bias.
     """
 
@@ -114,24 +114,24 @@ class PairTargets:
             is_real: The same without `no_interaction`.
         """
         config, scores = self.config, self.of_unions(batch)
-        if config.target_image_exponent > 0:
+        if config.targets.image_exponent > 0:
             image = self._scores(batch.image_similarity.float())
             # Over the image's own best, so that an image of many interactions is not punished for them.
             share = image / image.max(1, keepdim=True).values
-            scores = scores * share[batch.pair_image] ** config.target_image_exponent
+            scores = scores * share[batch.pair_image] ** config.targets.image_exponent
         scores = scores * admitted
-        if config.target_gate_exponent > 0:
-            scores = gated(scores, is_real, batch.rows_h, batch.rows_o, config.target_gate_exponent)
+        if config.targets.gate_exponent > 0:
+            scores = gated(scores, is_real, batch.rows_h, batch.rows_o, config.targets.gate_exponent)
         return scores
 
     def of_unions(self, batch: PairBatch) -> Float[Tensor, "P K"]:
         """What the frozen teacher says of the union crops; unmasked."""
         union = batch.union_similarity.float()
-        return self._scores(union.mean(1) if self.config.target_views == "all" else union[:, 0])
+        return self._scores(union.mean(1) if self.config.targets.views == "all" else union[:, 0])
 
     def _scores(self, similarity: Tensor) -> Tensor:
         bank = self.bank
-        form = ScoreForm("softmax" if bank.logit_bias is None else "sigmoid", self.config.target_temperature)
+        form = ScoreForm("softmax" if bank.logit_bias is None else "sigmoid", self.config.targets.temperature)
         return form.scores(bank.logit_scale * similarity + (bank.logit_bias or 0.0))
 
 

@@ -1,11 +1,11 @@
 """The multi-level student: a global, a union and a human-object branch over one knowledge bank of interaction texts.
 
 Late fusion of their scores, and what supervises which branch, follow the paper; its code is unpublished, so the layers
-are our reading of it. A fourth branch, off unless `score_spatial_weight` is set, is ours: it sees boxes and classes and
-no pixel, so it cannot repeat the teacher's visual mistakes, and learns what the others say of such pairs on the whole.
-Every switch is explained at its key in `MultiLevelConfig`.
+are our reading of it. A fourth branch, off unless `score.weights.spatial` is set, is ours: it sees boxes and classes
+but no pixels, so it cannot repeat the teacher's visual mistakes, and learns what the others say of such pairs on
+average. Every setting is explained at its key in `MultiLevelConfig`.
 
-Letters: B images, P pairs, K interactions, D the joint width, L levels of region features, M crop margins.
+Shapes: B images, P pairs, K interactions, D the joint width, L levels of region features, M crop margins.
 
 Source: Wan & Tuytelaars, Exploiting CLIP for Zero-shot HOI Detection Requires Knowledge Distillation at Multiple
 Levels, WACV 2024.
@@ -13,6 +13,7 @@ Levels, WACV 2024.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -38,7 +39,7 @@ from hoi.students.layers import (
 )
 from hoi.students.losses import focal_loss, mean_over_images
 from hoi.students.multilevel.mixing import Target
-from hoi.students.multilevel.settings import MultiLevelConfig
+from hoi.students.multilevel.settings import BranchWeights, MultiLevelConfig
 from hoi.students.multilevel.targets import (
     best_of_images,
     fields_of_passes,
@@ -92,9 +93,9 @@ class MultiLevelStudent(Student):
         self.norm_pair = nn.LayerNorm(joint)
         self.offsets = SigmoidOffsets(text_embedding) if self.by_labels else None
         # Last, so that the other branches start from the same weights with it and without.
-        has_spatial = config.score_spatial_weight > 0
+        has_spatial = config.score.weights.spatial > 0
         self.spatial = SpatialBranch(self.admitted, width, dropout) if has_spatial else None
-        has_relatedness = config.score_relatedness_weight > 0
+        has_relatedness = config.score.weights.relatedness > 0
         self.relatedness = RelatednessHead(joint, width, dropout) if has_relatedness else None
 
     @property
@@ -142,7 +143,7 @@ class MultiLevelStudent(Student):
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
         """Batch to KL(t_g‖s_g) + mean_p KL(t_u‖s_u) + KL(t_i‖s_img), or to focal losses where labels are given.
 
-        t_i is t_g, or is made of the pairs' t_u: `MultiLevelConfig.image_target`; `human_object_target` may put
+        t_i is t_g, or is made of the pairs' t_u: `targets.image`; `targets.human_object` may put
         mean_p KL(t_u‖s_p) beside it or in its place. The spatial branch adds mean_p KL(t_s‖s_s), where t_s is what
         teacher, union and human-object branch say together, and the relatedness head its cross-entropy.
         """
@@ -190,21 +191,33 @@ class MultiLevelStudent(Student):
         parts["human_object"] = self.form.scores(logits.human_object)
         if logits.spatial is not None:
             parts["spatial"] = self._spatial_scores(logits.spatial)
-        weights = {
-            "union": config.score_union_weight,
-            "human_object": config.score_human_object_weight,
-            "global": config.score_global_weight,
-            "spatial": config.score_spatial_weight,
-        }
-        fused = fuse([(parts[name], weight) for name, weight in weights.items() if name in parts], config.score_fusion)
+        weights = config.score.weights.by_branch()
+        fused = fuse([(parts[name], weight) for name, weight in weights.items() if name in parts], config.score.fusion)
         if logits.relatedness is not None:
-            relatedness = logits.relatedness.sigmoid()[:, None] ** config.score_relatedness_weight
+            relatedness = logits.relatedness.sigmoid()[:, None] ** config.score.weights.relatedness
             fused = torch.where(self._real(batch), relatedness * fused, fused)
         scores = {"student": fused, **parts}
-        if config.gate_exponent == 0:
+        if config.gate.exponent == 0:
             return scores
-        student = gated(fused, self._real(batch), batch.rows_h, batch.rows_o, config.gate_exponent, config.gate)
+        student = gated(fused, self._real(batch), batch.rows_h, batch.rows_o, config.gate.exponent, config.gate.kind)
         return {**scores, "student": student, "ungated": fused}
+
+    def variants(self) -> dict[str, Student]:
+        """Return the student without each branch of its score, and with the global one where it is left out."""
+        weights = self.config.score.weights.by_branch()
+        has = [name for name, weight in weights.items() if weight > 0 and name != "relatedness"]
+        if self.config.fusion == "early" and "union" in has:
+            has.remove("union")
+        changes = {f"without {name}": {name: 0.0} for name in has if len(has) > 1}
+        if "global" not in has:
+            changes |= {f"with global, weight {weight:g}": {"global": weight} for weight in (0.25, 1.0)}
+        return {text: self._with_weights({**weights, **change}) for text, change in changes.items()}
+
+    def _with_weights(self, weights: dict[str, float]) -> Student:
+        score = self.config.score.model_copy(update={"weights": BranchWeights.model_validate(weights)})
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"score": score})
+        return other
 
     def _logits(self, branch: str, vectors: Tensor, bank: Tensor) -> Tensor:
         with full_precision(vectors.device):
@@ -216,7 +229,7 @@ class MultiLevelStudent(Student):
 
     def _scopes(self, batch: PairBatch) -> tuple[Tensor | None, Tensor | None]:
         """What scores of pairs [P, K] and of images [B, K] are normalised over; None for all K."""
-        if self.config.target_scope == "all" or self.by_labels:
+        if self.config.targets.scope == "all" or self.by_labels:
             return None, None
         admitted = self.admitted[batch.labels_o]
         return admitted, best_of_images(admitted.float(), batch.pair_image, batch.num_images) > 0
@@ -237,18 +250,18 @@ class MultiLevelStudent(Student):
         """Adds what supervises the human-object branch; returns the target of its images."""
         config, admitted, target = self.config, self.admitted[batch.labels_o], image
         pair_logits = logits
-        if config.image_target == "pairs":
-            is_softmax, exponent = self.form.kind == "softmax", config.target_gate_exponent
+        if config.targets.image == "pairs":
+            is_softmax, exponent = self.form.kind == "softmax", config.targets.gate_exponent
             target = Target(from_pairs(batch, union.scores, admitted, self._real(batch), exponent, is_softmax))
             pair_logits = _within(union.scope, logits.masked_fill(~admitted, NOT_ADMITTED))
-        if config.human_object_target != "union":
+        if config.targets.human_object != "union":
             found, has_pairs = self.form.aggregate(pair_logits, batch.pair_image, batch.num_images, config.aggregation)
             found = _within(target.scope, found)
             divergence = self.form.divergence(target.scores, found)
             step.losses["human_object"] = torch.where(has_pairs, divergence, 0.0).mean()
             agrees = target.scores.argmax(-1) == found.argmax(-1)
             step.agreement["human_object"] = agrees[has_pairs & target.scores.any(1)]
-        if config.human_object_target != "image":
+        if config.targets.human_object != "image":
             own_logits = _within(union.scope, logits)
             step.losses["human_object_union"] = self._divergence_of_pairs(batch, union, own_logits)
             step.agreement["human_object_union"] = _same_first(union, own_logits)

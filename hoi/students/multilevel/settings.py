@@ -4,9 +4,81 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
-from hoi.config.section import Count, StudentSettings, TeacherWeights
+from hoi.config.section import (
+    Count,
+    Exponent,
+    GateSettings,
+    Section,
+    StudentSettings,
+    TeacherWeights,
+    Temperature,
+    Weight,
+)
+
+
+class MultiLevelTargets(Section):
+    """What the branches learn from the teachers."""
+
+    temperature: Temperature = 2.0
+    """T of softmax(logit_scale · cosine / T) over all K interactions; the student's logits are read at the same T.
+    [choice]"""
+    scope: Literal["all", "object"] = "all"
+    """What targets and scores are normalised over: `all` K interactions, or those that the pair's `object` admits (for
+    an image, those that any of its pairs' objects admits). [choice]"""
+    image: Literal["image", "pairs"] = "image"
+    """The image's target for the human-object branch. `image`: the teacher's scores of the whole image, as in the
+    paper. `pairs`: for each interaction the best of the pairs' union scores · (s_h · s_o)^½, masked by object,
+    normalised to a distribution over the image; this departs from the paper."""
+    human_object: Literal["image", "union", "both"] = "image"
+    """What supervises the human-object branch. `image`: its image's target, over its aggregated pairs, as in the paper;
+    `union`: each pair's union scores; `both`: the sum of the two losses."""
+    gate_exponent: Exponent = 0.0
+    """With `image: pairs`: the competition gate's power on the union scores before they become image targets, 0 for
+    none. Departs from the paper."""
+    image_teachers: TeacherWeights = {"clip": 1.0}
+    """Teachers of the images and their weights: `clip`, and passes of `vlms` by name, as in `{clip: 0.7, coca: 0.3}`. A
+    pass counts only for the interactions that it was asked about. Anything but CLIP departs from the paper."""
+    pair_teachers: TeacherWeights = {"clip": 1.0}
+    """The same for pairs; a pass named here must have scored pairs (`pair_scores` of its section)."""
+    pool: Literal["linear", "geometric"] = "linear"
+    """How several teachers' targets are combined (hoi/students/multilevel/mixing.py): Σ w · t / Σ w over shares of
+    CLIP's mass, or Π t^w, in which a pass moves mass as well. [choice]"""
+
+
+class BranchWeights(Section):
+    """Weight w of each branch in the score; 0 leaves it out."""
+
+    union: Weight = 1.0
+    """The union branch, where there is one. [choice]"""
+    human_object: Weight = 1.0
+    """The human-object branch. [choice]"""
+    global_: Weight = Field(0.0, alias="global")
+    """The global branch; at 0 it only helps training. [choice]"""
+    spatial: Weight = 0.0
+    """The spatial branch; 0 for no such branch at all. It sees boxes and classes only, and learns what teacher, union
+    and human-object branch say together, gated. Departs from the paper."""
+    relatedness: Weight = 0.0
+    """r^w multiplies the fused score of real interactions, 0 for no relatedness head at all: r is the probability that
+    the pair is one the image is about, learned from the student's own top pairs of the teacher's confident classes.
+    [choice]"""
+
+    @model_serializer
+    def by_branch(self) -> dict[str, float]:
+        """Return the weights by the keys of the pipeline file."""
+        return {"global" if name == "global_" else name: getattr(self, name) for name in type(self).model_fields}
+
+
+class MultiLevelScore(Section):
+    """How logits become the score of a pair."""
+
+    form: Literal["teacher", "softmax", "sigmoid"] = "teacher"
+    """How similarities become scores, for targets too. `teacher`: sigmoid where the teacher has a logit bias (SigLIP),
+    softmax where it has none (CLIP). `supervision: labels` always reads sigmoids. [choice]"""
+    fusion: Literal["product", "sum"] = "product"
+    """How the branches' scores are combined: Π s^w, or Σ w · s / Σ w. [choice]"""
+    weights: BranchWeights = BranchWeights()
 
 
 class MultiLevelConfig(StudentSettings):
@@ -19,90 +91,59 @@ class MultiLevelConfig(StudentSettings):
     IMPLEMENTATION = "hoi.students.multilevel.model:MultiLevelStudent"
 
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset(
-        {"score_exponent", "score_fusion", "score_union_weight", "score_human_object_weight", "score_global_weight"}
-        | {"gate", "gate_exponent"}
+        {"score_exponent", "score.fusion", "gate"}
+        | {"score.weights.union", "score.weights.human_object", "score.weights.global"}
     )
-    """Keys that leave the weights alone, so changing them asks for no new training."""
+    MOVED: ClassVar[dict[str, str]] = {
+        "target_temperature": "targets.temperature",
+        "target_scope": "targets.scope",
+        "image_target": "targets.image",
+        "human_object_target": "targets.human_object",
+        "target_gate_exponent": "targets.gate_exponent",
+        "image_teachers": "targets.image_teachers",
+        "pair_teachers": "targets.pair_teachers",
+        "teacher_pool": "targets.pool",
+        "score_form": "score.form",
+        "score_fusion": "score.fusion",
+        "score_union_weight": "score.weights.union",
+        "score_human_object_weight": "score.weights.human_object",
+        "score_global_weight": "score.weights.global",
+        "score_spatial_weight": "score.weights.spatial",
+        "score_relatedness_weight": "score.weights.relatedness",
+        **StudentSettings.MOVED,
+    }
 
     method: Literal["multilevel"] = "multilevel"
     width: Count = 256
     """Hidden width of the adapters and of the human-object network. [choice]"""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """In the hidden layers. [choice]"""
-    target_temperature: Annotated[float, Field(gt=0)] = 2.0
-    """T of softmax(logit_scale · cosine / T) over all K interactions; the student's logits are read at the same T.
-    [choice]"""
-    score_form: Literal["teacher", "softmax", "sigmoid"] = "teacher"
-    """How similarities become scores. `teacher`: sigmoid where the teacher has a logit bias (SigLIP), softmax where it
-    has none (CLIP). `supervision: labels` always reads sigmoids. [choice]"""
-    target_scope: Literal["all", "object"] = "all"
-    """What targets and scores are normalised over: `all` K interactions, or those that the pair's `object` admits (for
-    an image, those that any of its pairs' objects admits). [choice]"""
     aggregation: Literal["max", "logsumexp", "softmax_mean", "noisy_or"] = "max"
     """From the pairs' logits of the human-object branch to the image's; `noisy_or` takes 1 − Π(1 − score), and where
     scores are a softmax, normalises it. [choice]"""
     fusion: Literal["late", "early"] = "late"
-    """Where the union's features join. `late`: in a branch of their own, by scores, as in the paper. `early`: as inputs
-    of the human-object branch, and there is no union branch."""
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
-    """Exponent of the focal loss of `supervision: labels`; 0 is plain binary cross-entropy. [choice]"""
-    human_object_target: Literal["image", "union", "both"] = "image"
-    """What supervises the human-object branch. `image`: its image's target, over its aggregated pairs, as in the paper;
-    `union`: each pair's union scores; `both`: the sum of the two losses."""
-    image_target: Literal["image", "pairs"] = "image"
-    """What an image's target is there. `image`: the teacher's scores of the whole image, as in the paper. `pairs`: at
-    each interaction the best of its pairs' union scores · (s_h · s_o)^½, masked by object, normalised to a distribution
-    over the image; this departs from the paper."""
-    target_gate_exponent: Annotated[float, Field(ge=0)] = 0.0
-    """With `image_target: pairs`: the competition gate's power on the union scores before they become image targets, 0
-    for none. Departs from the paper."""
-    image_teachers: TeacherWeights = {"clip": 1.0}
-    """Who gives images their targets, and with what weight: `clip`, and passes of `vlms` by name, as in
-    `{clip: 0.7, coca: 0.3}`. A pass that was not asked of an interaction has no say in it. Anything but CLIP departs
-    from the paper."""
-    pair_teachers: TeacherWeights = {"clip": 1.0}
-    """The same of pairs; a pass named here must have scored pairs (`pair_scores` of its section)."""
-    teacher_pool: Literal["linear", "geometric"] = "linear"
-    """How several teachers' targets join (hoi/students/mixing.py): Σ w · t / Σ w over shares of CLIP's mass, or
-    Π t^w, in which a pass moves mass as well. [choice]"""
+    """Where the union's features enter. `late`: in a branch of their own, combined by scores, as in the paper. `early`:
+    as inputs of the human-object branch, and there is no union branch."""
     union_views: Literal["first", "all"] = "first"
     """Crops that the union branch sees, and whose mean similarity it learns: the first of `teacher.crop.margins`, or
     all of them. [choice]"""
-    gate_exponent: Annotated[float, Field(ge=0)] = 0.0
-    """Competition gate on the fused score, 0 for none: real interactions are multiplied by the pair's share of the
-    fused real-verb mass among the pairs of its object, then of its human, to this power. Departs from the paper, and
-    leans on one partner per object."""
-    gate: Literal["both", "object", "human", "best"] = "both"
-    """Among whom that gate shares: the pairs of the object, then those of the human (`both`), or one of the two alone;
-    `best` divides by the largest mass instead of the sum, so that people who share an object may all keep it.
-    [choice]"""
-    score_fusion: Literal["product", "sum"] = "product"
-    """How the branches' scores join: Π s^w, or Σ w · s / Σ w, with the four weights below; 0 leaves a branch out.
-    [choice]"""
-    score_union_weight: Annotated[float, Field(ge=0)] = 1.0
-    """w of the union branch, where there is one. [choice]"""
-    score_human_object_weight: Annotated[float, Field(ge=0)] = 1.0
-    """w of the human-object branch. [choice]"""
-    score_global_weight: Annotated[float, Field(ge=0)] = 0.0
-    """w of the global branch; 0 leaves it to training. [choice]"""
-    score_spatial_weight: Annotated[float, Field(ge=0)] = 0.0
-    """w of the spatial branch; 0 for no such branch at all. It sees boxes and classes alone, and learns what teacher,
-    union and human-object branch say together, gated. Departs from the paper."""
-    score_relatedness_weight: Annotated[float, Field(ge=0)] = 0.0
-    """w of r^w on the real interactions of the fused score, 0 for no relatedness head at all: a pair's chance to be the
-    one that its image is about, self-taught from the student's top pairs of the teacher's confident classes.
-    [choice]"""
+    focal_gamma: Exponent = 2.0
+    """Exponent of the focal loss of `supervision: labels`; 0 is plain binary cross-entropy. [choice]"""
+    targets: MultiLevelTargets = MultiLevelTargets()
+    score: MultiLevelScore = MultiLevelScore()
+    gate: GateSettings = GateSettings()
+    """Competition gate on the fused score. Departs from the paper, and favours one partner per object."""
 
     @property
     def vlm_names(self) -> frozenset[str]:
-        """See `StudentSettings`."""
-        return frozenset({*self.image_teachers, *self.pair_teachers} - {"clip"})
+        return frozenset({*self.targets.image_teachers, *self.targets.pair_teachers} - {"clip"})
 
     @model_validator(mode="after")
     def _some_branch_scores(self) -> MultiLevelConfig:
-        weights = [self.score_human_object_weight, self.score_global_weight, self.score_spatial_weight]
+        weights = self.score.weights
+        scoring = [weights.human_object, weights.global_, weights.spatial]
         if self.fusion == "late":
-            weights.append(self.score_union_weight)
-        if not any(weights):
+            scoring.append(weights.union)
+        if not any(scoring):
             raise ValueError("every branch has the weight 0, so none is left to score")
         return self

@@ -34,23 +34,23 @@ def score_form(config: MultiLevelConfig, bank: TextBank) -> ScoreForm:
         UserError: the settings ask for sigmoids of a teacher without a bias.
     """
     if config.supervision == "labels":
-        return ScoreForm("sigmoid", config.target_temperature)
-    if config.score_form == "teacher":
-        return ScoreForm("softmax" if bank.logit_bias is None else "sigmoid", config.target_temperature)
-    if config.score_form == "sigmoid" and bank.logit_bias is None:
+        return ScoreForm("sigmoid", config.targets.temperature)
+    if config.score.form == "teacher":
+        return ScoreForm("softmax" if bank.logit_bias is None else "sigmoid", config.targets.temperature)
+    if config.score.form == "sigmoid" and bank.logit_bias is None:
         raise UserError(
             "the teacher has no logit bias, so its similarities give no sigmoid scores",
-            where="score_form of the student",
+            where="score.form of the student",
             expected="teacher or softmax",
             got="sigmoid",
-            fix="set score_form: teacher, or choose a SigLIP model",
+            fix="set score.form: teacher, or choose a SigLIP model",
         )
-    return ScoreForm(config.score_form, config.target_temperature)
+    return ScoreForm(config.score.form, config.targets.temperature)
 
 
 def fields_of_passes(config: MultiLevelConfig) -> tuple[str, ...]:
     """Cached fields of the vision language models that a student learns from."""
-    images, pairs = _passes(config.image_teachers), _passes(config.pair_teachers)
+    images, pairs = _passes(config.targets.image_teachers), _passes(config.targets.pair_teachers)
     return (
         *(f"{name}/vlm_scores" for name in images),
         *(f"{name}/vlm_asked" for name in dict.fromkeys([*images, *pairs])),
@@ -68,20 +68,20 @@ def image_target(
     """What the teachers of images say together.
 
     Args:
-        config: `image_teachers` and `teacher_pool` are read.
+        config: `targets.image_teachers` and `targets.pool` are read.
         batch: With the fields of the passes.
         clip: CLIP's scores.
         object_of: Each interaction's object.
         is_distribution: Whether these sum to 1.
     """
     opinions = []
-    for name, weight in config.image_teachers.items():
+    for name, weight in config.targets.image_teachers.items():
         if name == CLIP:
             opinions.append(Opinion(clip, weight))
         else:
             scores, asked = batch.extra[f"{name}/vlm_scores"].float(), batch.extra[f"{name}/vlm_asked"] > 0
             opinions.append(Opinion(scores, weight, asked, torch.where(asked, scores, 0.0).amax(1)))
-    return mix(opinions, config.teacher_pool, object_of, is_distribution=is_distribution)
+    return mix(opinions, config.targets.pool, object_of, is_distribution=is_distribution)
 
 
 def pair_target(
@@ -94,10 +94,10 @@ def pair_target(
 ) -> Target:
     """What the teachers of pairs say together; a pass was asked of a pair what it was asked of the pair's object.
 
-    Args: as `image_target`, with `pair_teachers`; `admitted` says which interactions an object admits.
+    Args: as `image_target`, with `targets.pair_teachers`; `admitted` says which interactions an object admits.
     """
     opinions = []
-    for name, weight in config.pair_teachers.items():
+    for name, weight in config.targets.pair_teachers.items():
         if name == CLIP:
             opinions.append(Opinion(clip, weight))
         else:
@@ -105,7 +105,7 @@ def pair_target(
             asked = (batch.extra[f"{name}/vlm_asked"] > 0)[batch.pair_image] & admitted[batch.labels_o]
             highest = best_of_images(torch.where(asked, scores, 0.0), batch.pair_image, batch.num_images).amax(1)
             opinions.append(Opinion(scores, weight, asked, highest[batch.pair_image]))
-    return mix(opinions, config.teacher_pool, object_of, is_distribution=is_distribution)
+    return mix(opinions, config.targets.pool, object_of, is_distribution=is_distribution)
 
 
 def _passes(weights: dict[str, float]) -> list[str]:
