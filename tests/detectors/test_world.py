@@ -20,7 +20,7 @@ def detector() -> Detector:
 
 
 @pytest.mark.parametrize("num", [2, 20])
-def test_an_image_has_the_same_detections_alone_and_among_others_of_any_size(detector: Detector, num: int) -> None:
+def test_detections_do_not_depend_on_the_other_images(detector: Detector, num: int) -> None:
     scenes = [render(scene_of(image_id)) for image_id in IDS]
     scenes[1] = np.ascontiguousarray(scenes[1][:150, :170])
     together = (scenes * num)[:num]
@@ -29,5 +29,6 @@ def test_an_image_has_the_same_detections_alone_and_among_others_of_any_size(det
         [alone] = detector.detect([image], ["alone"])
         assert len(alone) > 1
         assert found[row].labels.tolist() == alone.labels.tolist()
+        assert (alone.boxes_xyxy[:, 2:] <= image.shape[1::-1]).all()
         np.testing.assert_allclose(found[row].boxes_xyxy, alone.boxes_xyxy, atol=1e-3)
         np.testing.assert_allclose(found[row].scores, alone.scores, atol=1e-5)
