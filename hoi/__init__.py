@@ -1,4 +1,4 @@
-"""The nouns and pure functions of human-object interaction detection, in the order of the flow.
+"""Human-object interaction detection without HOI labels, distilled from frozen vision-language models.
 
 image → detections → pairs → teacher signals → shard → batch → student → scored triplets → average precision
 """

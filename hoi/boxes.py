@@ -1,6 +1,6 @@
-"""Box geometry on float32 pixel-edge xyxy arrays: area, overlap, union, clipping, suppression.
+"""Box geometry on float32 pixel-edge xyxy arrays.
 
-Letters: N, R boxes of two sets, P pairs.
+Shapes: N, R boxes of two sets, P pairs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 
 
 def box_area(boxes_xyxy: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, " N"]:
-    """Boxes to areas in square pixels; an inverted box has none."""
+    """Return areas in square pixels; 0 for inverted boxes."""
     width, height = boxes_xyxy[:, 2] - boxes_xyxy[:, 0], boxes_xyxy[:, 3] - boxes_xyxy[:, 1]
     return np.maximum(width, 0) * np.maximum(height, 0)
 
 
 def box_iou(boxes_xyxy: Float[np.ndarray, "N 4"], others_xyxy: Float[np.ndarray, "R 4"]) -> Float[np.ndarray, "N R"]:
-    """Two sets of boxes to their intersection over union, 0 where both are empty."""
+    """Return intersection over union; 0 where both boxes are empty."""
     top_left = np.maximum(boxes_xyxy[:, None, :2], others_xyxy[None, :, :2])
     bottom_right = np.minimum(boxes_xyxy[:, None, 2:], others_xyxy[None, :, 2:])
     overlap = np.maximum(bottom_right - top_left, 0).prod(-1)
@@ -25,14 +25,14 @@ def box_iou(boxes_xyxy: Float[np.ndarray, "N 4"], others_xyxy: Float[np.ndarray,
 
 
 def union_boxes(boxes_xyxy: Float[np.ndarray, "N 4"], pairs: Int[np.ndarray, "P 2"]) -> Float[np.ndarray, "P 4"]:
-    """Pairs of box rows to the smallest boxes that hold both."""
+    """Return the smallest box that contains both boxes of each pair of rows."""
     first, second = boxes_xyxy[pairs[:, 0]], boxes_xyxy[pairs[:, 1]]
     top_left, bottom_right = np.minimum(first[:, :2], second[:, :2]), np.maximum(first[:, 2:], second[:, 2:])
     return np.concatenate([top_left, bottom_right], axis=1)
 
 
 def clip_boxes(boxes_xyxy: Float[np.ndarray, "N 4"], size_hw: tuple[int, int]) -> Float[np.ndarray, "N 4"]:
-    """Boxes to their parts inside an image of size_hw pixels; one that lies outside becomes empty at the border."""
+    """Clip boxes to an image of size_hw pixels; a box outside becomes empty at the border."""
     height, width = size_hw
     limit = np.array([width, height, width, height], boxes_xyxy.dtype)
     return np.clip(boxes_xyxy, 0, limit)
@@ -41,13 +41,11 @@ def clip_boxes(boxes_xyxy: Float[np.ndarray, "N 4"], size_hw: tuple[int, int]) -
 def suppress(
     boxes_xyxy: Float[np.ndarray, "N 4"], labels: Int[np.ndarray, " N"], max_iou: float
 ) -> Int[np.ndarray, " kept"]:
-    """Class-wise non-maximum suppression of boxes that come by falling score.
+    """Return the ascending rows that class-wise non-maximum suppression keeps.
 
     Args:
-        max_iou: A box that overlaps an earlier kept box of its class by more is dropped.
-
-    Returns:
-        Kept rows, ascending.
+        boxes_xyxy: By descending score.
+        max_iou: A box that overlaps a kept box of its class by more is dropped.
     """
     kept: list[int] = []
     for label in np.unique(labels):

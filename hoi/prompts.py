@@ -1,7 +1,4 @@
-"""Interactions → prompts: "ride horse" becomes "a photo of a person riding a horse."
-
-Letters: K interactions.
-"""
+"""Prompts of interactions: `ride horse` becomes "a photo of a person riding a horse"."""
 
 from __future__ import annotations
 
@@ -15,11 +12,12 @@ FIELDS = {
     "prompts": ("verb_ing", "object", "a_object", "phrase"),
     "no_interaction_prompts": ("object", "a_object"),
 }
-"""What the templates of each key may ask for."""
+"""Fields that templates of each key may use."""
 
 _VOWELS = "aeiou"
 _IRREGULAR = {"be": "being", "control": "controlling", "patrol": "patrolling", "panic": "panicking"}
-_STRESSED_LAST = {
+# Verbs of several syllables that double their last letter.
+_STRESSED_LAST = (
     "admit",
     "begin",
     "commit",
@@ -31,26 +29,25 @@ _STRESSED_LAST = {
     "submit",
     "unplug",
     "unzip",
-}
-"""Verbs of several syllables that double their last letter."""
+)
 _PAIRS = {"glasses", "goggles", "pants", "pliers", "scissors", "shorts", "skis", "sunglasses", "trousers"}
 _AN_DESPITE_CONSONANT = ("hour", "honest", "heir")
 _A_DESPITE_VOWEL = ("uni", "use", "usb", "ute", "ufo", "eu", "one", "ukulele", "urin")
 
 
 def spaced(name: str) -> str:
-    """A vocabulary name to words: `sports_ball` becomes "sports ball"."""
+    """Return the words of a vocabulary name: "sports ball" for `sports_ball`."""
     return " ".join(name.replace("_", " ").split())
 
 
 def verb_ing(verb: str) -> str:
-    """A verb to its -ing form, with what follows it kept: `sit_on` and `sitting_on` become "sitting on"."""
+    """Return the -ing form of a verb: "sitting on" for `sit_on` and `sitting_on`."""
     first, *rest = spaced(verb).split(" ")
     return " ".join([_ing(first), *rest])
 
 
 def a_object(name: str) -> str:
-    """An object to its words with an article: "an umbrella", "a sports ball", "a pair of skis"."""
+    """Return the words of an object with an article: "an umbrella", "a sports ball", "a pair of skis"."""
     noun = spaced(name)
     if noun.split(" ")[-1].lower() in _PAIRS:
         return f"a pair of {noun}"
@@ -64,13 +61,13 @@ def a_object(name: str) -> str:
 def interaction_prompts(
     vocabulary: Vocabulary, templates: list[str], no_interaction_templates: list[str]
 ) -> tuple[tuple[str, ...], ...]:
-    """Every interaction to its texts, one per template, and as many more for each of its synonyms.
+    """Return the texts of every interaction: one per template, and again for each synonym.
 
-    `no_interaction` takes templates of its own. A phrase of the vocabulary stands where the template says `{phrase}`,
-    or else where it says `{verb_ing} {a_object}`, for whatever verb. A verb without object has its -ing form as phrase.
+    `no_interaction` has its own templates. A phrase of the vocabulary replaces `{phrase}`, or `{verb_ing} {a_object}`
+    in a template without it. A verb without object has its -ing form as phrase.
 
     Raises:
-        UserError: a template asks for an unknown field, or leaves no place for a phrase.
+        UserError: A template uses an unknown field, or has no place for a phrase.
     """
     for key, group in (("prompts", templates), ("no_interaction_prompts", no_interaction_templates)):
         if not group:
@@ -81,9 +78,9 @@ def interaction_prompts(
     synonyms = vocabulary.synonyms or ((),) * len(vocabulary)
     for (verb, object_name), phrase, others in zip(vocabulary.interactions, vocabulary.phrases, synonyms, strict=True):
         group = no_interaction_templates if verb == NO_INTERACTION and phrase is None else templates
-        own = [_fill(template, verb, object_name, phrase) for template in group]
-        further = [_fill(template, verb, object_name, other) for other in others for template in templates]
-        texts.append(tuple(own + further))
+        names = [_fill(template, verb, object_name, phrase) for template in group]
+        synonym_texts = [_fill(template, verb, object_name, other) for other in others for template in templates]
+        texts.append(tuple(names + synonym_texts))
     return tuple(texts)
 
 
@@ -105,10 +102,10 @@ def _fill(template: str, verb: str, object_name: str, phrase: str | None) -> str
 
 def _check(template: str, key: str) -> None:
     try:
-        asked = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise UserError("a prompt is malformed", where=f"teacher.{key}, '{template}'", got=error) from None
-    unknown = [name for name in asked if name not in FIELDS[key]]
+    unknown = [name for name in fields if name not in FIELDS[key]]
     if unknown:
         raise UserError(
             "a prompt asks for an unknown field",
@@ -127,10 +124,10 @@ def _ing(verb: str) -> str:
         return verb[:-2] + "ying"
     if verb.endswith("e") and not verb.endswith(("ee", "oe", "ye")):
         return verb[:-1] + "ing"
-    # "qu" sounds as one consonant, so that "quit" is like "sit".
+    # "qu" sounds like one consonant: "quit" is like "sit".
     sounds = verb.replace("qu", "qw")
     one_syllable = len(re.findall(f"[{_VOWELS}]+", sounds)) == 1
     closed = re.fullmatch(f"(?:.*[^{_VOWELS}])?[{_VOWELS}][^{_VOWELS}wxy]", sounds) is not None
-    if closed and (one_syllable or verb in _STRESSED_LAST):
+    if closed and (one_syllable or _STRESSED_LAST.fullmatch(verb)):
         return verb + verb[-1] + "ing"
     return verb + "ing"

@@ -1,4 +1,4 @@
-"""What an output was made with: versions of the libraries, and the commit. Nothing heavy is imported to find out."""
+"""Versions of the libraries and the commit that an output was made with, without importing them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import hoi
 
 
 def library_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Installed versions of Python, this product and the named packages; one that is missing is left out."""
+    """Return the versions of Python, this package and the named ones; those not installed are left out."""
     versions = {"python": platform.python_version(), "hoi-distill": hoi.__version__}
     for package in packages:
         try:
@@ -23,7 +23,7 @@ def library_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Git commit of the running code, with `+` where tracked files differ from it; None outside a git checkout."""
+    """Return the git commit of the running code, with `+` if tracked files differ; None outside a checkout."""
     root = Path(hoi.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

@@ -5,7 +5,7 @@ image → Detections → pairs_ho → ImageSignals → shard → PairBatch → B
 Boxes are float32 `xyxy` in pixels of the upright image (EXIF orientation applied): pixel-edge coordinates, so a box
 that covers one pixel at the origin is (0, 0, 1, 1) and width is x2 - x1.
 
-Letters: N detections, P pairs, K interactions, D the teacher's joint image-text width, M crop margins, L levels of
+Shapes: N detections, P pairs, K interactions, D the teacher's joint image-text width, M crop margins, L levels of
 region features, B images of a batch, R scored triplets.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one image, by falling score.
+    """What a detector found in one image, by descending score.
 
     Args:
         boxes_xyxy: float32 [N, 4], clipped to the image.
@@ -44,33 +44,33 @@ class Detections:
         return len(self.scores)
 
     def select(self, rows: np.ndarray) -> Detections:
-        """The given rows (indices or mask), in that order."""
+        """Return the given rows (indices or mask), in that order."""
         return Detections(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows])
 
     @classmethod
     def empty(cls) -> Detections:
-        """No detection at all, which is a valid result."""
+        """Return a valid result without detections."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
 class ImageSignals:
-    """All that stage one knows of one image: one record of a shard. Features are float16, as on disk.
+    """Everything stage one knows about one image: one record of a shard. Features are float16, as on disk.
 
     Args:
         image_id: The stable key that joins records of one image.
         size_hw: int32 [2], pixels.
         detections: All detections above the storing threshold.
-        pairs_ho: int32 [P, 2], rows of `detections`: the human, the object. Both are the same for what a person does
-            alone, which only some vocabularies speak of.
+        pairs_ho: int32 [P, 2], rows of `detections`: the human, the object. Both are the same for interactions without
+            object, which only some vocabularies have.
         image_embedding: [D] unit-norm teacher embedding of the whole image.
         image_similarity: [K] cosine of it to the interaction texts.
         union_embedding: [P, M, D] unit-norm teacher embeddings of the union crop, one per crop margin.
-        union_similarity: [P, M, K] their cosines.
+        union_similarity: [P, M, K] cosine of them to the interaction texts.
         detection_feature: [N, L, D] unit-norm region features of every detection, in the joint space; a level made of
-            crops is zero for detections that take part in no pair.
+            crops is zero for detections in no pair.
         union_feature: [P, L, D] unit-norm region features of every pair's union box.
-        spatial_map: [C, H, W] of the teacher's last spatial map, or None where the config asks for none.
+        spatial_map: [C, H, W], the teacher's last spatial map; None if the config asks for none.
     """
 
     image_id: str
@@ -105,8 +105,8 @@ class ImageSignals:
 class VisualHead:
     """The teacher's frozen last layers, from one cell of its spatial map to the joint space.
 
-    A cell x becomes the token y = x (ResNet: x · value, the attention pool's value; ViT: its final norm), and the token
-    the joint vector y · projection. Every matrix has its bias for a last row.
+    A cell x becomes the token y (ResNet: x · value, with the attention pool's value; ViT: its final norm; else x), and
+    y · projection is the joint vector. The last row of every matrix is its bias.
 
     Args:
         projection: float32 [C + 1, D].
@@ -121,9 +121,9 @@ class VisualHead:
     def __post_init__(self) -> None:
         width = len(self.projection) - 1
         for name, shape in (("value", (width + 1, width)), ("norm", (2, width))):
-            found = getattr(self, name)
-            if found is not None and found.shape != shape:
-                raise ValueError(f"VisualHead: {name} has shape {found.shape}, expected {shape}")
+            matrix = getattr(self, name)
+            if matrix is not None and matrix.shape != shape:
+                raise ValueError(f"VisualHead: {name} has shape {matrix.shape}, expected {shape}")
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ class TextBank:
         logit_scale: Factor on cosine (already exponentiated).
         logit_bias: Added after the factor for sigmoid-trained teachers (SigLIP); None for softmax-trained ones (CLIP).
         prompts: K lists of the texts whose mean each row is.
-        visual: How a cell of `spatial_map` gets to where the texts are; None where no map is cached, or the tower has
-            no such layers.
+        visual: Takes a cell of `spatial_map` to the joint space; None without a cached map or such layers.
     """
 
     text_embedding: np.ndarray
@@ -148,7 +147,7 @@ class TextBank:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A batch of B images with their P pairs laid flat; tensors share one device. What a student sees.
+    """A batch of B images with their P pairs in flat arrays, on one device: the input of a student.
 
     Args:
         image_rows: int64 [B], rows of the split.
@@ -160,10 +159,10 @@ class PairBatch:
         scores_h, scores_o: float32 [P].
         labels_o: int64 [P], rows of `Vocabulary.objects`; `no_object` for a human paired with itself.
         pair_rows: int64 [P], rows of the split's pair table.
-        rows_h, rows_o: int64 [P], rows of the split's detection table: who shares a human or an object.
+        rows_h, rows_o: int64 [P], rows of the split's detection table; equal for pairs that share a human or object.
         human_feature, object_feature, union_feature: [P, L, D].
         union_similarity: [P, M, K].
-        extra: Further cached fields by name that a student or teacher asked for (row-aligned to images or pairs).
+        extra: Other cached fields that a student or teacher asked for, by name; rows are images or pairs.
     """
 
     image_rows: Tensor
@@ -194,24 +193,24 @@ class PairBatch:
         return len(self.pair_image)
 
     def to(self, device: torch.device | str) -> PairBatch:
-        """The same batch with every tensor on the device."""
+        """Return the batch with every tensor on the device."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "extra"}
         return replace(self, **moved, extra={name: value.to(device) for name, value in self.extra.items()})
 
 
 BranchScores = dict[str, Tensor]
-"""Row name → [P, K] scores in [0, 1] of a batch's pairs: each branch alone and, as `student`, their fusion."""
+"""[P, K] scores in [0, 1] of a batch's pairs by row name: each branch alone and, as `student`, their fusion."""
 
 
 @dataclass(frozen=True)
 class HoiLabels:
-    """Annotated interactions of a split, laid flat: only evaluation and supervised runs ever hold one.
+    """Annotated interactions of a split in flat arrays, for evaluation and supervised runs alone.
 
     Args:
         image: int64 [R], row of the split.
         boxes_h, boxes_o: float32 [R, 4], pixel-edge xyxy.
-        interaction: int64 [R], 0..K-1; a pair with several interactions has several rows. What a person does alone has
-            the human's box twice.
+        interaction: int64 [R], 0..K-1; a pair with several interactions has several rows. Interactions without object
+            have the human's box twice.
     """
 
     image: np.ndarray
@@ -225,7 +224,7 @@ class HoiLabels:
 
 @dataclass(frozen=True)
 class Triplets:
-    """Scored ⟨human, verb, object⟩ predictions of a split, laid flat.
+    """Scored ⟨human, verb, object⟩ predictions of a split in flat arrays.
 
     Args:
         image: int64 [R], row of the split.

@@ -1,6 +1,6 @@
-"""Which objects, verbs and interactions (verb + object) exist, and which interactions an object admits.
+"""The vocabulary: objects, verbs and interactions (verb + object).
 
-Letters: K interactions, O object classes, V verbs.
+Shapes: K interactions, O object classes, V verbs.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from hoi.errors import UserError
 NO_INTERACTION = "no_interaction"
 PERSON = "person"
 NO_OBJECT = "no_object"
-"""The object of what a person does alone, as standing: no detector gives it, and each human is paired with itself."""
+"""The object of interactions without one, such as standing: each human is paired with itself."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The closed set of names that a run speaks of; row order is the meaning of every `_idx`.
+    """The closed set of names of a run; every `_idx` is a row of one of these tuples.
 
     Args:
-        objects: O names of the classes that a detector may give; `person` is among them, and `no_object` may be.
-        verbs: V names; `no_interaction` may be among them.
-        interactions: K (verb name, object name) pairs, without duplicates.
-        phrases: K texts that name the interaction in place of the prompt's own wording, or None for that wording.
-        synonyms: K lists of further texts for the same interaction, each as a phrase; empty where nobody has one.
-        seen_as: (object name, class) of interactions whose object a detector gives under another name, as a scooter
-            among motorcycles. The class is one of `objects`, the name is none.
+        objects: O classes a detector may return, `person` among them; may include `no_object`.
+        verbs: V names; may include `no_interaction`.
+        interactions: K (verb, object) pairs.
+        phrases: K texts that replace the prompt's wording of the interaction; None keeps it.
+        synonyms: K lists of more phrases for the same interaction; empty if there is none at all.
+        seen_as: (object, class) for objects of interactions that a detector returns as another class, such as a
+            scooter as a motorcycle. The class is one of `objects`, the object is not.
     """
 
     objects: tuple[str, ...]
@@ -49,38 +49,26 @@ class Vocabulary:
             object.__setattr__(self, "synonyms", ())
         for name, values in (("objects", self.objects), ("verbs", self.verbs), ("interactions", self.interactions)):
             if not values:
-                raise UserError(f"the vocabulary has no {name}", expected=f"at least one of its {name}", got="none")
+                raise UserError(f"the vocabulary has no {name}")
             doubled = sorted({str(v) for v in values if values.count(v) > 1})
             if doubled:
-                raise UserError(
-                    f"the vocabulary's {name} hold duplicates", got=", ".join(doubled), fix="keep one of each"
-                )
+                raise UserError(f"the vocabulary has duplicate {name}", got=", ".join(doubled))
         if PERSON not in self.objects:
-            raise UserError(
-                "the vocabulary's objects lack the human class", expected=PERSON, got=", ".join(self.objects)
-            )
+            raise UserError("the vocabulary has no human class", expected=PERSON, got=", ".join(self.objects))
         for name, seen in self.seen_as:
             if name in self.objects or seen not in self.objects:
-                raise UserError(
-                    "an object is seen as another one that is no class",
-                    where=f"{name}, seen as {seen}",
-                    expected="a name that is no class, seen as one that is",
-                )
+                what, expected = "`seen_as` is not understood", "an object that is no class, seen as one of the classes"
+                raise UserError(what, where=f"{name} seen as {seen}", expected=expected)
         for verb, object_name in self.interactions:
             if verb not in self.verbs or self.class_of(object_name) not in self.objects:
-                raise UserError(
-                    "an interaction names an unknown verb or object",
-                    where=f"{verb} {object_name}",
-                    expected="names out of the vocabulary's verbs and objects",
-                )
+                what, expected = "an interaction has an unknown verb or object", "names of the vocabulary"
+                raise UserError(what, where=f"{verb} {object_name}", expected=expected)
         for name, texts in (("phrases", self.phrases), ("synonyms", self.synonyms)):
-            if texts and len(texts) != len(self.interactions):
-                raise UserError(
-                    f"{name} and interactions differ in number", expected=len(self.interactions), got=len(texts)
-                )
+            if texts and len(texts) != len(self):
+                raise UserError(f"{name} and interactions differ in number", expected=len(self), got=len(texts))
 
     def __len__(self) -> int:
-        """K, the number of interactions."""
+        """Return K."""
         return len(self.interactions)
 
     @cached_property
@@ -90,16 +78,15 @@ class Vocabulary:
 
     @property
     def has_no_object(self) -> bool:
-        """Whether there are interactions without object, for which each human is paired with itself."""
         return NO_OBJECT in self.objects
 
     @cached_property
     def no_object_idx(self) -> int | None:
-        """Row of `no_object` in `objects`, if it is there."""
+        """Row of `no_object` in `objects`, if present."""
         return self.objects.index(NO_OBJECT) if self.has_no_object else None
 
     def class_of(self, object_name: str) -> str:
-        """An interaction's object to the class that a detector gives it."""
+        """Return the class that a detector returns for an interaction's object."""
         return dict(self.seen_as).get(object_name, object_name)
 
     @cached_property
@@ -116,7 +103,7 @@ class Vocabulary:
 
     @cached_property
     def object_mask(self) -> np.ndarray:
-        """bool [O, K]: which interactions an object class admits; all False for a class without any."""
+        """bool [O, K]: the interactions of each object class."""
         return self.object_of[None, :] == np.arange(len(self.objects))[:, None]
 
     @cached_property
@@ -126,11 +113,11 @@ class Vocabulary:
 
     @cached_property
     def names(self) -> list[str]:
-        """K readable names, as `ride bicycle`."""
+        """K readable names such as `ride bicycle`."""
         return [f"{v} {o}" for v, o in self.interactions]
 
     def to_dict(self) -> dict[str, list]:
-        """The plain form that goes into JSON; what was added later stands there only where it is used."""
+        """Return the JSON form; optional parts only where used."""
         plain: dict[str, list] = {
             "objects": list(self.objects),
             "verbs": list(self.verbs),
@@ -145,7 +132,7 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Sequence]) -> Vocabulary:
-        """Back from `to_dict`'s form."""
+        """Return the vocabulary of `to_dict`'s JSON form."""
         return cls(
             tuple(plain["objects"]),
             tuple(plain["verbs"]),
@@ -156,5 +143,5 @@ class Vocabulary:
         )
 
     def digest(self) -> str:
-        """SHA-256 over every name, phrase and order."""
+        """Return the SHA-256 over all names and phrases in their order."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()

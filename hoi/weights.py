@@ -1,4 +1,4 @@
-"""Weights of models that are not ours: reading files without pickle's risks, and saying which weights they are."""
+"""Read weight files without running pickled code, fill models with them, and identify them by hash."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from hoi.errors import UserError
 
 RANDOM = "random"
-"""The weights of a model that is only there for its shapes."""
+"""Name of weights for a model that is needed for its shapes alone."""
 RANDOM_SEED = 0
-"""Random weights are always the same ones, so that a cache made with them can be made again."""
+"""Fixed, so that a cache made with random weights can be reproduced."""
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of all parameters and buffers, as loaded on the CPU.
+    """Return the SHA-256 over names, types, shapes and bytes of all parameters and buffers.
 
-    Hashing what was loaded, not its file, gives one value for a tag, a download and a local file of the same weights.
+    Hashing what was loaded gives one value for a tag, a download and a local file of the same weights.
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
@@ -31,10 +31,10 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A weight file to its state dict; `.safetensors`, or a `.pt` or `.pth` of tensors alone.
+    """Return the state dict of a `.safetensors` file, or of a `.pt` or `.pth` of tensors alone.
 
     Raises:
-        UserError: there is no such file, or it holds no weights that can be read safely.
+        UserError: The file is missing, or has no weights that can be read safely.
     """
     if not path.is_file():
         raise UserError("there is no such weight file", where=path, fix="check the path")
@@ -45,7 +45,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         raise UserError("the weight file cannot be read", where=path, got=_first_line(error)) from None
     except Exception as error:
-        # The unpickler of weights_only refuses with an error class that changed its home between torch releases.
+        # torch moved the error class of weights_only between releases.
         if type(error).__name__ != "UnpicklingError":
             raise
         raise UserError(
@@ -63,10 +63,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], where: object) -> None:
-    """Fills a model with a state dict that must fit it exactly.
+    """Load a state dict that must fit the model exactly.
 
     Raises:
-        UserError: a tensor is missing, left over, or of another shape; the first is named.
+        UserError: A tensor is missing, left over, or of another shape; the first is named.
     """
     try:
         module.load_state_dict(state, strict=True)

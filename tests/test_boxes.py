@@ -16,7 +16,7 @@ def boxes(*rows: list[int]) -> np.ndarray:
     return np.array(rows, np.float32).reshape(-1, 4)
 
 
-def test_area_is_width_times_height_and_none_for_an_empty_or_inverted_box() -> None:
+def test_an_empty_or_inverted_box_has_no_area() -> None:
     assert box_area(boxes(A, FAR, EMPTY, [9, 9, 1, 1])).tolist() == [100, 200, 0, 0]
 
 
@@ -26,7 +26,7 @@ def test_iou_of_half_overlapping_squares_is_a_third() -> None:
     np.testing.assert_allclose(box_iou(boxes(A, B), boxes(A, B, FAR)), expected, rtol=1e-6)
 
 
-def test_iou_of_empty_boxes_is_zero_and_of_no_boxes_has_no_entry() -> None:
+def test_iou_of_empty_boxes_is_zero() -> None:
     assert box_iou(boxes(EMPTY), boxes(EMPTY, A)).tolist() == [[0, 0]]
     assert box_iou(boxes(), boxes(A)).shape == (0, 1)
 
@@ -38,11 +38,11 @@ def test_union_holds_both_boxes_and_nothing_more() -> None:
 
 
 def test_clipping_keeps_what_lies_inside_the_image() -> None:
-    found = clip_boxes(boxes([-5, -5, 8, 30], [50, 50, 60, 60]), (20, 10))
-    assert found.tolist() == [[0, 0, 8, 20], [10, 20, 10, 20]]
+    clipped = clip_boxes(boxes([-5, -5, 8, 30], [50, 50, 60, 60]), (20, 10))
+    assert clipped.tolist() == [[0, 0, 8, 20], [10, 20, 10, 20]]
 
 
-def test_suppression_drops_the_lower_box_of_a_class_above_the_overlap_only() -> None:
+def test_suppression_drops_the_lower_overlapping_box_of_a_class() -> None:
     rows = boxes(A, [1, 0, 11, 10], FAR, B, A)
     labels = np.array([0, 0, 0, 0, 1])
     # The second overlaps the first by 90/110; the fourth by 1/3; the last is of another class.

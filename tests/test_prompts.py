@@ -85,9 +85,9 @@ USUAL = ["a photo of a person {verb_ing} {a_object}."]
 NO_INTERACTION = ["a photo of a person and {a_object}."]
 
 
-def test_templates_are_filled_per_interaction_and_no_interaction_has_its_own() -> None:
-    found = interaction_prompts(VOCABULARY, [*USUAL, "{object}: {phrase}"], NO_INTERACTION)
-    assert found == (
+def test_no_interaction_has_templates_of_its_own() -> None:
+    texts = interaction_prompts(VOCABULARY, [*USUAL, "{object}: {phrase}"], NO_INTERACTION)
+    assert texts == (
         ("a photo of a person sitting on a bus.", "bus: sitting on a bus"),
         ("a photo of a person and a bus.",),
         ("a photo of a person bouncing on a ball.", "sports ball: bouncing on a ball"),
@@ -100,16 +100,20 @@ def test_a_phrase_words_no_interaction_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "no_interaction_prompts", "message"),
+    ("prompts", "no_interaction_prompts", "what", "where"),
     [
-        (["a {thing}"], NO_INTERACTION, r"unknown field · where: teacher.prompts, 'a \{thing\}' .* got: \{thing\}"),
-        (["a {}"], NO_INTERACTION, r"unknown field"),
-        (["a {object"], NO_INTERACTION, r"malformed · where: teacher.prompts"),
-        ([], NO_INTERACTION, r"there is no prompt · where: teacher.prompts"),
-        (USUAL, ["{verb_ing}"], r"unknown field · where: teacher.no_interaction_prompts.*got: \{verb_ing\}"),
-        (["{object} being {verb_ing}"], NO_INTERACTION, r"no place for the phrase 'bouncing on a ball'"),
+        (["a {thing}"], NO_INTERACTION, "unknown field", "teacher.prompts, 'a {thing}'"),
+        (["a {}"], NO_INTERACTION, "unknown field", "teacher.prompts, 'a {}'"),
+        (["a {object"], NO_INTERACTION, "malformed", "teacher.prompts"),
+        ([], NO_INTERACTION, "there is no prompt", "teacher.prompts"),
+        (USUAL, ["{verb_ing}"], "unknown field", "teacher.no_interaction_prompts"),
+        (["{object} being {verb_ing}"], NO_INTERACTION, "no place for the phrase 'bouncing on a ball'", "teacher"),
     ],
 )
-def test_a_wrong_template_is_named(prompts: list[str], no_interaction_prompts: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_a_wrong_template_is_named(
+    prompts: list[str], no_interaction_prompts: list[str], what: str, where: str
+) -> None:
+    with pytest.raises(UserError) as caught:
         interaction_prompts(VOCABULARY, prompts, no_interaction_prompts)
+    assert what in caught.value.what
+    assert where in str(caught.value.where)

@@ -33,14 +33,14 @@ def test_the_hash_sees_values_names_and_types() -> None:
     assert len(hashes) == 4
 
 
-def test_a_file_that_is_missing_damaged_or_would_run_code_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such weight file · where: .*nothing.pth"):
+def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such weight file"):
         read_weights(tmp_path / "nothing.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"\x40\x00\x00\x00\x00\x00\x00\x00{")
     with pytest.raises(UserError, match="cannot be read"):
         read_weights(tmp_path / "cut.safetensors")
     (tmp_path / "code.pth").write_bytes(pickle.dumps(Path("/somewhere"), protocol=2))
-    with pytest.raises(UserError, match=r"no plain state dict .* weights_only"):
+    with pytest.raises(UserError, match="no plain state dict"):
         read_weights(tmp_path / "code.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="no state dict"):
@@ -48,5 +48,7 @@ def test_a_file_that_is_missing_damaged_or_would_run_code_is_refused(tmp_path: P
 
 
 def test_weights_that_do_not_fit_name_the_tensor() -> None:
-    with pytest.raises(UserError, match=r"do not fit a Linear · where: here · got: size mismatch for weight"):
+    with pytest.raises(UserError, match="do not fit a Linear") as caught:
         load_weights(nn.Linear(3, 2), nn.Linear(4, 2).state_dict(), "here")
+    assert caught.value.where == "here"
+    assert "size mismatch for weight" in str(caught.value.got)
