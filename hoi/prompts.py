@@ -17,19 +17,7 @@ FIELDS = {
 _VOWELS = "aeiou"
 _IRREGULAR = {"be": "being", "control": "controlling", "patrol": "patrolling", "panic": "panicking"}
 # Verbs of several syllables that double their last letter.
-_STRESSED_LAST = (
-    "admit",
-    "begin",
-    "commit",
-    "equip",
-    "forget",
-    "permit",
-    "prefer",
-    "refer",
-    "submit",
-    "unplug",
-    "unzip",
-)
+_STRESSED_LAST = re.compile("admit|begin|commit|equip|forget|permit|prefer|refer|submit|unplug|unzip")
 _PAIRS = {"glasses", "goggles", "pants", "pliers", "scissors", "shorts", "skis", "sunglasses", "trousers"}
 _AN_DESPITE_CONSONANT = ("hour", "honest", "heir")
 _A_DESPITE_VOWEL = ("uni", "use", "usb", "ute", "ufo", "eu", "one", "ukulele", "urin")
