@@ -173,6 +173,4 @@ class VlmConfig(Section):
             raise ValueError("no_interaction is asked by its phrase's log-probability: it needs scoring: sum or mean")
         if self.prior_weight and self.scoring not in ("sum", "mean"):
             raise ValueError("prior_weight is of log-probabilities: it needs scoring: sum or mean")
-        if self.backend == "transformers" and self.pretrained not in (None, "random"):
-            raise ValueError("pretrained is of the backend coca; give the model's folder as model")
         return self

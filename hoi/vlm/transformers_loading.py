@@ -46,6 +46,14 @@ def load_model(config: VlmConfig) -> LoadedModel:
             the processor or weights are missing, not safetensors, or do not fit; memory is short.
     """
     name = config.model
+    if config.pretrained not in (None, RANDOM):
+        raise UserError(
+            "pretrained is of the backend coca",
+            where=f"vlms, model {name}",
+            expected=f"null or {RANDOM}",
+            got=config.pretrained,
+            fix="give the model's folder as model",
+        )
     try:
         import transformers
     except ImportError:
