@@ -19,7 +19,7 @@ from hoi.records import Detections, ImageSignals
 from hoi.teachers import build_teacher
 from hoi.teachers.loading import TextSide
 from hoi.vlm import Likelihoods, build_vlm
-from hoi.vlm.asking import Asker, sentences
+from hoi.vlm.extractor import VlmExtractor, sentences
 from hoi.vocabulary import Vocabulary
 from tests.vlm.test_coca import FULL, small_folder
 
@@ -164,10 +164,10 @@ VOCABULARY = Vocabulary(
 )
 
 
-def asker(base: PipelineConfig, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> tuple[Asker, Recording]:
+def asker(base: PipelineConfig, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> tuple[VlmExtractor, Recording]:
     model = Recording()
-    monkeypatch.setattr("hoi.vlm.asking.build_vlm", lambda *_: model)
-    made = Asker(with_passes(base, coca=keys), "coca", VOCABULARY, "cpu")
+    monkeypatch.setattr("hoi.vlm.extractor.build_vlm", lambda *_: model)
+    made = VlmExtractor(with_passes(base, coca=keys), "coca", VOCABULARY, "cpu")
     model.asked.clear()
     return made, model
 

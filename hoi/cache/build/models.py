@@ -43,7 +43,7 @@ class Extracts(Protocol):
 
 
 class Asks(Protocol):
-    """What a worker needs of `hoi.vlm.asking.Asker`."""
+    """What a worker needs of `hoi.vlm.extractor.VlmExtractor`."""
 
     @property
     def phrases(self) -> PhraseBank: ...
@@ -74,9 +74,9 @@ class LoadAsker:
     name: str
 
     def __call__(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Asks:
-        from hoi.vlm.asking import Asker
+        from hoi.vlm.extractor import VlmExtractor
 
-        return Asker(config, self.name, vocabulary, device)
+        return VlmExtractor(config, self.name, vocabulary, device)
 
 
 def load_extractor(config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Extracts:

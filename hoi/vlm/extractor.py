@@ -46,7 +46,7 @@ Image = tuple[ImageSignals, np.ndarray]
 """What the base pass knows of an image, and its pixels: uint8 [H, W, 3] RGB, upright."""
 
 
-class Asker:
+class VlmExtractor:
     """A vision language model and what a section of `vlms` asks of it.
 
     Args:
