@@ -13,7 +13,7 @@ from collections import defaultdict
 import numpy as np
 
 from hoi.checking.estimates import Estimate, estimate, ranked_precision
-from hoi.checking.sample import draw_sample
+from hoi.checking.session import draw_sample
 
 SHAPES = ("logistic", "steep", "flat", "rare", "frequent", "step")
 SIZES = ((1, 50), (5, 50), (20, 50), (79, 50), (20, 200))

@@ -22,7 +22,7 @@ from hoi.config import load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.extraction import Extractor
 from hoi.prediction import Predictor
-from hoi.prediction.export import Making, choose_student, save_checkpoint
+from hoi.prediction.export import CheckpointParts, choose_student, save_checkpoint
 from hoi.students.registry import build_student
 
 CONFIG = "pipeline.yaml"
@@ -41,7 +41,7 @@ def untrained(folder: Path) -> Path:
     student = build_student(config.students[name], extractor.text_bank, vocabulary, extractor.axes)
     trained = {"num_images": 0, "num_pairs": 0, "fingerprint": "none", "versions": {}, "commit": None}
     parts = (extractor.text_bank, vocabulary, extractor.axes, extractor.provenance(), trained)
-    return save_checkpoint(Making(config, name, 0, student, *parts), folder).folder
+    return save_checkpoint(CheckpointParts(config, name, 0, student, *parts), folder).folder
 
 
 def measure(predictor: Predictor, num_rounds: int) -> str:

@@ -1,1 +1,1 @@
-"""How good predictions are, from a few of them that a person marks: which to ask, and what the answers say."""
+"""Estimate how good predictions are from a sample of them that a person marks."""

@@ -1,9 +1,4 @@
-"""One trained student to a self-contained folder, which `hoi.prediction.run` and `hoi.prediction.Predictor` run.
-
-    python -m hoi.prediction.export [--student NAME] [--seed N] [--out DIR] [--onnx] [section.key=value ...]
-
-docs/predict.md describes the folder.
-"""
+"""Write one trained student as a self-contained checkpoint. docs/predict.md describes the folder."""
 
 from __future__ import annotations
 
@@ -15,44 +10,51 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from safetensors.numpy import save
+from safetensors.torch import save as save_tensors
+
 from hoi.cli.command_line import stage_parser
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError, nearest, run_program
+from hoi.evaluation.audit import detector_training_data, teacher_training_data
 from hoi.files import LOCAL_DIR, find_local, read_json, remove_file, write_atomically
 from hoi.prediction.checkpoint import (
-    CARD_NAME,
     FORMAT,
     MODELS,
     RECORD_NAME,
     STUDENT_NAME,
     TEXT_NAME,
     VERSION,
-    model_card,
-    student_file,
-    text_file,
+    Checkpoint,
 )
+from hoi.prediction.onnx import export_student
 from hoi.records import TextBank
 from hoi.students.registry import Student
 from hoi.training.train import open_training_split, run_folder
 from hoi.vocabulary import Vocabulary
 
+CARD_NAME, ONNX_NAME = "MODEL_CARD.md", "student.onnx"
 MAX_COPIED_BYTES = 64 << 20
-"""A detector or CLIP of one's own up to this size is copied into the folder; `--models` decides otherwise."""
+"""A detector or CLIP of one's own up to this size is copied into the folder, unless `models` says otherwise."""
+CARD_INTERACTIONS = 12
+"""Interactions that the card lists by name."""
+MEANS = {"full": "mAP", "rare": "rare", "non_rare": "non-rare"}
+PREFERRED = "best"
 Models = Literal["auto", "copy", "refer"]
 
 
 @dataclass(frozen=True)
-class Making:
+class CheckpointParts:
     """What a checkpoint is made of.
 
     Args:
-        config: The pipeline that the student was trained in.
+        config: The pipeline that the student was trained with.
         name, seed: Of the student in it.
-        student: Its weights.
         bank, vocabulary, axes: Of the signals that it reads.
         models: What detector and CLIP say of themselves (`Extractor.provenance`).
-        trained: On what, and with what, for the card.
-        figures: What stage three found of it, or None.
+        trained: Images, pairs, versions and commit of the training, for the card.
+        figures: Its metrics from stage three, or None.
     """
 
     config: PipelineConfig
@@ -69,13 +71,7 @@ class Making:
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """A written checkpoint.
-
-    Args:
-        folder: Where it lies.
-        name, seed: Of the student.
-        notes: What its user should know.
-    """
+    """A written checkpoint, with notes for its user."""
 
     folder: Path
     name: str
@@ -87,151 +83,72 @@ class CheckpointReport:
         return "\n".join([f"{self.name} seed {self.seed} · {self.folder} · {size / 1e6:.1f} MB", *self.notes])
 
 
-def save_checkpoint(making: Making, folder: Path, models: Models = "auto") -> CheckpointReport:
-    """Writes a checkpoint's files, the record last; equal parts give equal bytes.
-
-    Raises:
-        UserError: the folder holds something else, or cannot be written.
-    """
-    _refuse_other_folder(folder)
-    copies = {} if models == "refer" else dict(_copies(making.config, None if models == "copy" else MAX_COPIED_BYTES))
-    files = {STUDENT_NAME: student_file(making.student), TEXT_NAME: text_file(making.bank)}
-    for copied in copies.values():
-        files |= {name: path.read_bytes() for name, path in copied.files.items()}
-    record = _record(making, copies)
-    record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    path = folder / RECORD_NAME
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        remove_file(path)
-        for each, data in files.items():
-            write_atomically(folder / each, data)
-        write_atomically(folder / CARD_NAME, model_card(record, making.config, making.vocabulary).encode())
-        write_atomically(path, text.encode())
-    away = sorted({key.split(".")[0] for key, place in record["places"].items() if place["copy"] is None})
-    notes = [f"{MODELS[part]} is not in the folder, but named with its hash" for part in away]
-    return CheckpointReport(folder, making.name, making.seed, notes)
-
-
-def _refuse_other_folder(folder: Path) -> None:
-    if (
-        folder.is_dir()
-        and any(folder.iterdir())
-        and not (folder / RECORD_NAME).is_file()
-        and not (folder / STUDENT_NAME).is_file()
-    ):
-        raise UserError(
-            "this folder holds something else",
-            where=folder,
-            expected="an empty folder, or a checkpoint",
-            fix="--out DIR",
-        )
-
-
-@dataclass(frozen=True)
-class _Copied:
-    """A file or folder that a config names.
+def make_checkpoint(
+    config: PipelineConfig,
+    student: str | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    models: Models = "auto",
+    onnx: bool = False,
+) -> CheckpointReport:
+    """Write a finished training run as a checkpoint; an equal one that is there already is left alone.
 
     Args:
-        place: In the checkpoint.
-        files: Names in the checkpoint to where the files lie now.
-    """
-
-    place: str
-    files: dict[str, Path]
-
-
-def _places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
-    """Keys of detector and teacher that name a file or folder of this machine, and what they say."""
-    for part in MODELS:
-        for key, value in getattr(config, part).model_dump(mode="json").items():
-            if isinstance(value, str) and find_local(value).exists() and ("/" in value or "." in value):
-                yield f"{part}.{key}", value
-
-
-def _copies(config: PipelineConfig, max_bytes: int | None) -> Iterator[tuple[str, _Copied]]:
-    for key, value in _places(config):
-        source = find_local(value)
-        # A detectron2 config may name others, and boxes that were looked up belong to images that are elsewhere.
-        is_looked_up = config.detector.is_looked_up and key.startswith("detector.")
-        if source.suffix in (".yaml", ".yml") or is_looked_up:
-            continue
-        paths = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
-        if max_bytes is not None and sum(path.stat().st_size for path in paths) > max_bytes:
-            continue
-        place = f"models/{key.split('.')[0]}/{source.name}"
-        if source.is_dir():
-            yield key, _Copied(place, {f"{place}/{path.relative_to(source).as_posix()}": path for path in paths})
-        else:
-            yield key, _Copied(place, {place: source})
-
-
-def _record(making: Making, copies: Mapping[str, _Copied]) -> dict[str, Any]:
-    config, bank = making.config.model_dump(mode="json"), making.bank
-    config["students"] = {making.name: config["students"][making.name]}
-    # `auto` was decided when the cache was built, and its vectors are what the student knows.
-    config["teacher"]["precision"] = making.models["teacher"]["precision"]
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "name": making.name,
-        "seed": making.seed,
-        "config": config,
-        "vocabulary": making.vocabulary.to_dict(),
-        "axes": dict(making.axes),
-        "text": {
-            "logit_scale": bank.logit_scale,
-            "logit_bias": bank.logit_bias,
-            "prompts": [list(texts) for texts in bank.prompts],
-        },
-        "models": {part: making.models[part] for part in MODELS},
-        "places": {
-            key: {"copy": copies[key].place if key in copies else None, "was": _absolute(value)}
-            for key, value in _places(making.config)
-        },
-        "trained": making.trained,
-        "figures": making.figures,
-    }
-
-
-def _absolute(value: str) -> str:
-    prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
-    return prefix + str(find_local(value).resolve())
-
-
-PREFERRED = "best"
-ONNX_NAME = "student.onnx"
-
-
-def main(arguments: Sequence[str] | None = None) -> CheckpointReport:
-    """Command line arguments to the checkpoint.
+        student: None for `choose_student`'s.
+        seed: None for the first of `train.seeds`.
+        out: The folder; None for `OUTPUT/checkpoints/STUDENT`.
+        models: Whether detector and CLIP are copied; `auto` copies files of one's own up to `MAX_COPIED_BYTES`.
+        onnx: Whether to write the student as an ONNX file, too.
 
     Raises:
-        UserError: no cache, no trained student of this name and seed, a folder that cannot be written.
+        UserError: no cache, no such run, a folder that holds something else, or a student without an ONNX form.
     """
-    parser = stage_parser(__doc__.splitlines()[0])
-    parser.add_argument(
-        "--student", help=f"its name in the pipeline file (default: {PREFERRED}, or the first without labels)"
+    name = choose_student(config, student)
+    seed = config.train.seeds[0] if seed is None else seed
+    split = open_training_split(config)
+    run = run_folder(config, name, seed, split.fingerprint)
+    record = run.record()
+    parts = CheckpointParts(
+        config,
+        name,
+        seed,
+        run.load_student(split.text_bank, split.vocabulary, split.axes),
+        split.text_bank,
+        split.vocabulary,
+        split.axes,
+        split.attributes,
+        {
+            "num_images": split.num_images,
+            "num_pairs": split.num_pairs,
+            "fingerprint": split.fingerprint,
+            "settings": record["settings"],
+            **{key: record[key] for key in ("chosen_epoch", "versions", "commit")},
+        },
+        _figures(config, name, seed),
     )
-    parser.add_argument("--seed", type=int, help="of its training (default: the first of train.seeds)")
-    parser.add_argument("--out", type=expanduser, help="the folder (default: OUTPUT/checkpoints/STUDENT)")
-    parser.add_argument(
-        "--models",
-        choices=("auto", "copy", "refer"),
-        default="auto",
-        help="whether detector and CLIP are copied (default: small files of one's own)",
-    )
-    parser.add_argument("--onnx", action="store_true", help=f"also {ONNX_NAME}, and how far it is from torch")
-    options = parser.parse_args(arguments)
-    config = load_config(options.config, options.overrides)
-    report = write_checkpoint(config, options.student, options.seed, options.out, options.models)
-    if options.onnx:
-        from hoi.prediction.onnx import export_student
-
+    report = save_checkpoint(parts, Path(config.output) / "checkpoints" / name if out is None else Path(out), models)
+    if onnx:
         exported = export_student(report.folder)
         write_atomically(report.folder / ONNX_NAME, exported.data)
         report.notes.append(f"{ONNX_NAME}: {exported}")
     return report
+
+
+def open_checkpoint(
+    folder: str | Path | None, config: str | Path, student: str | None = None, overrides: Sequence[str] = ()
+) -> Checkpoint:
+    """Open a checkpoint's folder or, without one, make and open that of a pipeline file's student.
+
+    Args:
+        config: Path of the pipeline file; read only without a folder.
+        overrides: Of the checkpoint, or of the pipeline file.
+
+    Raises:
+        UserError: see `make_checkpoint` and `Checkpoint.open`.
+    """
+    if folder is not None:
+        return Checkpoint.open(folder, overrides)
+    return Checkpoint.open(make_checkpoint(load_config(config, list(overrides)), student).folder)
 
 
 def choose_student(config: PipelineConfig, name: str | None = None) -> str:
@@ -252,77 +169,206 @@ def choose_student(config: PipelineConfig, name: str | None = None) -> str:
     return PREFERRED if PREFERRED in config.students else (taught or list(config.students))[0]
 
 
-def write_checkpoint(
-    config: PipelineConfig,
-    student: str | None = None,
-    seed: int | None = None,
-    out: str | Path | None = None,
-    models: Models = "auto",
-) -> CheckpointReport:
-    """A finished run to its checkpoint; one that is there already and the same is left alone.
+def save_checkpoint(parts: CheckpointParts, folder: Path, models: Models = "auto") -> CheckpointReport:
+    """Write a checkpoint's files, the record last; equal parts give equal bytes.
 
     Raises:
-        UserError: no cache, no such run, or a folder that holds something else.
+        UserError: the folder holds something else, or cannot be written.
     """
-    name = choose_student(config, student)
-    seed = config.train.seeds[0] if seed is None else seed
-    split = open_training_split(config)
-    run = run_folder(config, name, seed, split.fingerprint)
-    trained = run.load_student(split.text_bank, split.vocabulary, split.axes)
-    record = run.record()
-    making = Making(
-        config,
-        name,
-        seed,
-        trained,
-        split.text_bank,
-        split.vocabulary,
-        split.axes,
-        split.attributes,
-        {
-            "num_images": split.num_images,
-            "num_pairs": split.num_pairs,
-            "fingerprint": split.fingerprint,
-            "settings": record["settings"],
-            **{key: record[key] for key in ("chosen_epoch", "versions", "commit")},
+    ours = (folder / RECORD_NAME).is_file() or (folder / STUDENT_NAME).is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
+        raise UserError(
+            "this folder holds something else",
+            where=folder,
+            expected="an empty folder, or a checkpoint",
+            fix="give another --out",
+        )
+    copies = {} if models == "refer" else dict(_copies(parts.config, None if models == "copy" else MAX_COPIED_BYTES))
+    state = {name: value.detach().cpu().contiguous() for name, value in parts.student.state_dict().items()}
+    files = {STUDENT_NAME: save_tensors(state), TEXT_NAME: _text_file(parts.bank)}
+    for copied in copies.values():
+        files |= {name: path.read_bytes() for name, path in copied.files.items()}
+    record = _record(parts, copies)
+    record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    path = folder / RECORD_NAME
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        remove_file(path)
+        for each, data in files.items():
+            write_atomically(folder / each, data)
+        write_atomically(folder / CARD_NAME, model_card(record, parts.config, parts.vocabulary).encode())
+        write_atomically(path, text.encode())
+    away = sorted({key.split(".")[0] for key, place in record["places"].items() if place["copy"] is None})
+    notes = [f"{MODELS[part]} is not in the folder, but named with its hash" for part in away]
+    return CheckpointReport(folder, parts.name, parts.seed, notes)
+
+
+def _text_file(bank: TextBank) -> bytes:
+    tables = {"text_embedding": bank.text_embedding}
+    if bank.visual is not None:
+        head = {name: getattr(bank.visual, name) for name in ("projection", "value", "norm")}
+        tables |= {f"visual.{name}": value for name, value in head.items() if value is not None}
+    return save({name: np.ascontiguousarray(value, np.float32) for name, value in tables.items()})
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """A model's file or folder: its place in the checkpoint, and its files by their names there."""
+
+    place: str
+    files: dict[str, Path]
+
+
+def _places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
+    """Yield the keys of detector and teacher that name a file or folder of this machine, and their values."""
+    for part in MODELS:
+        for key, value in getattr(config, part).model_dump(mode="json").items():
+            if isinstance(value, str) and find_local(value).exists() and ("/" in value or "." in value):
+                yield f"{part}.{key}", value
+
+
+def _copies(config: PipelineConfig, max_bytes: int | None) -> Iterator[tuple[str, _Copied]]:
+    for key, value in _places(config):
+        source = find_local(value)
+        # A detectron2 config may name other files, and precomputed boxes belong to images that are elsewhere.
+        is_looked_up = config.detector.is_looked_up and key.startswith("detector.")
+        if source.suffix in (".yaml", ".yml") or is_looked_up:
+            continue
+        paths = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+        if max_bytes is not None and sum(path.stat().st_size for path in paths) > max_bytes:
+            continue
+        place = f"models/{key.split('.')[0]}/{source.name}"
+        if source.is_dir():
+            yield key, _Copied(place, {f"{place}/{path.relative_to(source).as_posix()}": path for path in paths})
+        else:
+            yield key, _Copied(place, {place: source})
+
+
+def _record(parts: CheckpointParts, copies: Mapping[str, _Copied]) -> dict[str, Any]:
+    config, bank = parts.config.model_dump(mode="json"), parts.bank
+    config["students"] = {parts.name: config["students"][parts.name]}
+    # `auto` was decided when the cache was built, and the student knows the vectors of that precision.
+    config["teacher"]["precision"] = parts.models["teacher"]["precision"]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": parts.name,
+        "seed": parts.seed,
+        "config": config,
+        "vocabulary": parts.vocabulary.to_dict(),
+        "axes": dict(parts.axes),
+        "text": {
+            "logit_scale": bank.logit_scale,
+            "logit_bias": bank.logit_bias,
+            "prompts": [list(texts) for texts in bank.prompts],
         },
-        _figures(config, name, seed),
-    )
-    folder = Path(config.output) / "checkpoints" / name if out is None else Path(out)
-    return save_checkpoint(making, folder, models)
+        "models": {part: parts.models[part] for part in MODELS},
+        "places": {
+            key: {"copy": copies[key].place if key in copies else None, "was": _absolute(value)}
+            for key, value in _places(parts.config)
+        },
+        "trained": parts.trained,
+        "figures": parts.figures,
+    }
 
 
-def checkpoint_folder(checkpoint: str | None, config: str, student: str | None, overrides: list[str]) -> Path:
-    """What a command line names to a checkpoint's folder; without one, that of a pipeline file's student is made.
-
-    Raises:
-        UserError: see `write_checkpoint`.
-    """
-    if checkpoint is not None:
-        return Path(checkpoint)
-    return write_checkpoint(load_config(config, overrides), student).folder
+def _absolute(value: str) -> str:
+    prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
+    return prefix + str(find_local(value).resolve())
 
 
 def _figures(config: PipelineConfig, name: str, seed: int) -> dict[str, Any] | None:
-    """What stage three found of this very student, or None."""
+    """Return the metrics that stage three found for this very student, or None."""
     output = Path(config.output)
     try:
         rows, summary = read_json(output / "results.json") or [], read_json(output / "summary.json") or {}
     except ValueError:
         return None
     settings = config.students[name].model_dump(mode="json")
+    settings.pop("score_exponent", None)  # Stage three may have tuned it.
     for row in rows:
-        same = row["name"] == name and row["seed"] == seed
-        if same and {key: row["knobs"].get(key) for key in settings if key != "score_exponent"} == {
-            key: value for key, value in settings.items() if key != "score_exponent"
-        }:
-            means = {mean: row[mean] for mean in ("full", "rare", "non_rare") if row.get(mean) is not None}
+        if (row["name"], row["seed"]) == (name, seed) and settings == {k: row["knobs"].get(k) for k in settings}:
+            means = {mean: row[mean] for mean in MEANS if row.get(mean) is not None}
             return {"split": summary.get("split"), "num_images": summary.get("num_images"), "means": means}
     return None
 
 
+def model_card(record: dict[str, Any], config: PipelineConfig, vocabulary: Vocabulary) -> str:
+    """Return a checkpoint's card, Markdown.
+
+    Args:
+        record: What goes into checkpoint.json.
+        config: With paths as they were at training.
+        vocabulary: Of the student.
+    """
+    name, trained = record["name"], record["trained"]
+    settings = config.students[name]
+    labels = "None. It learned from frozen CLIP's scores of the training images."
+    if settings.supervision == "labels":
+        labels = (
+            f"HOI labels of the split `{config.train.split}` trained it, and those of "
+            f"`{config.evaluation.tune_split}` chose its epoch."
+        )
+    listed = ", ".join(vocabulary.names[:CARD_INTERACTIONS]).replace("_", " ")
+    more = len(vocabulary) - CARD_INTERACTIONS
+    versions = ", ".join(f"{package} {version}" for package, version in sorted(trained["versions"].items()))
+    parts = [
+        f"# {config.name}: {name}, seed {record['seed']}",
+        f"A human-object interaction detector: ⟨human, verb, object⟩ with both boxes, method `{settings.method}`. "
+        "Run it with `hoi predict --checkpoint DIR --images PATH --out OUT`, or `Predictor.from_checkpoint(DIR)` of "
+        "`hoi.prediction`.",
+        "## What it was made from",
+        f"- Images: {trained['num_images']} of the split `{config.train.split}` of the dataset "
+        f"`{config.dataset.name}`, with {trained['num_pairs']} pairs.\n"
+        f"- HOI labels: {labels}\n"
+        f"- Detector: {_model(record, 'detector', detector_training_data(config))}\n"
+        f"- CLIP: {_model(record, 'teacher', teacher_training_data(config))}\n"
+        f"- Vocabulary: {len(vocabulary)} interactions of {len(vocabulary.objects)} objects and "
+        f"{len(vocabulary.verbs)} verbs: {listed}{f', and {more} more' if more > 0 else ''}.",
+        "## Metrics",
+        _metrics(record["figures"], config),
+        "## Limits",
+        "- It knows the interactions of its vocabulary and no others, and scores for each pair only those that the "
+        "detected object admits. It cannot find what the detector misses.\n"
+        "- Scores rank the predictions of one interaction. They are not probabilities, and scores of different "
+        "interactions are not comparable.\n"
+        "- It has learned what CLIP finds likely in a picture, with CLIP's mistakes and biases. Nobody has tested it "
+        "on groups of people, and it must not decide anything about anybody.\n"
+        "- The metrics hold for images like those that they were measured on.",
+        "## Provenance",
+        f"Cache fingerprint `{trained['fingerprint']}`, commit `{trained['commit']}`, {versions}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _model(record: dict[str, Any], part: str, known: dict[str, str]) -> str:
+    places = [place for key, place in record["places"].items() if key.startswith(f"{part}.")]
+    where = "in `models/`" if places and all(place["copy"] for place in places) else "not in this folder"
+    sha256 = record["models"][part].get("weights_sha256")
+    hashed = f", weights sha256 `{sha256[:16]}…`" if sha256 else ""
+    return f"`{known['name']}`{hashed}, {where}. Trained on: {known['trained_on']}."
+
+
+def _metrics(figures: dict[str, Any] | None, config: PipelineConfig) -> str:
+    if figures is None:
+        return "It has not been evaluated (`hoi eval`, with annotations)."
+    means = ", ".join(f"{word} {figures['means'][key]:.2f}" for key, word in MEANS.items() if key in figures["means"])
+    return (
+        f"Split `{figures['split']}` of `{config.dataset.name}`, {figures['num_images']} images, by HICO-DET's "
+        f"official rule, in percent, this seed: {means}."
+    )
+
+
 def _command() -> None:
-    print(main())
+    parser = stage_parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--student")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--out", type=expanduser)
+    parser.add_argument("--models", choices=("auto", "copy", "refer"), default="auto")
+    parser.add_argument("--onnx", action="store_true")
+    given = parser.parse_args()
+    config = load_config(given.config, given.overrides)
+    print(make_checkpoint(config, given.student, given.seed, given.out, given.models, given.onnx))
 
 
 if __name__ == "__main__":

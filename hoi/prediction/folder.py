@@ -1,53 +1,175 @@
-"""The folder of one `hoi.prediction.run` run: a journal while it lasts, results when it is done.
+"""The files that a prediction run reads, and the folder of results that it writes.
 
-    settings.json        what decides the results; a folder of other settings is refused by name
-    journal.jsonl        one line an image, in the order in which they were done; a run goes on from it
-    predictions.jsonl    every triplet a line, as `hoi.evaluation.score` reads them
+    settings.json        what decides the results; a folder made with other settings is refused
+    journal.jsonl        one line a file, in the order in which they were done; a stopped run continues from it
+    predictions.jsonl    every triplet a line, as `hoi score` reads them
     detections.json      images, categories and boxes in COCO's layout
     unreadable.jsonl     file name and reason
-    pictures/, videos/   what is drawn, and a line a frame for each video
+    pictures/, videos/   drawn pictures and videos, and a line a frame for each video
 
 Results are written whole or not at all. A journal line that a kill cut in two is dropped by the next run.
 """
 
 from __future__ import annotations
 
-import fcntl
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hoi.cache.fingerprint import differing_keys
+from hoi.cache.fingerprint import flatten
+from hoi.datasets.images import SUFFIXES
 from hoi.errors import UserError
-from hoi.files import read_json, replacing, write_json
-from hoi.prediction import ImageResult
-from hoi.prediction.sources import Source
+from hoi.files import locked, read_json, replacing, write_json
+from hoi.prediction.predictor import ImageResult
 from hoi.vocabulary import Vocabulary
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
 SETTINGS, JOURNAL, LOCK = "settings.json", "journal.jsonl", ".lock"
 PREDICTIONS, DETECTIONS, UNREADABLE = "predictions.jsonl", "detections.json", "unreadable.jsonl"
 PICTURES, VIDEOS = "pictures", "videos"
 MAX_NAME_BYTES = 180
-"""Of a file that is called after another one: room for a suffix, and for the temporary name."""
+"""Of a file named after another one: leaves room for a suffix and for a temporary name."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image or video file.
+
+    Args:
+        name: Path below the folder that the user named, with forward slashes: `file_name` of its predictions.
+        path: Where it lies.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+    def stamp(self) -> list[int]:
+        """Return size and time of change, by which a replaced file is noticed; empty where there is no file."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return []
+        return [status.st_size, status.st_mtime_ns]
+
+
+@dataclass
+class SourceList:
+    """Files to predict.
+
+    Args:
+        sources: Each file once, sorted by name within each argument.
+        refused: Names and reasons of what is named like an image and is none.
+        ignored: Other files in the folders that were searched.
+    """
+
+    sources: list[Source] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+
+def find_sources(arguments: Sequence[str], leave_out: Path | None = None) -> SourceList:
+    """List the files that paths name: a file as it is, a folder with all below it, a glob pattern with its matches.
+
+    A file that is named is read whatever its suffix; inside folders the suffix decides. Links to folders are not
+    followed, so a circular link cannot trap the search.
+
+    Args:
+        leave_out: A folder that is not searched: where results go.
+
+    Raises:
+        UserError: nothing is there, or two files would have one name.
+    """
+    listed = SourceList()
+    path_by_name: dict[str, Path] = {}
+    for argument in arguments:
+        for source in _expand(argument, leave_out, listed):
+            # Not `resolve`, which fails on a circular link.
+            place = Path(os.path.abspath(source.path))
+            if source.name not in path_by_name:
+                path_by_name[source.name] = place
+                listed.sources.append(source)
+            elif path_by_name[source.name] != place:
+                raise UserError(
+                    f"two files would have the name {printable(source.name)}",
+                    where=f"{printable(str(path_by_name[source.name]))} and {printable(str(place))}",
+                    fix="name the folder above both, so that their names differ",
+                )
+    return listed
+
+
+def printable(name: str) -> str:
+    """Return a file name with line breaks, control characters and broken letters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+
+
+def _expand(argument: str, leave_out: Path | None, listed: SourceList) -> Iterator[Source]:
+    path = Path(argument)
+    if path.is_dir():
+        yield from _below(path, path, leave_out, listed)
+    elif os.path.lexists(path):
+        yield Source(path.name, path)
+    elif glob.has_magic(argument):
+        parts = path.parts
+        root = Path(*parts[: next(row for row, part in enumerate(parts) if glob.has_magic(part))])
+        matches = sorted(glob.glob(argument, recursive=True))
+        if not matches:
+            raise UserError("no file matches", where=printable(argument), fix="check the pattern")
+        for match in map(Path, matches):
+            if match.is_dir():
+                yield from _below(match, root, leave_out, listed)
+            else:
+                yield Source(match.relative_to(root).as_posix(), match)
+    else:
+        raise UserError("there is no such image, folder or video", where=printable(argument), fix="check the path")
+
+
+def _below(folder: Path, root: Path, leave_out: Path | None, listed: SourceList) -> Iterator[Source]:
+    def name_of(path: Path) -> str:
+        return path.relative_to(root).as_posix()
+
+    def refuse(error: OSError) -> None:
+        listed.refused.append((name_of(Path(str(error.filename))), f"the folder cannot be read ({error.strerror})"))
+
+    known_suffixes = SUFFIXES | VIDEO_SUFFIXES
+    left_out = None if leave_out is None else os.path.abspath(leave_out)
+    sources = []
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if os.path.abspath(os.path.join(parent, name)) != left_out]
+        for path in (Path(parent, name) for name in folders):
+            if path.suffix.lower() in known_suffixes:
+                listed.refused.append((name_of(path), "this is a folder"))
+            if path.is_symlink():
+                listed.ignored.append(name_of(path))
+        for path in (Path(parent, name) for name in files):
+            if path.suffix.lower() in known_suffixes:
+                sources.append(Source(name_of(path), path))
+            else:
+                listed.ignored.append(name_of(path))
+    yield from sorted(sources, key=lambda source: source.name)
 
 
 class PredictionFolder:
-    """One folder of results. `open` makes it.
+    """A folder of results; made by `open`.
 
     Args:
-        path: Where it lies.
-        vocabulary: Of the student.
-        inclusive: Whether corners are pixels that belong to the box, as HICO-DET's predictions have them.
+        inclusive: Whether box corners are pixels that belong to the box, as in HICO-DET's predictions.
     """
 
     def __init__(self, path: Path, vocabulary: Vocabulary, inclusive: bool) -> None:
         self.path, self.vocabulary = path, vocabulary
         self._shift = [0, 0, 1, 1] if inclusive else [0, 0, 0, 0]
-        self._places: dict[str, tuple[int, list[int], str]] = {}
+        # By name: offset in the journal, stamp, kind.
+        self._entries: dict[str, tuple[int, list[int], str]] = {}
         self._end = 0
 
     @classmethod
@@ -55,52 +177,52 @@ class PredictionFolder:
     def open(
         cls, path: Path, settings: dict[str, Any], vocabulary: Vocabulary, *, inclusive: bool
     ) -> Iterator[PredictionFolder]:
-        """Begins a folder or goes on with it.
+        """Start a folder of results, or continue one, and keep other runs out of it meanwhile.
 
         Args:
-            path: The folder.
-            settings: All that decides the results, as plain data.
-            vocabulary, inclusive: See the class.
+            settings: Everything that decides the results, as plain data.
 
         Raises:
             UserError: the folder holds results of other settings, or something else, or another run writes there.
         """
+        if path.exists() and not path.is_dir():
+            raise UserError("the folder for results is a file", where=path, fix="give another --out")
+        if path.is_dir() and not (path / SETTINGS).is_file() and any(each.name != LOCK for each in path.iterdir()):
+            raise UserError(
+                "this folder holds something else",
+                where=path,
+                expected="an empty or new folder",
+                fix="give another --out",
+            )
         folder = cls(path, vocabulary, inclusive)
-        _refuse_foreign(path)
-        path.mkdir(parents=True, exist_ok=True)
-        with (path / LOCK).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    "another run writes into this folder", where=path, fix="wait for it, or another --out"
-                ) from None
-            folder._begin(settings)
+        with locked(path / LOCK, "another run writes into this folder", "wait for it, or give another --out"):
+            folder._check_settings(json.loads(json.dumps(settings)))
+            folder._read_journal()
             yield folder
 
     def is_done(self, source: Source, picture: Path | None) -> bool:
-        """Whether a file was read by an earlier run, is the same still, and what was to be drawn of it is there."""
-        place = self._places.get(source.name)
-        if place is None or place[1] != source.stamp() or place[2] == "unreadable":
+        """Return whether an earlier run read this very file and drew the picture, where one is wanted."""
+        entry = self._entries.get(source.name)
+        if entry is None or entry[1] != source.stamp() or entry[2] == "unreadable":
             return False
         return picture is None or picture.is_file()
 
     def picture_of(self, name: str) -> Path:
-        """Where an image's picture goes."""
+        """Return where an image's picture goes."""
         return self.path / PICTURES / _file_name(name, ".jpg")
 
     def video_of(self, name: str, suffix: str) -> Path:
-        """Where a drawn video (`.mp4`), or its lines, go."""
+        """Return where a drawn video (`.mp4`) or its lines (`.jsonl`) go."""
         return self.path / VIDEOS / _file_name(name.removesuffix(suffix), suffix)
 
     def add(self, source: Source, result: ImageResult) -> None:
-        """An image that was read."""
-        found = result.detections
+        """Record an image's result in the journal."""
+        detections = result.detections
         plain = {
             "size_hw": list(result.size_hw),
-            "boxes": found.boxes_xyxy.tolist(),
-            "scores": found.scores.tolist(),
-            "labels": found.labels.tolist(),
+            "boxes": detections.boxes_xyxy.tolist(),
+            "scores": detections.scores.tolist(),
+            "labels": detections.labels.tolist(),
             "triplets": [
                 [each.human_idx, each.object_idx, each.interaction_idx, each.score, each.teacher_score]
                 for each in result.triplets
@@ -109,20 +231,23 @@ class PredictionFolder:
         self._append(source, "image", plain)
 
     def add_unreadable(self, source: Source, reason: str) -> None:
-        """A file that could not be read."""
+        """Record that a file could not be read."""
         self._append(source, "unreadable", reason)
 
     def add_video(self, source: Source, num_frames: int) -> None:
-        """A video that was read to its end."""
+        """Record a video that was read to its end."""
         self._append(source, "video", num_frames)
 
     def reason(self, name: str) -> str | None:
-        """Why a file could not be read; None for one that could, or was not looked at."""
-        place = self._places.get(name)
-        return self._read(name) if place is not None and place[2] == "unreadable" else None
+        """Return why a file could not be read; None for any other file."""
+        return self._read(name) if self.kind(name) == "unreadable" else None
+
+    def kind(self, name: str) -> str | None:
+        """Return `image`, `video` or `unreadable`; None for a file that is not in the journal."""
+        return self._entries[name][2] if name in self._entries else None
 
     def finish(self, sources: Sequence[Source], refused: Sequence[tuple[str, str]]) -> list[Path]:
-        """Writes what is known of the files, in their order, and gives the paths that it wrote."""
+        """Write the results of the files, in their order, and return the paths written."""
         images = [source.name for source in sources if self.kind(source.name) == "image"]
         with replacing(self.path / PREDICTIONS) as file:
             for name in images:
@@ -131,47 +256,41 @@ class PredictionFolder:
             for part in self._coco(images):
                 file.write(part)
         with replacing(self.path / UNREADABLE) as file:
-            named = [(source.name, self.reason(source.name)) for source in sources]
-            for name, reason in [*refused, *named]:
+            for name, reason in [*refused, *((source.name, self.reason(source.name)) for source in sources)]:
                 if reason is not None:
                     file.write(_line({"file_name": name, "reason": reason}))
         return [self.path / name for name in (PREDICTIONS, DETECTIONS, UNREADABLE)]
 
-    def kind(self, name: str) -> str | None:
-        """`image`, `video` or `unreadable`; None for a file that was not looked at."""
-        return self._places[name][2] if name in self._places else None
-
-    def _begin(self, settings: dict[str, Any]) -> None:
+    def _check_settings(self, settings: dict[str, Any]) -> None:
         try:
             earlier = read_json(self.path / SETTINGS)
         except ValueError:
             earlier = {"settings": "damaged"}
-        now = json.loads(json.dumps(settings))
         if earlier is None:
-            write_json(self.path / SETTINGS, now)
-        elif earlier != now:
-            differences = [each.replace("cache:", "then:") for each in differing_keys(earlier, now)]
+            write_json(self.path / SETTINGS, settings)
+        elif earlier != settings:
+            before, now = flatten(earlier), flatten(settings)
+            differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
             raise UserError(
-                "this folder holds predictions of other settings",
+                "this folder holds predictions made with other settings",
                 where=self.path,
-                got="; ".join(differences[:8]),
-                fix=f"another --out, or rm -r {self.path}",
+                expected=", ".join(f"{key} {json.dumps(before.get(key))}"[:80] for key in differing[:8]),
+                got=", ".join(f"{key} {json.dumps(now.get(key))}"[:80] for key in differing[:8]),
+                fix=f"give another --out, or rm -r {self.path}",
             )
-        journal = self.path / JOURNAL
-        if journal.is_file():
-            self._go_on(journal)
-        self._journal = journal
 
-    def _go_on(self, journal: Path) -> None:
-        """Notes where each whole line stands, and cuts off what a kill left of another one."""
-        with journal.open("rb+") as file:
+    def _read_journal(self) -> None:
+        self._journal = self.path / JOURNAL
+        if not self._journal.is_file():
+            return
+        with self._journal.open("rb+") as file:
             for line in iter(file.readline, b""):
                 try:
                     plain = json.loads(line if line.endswith(b"\n") else b"")
-                    name, place = plain["name"], (self._end, plain["stamp"], plain["kind"])
+                    name, entry = plain["name"], (self._end, plain["stamp"], plain["kind"])
                 except (ValueError, TypeError, KeyError):
                     break
-                self._places[name] = place
+                self._entries[name] = entry
                 self._end += len(line)
             file.truncate(self._end)
 
@@ -182,22 +301,22 @@ class PredictionFolder:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._places[source.name] = (self._end, stamp, kind)
+        self._entries[source.name] = (self._end, stamp, kind)
         self._end += len(line)
 
     def _read(self, name: str) -> Any:
         with self._journal.open("rb") as file:
-            file.seek(self._places[name][0])
+            file.seek(self._entries[name][0])
             return json.loads(file.readline())["content"]
 
     def _triplet_rows(self, name: str, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:
         boxes = [[edge - by for edge, by in zip(box, self._shift, strict=True)] for box in plain["boxes"]]
-        for human, thing, interaction, score, teacher_score in plain["triplets"]:
+        for human_idx, object_idx, interaction, score, teacher_score in plain["triplets"]:
             verb, object_name = self.vocabulary.interactions[interaction]
             yield {
                 "file_name": name,
-                "human_xyxy": boxes[human],
-                "object_xyxy": boxes[thing],
+                "human_xyxy": boxes[human_idx],
+                "object_xyxy": boxes[object_idx],
                 "interaction": interaction,
                 "verb": verb,
                 "object": object_name,
@@ -206,7 +325,7 @@ class PredictionFolder:
             }
 
     def _coco(self, names: Sequence[str]) -> Iterator[bytes]:
-        """COCO's layout, piece by piece: ids of images and boxes count from 1, those of categories are rows + 1."""
+        # Piece by piece, so that memory does not grow with the number of images. Ids count from 1.
         categories = [{"id": row, "name": name} for row, name in enumerate(self.vocabulary.objects, start=1)]
         yield b'{"categories": ' + _line(categories).strip() + b',\n"images": ['
         for number, name in enumerate(names, start=1):
@@ -232,17 +351,8 @@ class PredictionFolder:
         yield b"]}\n"
 
 
-def _refuse_foreign(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise UserError("there is a file where the folder of results should be", where=path, fix="another --out")
-    if path.is_dir() and not (path / SETTINGS).is_file() and any(each.name != LOCK for each in path.iterdir()):
-        raise UserError(
-            "this folder holds something else", where=path, expected="an empty or new folder", fix="another --out"
-        )
-
-
 def _file_name(name: str, suffix: str) -> str:
-    """An image's name to that of a file that is made of it; one that is too long, or cannot be written, by its hash."""
+    # A last part that is too long or cannot be written is replaced by its beginning and its hash.
     parent, _, last = name.rpartition("/")
     raw = os.fsencode(last)
     if len(raw) > MAX_NAME_BYTES:
@@ -251,8 +361,8 @@ def _file_name(name: str, suffix: str) -> str:
 
 
 def _line(plain: Any) -> bytes:
-    """Plain data to a line of JSON in UTF-8; names that are no UTF-8 are escaped, and come back as they were."""
     try:
         return (json.dumps(plain, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:
+        # A file name that is not UTF-8: escaped, it comes back as it was.
         return (json.dumps(plain) + "\n").encode()

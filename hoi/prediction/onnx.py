@@ -1,8 +1,8 @@
-"""A checkpoint's student as an ONNX file: signals of any number of images and pairs to the final score of each pair.
+"""Export a checkpoint's student to ONNX: it takes signals of any number of images and pairs and gives final scores.
 
 Detector and CLIP are not in it: they have exports of their own. Needs the extra `onnx`.
 
-Letters: B images, P pairs, K interactions.
+Shapes: B images, P pairs, K interactions.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from hoi.config import StudentSettings
 from hoi.errors import UserError
 from hoi.extraction import similarity
-from hoi.prediction.batch import IMAGE_FIELDS, PAIR_FIELDS, ExtraFields, batch_of
 from hoi.prediction.checkpoint import Checkpoint
+from hoi.prediction.predictor import IMAGE_FIELDS, PAIR_FIELDS, ExtraFields, batch_of
 from hoi.records import Detections, ImageSignals, PairBatch
 from hoi.students.registry import Student
 
@@ -31,29 +31,29 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
 EXPORTED = ("multilevel",)
 MAX_DIFFERENCE = 1e-4
-"""Of any score from torch, as it is and as a share of the largest: scores of made-up signals are low."""
+"""From torch's score, absolute and relative to the largest: scores of random signals are low."""
 IMAGE_INPUTS = ("size_hw", "image_embedding", "image_similarity")
 PAIR_INPUTS = (
     *("pair_image", "boxes_h", "boxes_o", "scores_h", "scores_o", "labels_o", "rows_h", "rows_o"),
     *("human_feature", "object_feature", "union_feature", "union_similarity"),
 )
 CHECKED = ((1, 1), (1, 6), (2, 0), (3, 4), (5, 9))
-"""Images of a batch and most pairs of each, on which torch and ONNX are compared."""
+"""Numbers of images, and of pairs of each at most, of the batches on which torch and ONNX are compared."""
 BOXES = ("boxes_h", "boxes_o")
 ROWS = ("rows_h", "rows_o")
 
 
 class ScoringStudent(nn.Module):
-    """A student with the detection prior and the object mask behind it: what `score_triplets` would give, [P, K].
+    """A student followed by detection prior and object mask: the scores of `score_triplets`, [P, K].
 
-    One more pair, with detections of its own, goes along with those of a batch and is dropped again: onnxruntime ends
-    the whole process at operators that are given no row.
+    A padding pair, with detections of its own, is added to each batch and its scores are dropped: onnxruntime aborts
+    the process at operators that get no row.
 
     Args:
         student: In evaluation mode.
         object_mask: bool [O, K].
         exponent: γ of the prior.
-        extra: Names of the further fields that it scores with.
+        extra: Names of the extra fields that it scores with.
     """
 
     object_mask: Tensor
@@ -66,11 +66,11 @@ class ScoringStudent(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         named = self._named(inputs)
         return self._scores(
-            {name: value if _is_of_image(name) else _one_more(name, value) for name, value in named.items()}
+            {name: value if _is_of_image(name) else _padded(name, value) for name, value in named.items()}
         )[:-1]
 
-    def plain(self, *inputs: Tensor) -> Tensor:
-        """The same of the pairs alone, as `Predictor` has it."""
+    def without_padding(self, *inputs: Tensor) -> Tensor:
+        """Score the pairs alone, as `Predictor` does."""
         return self._scores(self._named(inputs))
 
     def _named(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -89,8 +89,8 @@ def _is_of_image(name: str) -> bool:
     return name in (*IMAGE_INPUTS, *IMAGE_FIELDS)
 
 
-def _one_more(name: str, values: Tensor) -> Tensor:
-    """Values of the pairs, and of one more whose boxes have an area and whose detections are nobody else's."""
+def _padded(name: str, values: Tensor) -> Tensor:
+    # The padding pair's boxes have an area, and its detections belong to no other pair.
     if name in BOXES:
         added = values.new_tensor([[0.0, 0.0, 1.0, 1.0]])
     else:
@@ -100,13 +100,12 @@ def _one_more(name: str, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ExportedStudent:
-    """An ONNX file.
+    """An ONNX file's bytes, and how closely it follows torch.
 
     Args:
-        data: Its bytes.
-        difference: The largest, between its scores and torch's.
-        share: The same as a share of its batch's largest score.
-        num_compared: Batches of other numbers of images and pairs than the exported one.
+        difference: Largest absolute difference between its scores and torch's.
+        share: The same relative to the largest score of its batch.
+        num_compared: Batches compared, of other sizes than the exported one.
     """
 
     data: bytes
@@ -122,9 +121,7 @@ class ExportedStudent:
 
 
 def export_student(folder: Path) -> ExportedStudent:
-    """A checkpoint's folder to its student as an ONNX file.
-
-    The difference is measured on made-up signals of several numbers of images and pairs, none of them the exported one.
+    """Export the student of a checkpoint's folder, and compare it with torch on random signals of several sizes.
 
     Raises:
         UserError: a package is missing, the student cannot be exported, or its scores differ by more than 1e-4.
@@ -132,28 +129,28 @@ def export_student(folder: Path) -> ExportedStudent:
     _check_packages()
     checkpoint = Checkpoint.open(folder)
     settings = checkpoint.config.students[checkpoint.name]
-    refuse_what_has_no_export(checkpoint.name, settings)
+    check_exportable(checkpoint.name, settings)
     student = checkpoint.student()
     extra = student.scoring_fields
     mask = torch.from_numpy(checkpoint.vocabulary.object_mask)
     scoring = ScoringStudent(student, mask, settings.score_exponent, extra).eval()
     names = (*IMAGE_INPUTS, *PAIR_INPUTS, *extra)
-    data = _export(scoring, _inputs(_made_up(checkpoint, 2, 5, seed=0), extra), names)
+    data = _export(scoring, _inputs(_random_batch(checkpoint, 2, 5, seed=0), extra), names)
     return ExportedStudent(data, *_compare(data, scoring, checkpoint, names), len(CHECKED))
 
 
-def refuse_what_has_no_export(name: str, settings: StudentSettings) -> None:
-    """Nothing, where a student's method can be written as ONNX.
+def check_exportable(name: str, settings: StudentSettings) -> None:
+    """Raise if a student's method has no ONNX form.
 
     Raises:
-        UserError: its attention runs over each image's own pairs, whose number ONNX's exporter would fix.
+        UserError: its attention runs over the pairs of each image, and ONNX's exporter would fix their number.
     """
     if settings.method not in EXPORTED:
         raise UserError(
             f"a student of the method '{settings.method}' has no ONNX form",
             where=f"student '{name}'",
             expected=f"method {' or '.join(EXPORTED)}",
-            fix="leave --onnx out: the checkpoint itself runs by hoi.prediction.run and Predictor",
+            fix="leave out --onnx: hoi predict and Predictor run the checkpoint itself",
         )
 
 
@@ -170,10 +167,9 @@ def _check_packages() -> None:
 
 
 def _export(scoring: ScoringStudent, example: tuple[Tensor, ...], names: Sequence[str]) -> bytes:
-    """The network to the bytes of its ONNX file, for any number of images and pairs."""
     images, pairs = torch.export.Dim("images"), torch.export.Dim("pairs")
     shapes = tuple({0: images if _is_of_image(name) else pairs} for name in names)
-    # The exporter talks on every channel that there is.
+    # The exporter prints, warns and logs.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.export.export(scoring, example, dynamic_shapes=(shapes,), strict=True)
@@ -186,20 +182,20 @@ def _export(scoring: ScoringStudent, example: tuple[Tensor, ...], names: Sequenc
 
 
 def _compare(data: bytes, scoring: ScoringStudent, checkpoint: Checkpoint, names: Sequence[str]) -> tuple[float, float]:
-    """The largest difference between torch's scores and those of the file, and the largest share of a score."""
+    """Return the largest absolute and relative difference between torch's scores and the file's."""
     runtime = import_module("onnxruntime")
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    asked = {each.name for each in session.get_inputs()}
+    wanted = {each.name for each in session.get_inputs()}
     worst, share = 0.0, 0.0
     for seed, (num_images, most_pairs) in enumerate(CHECKED, start=1):
-        inputs = _inputs(_made_up(checkpoint, num_images, most_pairs, seed), scoring.extra)
+        inputs = _inputs(_random_batch(checkpoint, num_images, most_pairs, seed), scoring.extra)
         with torch.inference_mode():
-            expected = scoring.plain(*inputs).numpy()
-        fed = {name: value.numpy() for name, value in zip(names, inputs, strict=True) if name in asked}
-        [found] = session.run(None, fed)
-        if found.shape != expected.shape:
-            raise RuntimeError(f"the ONNX file gives scores {found.shape} for {expected.shape}")
-        difference = float(np.abs(found - expected).max(initial=0))
+            expected = scoring.without_padding(*inputs).numpy()
+        fed = {name: value.numpy() for name, value in zip(names, inputs, strict=True) if name in wanted}
+        [actual] = session.run(None, fed)
+        if actual.shape != expected.shape:
+            raise RuntimeError(f"the ONNX file gives scores {actual.shape} for {expected.shape}")
+        difference = float(np.abs(actual - expected).max(initial=0))
         worst, share = max(worst, difference), max(share, difference / float(expected.max(initial=1e-30)))
     if not max(worst, share) <= MAX_DIFFERENCE:
         raise UserError(
@@ -212,39 +208,39 @@ def _compare(data: bytes, scoring: ScoringStudent, checkpoint: Checkpoint, names
 
 
 def _inputs(batch: PairBatch, extra: Sequence[str]) -> tuple[Tensor, ...]:
-    own = [getattr(batch, name) for name in (*IMAGE_INPUTS, *PAIR_INPUTS)]
-    return (*own, *(batch.extra[name] for name in extra))
+    fields = [getattr(batch, name) for name in (*IMAGE_INPUTS, *PAIR_INPUTS)]
+    return (*fields, *(batch.extra[name] for name in extra))
 
 
-def _made_up(checkpoint: Checkpoint, num_images: int, most_pairs: int, seed: int) -> PairBatch:
-    """Signals that no image has: features near the texts of interactions, so that scores are of all sizes."""
-    dice = np.random.default_rng(seed)
-    num_pairs = [1 + int(dice.integers(most_pairs)) if most_pairs else 0 for _ in range(num_images)]
-    signals = [_image(checkpoint, dice, num) for num in num_pairs]
+def _random_batch(checkpoint: Checkpoint, num_images: int, most_pairs: int, seed: int) -> PairBatch:
+    # Features near the texts of interactions, so that scores are of all sizes.
+    rng = np.random.default_rng(seed)
+    num_pairs = [1 + int(rng.integers(most_pairs)) if most_pairs else 0 for _ in range(num_images)]
+    signals = [_random_signals(checkpoint, rng, num) for num in num_pairs]
     known = [name for name in (*IMAGE_FIELDS, *PAIR_FIELDS) if getattr(signals[0], name) is not None]
     return batch_of(signals, known, checkpoint.vocabulary.no_object_idx)
 
 
-def _image(checkpoint: Checkpoint, dice: np.random.Generator, num_pairs: int) -> ImageSignals:
+def _random_signals(checkpoint: Checkpoint, rng: np.random.Generator, num_pairs: int) -> ImageSignals:
     axes, texts = checkpoint.axes, checkpoint.bank.text_embedding
     num = num_pairs + 1
 
     def near_texts(*shape: int) -> np.ndarray:
-        vectors = texts[dice.integers(len(texts), size=shape)] + dice.normal(
+        vectors = texts[rng.integers(len(texts), size=shape)] + rng.normal(
             0, 0.3 / axes["D"] ** 0.5, (*shape, axes["D"])
         )
         return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float16)
 
-    corners = dice.uniform(0, 400, (num, 2))
+    corners = rng.uniform(0, 400, (num, 2))
     image, union = near_texts(), near_texts(num_pairs, axes["M"])
     has_map = {"C", "H", "W"} <= axes.keys()
     return ImageSignals(
-        image_id="made up",
+        image_id="random",
         size_hw=np.array([480, 640], np.int32),
         detections=Detections(
-            np.concatenate([corners, corners + dice.uniform(5, 80, (num, 2))], 1).astype(np.float32),
-            dice.uniform(0.2, 1, num).astype(np.float32),
-            np.r_[checkpoint.vocabulary.person_idx, dice.integers(len(checkpoint.vocabulary.objects), size=num_pairs)],
+            np.concatenate([corners, corners + rng.uniform(5, 80, (num, 2))], 1).astype(np.float32),
+            rng.uniform(0.2, 1, num).astype(np.float32),
+            np.r_[checkpoint.vocabulary.person_idx, rng.integers(len(checkpoint.vocabulary.objects), size=num_pairs)],
         ),
         pairs_ho=np.stack([np.zeros(num_pairs), np.arange(1, num)], 1).astype(np.int32),
         image_embedding=image,
@@ -253,5 +249,5 @@ def _image(checkpoint: Checkpoint, dice: np.random.Generator, num_pairs: int) ->
         union_similarity=similarity(union, texts),
         detection_feature=near_texts(num, axes["L"]),
         union_feature=near_texts(num_pairs, axes["L"]),
-        spatial_map=dice.normal(size=(axes["C"], axes["H"], axes["W"])).astype(np.float16) if has_map else None,
+        spatial_map=rng.normal(size=(axes["C"], axes["H"], axes["W"])).astype(np.float16) if has_map else None,
     )

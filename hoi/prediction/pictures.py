@@ -1,4 +1,4 @@
-"""What is found in an image to a picture that stays readable: a few pairs, a colour a person, a legend when crowded."""
+"""Draw an image's predictions: the best pairs, one colour per person, and a legend where they are many."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hoi.prompts import spaced
 from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, Vocabulary
 
 MIN_SIDE_PX, MAX_SIDE_PX = 640, 1600
-"""Longest side of a drawn picture: small images are enlarged, so that letters are not larger than people."""
+"""Limits of a picture's longest side: small images are enlarged, so that letters are not larger than people."""
 MIN_SHARE = 0.1
-"""Least score of what is drawn, as a share of the image's best: how high scores are depends on the vocabulary."""
+"""Least score that is drawn, relative to the image's best: the scale of scores depends on the vocabulary."""
 MAX_PAIRS = 12
 MAX_LABELS, MAX_COVERED = 5, 0.12
-"""Pairs that have their words in the picture, and how much of it these may cover; else they have numbers there."""
+"""Up to so many labels, covering up to this share of the picture, are drawn as words; others as numbers in a legend."""
 
 
 def draw_result(
@@ -30,14 +30,12 @@ def draw_result(
     max_pairs: int = MAX_PAIRS,
     legend: bool = True,
 ) -> Image.Image:
-    """An image and what was found in it to a picture of 640 to 1,600 pixels; `no_interaction` is not drawn.
+    """Draw an image, uint8 [H, W, 3], with its best pairs; `no_interaction` is not drawn.
 
     Args:
-        image: uint8 [H, W, 3].
-        result: Of this image.
-        vocabulary: Whose own phrases are used where it has some.
-        max_pairs: The best ones, at most.
-        legend: Whether a crowded picture may grow a strip below; frames of a video have to stay of one size.
+        vocabulary: Its phrases are used where it has some.
+        max_pairs: Pairs drawn, at most.
+        legend: Whether a legend may be added below; a video's frames must keep their size.
     """
     pairs = shown_pairs(result, vocabulary, max_pairs)
     longest = max(result.size_hw)
@@ -53,7 +51,7 @@ def draw_result(
 
 
 def shown_pairs(result: ImageResult, vocabulary: Vocabulary, max_pairs: int) -> list[DrawnPair]:
-    """The best pairs of an image, best first, each with all of its likely interactions and the best one's score."""
+    """Return an image's best pairs, best first, each with all of its likely interactions and the best one's score."""
     likely = [each for each in result.triplets if each.verb != NO_INTERACTION]
     if not likely:
         return []
@@ -75,13 +73,13 @@ def shown_pairs(result: ImageResult, vocabulary: Vocabulary, max_pairs: int) -> 
 
 
 def _words(members: Sequence[HoiTriplet], vocabulary: Vocabulary) -> str:
-    """A pair's interactions in few words, as `ride + hold bicycle`; phrases of one's own as they are."""
+    # As `ride + hold bicycle`; the vocabulary's phrases as they are.
     if any(vocabulary.phrases[each.interaction_idx] is not None for each in members):
         return " + ".join(each.phrase for each in members)
-    # Things that are detected as one class share a pair: ride bicycle + ride bike.
+    # Objects that are detected as one class share a pair: ride bicycle + ride bike.
     verbs: dict[str, list[str]] = {}
     for each in members:
         verbs.setdefault(each.object, []).append(spaced(each.verb))
     return " + ".join(
-        " + ".join(of) if thing == NO_OBJECT else f"{' + '.join(of)} {spaced(thing)}" for thing, of in verbs.items()
+        " + ".join(names) if obj == NO_OBJECT else f"{' + '.join(names)} {spaced(obj)}" for obj, names in verbs.items()
     )

@@ -1,21 +1,22 @@
-"""Images of one's own to scored triplets, with detector, CLIP and student in memory.
+"""Predict scored triplets in images, with detector, CLIP and student in memory.
 
-The steps are those of the cached path, down to the float16 in which a cache keeps features, so that an image gets the
-scores that it would get there (to 1e-4: forward passes here are not padded, which moves last bits).
+The steps are those of the cached path, down to the float16 in which a cache keeps features, so an image gets the scores
+that it would get there (to 1e-4: forward passes are not padded here, which changes the last bits).
 
-Letters: P pairs, K interactions.
+Shapes: B images, N detections, P pairs, K interactions, D joint width of the teacher, M crop margins, L levels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from hoi.config import PipelineConfig
 from hoi.datasets.images import read_image, upright_rgb
@@ -23,7 +24,6 @@ from hoi.errors import UserError
 from hoi.evaluation.baselines import DirectClip, direct_settings
 from hoi.extraction import Extractor
 from hoi.machine import choose_device, keeping_to_own_threads
-from hoi.prediction.batch import batch_of, blank_signals, on_device
 from hoi.prediction.checkpoint import Checkpoint
 from hoi.prompts import a_object, verb_ing
 from hoi.records import Detections, ImageSignals, PairBatch, Triplets
@@ -31,11 +31,19 @@ from hoi.scoring import score_triplets
 from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, Vocabulary
 
 BoxXyxy = tuple[float, float, float, float]
+Picture = Union[Image.Image, np.ndarray, str, Path]
+"""A PIL image of any mode, an array uint8 [H, W, 3] RGB, or the path of an image file."""
+STUDENT, TEACHER = "student", "direct_clip"
+DIRECT_EXPONENT = 1.0
+"""Of the detection prior in direct CLIP's score, as in stage three."""
+MAX_IMAGE_PIXELS = 100_000_000
+IMAGE_FIELDS = ("image_embedding", "image_similarity", "spatial_map")
+PAIR_FIELDS = ("union_embedding", "union_similarity", "union_feature")
 
 
 @dataclass(frozen=True, slots=True)
 class HoiTriplet:
-    """One scored ⟨human, verb, object⟩. Boxes are pixel-edge xyxy of the upright image.
+    """One scored ⟨human, verb, object⟩. Boxes are pixel edges xyxy of the upright image.
 
     Args:
         human_xyxy, object_xyxy: Equal for what a person does alone.
@@ -44,7 +52,7 @@ class HoiTriplet:
         phrase: The interaction in words.
         interaction_idx: Row of the vocabulary's interactions.
         score: The student's, detection prior included.
-        teacher_score: Direct CLIP's of the same pair and interaction, as the row `direct_clip` of stage three.
+        teacher_score: Direct CLIP's for the same pair and interaction, as the row `direct_clip` of stage three.
         human_idx, object_idx: Rows of the image's detections.
     """
 
@@ -62,19 +70,19 @@ class HoiTriplet:
     object_idx: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain form that goes into JSON."""
+        """Return plain data for JSON."""
         plain = {name: getattr(self, name) for name in self.__slots__}
         return {**plain, "human_xyxy": list(self.human_xyxy), "object_xyxy": list(self.object_xyxy)}
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image.
+    """What was predicted in one image.
 
     Args:
-        image_id: What it was called.
+        image_id: Its name.
         size_hw: Pixels of the upright image.
-        detections: All that the detector found, by falling score.
+        detections: All of the detector's, by falling score.
         object_names: N names, of each detection's class.
         triplets: By falling score.
     """
@@ -86,7 +94,7 @@ class ImageResult:
     triplets: list[HoiTriplet]
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain form that goes into JSON."""
+        """Return plain data for JSON."""
         boxes, scores = self.detections.boxes_xyxy.tolist(), self.detections.scores.tolist()
         return {
             "image_id": self.image_id,
@@ -99,24 +107,110 @@ class ImageResult:
         }
 
 
-Picture = Union[Image.Image, np.ndarray, str, Path]
-"""A PIL image of any mode, an array uint8 [H, W, 3] RGB, or the path of an image file."""
-STUDENT, TEACHER = "student", "direct_clip"
-DIRECT_EXPONENT = 1.0
-"""Of the detection prior in direct CLIP's score, as in stage three."""
-MAX_IMAGE_PIXELS = 100_000_000
+class ExtraFields(dict[str, Tensor]):
+    """`PairBatch.extra` that raises only where a missing field is read.
+
+    A student may name a field of an extra pass because its training targets need it, and score pairs without it.
+    """
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(
+            f"this student scores pairs with '{name}', which a single image does not have",
+            where=f"the field {name}",
+            expected="fields of detector and teacher alone",
+            got="a field of an extra pass over a cache" if "/" in name else "a field that the teacher did not compute",
+            fix="choose a student that scores without this field, or evaluate this one from a cache",
+        )
+
+
+def batch_of(signals: Sequence[ImageSignals], extra: Sequence[str], no_object_idx: int | None) -> PairBatch:
+    """Collate signals of B ≥ 1 images to a float32 batch on the CPU, equal to `CacheSplit.batch` of the same images.
+
+    Args:
+        signals: With features as float16, as a cache keeps them.
+        extra: Extra fields that a student names; one that the signals lack raises when it is read.
+        no_object_idx: Object label of a pair of a human with itself; None where there are no such pairs.
+    """
+    num_pairs = [len(each.pairs_ho) for each in signals]
+    first_row = np.cumsum([0, *(len(each.detections) for each in signals)])[:-1]
+    of_pair = np.repeat(np.arange(len(signals)), num_pairs)
+    pairs_ho = np.concatenate([each.pairs_ho for each in signals]).astype(np.int64)
+    rows_h, rows_o = (pairs_ho + first_row[of_pair][:, None]).T
+    boxes, scores, labels = (
+        np.concatenate([getattr(each.detections, name) for each in signals])
+        for name in ("boxes_xyxy", "scores", "labels")
+    )
+    regions = np.concatenate([each.detection_feature for each in signals])
+    labels_o = labels[rows_o].astype(np.int64)
+    if no_object_idx is not None:
+        labels_o[rows_h == rows_o] = no_object_idx
+    return PairBatch(
+        image_rows=torch.arange(len(signals)),
+        size_hw=_floats(np.stack([each.size_hw for each in signals])),
+        image_embedding=_field(signals, "image_embedding"),
+        image_similarity=_field(signals, "image_similarity"),
+        pair_image=torch.from_numpy(of_pair),
+        boxes_h=_floats(boxes[rows_h]),
+        boxes_o=_floats(boxes[rows_o]),
+        scores_h=_floats(scores[rows_h]),
+        scores_o=_floats(scores[rows_o]),
+        labels_o=torch.from_numpy(labels_o),
+        pair_rows=torch.arange(len(pairs_ho)),
+        rows_h=torch.from_numpy(rows_h.copy()),
+        rows_o=torch.from_numpy(rows_o.copy()),
+        human_feature=_floats(regions[rows_h]),
+        object_feature=_floats(regions[rows_o]),
+        union_feature=_field(signals, "union_feature"),
+        union_similarity=_field(signals, "union_similarity"),
+        extra=ExtraFields({name: _field(signals, name) for name in extra if hasattr(signals[0], name)}),
+    )
+
+
+def _field(signals: Sequence[ImageSignals], name: str) -> Tensor:
+    values = [getattr(each, name) for each in signals]
+    if name not in (*IMAGE_FIELDS, *PAIR_FIELDS) or values[0] is None:
+        ExtraFields().__missing__(name)
+    return _floats(np.stack(values) if name in IMAGE_FIELDS else np.concatenate(values))
+
+
+def _floats(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+
+def blank_signals(axes: Mapping[str, int]) -> ImageSignals:
+    """Return an image with one pair and zero features, to find out which fields a student reads."""
+    features = {
+        "image_embedding": ("D",),
+        "image_similarity": ("K",),
+        "union_embedding": (1, "M", "D"),
+        "union_similarity": (1, "M", "K"),
+        "detection_feature": (2, "L", "D"),
+        "union_feature": (1, "L", "D"),
+    }
+    if {"C", "H", "W"} <= axes.keys():
+        features["spatial_map"] = ("C", "H", "W")
+    boxes = np.array([[0, 0, 8, 16], [8, 0, 16, 16]], np.float32)
+    return ImageSignals(
+        image_id="blank",
+        size_hw=np.array([16, 16], np.int32),
+        detections=Detections(boxes, np.ones(2, np.float32), np.zeros(2, np.int64)),
+        pairs_ho=np.array([[0, 1]], np.int32),
+        **{
+            name: np.zeros([axes[size] if isinstance(size, str) else size for size in shape], np.float16)
+            for name, shape in features.items()
+        },
+    )
 
 
 class Predictor:
-    """A checkpoint, ready to run. Calls leave no trace in it, so several threads may share one.
+    """A checkpoint, ready to predict. Calls change nothing in it, so several threads may share one.
 
     Args:
-        checkpoint: What `Checkpoint.open` gave.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        UserError: models that cannot be loaded or are others than the checkpoint's, or a student that asks for what
-            a single image does not have.
+        UserError: models that cannot be loaded or are not the checkpoint's, or a student that reads what a single
+            image does not have.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto") -> None:
@@ -124,13 +218,19 @@ class Predictor:
         self.vocabulary: Vocabulary = checkpoint.vocabulary
         self.config: PipelineConfig = checkpoint.config
         self.device = choose_device(device, "--device")
-        self._refuse_looked_up()
+        if self.config.detector.needs_annotations:
+            raise UserError(
+                "this student was made for annotated boxes, which other images do not have",
+                where=f"{checkpoint.folder}, detector {self.config.detector.name}",
+                expected="a detector of images, or precomputed detections of them",
+                fix="build the cache with another detector, then train and make the checkpoint again",
+            )
         self._extractor = Extractor(
             self.config, self.vocabulary, self.device.type, text_bank=checkpoint.bank, few_images=True
         )
         checkpoint.check_models(self._extractor.provenance())
         self._student = checkpoint.student().to(self.device)
-        self._settings = self.config.students[checkpoint.name]
+        self._exponent = self.config.students[checkpoint.name].score_exponent
         plain = direct_settings(checkpoint.bank, checkpoint.axes["M"])[0]
         self._direct = DirectClip(checkpoint.bank, self.vocabulary, plain, TEACHER)
         self._phrases = [phrase_of(self.vocabulary, k) for k in range(len(self.vocabulary))]
@@ -140,13 +240,11 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> Predictor:
-        """A checkpoint's folder to its predictor.
+        """Load a checkpoint's folder.
 
         Args:
-            folder: Written by `hoi.prediction.export`.
-            device: `auto`, `cpu` or `cuda`.
-            overrides: `section.key=value` of detector, pairs and teacher: `teacher.model=local-dir:FOLDER` says where
-                a CLIP lies that was too large to be copied.
+            overrides: `section.key=value` of detector, pairs and teacher, such as `teacher.model=local-dir:FOLDER` for
+                a CLIP that was too large to be copied.
 
         Raises:
             UserError: see `Checkpoint.open` and `Predictor`.
@@ -156,7 +254,7 @@ class Predictor:
     def __call__(
         self, image: Picture, *, image_id: str | None = None, top: int | None = None, threshold: float = 0.0
     ) -> ImageResult:
-        """One image to what is found in it; see `predict`."""
+        """Predict one image; see `predict`."""
         return self.predict([image], None if image_id is None else [image_id], top=top, threshold=threshold)[0]
 
     def predict(
@@ -167,19 +265,22 @@ class Predictor:
         top: int | None = None,
         threshold: float = 0.0,
     ) -> list[ImageResult]:
-        """Images to what is found in each, in their order.
+        """Predict images, in their order.
 
         Args:
-            images: Paths, PIL images or uint8 [H, W, 3] RGB arrays.
-            image_ids: Their names; None for file names, and numbers for images that have none.
-            top: Triplets of each image that are kept, at most; None for all.
+            image_ids: None for file names, and numbers for images that have none.
+            top: Triplets kept of each image, at most; None for all.
             threshold: Least score of a triplet that is kept.
 
         Raises:
             UnreadableImage: a path that cannot be read as an image; the text is the reason.
-            ValueError: an array that is no picture.
+            ValueError: an array that is not an image.
         """
-        names = [_name(image, row) for row, image in enumerate(images)] if image_ids is None else list(image_ids)
+        names = list(image_ids or ())
+        if image_ids is None:
+            names = [
+                Path(each).name if isinstance(each, (str, Path)) else f"image-{n}" for n, each in enumerate(images)
+            ]
         pixels = [self._pixels(image) for image in images]
         # To start a thread takes longer than it would save for a few images.
         with keeping_to_own_threads():
@@ -188,8 +289,7 @@ class Predictor:
 
     def _pixels(self, image: Picture) -> np.ndarray:
         if isinstance(image, (str, Path)):
-            limit = getattr(self.config.dataset, "max_image_pixels", MAX_IMAGE_PIXELS)
-            return read_image(Path(image), limit)
+            return read_image(Path(image), max_pixels_of(self.config))
         if isinstance(image, Image.Image):
             return upright_rgb(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -197,14 +297,14 @@ class Predictor:
         return image
 
     def _batch(self, signals: Sequence[ImageSignals]) -> PairBatch:
-        batch = batch_of(signals, self._student.scoring_fields, self.vocabulary.no_object_idx)
-        return on_device(batch, self.device)
+        batch = batch_of(signals, self._student.scoring_fields, self.vocabulary.no_object_idx).to(self.device)
+        return replace(batch, extra=ExtraFields(batch.extra))
 
     @torch.inference_mode()
     def _results(self, signals: Sequence[ImageSignals], top: int | None, threshold: float) -> Iterator[ImageResult]:
         batch = self._batch(signals)
-        exponent = self._settings.score_exponent
-        scored = score_triplets(batch, self._student.branch_scores(batch)[STUDENT], self.vocabulary, exponent)
+        branches = self._student.branch_scores(batch)
+        scored = score_triplets(batch, branches[STUDENT], self.vocabulary, self._exponent)
         direct = self._direct.branch_scores(batch)[TEACHER]
         teacher = score_triplets(batch, direct, self.vocabulary, DIRECT_EXPONENT)
         pair_of = np.repeat(np.arange(batch.num_pairs), self._num_admitted[batch.labels_o.cpu().numpy()])
@@ -219,9 +319,9 @@ class Predictor:
     def _result(
         self, signals: ImageSignals, scored: Triplets, teacher: np.ndarray, pairs: np.ndarray, rows: np.ndarray
     ) -> ImageResult:
-        found, objects = signals.detections, self.vocabulary.objects
-        boxes: list[BoxXyxy] = [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.boxes_xyxy.tolist()]
-        confidences = found.scores.tolist()
+        detections = signals.detections
+        boxes: list[BoxXyxy] = [(x1, y1, x2, y2) for x1, y1, x2, y2 in detections.boxes_xyxy.tolist()]
+        confidences = detections.scores.tolist()
         columns = (
             signals.pairs_ho[pairs].tolist(),
             scored.interaction[rows].tolist(),
@@ -230,44 +330,35 @@ class Predictor:
         )
         triplets = [
             HoiTriplet(
-                boxes[human],
-                boxes[thing],
-                confidences[human],
-                confidences[thing],
-                self.vocabulary.interactions[k][0],
-                self.vocabulary.interactions[k][1],
+                boxes[human_idx],
+                boxes[object_idx],
+                confidences[human_idx],
+                confidences[object_idx],
+                *self.vocabulary.interactions[k],
                 self._phrases[k],
                 k,
                 score,
                 teacher_score,
-                human,
-                thing,
+                human_idx,
+                object_idx,
             )
-            for (human, thing), k, score, teacher_score in zip(*columns, strict=True)
+            for (human_idx, object_idx), k, score, teacher_score in zip(*columns, strict=True)
         ]
         height, width = signals.size_hw.tolist()
-        names = [objects[label] for label in found.labels.tolist()]
-        return ImageResult(signals.image_id, (height, width), found, names, triplets)
+        names = [self.vocabulary.objects[label] for label in detections.labels.tolist()]
+        return ImageResult(signals.image_id, (height, width), detections, names, triplets)
 
-    def _refuse_looked_up(self) -> None:
-        if self.config.detector.needs_annotations:
-            raise UserError(
-                "this student was made for annotated boxes, which other images do not have",
-                where=f"{self.checkpoint.folder}, detector {self.config.detector.name}",
-                expected="a detector that looks at images, or precomputed detections of them",
-                fix="build the cache with another detector, train and make the checkpoint again",
-            )
+
+def max_pixels_of(config: PipelineConfig) -> int:
+    """Return the width × height above which an image is refused."""
+    return getattr(config.dataset, "max_image_pixels", MAX_IMAGE_PIXELS)
 
 
 def phrase_of(vocabulary: Vocabulary, interaction_idx: int) -> str:
-    """An interaction in words: its own phrase, or as `riding a bicycle`."""
-    own, (verb, thing) = vocabulary.phrases[interaction_idx], vocabulary.interactions[interaction_idx]
-    if own is not None:
-        return own
-    if thing == NO_OBJECT:
+    """Return an interaction in words: the phrase of its own, or as `riding a bicycle`."""
+    phrase, (verb, object_name) = vocabulary.phrases[interaction_idx], vocabulary.interactions[interaction_idx]
+    if phrase is not None:
+        return phrase
+    if object_name == NO_OBJECT:
         return verb_ing(verb)
-    return f"no interaction with {a_object(thing)}" if verb == NO_INTERACTION else f"{verb_ing(verb)} {a_object(thing)}"
-
-
-def _name(image: Picture, row: int) -> str:
-    return Path(image).name if isinstance(image, (str, Path)) else f"image-{row}"
+    return f"{'no interaction with' if verb == NO_INTERACTION else verb_ing(verb)} {a_object(object_name)}"

@@ -1,10 +1,9 @@
-"""Videos in and out, frame by frame, through PyAV (the extra `video`)."""
+"""Read, predict and write videos frame by frame, through PyAV (the extra `video`)."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,15 +19,13 @@ from tqdm import tqdm
 from hoi.datasets import UnreadableImage
 from hoi.errors import UserError
 from hoi.files import replacing
-from hoi.prediction import Predictor
-from hoi.prediction.folder import PredictionFolder
-from hoi.prediction.pictures import draw_result
-from hoi.prediction.sources import Source
+from hoi.prediction.folder import PredictionFolder, Source
+from hoi.prediction.predictor import ImageResult
 
-USUAL_RATE = Fraction(25)
-"""Frames a second of a video that does not say."""
+DEFAULT_RATE = Fraction(25)
+"""Frames a second, where the file does not say."""
 CODECS = ("libx264", "h264", "mpeg4")
-"""The first that is there writes the drawn video."""
+"""The first one available writes the drawn video."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,7 @@ class Frame:
 
 
 def load_av() -> ModuleType:
-    """PyAV.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import PyAV, or raise a UserError that says how to install it."""
     try:
         import av
     except ImportError:
@@ -65,7 +58,6 @@ class VideoReader:
     """A video's frames, one after the other.
 
     Args:
-        path: The file.
         max_pixels: Width × height above which it is refused.
 
     Raises:
@@ -84,16 +76,16 @@ class VideoReader:
             self._container.close()
             raise UnreadableImage("the file holds no video")
         stream = self._container.streams.video[0]
-        self.rate = Fraction(stream.average_rate or USUAL_RATE)
+        self.rate = Fraction(stream.average_rate or DEFAULT_RATE)
         self.num_frames = int(stream.frames or 0)
-        """As the file says; 0 where it does not."""
+        """0 where the file does not say."""
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > max_pixels:
             self._container.close()
             raise UnreadableImage(f"{width} x {height} pixels, more than the limit of {max_pixels}")
 
     def frames(self) -> Iterator[Frame]:
-        """All frames. The video is closed afterwards.
+        """Yield all frames, then close the video.
 
         Raises:
             UnreadableImage: it breaks off; says after how many frames.
@@ -114,12 +106,7 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Pictures of one size to an MP4 file.
-
-    Args:
-        path: The file.
-        rate: Frames a second.
-    """
+    """Writes pictures of one size to an MP4 file, `rate` of them a second."""
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         av = load_av()
@@ -139,9 +126,9 @@ class VideoWriter:
         self._container.close()
 
     def write(self, picture: Image.Image) -> None:
-        """Adds a picture; one of another size than the first is scaled to that."""
+        """Add a picture; one of another size than the first is scaled to that."""
         if self._stream is None:
-            # The usual pixel format asks for even sides.
+            # yuv420p needs even sides.
             width, height = (side + side % 2 for side in picture.size)
             self._stream = self._container.add_stream(self._codec, rate=self._rate)
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
@@ -155,19 +142,27 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def predict_video(
-    load: Callable[[], Predictor], source: Source, folder: PredictionFolder, options: Namespace, limit: int
-) -> None:
-    """A video to `videos/NAME.jsonl` and, unless nothing is drawn, `videos/NAME.mp4`, and to its journal line.
+PredictFrames = Callable[[Sequence[np.ndarray], Sequence[str]], list[ImageResult]]
+DrawFrame = Callable[[np.ndarray, ImageResult, bool], Image.Image]
 
-    One that breaks off keeps nothing and counts as unreadable.
+
+def predict_video(
+    source: Source,
+    folder: PredictionFolder,
+    predict: PredictFrames,
+    draw: DrawFrame | None,
+    batch_size: int,
+    max_pixels: int,
+) -> None:
+    """Write a video's results to `videos/NAME.jsonl`, draw `videos/NAME.mp4`, and record it in the journal.
+
+    A video that breaks off keeps nothing and counts as unreadable.
 
     Args:
-        load: Gives the predictor.
-        source: The video.
-        folder: Of the results.
-        options: `batch`, `top`, `threshold`, `shown` and `no_pictures` are read.
-        limit: Pixels of a frame, at most.
+        predict: Takes frames and their names.
+        draw: Takes a frame, its result, and whether a legend may be added below; None to draw nothing.
+        batch_size: Frames predicted together.
+        max_pixels: Of a frame.
 
     Raises:
         UserError: PyAV is not installed, or a file cannot be written.
@@ -175,25 +170,21 @@ def predict_video(
     drawn = folder.video_of(source.name, ".mp4")
     part = drawn.with_name(f".{drawn.name}.part")
     try:
-        reader, predictor = VideoReader(source.path, limit), load()
+        reader = VideoReader(source.path, max_pixels)
         drawn.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             file = stack.enter_context(replacing(folder.video_of(source.name, ".jsonl")))
-            writer = None if options.no_pictures else stack.enter_context(VideoWriter(part, reader.rate))
+            writer = None if draw is None else stack.enter_context(VideoWriter(part, reader.rate))
+            total = reader.num_frames or None
+            frames = iter(tqdm(reader.frames(), source.path.name, total, unit="frame", disable=None, leave=False))
             num_frames = 0
-            for batch in _batches(_with_bar(reader, source.path.name), options.batch):
-                names = [f"{source.name}#{frame.number}" for frame in batch]
-                pixels = [frame.pixels for frame in batch]
-                results = predictor.predict(pixels, names, top=options.top, threshold=options.threshold)
+            while batch := list(islice(frames, batch_size)):
+                results = predict([frame.pixels for frame in batch], [f"{source.name}#{f.number}" for f in batch])
                 for frame, result in zip(batch, results, strict=True):
                     plain = {"frame": frame.number, "time_s": round(frame.time_s, 6), **result.to_dict()}
                     file.write((json.dumps(plain) + "\n").encode())
-                    if writer is not None:
-                        writer.write(
-                            draw_result(
-                                frame.pixels, result, predictor.vocabulary, max_pairs=options.shown, legend=False
-                            )
-                        )
+                    if writer is not None and draw is not None:
+                        writer.write(draw(frame.pixels, result, False))
                 num_frames += len(batch)
         if writer is not None:
             part.replace(drawn)
@@ -203,13 +194,3 @@ def predict_video(
         folder.add_video(source, num_frames)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _with_bar(reader: VideoReader, name: str) -> Iterator[Frame]:
-    total = reader.num_frames or None
-    return iter(tqdm(reader.frames(), name, total, unit="frame", disable=None, leave=False))
-
-
-def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    while batch := list(islice(frames, size)):
-        yield batch

@@ -1,1 +1,1 @@
-"""What can be said of a student without labels: agreement with its teacher, consistency, coverage. No label is read."""
+"""What can be said of students without labels: agreement with CLIP, consistency under mirroring, coverage."""

@@ -1,9 +1,9 @@
-"""How alike two scorers, or two looks of one scorer, rank the same pairs.
+"""How alike two scorers rank the same pairs, what a split holds of each phrase, and the table of both.
 
-Average precision asks how the pairs of one interaction are ranked, so that is what is compared: Spearman's correlation
-over the pairs that admit the interaction.
+Average precision is about the ranking of the pairs of one interaction, so rankings are compared: by Spearman's
+correlation over the pairs that admit the interaction.
 
-Letters: P pairs, K interactions.
+Shapes: P pairs, K interactions, N detections.
 """
 
 from __future__ import annotations
@@ -16,14 +16,42 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
+from hoi.boxes import box_iou
+from hoi.records import Detections
+
 MIN_PAIRS = 5
-"""Fewer pairs have no ranking worth the name."""
+"""Fewer pairs have no meaningful ranking."""
+THRESHOLDS = (0.01, 0.1, 0.3)
+"""Of the final score."""
+FEW_IMAGES = 5
+MOST = 0.5
+"""Share of a phrase's score above which one image is said to hold most of it."""
+TOP = 20
+"""Best pairs of a phrase over which that share is taken."""
+SAME_IOU = 0.5
+LIMITS = (
+    "None of this is accuracy. A scorer may agree with its teacher, score mirrored images alike, and be wrong each "
+    "time: mistakes of the teacher and of the detector are not seen here.",
+    "Agreement falls where a student corrects its teacher as well as where it fails to learn.",
+    "On a world with labels (docs/own-photographs.md) 'mirrored' ordered methods much as average precision did, and "
+    "agreement hardly; neither said which phrases are good, and the best score of a phrase said a little.",
+    "To know, mark pairs as right or wrong: hoi check-page.",
+)
+MEASURE_NAMES = {"teacher": "with CLIP", "flip": "mirrored"}
+
+
+def agreement(
+    first: Float[np.ndarray, "P K"], second: Float[np.ndarray, "P K"], admitted: Bool[np.ndarray, "P K"]
+) -> dict[str, float | None]:
+    """Compare two scores of the same pairs: mean rank correlation over interactions, and share of equal best ones."""
+    ranks = [rank for rank in rank_agreement(first, second, admitted) if rank is not None]
+    return {"rank": float(np.mean(ranks)) if ranks else None, "same_first": same_first(first, second, admitted)}
 
 
 def rank_agreement(
     first: Float[np.ndarray, "P K"], second: Float[np.ndarray, "P K"], admitted: Bool[np.ndarray, "P K"]
 ) -> list[float | None]:
-    """Two scores of the same pairs to Spearman's correlation for each interaction.
+    """Return Spearman's correlation of two scores of the same pairs, for each interaction.
 
     Returns:
         K numbers in [-1, 1]; None with fewer than `MIN_PAIRS` pairs, or where either scores all pairs alike.
@@ -32,7 +60,7 @@ def rank_agreement(
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Correlation of the ranks, ties sharing theirs; None where it has no meaning."""
+    """Return the correlation of the ranks, ties sharing theirs; None where it has no meaning."""
     if len(first) < MIN_PAIRS:
         return None
     ranks = [rankdata(values) for values in (first, second)]
@@ -44,7 +72,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
 def same_first(
     first: Float[np.ndarray, "P K"], second: Float[np.ndarray, "P K"], admitted: Bool[np.ndarray, "P K"]
 ) -> float | None:
-    """Share of the pairs that admit two interactions or more on which both put the same one first; None without any."""
+    """Return the share of pairs with two or more admitted interactions whose best one is the same; None without any."""
     rows = np.flatnonzero(admitted.sum(1) > 1)
     if not len(rows):
         return None
@@ -52,19 +80,22 @@ def same_first(
     return float((best[0] == best[1]).mean())
 
 
-def mean_of(values: list[float | None]) -> float | None:
-    """Mean of those that are there."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+def mirror(image: np.ndarray, detections: Detections) -> tuple[np.ndarray, Detections]:
+    """Mirror an image, uint8 [H, W, 3], and its detections, left to right."""
+    x1, y1, x2, y2 = detections.boxes_xyxy.T
+    width = image.shape[1]
+    boxes = np.stack([width - x2, y1, width - x1, y2], 1).astype(np.float32)
+    return np.ascontiguousarray(image[:, ::-1]), Detections(boxes, detections.scores, detections.labels)
 
 
-THRESHOLDS = (0.01, 0.1, 0.3)
-"""Of the final score."""
-FEW_IMAGES = 5
-MOSTLY = 0.5
-"""Share of a phrase's score above which one image is said to hold most of it."""
-TOP = 20
-"""Best pairs among which that share is looked at."""
+def share_found_again(expected: Sequence[Detections], found: Sequence[Detections]) -> float | None:
+    """Return the share of expected detections that have a found one of the same class at IoU 0.5; None without any."""
+    hits: list[bool] = []
+    for ours, theirs in zip(expected, found, strict=True):
+        same = box_iou(ours.boxes_xyxy, theirs.boxes_xyxy) >= SAME_IOU
+        same &= ours.labels[:, None] == theirs.labels[None]
+        hits += same.any(1).tolist()
+    return float(np.mean(hits)) if hits else None
 
 
 @dataclass(frozen=True)
@@ -75,9 +106,9 @@ class PhraseCoverage:
         num_images: Images with a pair of its object.
         num_pairs: Such pairs.
         above: Such pairs with a final score of at least each of `THRESHOLDS`.
-        num_images_above: Images of those that pass the first.
+        num_images_above: Images of those that reach the first.
         best_score: Of any pair; 0 without one.
-        top_image_share: Share of its `TOP` best pairs' score that one image has.
+        top_image_share: Largest share that one image has of the score of the `TOP` best pairs.
     """
 
     num_images: int
@@ -89,40 +120,34 @@ class PhraseCoverage:
 
     @property
     def notes(self) -> list[str]:
-        """What its owner should know."""
+        """Warnings for the user."""
         if not self.num_pairs:
             return ["never seen: no person together with this object"]
-        found = []
+        notes = []
         if self.num_images < FEW_IMAGES:
-            found.append(f"in {self.num_images} image{'s' if self.num_images > 1 else ''} only")
-        elif self.top_image_share > MOSTLY:
-            found.append(f"one image holds {100 * self.top_image_share:.0f} % of its score")
+            notes.append(f"in {self.num_images} image{'s' if self.num_images > 1 else ''} only")
+        elif self.top_image_share > MOST:
+            notes.append(f"one image holds {100 * self.top_image_share:.0f} % of its score")
         if not self.above[0]:
-            found.append(f"no pair reaches {THRESHOLDS[0]:g}")
-        return found
+            notes.append(f"no pair reaches {THRESHOLDS[0]:g}")
+        return notes
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain form that goes into JSON."""
+        """Return plain data for JSON."""
         return {**asdict(self), "above": dict(zip(map(str, THRESHOLDS), self.above, strict=True)), "notes": self.notes}
 
 
 def coverage(
     scores: Float[np.ndarray, "P K"], admitted: Bool[np.ndarray, "P K"], image: Int[np.ndarray, " P"]
 ) -> list[PhraseCoverage]:
-    """Final scores of a split's pairs to the coverage of each of the K interactions.
-
-    Args:
-        scores: With the detection prior.
-        admitted: Which interactions a pair's object admits.
-        image: The image of each pair.
-    """
-    found = []
+    """Return the coverage of each of the K interactions, from final scores and the image of each pair."""
+    covered = []
     for k in range(scores.shape[1]):
         rows = np.flatnonzero(admitted[:, k])
         of_pairs, of_images = scores[rows, k], image[rows]
         best = np.argsort(-of_pairs, kind="stable")[:TOP]
         mass = np.bincount(of_images[best], of_pairs[best]) if len(best) else np.zeros(1)
-        found.append(
+        covered.append(
             PhraseCoverage(
                 num_images=len(np.unique(of_images)),
                 num_pairs=len(rows),
@@ -132,31 +157,19 @@ def coverage(
                 top_image_share=float(mass.max() / mass.sum()) if mass.sum() > 0 else 0.0,
             )
         )
-    return found
+    return covered
 
 
-def largest_object(labels_o: Int[np.ndarray, " P"], num_objects: int) -> tuple[int, float]:
-    """Objects of all pairs to the most frequent one and its share of them; (0, 0) without a pair."""
+def most_frequent(labels_o: Int[np.ndarray, " P"], num_objects: int) -> tuple[int, float]:
+    """Return the most frequent object of the pairs and its share of them; (0, 0) without a pair."""
     counts = np.bincount(labels_o, minlength=num_objects)
     return (int(counts.argmax()), float(counts.max() / counts.sum())) if counts.sum() else (0, 0.0)
 
 
-LIMITS = (
-    "None of this is accuracy. A scorer may agree with its teacher, say the same of every view, and be wrong each "
-    "time: the teacher's mistakes, and those of the detector, are not seen here.",
-    "Agreement falls where a student corrects its teacher as well as where it fails to learn.",
-    "On a world with labels (docs/own-photographs.md) 'mirrored' ordered methods much as average precision did, "
-    "agreement hardly, and none of the four said which phrases are good; the best score of a phrase said a little.",
-    "A ranking over few pairs says little: below five it is left out, and below fifty it is noise in good part.",
-    "To know, mark pairs as right or wrong: make check-page.",
-)
-VIEW_NAMES = {"teacher": "with CLIP", "flip": "mirrored", "crop": "cropped", "shift": "boxes moved"}
-
-
 def format_quality(content: dict[str, Any]) -> str:
-    """The content of quality.json to text: overall, then each phrase by the first student, then the limits."""
+    """Format the content of quality.json: overall, then each phrase by the first student, then the limits."""
     scorers = content["scorers"]
-    largest, looked = content["largest_object"], content["num_images_looked_at_again"]
+    largest, num_mirrored = content["largest_object"], content["num_images_looked_at_again"]
     head = (
         f"{content['name']}, split {content['split']} (evaluation.split=NAME for another): "
         f"{content['num_images']} images, "
@@ -164,42 +177,37 @@ def format_quality(content: dict[str, Any]) -> str:
         f"{content['num_pairs']} pairs, "
         f"{100 * largest['share_of_pairs']:.0f} % of them with {largest['name']}"
     )
-    overall = [["", *(f"{title}" for title in VIEW_NAMES.values()), "same first: with CLIP", "mirrored"]]
-    for name, found in scorers.items():
-        measures = found["measures"]
-        row = [_number(measures.get(key, {}).get("rank")) for key in VIEW_NAMES]
-        first = [_percent(measures.get(key, {}).get("same_first")) for key in ("teacher", "flip")]
-        overall.append([name, *row, *first])
+    overall = [["", *MEASURE_NAMES.values(), *(f"same best: {name}" for name in MEASURE_NAMES.values())]]
+    for name, of in scorers.items():
+        measures = [of["measures"].get(key, {}) for key in MEASURE_NAMES]
+        overall.append(
+            [name, *(_cell(m.get("rank")) for m in measures), *(_percent(m.get("same_first")) for m in measures)]
+        )
     student = next(iter(scorers))
-    lines = [["phrase", "images", "pairs", *(f">= {at:g}" for at in THRESHOLDS), "best", *VIEW_NAMES.values(), "note"]]
-    for phrase, found in zip(content["phrases"], scorers[student]["phrases"], strict=True):
-        counts = [str(found["num_images"]), str(found["num_pairs"]), *map(str, found["above"].values())]
-        ranks = [_number(found["rank"].get(key)) for key in VIEW_NAMES]
-        lines.append([phrase, *counts, _score(found["best_score"]), *ranks, "; ".join(found["notes"])])
+    lines = [["phrase", "images", "pairs", *(f">= {at:g}" for at in THRESHOLDS), "best", "note"]]
+    for phrase, of in zip(content["phrases"], scorers[student]["phrases"], strict=True):
+        counts = map(str, (of["num_images"], of["num_pairs"], *of["above"].values()))
+        lines.append([phrase, *counts, _score(of["best_score"]), "; ".join(of["notes"])])
+    again = content["detections_found_again"]
     parts = [
         head,
-        "rank correlation over the pairs of each phrase, mean over phrases (1: the same order, 0: none)"
-        + (f"; views of {looked} images" if looked else "; no image was looked at again"),
+        "rank correlation over the pairs of each phrase, mean over phrases (1: the same order, 0: none); "
+        + (f"{num_mirrored} images were mirrored" if num_mirrored else "no image was mirrored"),
         _table(overall),
         f"each phrase, by {student}: pairs of its object, and those of at least so high a final score",
         _table(lines),
-        *_detector(content),
+        *([] if again is None else [f"the detector finds {100 * again:.0f} % of its boxes again in mirrored images"]),
         "limits\n" + "\n".join(f"  {limit}" for limit in content["limits"]),
     ]
     return "\n\n".join(parts)
 
 
-def _detector(content: dict[str, Any]) -> list[str]:
-    share = content["detections_found_again"]
-    return [] if share is None else [f"the detector finds {100 * share:.0f} % of its boxes again in the mirrored image"]
-
-
-def _number(value: float | None) -> str:
+def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
 def _score(value: float) -> str:
-    """Scores of a phrase may be far below 0.01 and yet tell its pairs apart."""
+    # Scores of a phrase may be far below 0.01 and yet tell its pairs apart.
     return f"{value:.2f}" if value >= 0.1 or not value else f"{value:.1g}"
 
 
@@ -208,14 +216,13 @@ def _percent(value: float | None) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Cells to aligned columns: the first and the last to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place == 0 or (place == last and rows[0][last] == "note") else cell.rjust(width)
+    left = {0, len(widths) - 1} if rows[0][-1] == "note" else {0}
+    return "\n".join(
+        "  "
+        + "  ".join(
+            cell.ljust(width) if place in left else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
+        ).rstrip()
+        for row in rows
+    )

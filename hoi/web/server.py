@@ -1,25 +1,37 @@
-"""The application: pages, their static files, what answers them, and how mistakes are told."""
+"""The web application of both pages: what it serves and refuses, how uploads are read, and where it listens.
+
+An upload's body is the file itself (no form, whose parser would write to disk); nothing is stored, and no name in a
+request is used as a path. docs/app.md lists the limits.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import socket
+import sys
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
+from io import BytesIO
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+import numpy as np
+import uvicorn
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import hoi
 from hoi.errors import UserError
-from hoi.web.app import Looking
-from hoi.web.check_page import Marking
-from hoi.web.uploads import Refused
 
 POLICY = "; ".join(
     (
@@ -42,22 +54,47 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
-READING = frozenset({"GET", "HEAD"})
-LOOPBACK = "localhost"
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+PACKAGE = "hoi.web"
+STATIC = {
+    "app.css": "text/css",
+    "scene.js": "text/javascript",
+    "talk.js": "text/javascript",
+    "look.js": "text/javascript",
+    "check.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+HOST, PORT = "127.0.0.1", 8008
+STOP_S = 5
+MAX_CONNECTIONS = 64
+MEGABYTE = 1_000_000
+UPLOAD_TIMEOUT_S = 60.0
+MAX_WAITING = 4
+NAME_HEADER = "x-file-name"
+"""Percent-encoded, since headers are ASCII."""
+MAX_NAME_LENGTH = 255
+MAX_SIDE_PX, JPEG_QUALITY = 1600, 92
+
+
+class Refused(Exception):
+    """A request that is not served, with HTTP's status and a reason for its user."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
 
 
 class Guard:
-    """Wraps the application: refuses foreign hosts and origins, and puts the headers on every answer.
+    """Wraps the application: refuses foreign hosts and origins, and adds the security headers to every answer.
 
     Args:
-        app: What is wrapped.
-        names: Host names that the page may be called by, besides `localhost` and any address in numbers: a name can be
-            made to point here by whoever owns it, an address cannot.
+        names: Host names that the page may be called by, besides `localhost` and any numeric address. Whoever owns a
+            name can point it here; an address cannot be pointed elsewhere.
     """
 
-    def __init__(self, app: ASGIApp, names: frozenset[str] = frozenset()) -> None:
+    def __init__(self, app: ASGIApp, names: Iterable[str] = ()) -> None:
         self._app = app
-        self._names = {LOOPBACK, *(name.lower() for name in names)}
+        self._names = {"localhost", *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,21 +115,21 @@ class Guard:
 
     def _refusal(self, method: str, headers: Headers, scheme: str) -> str | None:
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or not self._is_ours(hosts[0]):
+        if len(hosts) != 1 or not self._is_allowed(hosts[0]):
             return "this page is not served under that host name (--allow-host NAME adds one)"
-        if method in READING:
+        if method in SAFE_METHODS:
             return None
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        if origin is not None and origin != f"{scheme}://{hosts[0]}":
-            return "another site asked for this"
-        return "another site asked for this" if site not in (None, "same-origin", "none") else None
+        if origin not in (None, f"{scheme}://{hosts[0]}") or site not in (None, "same-origin", "none"):
+            return "another site sent this request"
+        return None
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_allowed(self, host: str) -> bool:
         if set(host) & set("@/?#"):
             return False
         try:
-            name = urlsplit(f"//{host}").hostname or ""
-            _ = urlsplit(f"//{host}").port
+            parts = urlsplit(f"//{host}")
+            name, _ = parts.hostname or "", parts.port
         except ValueError:
             return False
         if name in self._names:
@@ -104,24 +141,19 @@ class Guard:
         return True
 
 
-PACKAGE = "hoi.web"
-STATIC = {
-    "app.css": "text/css",
-    "scene.js": "text/javascript",
-    "talk.js": "text/javascript",
-    "look.js": "text/javascript",
-    "check.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
-}
-
-
-def make_app(looking: Looking | None, marking: Marking | None, names: frozenset[str] = frozenset()) -> ASGIApp:
-    """What is served to the application; a page whose part is None says how to start it.
+def make_app(
+    routes: Sequence[BaseRoute],
+    student: Mapping[str, Any] | None = None,
+    checking: bool = False,
+    allow_hosts: Iterable[str] = (),
+) -> ASGIApp:
+    """Return the application: both pages, their static files, and the routes that answer them.
 
     Args:
-        looking: The predictor's page.
-        marking: The checking page.
-        names: Host names that it may be called by, besides `localhost`.
+        routes: Of the pages that are open.
+        student: What the predictor's page says of its student; None says how to start that page.
+        checking: Whether the checking page is open; otherwise it says how to start it.
+        allow_hosts: Host names that it may be called by, besides `localhost`.
     """
     environment = Environment(
         loader=PackageLoader(PACKAGE, "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -132,10 +164,10 @@ def make_app(looking: Looking | None, marking: Marking | None, names: frozenset[
         return HTMLResponse(environment.get_template(name).render(version=hoi.__version__, **values))
 
     async def look(_: Request) -> Response:
-        return page("look.html", facts=None if looking is None else looking.facts)
+        return page("look.html", facts=student)
 
     async def check(_: Request) -> Response:
-        return page("check.html", is_open=marking is not None)
+        return page("check.html", is_open=checking)
 
     async def static(request: Request) -> Response:
         name = request.path_params["name"]
@@ -143,28 +175,170 @@ def make_app(looking: Looking | None, marking: Marking | None, names: frozenset[
             raise Refused(404, "there is no such file")
         return Response(contents[name], media_type=STATIC[name])
 
-    routes = [
-        Route("/", look),
-        Route("/check", check),
-        Route("/static/{name}", static),
-        *([] if looking is None else looking.routes()),
-        *([] if marking is None else marking.routes()),
-    ]
-    handlers = {Refused: _refused, UserError: _mistaken, Exception: _failed}
-    # The guard is outermost, so that answers to mistakes have its headers, too.
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), names)
+    pages = [Route("/", look), Route("/check", check), Route("/static/{name}", static)]
+    handlers = {Refused: _refused, UserError: _user_error, Exception: _failed}
+    # The guard is outermost, so that answers to errors have its headers, too.
+    return Guard(Starlette(routes=[*pages, *routes], exception_handlers=handlers), allow_hosts)
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, Refused):
         raise error
-    # The rest of a body that was not read would be taken for the next request.
+    # Closed, since the rest of a body that was not read would be taken for the next request.
     return JSONResponse({"error": error.reason}, error.status, headers={"Connection": "close"})
 
 
-async def _mistaken(_: Request, error: Exception) -> JSONResponse:
+async def _user_error(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": str(error)}, 500)
 
 
 async def _failed(_: Request, __: Exception) -> JSONResponse:
-    return JSONResponse({"error": "this failed; the terminal of the page has the reason"}, 500)
+    return JSONResponse({"error": "this failed; the terminal that serves the page has the reason"}, 500)
+
+
+def upload_name(request: Request) -> str:
+    """Return the file name of an upload, for display and for the result.
+
+    Raises:
+        Refused: it is a path, too long, or holds control characters.
+    """
+    name = unquote(request.headers.get(NAME_HEADER, "image"), errors="replace")
+    if not name or len(name) > MAX_NAME_LENGTH:
+        raise Refused(400, f"the file name is refused: 1 to {MAX_NAME_LENGTH} letters are expected")
+    if name in (".", "..") or any(letter in "/\\" for letter in name):
+        raise Refused(400, "the file name is refused: it is a path; a plain file name is expected")
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        raise Refused(400, "the file name is refused: it holds control characters")
+    return name
+
+
+async def read_upload(request: Request, max_bytes: int) -> bytes:
+    """Read the body of a request, and no more than the limit.
+
+    Raises:
+        Refused: it is announced or found to be larger, empty, broken off, or too slow.
+    """
+    too_large = Refused(413, f"the file is larger than {max_bytes / MEGABYTE:g} MB")
+    announced = request.headers.get("content-length")
+    if announced is not None and (not announced.isdecimal() or int(announced) > max_bytes):
+        raise too_large
+    body = bytearray()
+
+    async def read() -> None:
+        async for piece in request.stream():
+            body.extend(piece)
+            if len(body) > max_bytes:
+                raise too_large
+
+    try:
+        await asyncio.wait_for(read(), UPLOAD_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise Refused(408, f"the upload took longer than {UPLOAD_TIMEOUT_S:g} s") from None
+    except ClientDisconnect:
+        raise Refused(400, "the upload broke off") from None
+    if not body:
+        raise Refused(400, "the file is empty")
+    return bytes(body)
+
+
+class RequestLimiter:
+    """Lets one request at a time use the models, a few wait, and refuses others before their body is read.
+
+    Args:
+        max_waiting: Each waiting request holds its upload in memory.
+    """
+
+    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+        self._max_admitted = 1 + max_waiting
+        self._num_admitted = 0
+        self.turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def admit(self) -> AsyncIterator[None]:
+        """Hold a place, running or waiting, or raise Refused where all are taken."""
+        if self._num_admitted >= self._max_admitted:
+            raise Refused(503, "the server is busy with other images: try again in a moment")
+        self._num_admitted += 1
+        try:
+            yield
+        finally:
+            self._num_admitted -= 1
+
+
+def as_jpeg(pixels: np.ndarray) -> bytes:
+    """Encode an image, uint8 [H, W, 3], as a JPEG whose longest side is at most `MAX_SIDE_PX`."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
+
+
+def as_data_uri(pixels: np.ndarray) -> str:
+    """Encode an image as a JPEG in a `data:` address."""
+    return "data:image/jpeg;base64," + base64.b64encode(as_jpeg(pixels)).decode()
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Open a socket that listens at an address; port 0 takes a free one.
+
+    Raises:
+        UserError: the address is taken, forbidden, or not of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(MAX_CONNECTIONS)
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            "the page cannot listen there",
+            where=f"{host}, port {port}",
+            got=getattr(error, "strerror", None) or error,
+            fix="give another --port, or the --host of this machine",
+        ) from None
+    return listener
+
+
+def announcement(listener: socket.socket, path: str) -> str:
+    """Return what is printed when the page is up: its address, and a warning where others can reach it."""
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
+    if ip_address(host.split("%")[0]).is_loopback:
+        return f"{address}  (this machine only; Ctrl-C stops it)"
+    return (
+        "WARNING: EVERYBODY WHO REACHES THIS MACHINE OVER THE NETWORK CAN USE THIS PAGE AND SEE ITS IMAGES.\n"
+        f"WARNING: it listens on {host}, without password or encryption. Without --host it is for this machine only.\n"
+        f"{address}  (Ctrl-C stops it)"
+    )
+
+
+def make_server(app: Callable) -> uvicorn.Server:
+    """Return the application's server, which `run(sockets=[...])` starts."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=STOP_S,
+            timeout_graceful_shutdown=STOP_S,
+            ws="none",
+        )
+    )
+
+
+def serve(app: Callable, listener: socket.socket, path: str = "/") -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    print(announcement(listener, path), flush=True)
+    try:
+        make_server(app).run(sockets=[listener])
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hoi.cache.build import run as teacher_cache
 from hoi.config import PipelineConfig, parse_config
-from hoi.prediction.export import write_checkpoint
+from hoi.prediction.export import make_checkpoint
 from hoi.training import train
 
 WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
@@ -113,5 +113,5 @@ def trained_world(folder: Path, **sections: Any) -> PipelineConfig:
     config = small_world(folder, **sections)
     teacher_cache.build_cache(config)
     train.main(config)
-    write_checkpoint(config, out=folder / "checkpoint")
+    make_checkpoint(config, out=folder / "checkpoint")
     return config
