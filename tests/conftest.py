@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from hoi.config import PipelineConfig
 
 # Two test processes on two cores: a second thread each would only wait. Read when torch is imported, and by children.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,3 +31,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run it with --slow, or make test SLOW=1"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
+    """A small world whose students are trained; the checkpoint of `best` lies beside its output, in `checkpoint`."""
+    from tests.fakes.pipelines import trained_world
+
+    return trained_world(tmp_path_factory.mktemp("world"))

@@ -1,4 +1,4 @@
-"""The self-contained checkpoint: loads with nothing else at hand, and refuses what it was not made with."""
+"""The self-contained checkpoint: it loads with nothing else at hand, and refuses what it was not made with."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hoi.config import PipelineConfig
 from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.prediction import Checkpoint, Predictor
-from hoi.prediction import export as stage
-from hoi.prediction.onnx import refuse_what_has_no_export
+from hoi.prediction.export import choose_student, make_checkpoint
+from hoi.prediction.onnx import check_exportable
 from hoi.students.hoiclip.settings import HoiclipConfig
-from tests.fakes.pipelines import WEIGHTS, trained_world, write_pipeline
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
-    return trained_world(tmp_path_factory.mktemp("world"))
+from tests.fakes.pipelines import WEIGHTS, write_pipeline
 
 
 @pytest.fixture
-def folder(world: PipelineConfig, tmp_path: Path) -> Path:
-    """A copy of the checkpoint, to spoil."""
-    return Path(shutil.copytree(Path(world.output).parent / "checkpoint", tmp_path / "copy"))
+def folder(trained: PipelineConfig, tmp_path: Path) -> Path:
+    """A copy of the checkpoint, to damage."""
+    return Path(shutil.copytree(Path(trained.output).parent / "checkpoint", tmp_path / "copy"))
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -38,11 +35,18 @@ def edit(folder: Path, **changes: object) -> None:
     (folder / "checkpoint.json").write_text(json.dumps({**record, **changes}))
 
 
-def test_a_copy_runs_elsewhere_without_pipeline_file_cache_or_the_models_own_place(
-    world: PipelineConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+def refused(call: Callable[[], object]) -> UserError:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_a_copy_runs_elsewhere_without_pipeline_file_or_cache(
+    trained: PipelineConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = open_images(world.dataset, "test").read(1)
-    before = Predictor.from_checkpoint(Path(world.output).parent / "checkpoint", "cpu")(image)
+    image = open_images(trained.dataset, "test").read(1)
+    before = Predictor.from_checkpoint(Path(trained.output).parent / "checkpoint", "cpu")(image)
     record = json.loads((folder / "checkpoint.json").read_text())
     for place in record["places"].values():
         place["was"] = place["was"].replace("/", "/nowhere/")
@@ -54,124 +58,149 @@ def test_a_copy_runs_elsewhere_without_pipeline_file_cache_or_the_models_own_pla
 
 def test_it_is_made_of_json_and_safetensors_and_says_what_it_is(folder: Path) -> None:
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    own = {"checkpoint.json", "student.safetensors", "text.safetensors", "MODEL_CARD.md"}
+    ours = {"checkpoint.json", "student.safetensors", "text.safetensors", "MODEL_CARD.md"}
     clip = {f"models/teacher/clip/{path.name}" for path in (WEIGHTS / "clip").iterdir()}
-    assert files == own | clip | {"models/detector/detector.safetensors"}
+    assert files == ours | clip | {"models/detector/detector.safetensors"}
     card = (folder / "MODEL_CARD.md").read_text()
     record = json.loads((folder / "checkpoint.json").read_text())
     for part in ("detector", "teacher"):
         assert record["models"][part]["weights_sha256"][:16] in card
-    for text in ("6 of the split `train`", "HOI labels: None", "It has not been graded", "Limits", "split `clip`"):
+    for text in ("6 of the split `train`", "HOI labels: None", "Limits", "split `clip`", "best, seed 3"):
         assert text in card
 
 
-def test_written_again_it_is_the_same_to_the_byte_and_damage_is_mended(world: PipelineConfig, folder: Path) -> None:
+def test_written_again_it_is_the_same_and_damage_is_mended(trained: PipelineConfig, folder: Path) -> None:
+    make_checkpoint(trained, out=folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     (folder / "checkpoint.json").unlink()
     (folder / "student.safetensors").write_bytes(b"damaged")
-    stage.write_checkpoint(world, out=folder)
+    make_checkpoint(trained, out=folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_metrics_of_this_very_student_go_into_the_card(
+    trained: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = trained.students["best"].model_dump(mode="json")
+    row = {"name": "best", "seed": 3, "knobs": {**settings, "score_exponent": 0.1}, "full": 12.5, "rare": None}
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "summary.json").write_text('{"split": "test", "num_images": 10}')
+    config = trained.model_copy(update={"output": str(tmp_path / "output")})
+    runs = Path(trained.output) / "runs"
+    (tmp_path / "output" / "runs").symlink_to(runs)
+    other = {**row, "knobs": {**row["knobs"], "width": 99}}
+    for rows, said in (([other], "It has not been evaluated"), ([other, row], "10 images, .* mAP 12.50\\.")):
+        (tmp_path / "output" / "results.json").write_text(json.dumps(rows))
+        report = make_checkpoint(config, out=tmp_path / "made")
+        assert re.search(said, (report.folder / "MODEL_CARD.md").read_text())
 
 
 @pytest.mark.parametrize(
     ("part", "key", "word"), [("detector", "detector.weights", "detector"), ("teacher", "teacher.model", "CLIP")]
 )
-def test_another_detector_or_clip_is_refused_by_name(
-    folder: Path, tmp_path: Path, part: str, key: str, word: str
-) -> None:
+def test_another_detector_or_clip_is_refused(folder: Path, tmp_path: Path, part: str, key: str, word: str) -> None:
     other = tmp_path / "other"
     [file] = (folder / "models" / part).rglob("*.safetensors")
     shutil.copytree(file.parent, other)
     tensors = load_file(other / file.name)
     name = next(name for name, value in sorted(tensors.items()) if value.is_floating_point() and value.ndim > 1)
     tensors[name].view(-1)[0] += 1
-    from safetensors import safe_open
-
     with safe_open(file, "pt") as opened:
         save_file(tensors, other / file.name, opened.metadata())
     place = f"local-dir:{other}" if part == "teacher" else str(other / file.name)
-    expected = (
-        rf"this is not the {word} that the checkpoint was made with .* expected: weights_sha256 \w{{16}}\.\.\. · got"
-    )
-    with pytest.raises(UserError, match=expected) as caught:
-        Predictor.from_checkpoint(folder, "cpu", [f"{key}={place}"])
-    assert "\n" not in str(caught.value)
+    error = refused(lambda: Predictor.from_checkpoint(folder, "cpu", [f"{key}={place}"]))
+    assert error.what == f"this is not the {word} that the checkpoint was made with"
+    assert re.fullmatch(r"weights_sha256 \w{16}\.\.\.", str(error.expected))
 
 
 def test_thresholds_may_change_and_other_settings_may_not(folder: Path) -> None:
     predictor = Predictor.from_checkpoint(folder, "cpu", ["pairs.max_humans=1", "detector.min_score=0.3"])
     assert (predictor.config.pairs.max_humans, predictor.config.detector.min_score) == (1, 0.3)
-    with pytest.raises(UserError, match=r"not the CLIP .* crop_margins"):
-        Predictor.from_checkpoint(folder, "cpu", ["teacher.crop.margins=[1.0, 1.4]"])
-    for override in ("students.best.width=3", "pairs.max_humans"):
-        with pytest.raises(UserError, match="does not take this override"):
-            Checkpoint.open(folder, [override])
-    with pytest.raises(UserError, match=r"below a key that holds a value · expected: name="):
-        Checkpoint.open(folder, ["detector.name.x=1"])
+    error = refused(lambda: Predictor.from_checkpoint(folder, "cpu", ["teacher.crop.margins=[1.0, 1.4]"]))
+    assert "not the CLIP" in error.what
+    assert "crop_margins" in str(error.got)
+    for override, what in (
+        ("students.best.width=3", "does not take this override"),
+        ("pairs.max_humans", "does not take this override"),
+        ("detector.name.x=1", "below a key that holds a value"),
+    ):
+        error = refused(lambda override=override: Checkpoint.open(folder, [override]))
+        assert what in error.what
+        assert error.got == override
 
 
 def test_what_is_no_whole_checkpoint_of_this_version_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"this is no checkpoint .* expected: checkpoint\.json"):
-        Checkpoint.open(tmp_path / "nothing")
+    def told() -> tuple[str, object]:
+        error = refused(lambda: Checkpoint.open(folder))
+        return error.what, error.expected
+
+    error = refused(lambda: Checkpoint.open(tmp_path / "nothing"))
+    assert (error.what, error.expected) == ("this is no checkpoint", "checkpoint.json")
     edit(folder, version=2)
-    with pytest.raises(
-        UserError, match="expected: hoi-distill checkpoint, version 1 · got: hoi-distill checkpoint, version 2"
-    ):
-        Checkpoint.open(folder)
+    assert told() == ("this checkpoint is of another format", "hoi-distill checkpoint, version 1")
     edit(folder, version=1)
     damaged = bytearray((folder / "student.safetensors").read_bytes())
     damaged[-1] ^= 1
     (folder / "student.safetensors").write_bytes(damaged)
-    with pytest.raises(UserError, match=r"not the one that was written · where: .*student\.safetensors"):
-        Checkpoint.open(folder)
-    (folder / "text.safetensors").unlink()
-    with pytest.raises(UserError, match=r"is missing|not the one"):
-        Checkpoint.open(folder)
+    error = refused(lambda: Checkpoint.open(folder))
+    assert (error.what, error.where) == (
+        "a file of the checkpoint is not the one that was written",
+        folder / "student.safetensors",
+    )
+    (folder / "student.safetensors").unlink()
+    assert told()[0] == "a file of the checkpoint is missing"
     whole = json.loads((folder / "checkpoint.json").read_text())
-    for cut in ({key: value for key, value in whole.items() if key != "places"}, whole | {"files": {}}):
+    for cut, expected in (
+        ({key: value for key, value in whole.items() if key != "places"}, "places"),
+        (whole | {"files": {}}, "student.safetensors, text.safetensors"),
+    ):
         (folder / "checkpoint.json").write_text(json.dumps(cut))
-        with pytest.raises(UserError, match=r"is damaged .* expected: (places|student\.safetensors, text)"):
-            Checkpoint.open(folder)
+        assert told() == ("the record of a checkpoint is damaged", expected)
     (folder / "checkpoint.json").write_text("{")
-    with pytest.raises(UserError, match="record of a checkpoint is damaged"):
-        Checkpoint.open(folder)
+    assert told()[0] == "the record of a checkpoint is damaged"
 
 
-def test_the_command_line_chooses_student_seed_and_whether_models_are_copied(
-    world: PipelineConfig, tmp_path: Path
-) -> None:
-    arguments = ["--config", str(write_pipeline(world, tmp_path / "pipeline.yaml")), "--out", str(tmp_path / "out")]
-    report = stage.main([*arguments, "--student", "first", "--models", "refer"])
+def test_weights_that_do_not_fit_the_settings_are_refused(folder: Path) -> None:
+    record = json.loads((folder / "checkpoint.json").read_text())
+    record["config"]["students"]["best"]["width"] = 32
+    edit(folder, config=record["config"])
+    assert refused(Checkpoint.open(folder).student).what == "the student's weights do not fit its settings"
+
+
+def test_student_seed_and_copying_of_models_are_chosen(trained: PipelineConfig, tmp_path: Path) -> None:
+    report = make_checkpoint(trained, "first", out=tmp_path / "out", models="refer")
     assert (report.name, report.seed) == ("first", 3)
     assert not (tmp_path / "out" / "models").exists()
     assert "CLIP is not in the folder, but named with its hash" in str(report)
     assert Predictor.from_checkpoint(tmp_path / "out", "cpu").checkpoint.name == "first"
-    assert stage.choose_student(world) == "best"
-    with pytest.raises(UserError, match=r"no such student .* nearest: first"):
-        stage.main([*arguments, "--student", "frist"])
-    with pytest.raises(UserError, match="there is no finished training run"):
-        stage.main([*arguments, "--seed", "4"])
-    with pytest.raises(UserError, match="holds something else"):
-        stage.write_checkpoint(world, out=WEIGHTS)
+    assert choose_student(trained) == "best"
+    error = refused(lambda: make_checkpoint(trained, "frist"))
+    assert error.got == "frist"
+    assert "first" in str(error.expected)
+    assert "no finished training run" in refused(lambda: make_checkpoint(trained, seed=4)).what
+    assert "holds something else" in refused(lambda: make_checkpoint(trained, out=WEIGHTS)).what
 
 
-def test_an_onnx_file_scores_as_torch_does_on_any_number_of_images_and_pairs(
-    world: PipelineConfig, tmp_path: Path
-) -> None:
+EXPORT = "import sys; from hoi.config import load_config; from hoi.prediction.export import make_checkpoint"
+
+
+@pytest.mark.slow
+def test_an_onnx_file_scores_as_torch_does_at_any_size(trained: PipelineConfig, tmp_path: Path) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install '.[onnx]'")
-    config, out = write_pipeline(world, tmp_path / "pipeline.yaml"), tmp_path / "out"
-    # In a process of its own: the exporter reads code, and the tests' checks of shapes are no code that it knows.
-    command = [sys.executable, "-m", "hoi.prediction.export", "--config", str(config), "--out", str(out), "--onnx"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=WEIGHTS.parents[2], check=True)
-    found = re.search(
-        r"student\.onnx: .* at most (\S+) from torch, (\S+) of the largest score, in 5 batches", done.stdout
-    )
-    assert found is not None, done.stdout
-    assert max(float(found[1]), float(found[2])) <= 1e-4
+    config, out = write_pipeline(trained, tmp_path / "pipeline.yaml"), tmp_path / "out"
+    # In a process of its own: torch's exporter does not understand the shape checks that the tests add.
+    call = f"{EXPORT}; print(make_checkpoint(load_config(sys.argv[1], []), out=sys.argv[2], onnx=True))"
+    command = [sys.executable, "-c", call, str(config), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    pattern = r"student\.onnx: .* at most (\S+) from torch, (\S+) of the largest score, in 5 batches"
+    match = re.search(pattern, done.stdout)
+    assert match is not None, done.stdout
+    assert max(float(match[1]), float(match[2])) <= 1e-4
     assert (out / "student.onnx").stat().st_size > 10_000
 
 
-def test_a_student_that_attends_over_its_images_pairs_has_no_onnx_form() -> None:
-    with pytest.raises(UserError, match=r"method 'hoiclip' has no ONNX form .*student 'mine'"):
-        refuse_what_has_no_export("mine", HoiclipConfig(method="hoiclip"))
+def test_a_student_with_attention_over_pairs_has_no_onnx_form() -> None:
+    error = refused(lambda: check_exportable("mine", HoiclipConfig(method="hoiclip")))
+    assert error.what == "a student of the method 'hoiclip' has no ONNX form"
+    assert error.where == "student 'mine'"

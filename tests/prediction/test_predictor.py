@@ -1,4 +1,4 @@
-"""Predictions in memory against those of the cached path, on scenes of the embedded world."""
+"""Predictions in memory against those of the cached path, on scenes of the embedded trained."""
 
 from __future__ import annotations
 
@@ -17,35 +17,28 @@ from hoi.datasets import UnreadableImage, open_images
 from hoi.errors import UserError
 from hoi.evaluation.baselines import DirectClip, direct_settings
 from hoi.prediction import ImageResult, Predictor
-from hoi.prediction.batch import ExtraFields, batch_of, blank_signals, on_device
-from hoi.prediction.predictor import phrase_of
+from hoi.prediction.predictor import ExtraFields, batch_of, blank_signals, phrase_of
 from hoi.records import Triplets
 from hoi.scoring import score_split
 from hoi.training.train import run_folder
 from hoi.vocabulary import Vocabulary
-from tests.fakes.pipelines import trained_world
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
-    return trained_world(tmp_path_factory.mktemp("world"))
+def predictor(trained: PipelineConfig) -> Predictor:
+    return Predictor.from_checkpoint(Path(trained.output).parent / "checkpoint", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def predictor(world: PipelineConfig) -> Predictor:
-    return Predictor.from_checkpoint(Path(world.output).parent / "checkpoint", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def scenes(world: PipelineConfig) -> list[np.ndarray]:
-    source = open_images(world.dataset, "test")
+def scenes(trained: PipelineConfig) -> list[np.ndarray]:
+    source = open_images(trained.dataset, "test")
     return [source.read(row) for row in range(len(source.image_ids))]
 
 
-def cached_triplets(world: PipelineConfig, name: str) -> tuple[Triplets, Triplets]:
+def cached_triplets(trained: PipelineConfig, name: str) -> tuple[Triplets, Triplets]:
     """The student's, and direct CLIP's, as stage three scores them."""
-    split = open_split(world, "test")
-    folder = run_folder(world, name, 3, open_split(world, "train").fingerprint)
+    split = open_split(trained, "test")
+    folder = run_folder(trained, name, 3, open_split(trained, "train").fingerprint)
     student = folder.load_student(split.text_bank, split.vocabulary, split.axes)
     direct = DirectClip(
         split.text_bank, split.vocabulary, direct_settings(split.text_bank, split.axes["M"])[0], "direct"
@@ -63,9 +56,9 @@ def as_rows(triplets: Triplets, image: int) -> np.ndarray:
 
 
 def test_predictions_are_those_of_the_cached_path(
-    world: PipelineConfig, predictor: Predictor, scenes: list[np.ndarray]
+    trained: PipelineConfig, predictor: Predictor, scenes: list[np.ndarray]
 ) -> None:
-    by_student, by_teacher = cached_triplets(world, "best")
+    by_student, by_teacher = cached_triplets(trained, "best")
     results = predictor.predict(scenes)
     assert sum(len(result.triplets) for result in results) == len(by_student) > 200
     for image, result in enumerate(results):
@@ -83,11 +76,11 @@ def test_predictions_are_those_of_the_cached_path(
     assert by_teacher.score.max() > 0.3
 
 
-def test_a_batch_of_signals_is_the_batch_of_the_cache(world: PipelineConfig) -> None:
+def test_a_batch_of_signals_is_the_batch_of_the_cache(trained: PipelineConfig) -> None:
     from hoi.extraction import Extractor
 
-    split, source = open_split(world, "test"), open_images(world.dataset, "test")
-    extractor = Extractor(world, split.vocabulary, "cpu")
+    split, source = open_split(trained, "test"), open_images(trained.dataset, "test")
+    extractor = Extractor(trained, split.vocabulary, "cpu")
     rows = [4, 1, 7]
     signals = extractor.extract([source.image_ids[row] for row in rows], [source.read(row) for row in rows])
     extra = ["union_embedding", "image_embedding"]
@@ -110,7 +103,7 @@ def scores(result: ImageResult) -> list[tuple[int, int, int]]:
     return [(t.human_idx, t.object_idx, t.interaction_idx) for t in result.triplets]
 
 
-def test_an_image_gets_the_same_as_path_picture_and_array_and_whatever_stands_beside_it(
+def test_path_picture_and_array_of_an_image_score_alike(
     predictor: Predictor, scenes: list[np.ndarray], tmp_path: Path
 ) -> None:
     path = tmp_path / "scene.png"
@@ -142,7 +135,7 @@ def test_triplets_fall_in_score_and_stop_at_top_and_threshold(predictor: Predict
     assert len(plain["detections"]) == len(result.detections)
 
 
-def test_what_is_no_picture_is_refused_with_the_reason(predictor: Predictor, tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused_with_the_reason(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(UnreadableImage, match="no image"):
         predictor(tmp_path / "text.jpg")
@@ -151,25 +144,30 @@ def test_what_is_no_picture_is_refused_with_the_reason(predictor: Predictor, tmp
             predictor(wrong)
 
 
-def test_a_field_of_a_further_pass_is_missed_by_name_where_it_is_read(predictor: Predictor) -> None:
+def test_a_field_of_an_extra_pass_is_refused_where_it_is_read(predictor: Predictor) -> None:
     signals = [blank_signals({"K": 5, "D": 4, "M": 2, "L": 1})]
-    batch = on_device(batch_of(signals, ["coca/vlm_scores", "union_embedding"], None), torch.device("cpu"))
+    batch = batch_of(signals, ["coca/vlm_scores", "union_embedding"], None)
     assert batch.extra["union_embedding"].shape == (1, 2, 4)
-    with pytest.raises(UserError, match=r"scores pairs with 'coca/vlm_scores'.*further pass"):
+    assert isinstance(batch.extra, ExtraFields)
+    with pytest.raises(UserError) as caught:
         batch.extra["coca/vlm_scores"]
-    with pytest.raises(UserError, match="spatial_map"):
+    assert (caught.value.where, caught.value.got) == (
+        "the field coca/vlm_scores",
+        "a field of an extra pass over a cache",
+    )
+    with pytest.raises(UserError) as caught:
         batch_of(signals, ["spatial_map"], None)
-    assert isinstance(replace(batch).extra, ExtraFields)
+    assert caught.value.where == "the field spatial_map"
 
 
-def test_who_acts_alone_has_no_object_as_its_class() -> None:
+def test_a_person_acting_alone_has_the_class_no_object() -> None:
     boxes = blank_signals({"K": 3, "D": 4, "M": 1, "L": 1})
     alone = replace(boxes, pairs_ho=np.array([[1, 1]], np.int32))
     assert batch_of([boxes, alone], [], 7).labels_o.tolist() == [0, 7]
     assert batch_of([boxes, alone], [], None).rows_h.tolist() == [0, 3]
 
 
-def test_phrases_are_ones_own_or_made_of_verb_and_object() -> None:
+def test_phrases_are_given_or_made_of_verb_and_object() -> None:
     vocabulary = Vocabulary(
         ("person", "umbrella", "no_object"),
         ("hold", "no_interaction", "run"),
