@@ -1,11 +1,24 @@
-"""Rank correlation, the same first interaction, coverage: by hand."""
+"""Rank correlation, the same first interaction, mirrored boxes, coverage: by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from hoi.quality.measures import coverage, largest_object, mean_of, rank_agreement, same_first, spearman
+from hoi.quality.measures import (
+    agreement,
+    coverage,
+    mirror,
+    most_frequent,
+    rank_agreement,
+    same_first,
+    share_found_again,
+    spearman,
+)
+from hoi.records import Detections
+
+BOXES = np.array([[10, 20, 30, 60], [60, 30, 90, 50], [0, 0, 8, 100]], np.float32)
+DETECTIONS = Detections(BOXES, np.array([0.9, 0.8, 0.7], np.float32), np.array([0, 1, 0]))
 
 
 def test_a_ranking_agrees_with_itself_and_not_with_its_reverse() -> None:
@@ -19,8 +32,8 @@ def test_a_ranking_agrees_with_itself_and_not_with_its_reverse() -> None:
 def test_few_pairs_and_equal_scores_have_no_ranking() -> None:
     assert spearman(np.arange(4), np.arange(4)) is None
     assert spearman(np.arange(5), np.ones(5)) is None
-    assert mean_of([None, 0.5, 1.0]) == 0.75
-    assert mean_of([None]) is None
+    nothing = agreement(np.ones((9, 2)), np.ones((9, 2)), np.ones((9, 2), bool))
+    assert nothing == {"rank": None, "same_first": 1.0}
 
 
 def test_only_pairs_that_admit_an_interaction_count_for_it() -> None:
@@ -31,6 +44,7 @@ def test_only_pairs_that_admit_an_interaction_count_for_it() -> None:
     admitted[0, 0] = False
     admitted[:3, 1] = False
     assert rank_agreement(first, second, admitted) == [pytest.approx(1), None]
+    assert agreement(first, second, admitted)["rank"] == pytest.approx(1)
 
 
 def test_the_same_first_is_asked_of_pairs_with_a_choice() -> None:
@@ -64,5 +78,24 @@ def test_one_image_that_holds_most_of_a_phrase_is_named() -> None:
 
 
 def test_the_object_of_most_pairs_is_found() -> None:
-    assert largest_object(np.array([2, 2, 0, 2]), 4) == (2, 0.75)
-    assert largest_object(np.zeros(0, int), 4) == (0, 0.0)
+    assert most_frequent(np.array([2, 2, 0, 2]), 4) == (2, 0.75)
+    assert most_frequent(np.zeros(0, int), 4) == (0, 0.0)
+
+
+def test_a_mirrored_box_keeps_its_pixels() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    for value, (x1, y1, x2, y2) in zip((50, 100, 150), BOXES.astype(int), strict=True):
+        image[y1:y2, x1:x2] = value
+    mirrored, detections = mirror(image, DETECTIONS)
+    for value, (x1, y1, x2, y2) in zip((50, 100, 150), detections.boxes_xyxy.astype(int), strict=True):
+        assert (mirrored[y1:y2, x1:x2] == value).all()
+        assert (mirrored == value).all(-1).sum() == (x2 - x1) * (y2 - y1)
+    again, boxes = mirror(mirrored, detections)
+    np.testing.assert_array_equal(again, image)
+    np.testing.assert_array_equal(boxes.boxes_xyxy, BOXES)
+
+
+def test_detections_are_found_again_by_class_and_place() -> None:
+    moved = Detections(BOXES + np.float32(1), DETECTIONS.scores, np.array([0, 0, 0]))
+    assert share_found_again([DETECTIONS], [moved]) == pytest.approx(2 / 3)
+    assert share_found_again([], []) is None

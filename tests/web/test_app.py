@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import importlib
 import json
 import shutil
 import socket
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,30 +22,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoi.cache.build import run as teacher_cache
-from hoi.config import WorldDataset
+from hoi.config import PipelineConfig, WorldDataset
 from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.evaluation import score
-from hoi.prediction import Predictor
-from hoi.prediction.export import write_checkpoint
-from hoi.training import train
-from hoi.web import app as app_stage
-from hoi.web import check_page
-from hoi.web.serving import (
-    announcement,
-    is_loopback,
-    make_server,
-    open_socket,
-)
-from tests.fakes.pipelines import small_pipeline
+from hoi.prediction import Checkpoint, Predictor
 
 pytest.importorskip("starlette", reason="starlette is not installed (the extra app)")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra app)")
 
-from hoi.web.app import Looking
-from hoi.web.check_page import Marking
-from hoi.web.server import make_app
+import hoi.web
+from hoi.web import server
+from hoi.web.app import PredictPage, serve_app
+from hoi.web.check_page import MarkingPage, check_page, export, open_session
+from hoi.web.server import announcement, make_app, make_server, open_socket
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NUM_IMAGES = 12
@@ -54,21 +46,12 @@ MAX_UPLOAD_MB, MAX_MEGAPIXELS = 2.0, 50.0
 
 @dataclass(frozen=True)
 class Site:
-    """A server that runs, and what it serves.
-
-    Args:
-        port: Of 127.0.0.1.
-        predictor, looking, marking: Its parts.
-        images: A folder of world scenes as PNG files.
-        options: Of the checking page.
-    """
+    """A running server and what it serves: a predictor, and the predictions of the images in `folder/images`."""
 
     port: int
     predictor: Predictor
-    looking: Looking
-    marking: Marking
-    images: Path
-    options: list[str]
+    marking: MarkingPage
+    folder: Path
 
     @property
     def address(self) -> str:
@@ -90,21 +73,13 @@ class Site:
 
     @property
     def png(self) -> bytes:
-        return (self.images / "scene-1.png").read_bytes()
+        return (self.folder / "images" / "scene-1.png").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(trained: PipelineConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    config = small_pipeline(
-        folder,
-        dataset={"name": "world", "splits": {"train": NUM_IMAGES}},
-        students={"student": {"width": 32}},
-        train={"seeds": [0], "epochs": 2, "batch_images": 4, "device": "cpu"},
-    )
-    teacher_cache.build_cache(config)
-    train.main(config)
-    predictor = Predictor.from_checkpoint(write_checkpoint(config).folder, device="cpu")
+    predictor = Predictor.from_checkpoint(Path(trained.output).parent / "checkpoint", device="cpu")
     images, lines = folder / "images", []
     images.mkdir()
     source = open_images(WorldDataset(name="world", splits={"test": NUM_IMAGES}), "test")
@@ -115,23 +90,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             keys = ("human_xyxy", "object_xyxy", "verb", "object", "score")
             lines.append(json.dumps({"file_name": name, **{key: triplet[key] for key in keys}}))
     (folder / "predictions.jsonl").write_text("\n".join(lines))
-    options = [
-        "--predictions",
-        str(folder / "predictions.jsonl"),
-        "--images",
-        str(images),
-        "--out",
-        str(folder / "check"),
-    ]
-    session, read = check_page.open_session(check_page._parser().parse_args(options))
-    looking = Looking(predictor, MAX_UPLOAD_MB, MAX_MEGAPIXELS)
-    marking = Marking(session, read, lambda: check_page.export(session, folder / "check"))
+    session, read = open_session(folder / "predictions.jsonl", images, None, None, folder / "check", 50, 0)
+    predicting = PredictPage(predictor, MAX_UPLOAD_MB, MAX_MEGAPIXELS)
+    marking = MarkingPage(session, read, partial(export, session, folder / "check"))
+    app = make_app([*predicting.routes(), *marking.routes()], predicting.facts, checking=True)
     with open_socket("127.0.0.1", 0) as listener:
-        server = make_server(make_app(looking, marking))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        running = make_server(app)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        yield Site(listener.getsockname()[1], predictor, looking, marking, images, options)
-        server.should_exit = True
+        yield Site(listener.getsockname()[1], predictor, marking, folder)
+        running.should_exit = True
         thread.join(20)
 
 
@@ -147,10 +115,10 @@ def bomb() -> bytes:
     return encoded(Image.new("1", (10_000, 10_000)))
 
 
-def test_an_upload_comes_back_as_the_predictors_own_result(site: Site) -> None:
+def test_an_upload_comes_back_as_the_predictors_result(site: Site) -> None:
     status, answer = site.upload(site.png, "caf%C3%A9%20%3Cb%3E.png")
     assert status == 200
-    pixels = np.array(Image.open(site.images / "scene-1.png"))
+    pixels = np.array(Image.open(site.folder / "images" / "scene-1.png"))
     expected = site.predictor.predict([pixels], ["café <b>.png"])[0].to_dict()
     assert answer["result"] == json.loads(json.dumps(expected))
     assert len(answer["result"]["triplets"]) > 0
@@ -159,7 +127,7 @@ def test_an_upload_comes_back_as_the_predictors_own_result(site: Site) -> None:
     assert np.abs(np.asarray(shown, float) - pixels).mean() < 8
 
 
-def test_odd_but_honest_images_are_looked_at(site: Site) -> None:
+def test_odd_but_valid_images_are_predicted(site: Site) -> None:
     for image, kind in (
         (Image.new("L", (1, 1)), "PNG"),
         (Image.new("CMYK", (40, 300)), "JPEG"),
@@ -170,7 +138,7 @@ def test_odd_but_honest_images_are_looked_at(site: Site) -> None:
         assert (status, answer["result"]["size_hw"]) == (200, [image.height, image.width])
 
 
-def test_what_is_no_image_is_refused_with_a_reason_and_the_server_lives_on(site: Site, bomb: bytes) -> None:
+def test_what_is_no_image_is_refused_and_the_server_lives_on(site: Site, bomb: bytes) -> None:
     for body, name, status, reason in (
         (bomb, "bomb.png", 415, "10000 x 10000 pixels, more than the limit of 50000000"),
         (b"Dear diary, this is no photograph.", "holiday.jpg", 415, "the file is no image"),
@@ -187,7 +155,7 @@ def test_what_is_no_image_is_refused_with_a_reason_and_the_server_lives_on(site:
         assert site.upload(site.png)[0] == 200
 
 
-def test_an_upload_that_says_it_is_too_large_is_refused_before_it_is_read(site: Site) -> None:
+def test_too_large_an_upload_is_refused_before_it_is_read(site: Site) -> None:
     with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
         raw.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n")
         assert raw.recv(65_536).startswith(b"HTTP/1.1 413 ")
@@ -202,13 +170,21 @@ def test_an_upload_that_says_it_is_too_large_is_refused_before_it_is_read(site: 
     assert site.upload(site.png)[0] == 200
 
 
-def test_nothing_of_an_upload_touches_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_or_broken_upload_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "UPLOAD_TIMEOUT_S", 0.2)
+    with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
+        raw.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
+        assert raw.recv(65_536).startswith(b"HTTP/1.1 408 ")
+    assert site.upload(site.png)[0] == 200
+
+
+def test_nothing_of_an_upload_touches_the_disk(site: Site) -> None:
     opened: list[str] = []
-    server = [True]
+    watching = [True]
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        if server[0] and (writes or event.startswith(("tempfile.", "os.rename", "os.mkdir"))):
+        if watching[0] and (writes or event.startswith(("tempfile.", "os.rename", "os.mkdir"))):
             opened.append(f"{event} {arguments[0]}")
 
     sys.addaudithook(audit)
@@ -216,13 +192,11 @@ def test_nothing_of_an_upload_touches_the_disk(site: Site, monkeypatch: pytest.M
     body = encoded(Image.fromarray(noise))
     assert len(body) > 1_200_000
     assert site.upload(body)[0] == 200
-    server[0] = False
+    watching[0] = False
     assert opened == []
 
 
-def test_one_image_at_a_time_is_looked_at_few_wait_and_others_are_turned_away(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_image_at_a_time_is_predicted_and_few_wait(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, most, real = [0], [0], site.predictor.predict
 
     def slow(*arguments: Any) -> Any:
@@ -256,7 +230,7 @@ def test_a_failure_of_the_models_is_told_and_survived(site: Site, monkeypatch: p
     assert site.upload(site.png)[0] == 200
 
 
-def test_foreign_hosts_and_origins_are_refused_and_every_answer_is_locked_down(site: Site) -> None:
+def test_foreign_hosts_and_origins_are_refused(site: Site) -> None:
     for host, status in (
         ("localhost", 200),
         (f"127.0.0.1:{site.port}", 200),
@@ -300,7 +274,7 @@ def test_foreign_hosts_and_origins_are_refused_and_every_answer_is_locked_down(s
         assert "style=" not in page
 
 
-def test_marks_that_are_none_are_refused(site: Site) -> None:
+def test_malformed_marks_are_refused(site: Site) -> None:
     bodies = [b"", b"{", b"[]", b"[" * 900, b"x" * 2000]
     marks: list[dict[str, Any]] = [{"row": 0}, {"row": True, "verdict": "right"}, {"row": -1, "verdict": "right"}]
     marks.append({"row": 0, "verdict": "maybe"})
@@ -312,24 +286,32 @@ def test_marks_that_are_none_are_refused(site: Site) -> None:
     assert json.loads(site.ask("GET", "/check/state")[2])["num_marked"] == 0
 
 
-def test_a_page_that_others_can_reach_says_so_loudly_and_a_port_in_use_in_one_line(site: Site) -> None:
+def test_a_page_that_others_can_reach_warns_in_capitals(site: Site) -> None:
     with open_socket("0.0.0.0", 0) as listener:
         assert announcement(listener, "/").startswith("WARNING: EVERYBODY WHO REACHES THIS MACHINE")
     with open_socket("127.0.0.1", 0) as listener:
-        assert announcement(listener, "/check").endswith("/check  (this machine only; Ctrl-C ends it)")
-    assert [is_loopback(host) for host in ("127.9.9.9", "::1", "0.0.0.0", "192.168.0.7")] == [True, True, False, False]
-    with pytest.raises(
-        UserError, match=r"the page cannot listen there · where: 127\.0\.0\.1, port \d+ .* another --port"
+        assert announcement(listener, "/check").endswith("/check  (this machine only; Ctrl-C stops it)")
+
+
+def test_wrong_options_are_told_before_models_are_loaded(site: Site) -> None:
+    checkpoint: Checkpoint = site.predictor.checkpoint
+    for options, where in (
+        ({"port": site.port}, f"127.0.0.1, port {site.port}"),
+        ({"max_upload_mb": -1}, "--max-upload-mb"),
+        ({"max_megapixels": float("inf")}, "--max-megapixels"),
     ):
-        app_stage.main(["--port", str(site.port)])
-    with pytest.raises(UserError, match=r"this limit is none · where: --max-upload-mb"):
-        app_stage.main(["--max-upload-mb", "-1"])
+        with pytest.raises(UserError) as caught:
+            serve_app(checkpoint, device="no such device", **options)  # type: ignore[arg-type]
+        assert caught.value.where == where
 
 
-def test_without_the_libraries_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(UserError, match=r"a library that is not installed .* got: no uvicorn .* pip install"):
-        app_stage.main([])
+def test_without_the_libraries_the_message_says_what_to_install() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "uvicorn", None)
+        with pytest.raises(UserError) as caught:
+            importlib.reload(hoi.web)
+    assert caught.value.got == "no uvicorn"
+    assert "pip install" in str(caught.value.fix)
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +359,8 @@ SHOWN = "document.querySelectorAll('#triplets .triplet').length"
 SLIDE = "const t = document.getElementById('threshold'); t.value = arguments[0]; t.dispatchEvent(new Event('input'));"
 
 
-def test_in_chromium_an_image_is_drawn_its_threshold_moves_and_its_json_parses(
+@pytest.mark.slow
+def test_in_chromium_an_image_is_drawn_and_its_json_downloaded(
     browser: Any, site: Site, bomb: bytes, tmp_path: Path
 ) -> None:
     run = browser.execute_script
@@ -405,7 +388,7 @@ def test_in_chromium_an_image_is_drawn_its_threshold_moves_and_its_json_parses(
     until(browser, "document.getElementById('error').textContent.includes('it is a path')")
     assert run("return document.querySelectorAll('#error b, #found:not([hidden])').length") == 0
 
-    path = min(site.images.iterdir(), key=lambda image: abs(len(site.predictor(image).triplets) - 40))
+    path = min((site.folder / "images").iterdir(), key=lambda image: abs(len(site.predictor(image).triplets) - 40))
     expected = json.loads(json.dumps(site.predictor(path).to_dict()))
     told = [triplet for triplet in expected["triplets"] if triplet["verb"] != "no_interaction"]
     file.send_keys(str(path))
@@ -474,9 +457,8 @@ press();
 MARKED = "document.getElementById('done').textContent.startsWith('%d of')"
 
 
-def test_in_chromium_fifty_marks_give_intervals_survive_a_reload_and_a_restart_and_are_scored(
-    browser: Any, site: Site, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_in_chromium_fifty_marks_are_kept_and_scored(browser: Any, site: Site, tmp_path: Path) -> None:
     set_up(browser, 390, "light")
     browser.get(f"{site.address}/check")
     until(browser, MARKED % 0)
@@ -509,9 +491,10 @@ def test_in_chromium_fifty_marks_give_intervals_survive_a_reload_and_a_restart_a
     failures = [entry for entry in browser.get_log("browser") if "/predict" not in entry["message"]]
     assert failures == []
 
-    again, _ = check_page.open_session(check_page._parser().parse_args(site.options))
+    given = (site.folder / "predictions.jsonl", site.folder / "images", None, None)
+    again, _ = open_session(*given, site.folder / "check", 50, 0)
     assert again.marks == site.marking._session.marks
-    report = check_page.main(site.options)
+    report = check_page(*given, out=site.folder / "check")
     assert (report.num_marked, report.num_asked, report.rows[0]["num_marked"]) == (50, 50, 49)
     assert "49" in str(report)
     for row in report.rows[:1]:

@@ -1,4 +1,4 @@
-"""Which triplets are asked, what marks say of all, whether intervals hold the truth, and marks on disk."""
+"""Which triplets are drawn, what marks say of all, whether intervals hold the truth, and marks on disk."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoi.checking.estimates import estimate, precision, ranked_precision, wilson
-from hoi.checking.sample import draw_sample, rank_share, read_candidates
-from hoi.checking.session import Asked, Session, results_table
+from hoi.checking.estimates import estimate, precision, rank_share, ranked_precision, wilson
+from hoi.checking.session import Session, SessionKey, draw_sample, read_candidates, results_table
 from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
 
 
-def drawn(dice: np.random.Generator, num_phrases: int, spread: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def drawn(rng: np.random.Generator, num_phrases: int, spread: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Phrases of uneven size, scores, and verdicts that are likelier where scores are high."""
-    sizes = np.maximum(3, np.exp(dice.normal(4, 1, num_phrases))).astype(int)
+    sizes = np.maximum(3, np.exp(rng.normal(4, 1, num_phrases))).astype(int)
     phrase = np.repeat(np.arange(num_phrases), sizes)
-    score = dice.beta(0.6, 1.5, len(phrase))
-    chance = 1 / (1 + np.exp(-(8 * (score - 0.6) + dice.normal(0, spread, num_phrases)[phrase])))
-    return phrase, score, dice.random(len(phrase)) < chance
+    score = rng.beta(0.6, 1.5, len(phrase))
+    chance = 1 / (1 + np.exp(-(8 * (score - 0.6) + rng.normal(0, spread, num_phrases)[phrase])))
+    return phrase, score, rng.random(len(phrase)) < chance
 
 
 def true_ap(right: np.ndarray, score: np.ndarray) -> float:
@@ -34,7 +33,7 @@ def true_ap(right: np.ndarray, score: np.ndarray) -> float:
     return float(np.mean(precisions)) if precisions else 0.0
 
 
-def test_wilsons_interval_and_average_precision_are_those_worked_out_by_hand() -> None:
+def test_interval_and_average_precision_are_worked_out_by_hand() -> None:
     # 8 of 10: (0.8 + 1.96²/20) / (1 + 1.96²/10) = 0.7166, half a width of 0.2267.
     assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
@@ -50,13 +49,13 @@ def test_wilsons_interval_and_average_precision_are_those_worked_out_by_hand() -
     assert (found.low, found.high) == pytest.approx(wilson(0.6, 1 / 0.26))
 
 
-def test_places_in_a_ranking_count_from_its_top_and_ties_stay_in_order() -> None:
+def test_ranks_count_from_the_top_and_ties_stay_in_order() -> None:
     share = rank_share(np.array([0, 0, 1, 0, 0]), np.array([0.2, 0.9, 0.5, 0.2, -3.0]), 2)
     assert share.tolist() == [1.5 / 4, 0.5 / 4, 0.5, 2.5 / 4, 3.5 / 4]
 
 
 @pytest.mark.parametrize(("num_phrases", "num_marks"), [(1, 50), (5, 50), (20, 50), (60, 50), (20, 7), (3, 5000)])
-def test_as_many_are_asked_as_wanted_each_once_and_the_top_more_densely(num_phrases: int, num_marks: int) -> None:
+def test_as_many_are_drawn_as_wanted_and_the_top_more_densely(num_phrases: int, num_marks: int) -> None:
     phrase, score, _ = drawn(np.random.default_rng(1), num_phrases, 1.0)
     sample = draw_sample(phrase, score, num_phrases, num_marks, seed=0)
     assert len(sample.asked) == len(set(sample.asked.tolist())) == min(num_marks, len(phrase))
@@ -71,7 +70,7 @@ def test_as_many_are_asked_as_wanted_each_once_and_the_top_more_densely(num_phra
     assert (again.asked == sample.asked).all()
 
 
-def test_each_triplet_is_asked_as_often_as_its_chance_says() -> None:
+def test_each_triplet_is_drawn_as_often_as_its_probability_says() -> None:
     phrase, score, _ = drawn(np.random.default_rng(2), 6, 1.0)
     counts = np.zeros(len(phrase))
     for seed in range(400):
@@ -82,7 +81,7 @@ def test_each_triplet_is_asked_as_often_as_its_chance_says() -> None:
     assert np.abs(off).max() < 4.5
 
 
-def test_when_all_is_marked_the_figures_are_the_truth_and_intervals_close() -> None:
+def test_when_all_is_marked_the_estimates_are_the_truth() -> None:
     phrase, score, right = drawn(np.random.default_rng(3), 4, 1.0)
     stratum = draw_sample(phrase, score, 4, 50, 0).stratum
     results = estimate(phrase, score, stratum, np.ones(len(phrase), bool), right, 4)
@@ -137,7 +136,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def test_predictions_are_read_by_name_or_by_row_and_those_of_no_interaction_are_left_out(tmp_path: Path) -> None:
+def test_predictions_are_read_by_name_or_by_row(tmp_path: Path) -> None:
     idle = {**LINE, "verb": "no_interaction"}
     named = read_candidates(write(tmp_path / "named.jsonl", LINE, idle, {**LINE, "verb": "hold"}))
     assert named.phrases == ["hold bicycle", "ride bicycle"]
@@ -149,21 +148,26 @@ def test_predictions_are_read_by_name_or_by_row_and_those_of_no_interaction_are_
     vocabulary = Vocabulary(("person", "bicycle"), ("ride",), (("ride", "bicycle"),))
     found = read_candidates(by_row, vocabulary, inclusive=True)
     assert (found.interactions, found.boxes_h[0].tolist()) == ([("ride", "bicycle")], [0, 0, 11, 21])
-    with pytest.raises(
-        UserError, match=r"does not name its verb and object · where: .*rows\.jsonl, line 1 .* --config"
+    for path, what in (
+        (by_row, "a prediction does not name its verb and object"),
+        (write(tmp_path / "idle.jsonl", idle), "there is no prediction to check"),
+        (write(tmp_path / "wrong.jsonl", LINE, {**LINE, "score": "high"}), "'score' of a prediction is mistyped"),
     ):
-        read_candidates(by_row)
-    with pytest.raises(UserError, match="there is no prediction to check"):
-        read_candidates(write(tmp_path / "idle.jsonl", idle))
-    with pytest.raises(UserError, match=r"'score' of a prediction is mistyped · where: .*line 2"):
-        read_candidates(write(tmp_path / "wrong.jsonl", LINE, {**LINE, "score": "high"}))
+        with pytest.raises(UserError) as caught:
+            read_candidates(path)
+        assert caught.value.what == what
+        assert str(path) in str(caught.value.where)
+    far = write(tmp_path / "far.jsonl", {**json.loads(by_row.read_text()), "interaction": 1})
+    with pytest.raises(UserError) as caught:
+        read_candidates(far, vocabulary)
+    assert caught.value.expected == "a whole number of 0..0"
 
 
-def test_marks_are_on_disk_before_they_count_and_are_taken_up_again_or_refused(tmp_path: Path) -> None:
+def test_marks_are_on_disk_before_they_count_and_are_resumed(tmp_path: Path) -> None:
     rows = [{**LINE, "score": score, "file_name": f"{score}.jpg"} for score in np.linspace(0, 1, 30).tolist()]
     candidates = read_candidates(write(tmp_path / "predictions.jsonl", *rows))
     kept: list[Any] = []
-    session = Session(candidates, Asked("0" * 64, 12, 0), kept.append)
+    session = Session(candidates, SessionKey("0" * 64, 12, 0), kept.append)
     first, second = session.sample.asked[:2].tolist()
     session.mark(first, "right")
     session.mark(second, "wrong")
@@ -180,18 +184,20 @@ def test_marks_are_on_disk_before_they_count_and_are_taken_up_again_or_refused(t
     assert [json.loads(line)["verdict"] for line in session.checked().splitlines()] == ["wrong", "right"]
     assert results_table(session.results(), candidates.phrases)[0]["num_marked"] == 2
 
-    again = Session(candidates, Asked("0" * 64, 12, 0), kept.append)
+    again = Session(candidates, SessionKey("0" * 64, 12, 0), kept.append)
     again.resume(json.loads(json.dumps(kept[-1])), tmp_path / "marks.json")
     assert again.marks == session.marks
-    for other, reason in (
-        (Asked("1" * 64, 12, 0), "same predictions_sha256"),
-        (Asked("0" * 64, 13, 0), "same num_marks"),
+    for other, expected in (
+        (SessionKey("1" * 64, 12, 0), "the same predictions_sha256"),
+        (SessionKey("0" * 64, 13, 0), "the same num_marks"),
     ):
-        with pytest.raises(UserError, match=f"other predictions or another draw .* {reason} .* give another --out"):
+        with pytest.raises(UserError) as caught:
             Session(candidates, other, kept.append).resume(kept[-1], tmp_path / "marks.json")
+        assert caught.value.expected == expected
     for damaged in ({}, [], {**kept[-1], "version": 2}, {**kept[-1], "marks": [{"row": 99, "verdict": "right"}]}):
-        with pytest.raises(UserError, match="this is no file of marks"):
+        with pytest.raises(UserError) as caught:
             again.resume(damaged, tmp_path / "marks.json")
+        assert caught.value.what == "this is no file of marks"
 
     def full(_: Any) -> None:
         raise UserError("the disk is full")
@@ -200,5 +206,5 @@ def test_marks_are_on_disk_before_they_count_and_are_taken_up_again_or_refused(t
     with pytest.raises(UserError, match="the disk is full"):
         session.mark(session.sample.asked[5], "right")
     assert session.marks == again.marks
-    with pytest.raises(ValueError, match="is not asked"):
+    with pytest.raises(ValueError, match="is not in the sample"):
         again.mark(next(row for row in range(30) if row not in again.sample.asked), "right")
