@@ -156,12 +156,12 @@ def audit(
 def quality(
     config: Config = None,
     overrides: Overrides = None,
-    sample: Annotated[int, typer.Option(min=0, metavar="N", help="images that are looked at again")] = 24,
+    sample: Annotated[int, typer.Option(min=0, metavar="N", help="images that are mirrored and measured again")] = 24,
     branches: Annotated[bool, typer.Option("--branches", help="measure each branch of a student as well")] = False,
 ) -> None:
     """Say what can be said of students without labels, and its limits."""
-    from hoi.quality.run import main
+    from hoi.quality.run import measure_quality
 
     with pipeline(config, overrides) as settings:
-        print(main(settings, sample, branches))
+        print(measure_quality(settings, sample, branches))
         say_next("app")

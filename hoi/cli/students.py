@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,9 +20,27 @@ from hoi.cli.program import (
     Student,
     given,
     local_path,
-    pipeline_file,
+    pipeline,
     verb,
 )
+
+if TYPE_CHECKING:
+    from hoi.prediction import Checkpoint as OpenedCheckpoint
+
+
+@contextmanager
+def _checkpoint(
+    folder: Path | None, config: str | None, student: str | None, overrides: list[str] | None
+) -> Iterator[OpenedCheckpoint]:
+    """Open a checkpoint's folder or, without one, make and open that of the pipeline file's student."""
+    from hoi.prediction import Checkpoint as Opened
+    from hoi.prediction.export import make_checkpoint
+
+    if folder is not None:
+        yield Opened.open(folder, overrides or ())
+        return
+    with pipeline(config, overrides) as settings:
+        yield Opened.open(make_checkpoint(settings, student).folder)
 
 
 @verb("predict", "hoi predict --images photos/ --out outputs/pictures --config mine.yaml --threshold 0.1")
@@ -45,21 +65,21 @@ def predict(
     device: Device = "auto",
 ) -> int:
     """Turn images, folders or videos into predictions and pictures."""
-    from hoi.prediction.run import main
+    from hoi.prediction import run
+    from hoi.prediction.pictures import MAX_PAIRS
 
-    words = given(
-        out=out,
-        checkpoint=checkpoint,
-        config=config if checkpoint else pipeline_file(config),
-        student=student,
-        top=top,
-        threshold=threshold,
-        batch=batch,
-        shown=shown,
-        no_pictures=no_pictures,
-        device=device,
-    )
-    report = main([*(overrides or ()), "--images", *images, *words])
+    with _checkpoint(checkpoint, config, student, overrides) as opened:
+        report = run.predict(
+            images,
+            out,
+            opened,
+            top=top,
+            threshold=threshold,
+            batch=batch,
+            shown=MAX_PAIRS if shown is None else shown,
+            pictures=not no_pictures,
+            device=device,
+        )
     print(report)
     return report.exit_code
 
@@ -81,10 +101,10 @@ def checkpoint(
     onnx: Annotated[bool, typer.Option("--onnx", help="also as ONNX, and how far it is from torch")] = False,
 ) -> None:
     """Write a trained student as one self-contained folder."""
-    from hoi.prediction.export import main
+    from hoi.prediction.export import make_checkpoint
 
-    words = given(config=pipeline_file(config), student=student, seed=seed, out=out, models=models, onnx=onnx)
-    print(main([*(overrides or ()), *words]))
+    with pipeline(config, overrides) as settings:
+        print(make_checkpoint(settings, student, seed, out, models, onnx))
 
 
 @verb("app", "hoi app --checkpoint outputs/mine/checkpoints/best --port 9000")
@@ -101,20 +121,18 @@ def page(
     allow_host: AllowHost = None,
 ) -> None:
     """Serve a page on this machine: drop an image, see who does what."""
-    from hoi.web.app import main
+    from hoi.web.app import serve_app
 
-    words = given(
-        checkpoint=checkpoint,
-        config=config if checkpoint else pipeline_file(config),
-        student=student,
-        device=device,
-        max_upload_mb=max_upload_mb,
-        max_megapixels=max_megapixels,
-        host=host,
-        port=port,
-        allow_host=allow_host,
-    )
-    main([*(overrides or ()), *words])
+    with _checkpoint(checkpoint, config, student, overrides) as opened:
+        serve_app(
+            opened,
+            device=device,
+            host=host,
+            port=port,
+            allow_hosts=allow_host or (),
+            max_upload_mb=max_upload_mb,
+            max_megapixels=max_megapixels,
+        )
 
 
 @verb("check-page", "hoi check-page --predictions outputs/pictures/predictions.jsonl --images photos/ --serve")
@@ -140,22 +158,23 @@ def check_page(
     allow_host: AllowHost = None,
 ) -> None:
     """Mark some predictions right or wrong: precision and AP with intervals."""
-    from hoi.web.check_page import main
+    from hoi.web import check_page as page
 
-    words = given(
-        predictions=predictions,
-        images=images,
-        config=config,
-        split=split,
-        out=out,
-        number=number,
-        seed=seed,
-        serve=serve,
-        host=host,
-        port=port,
-        allow_host=allow_host,
-    )
-    print(main([*(overrides or ()), *words]))
+    with pipeline(config, overrides) if config is not None else nullcontext() as settings:
+        report = page.check_page(
+            predictions,
+            images,
+            settings,
+            split,
+            out=out,
+            number=number,
+            seed=seed,
+            open_page=serve,
+            host=host,
+            port=port,
+            allow_hosts=allow_host or (),
+        )
+    print(report)
 
 
 @verb("score", "hoi score --dataset hicodet --annotations hico/ --predictions mine.jsonl.gz --json scores.json")

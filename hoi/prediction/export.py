@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +13,8 @@ import numpy as np
 from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
-from hoi.cli.command_line import stage_parser
-from hoi.config import PipelineConfig, load_config
-from hoi.errors import UserError, nearest, run_program
+from hoi.config import PipelineConfig
+from hoi.errors import UserError, nearest
 from hoi.evaluation.audit import detector_training_data, teacher_training_data
 from hoi.files import LOCAL_DIR, find_local, read_json, remove_file, write_atomically
 from hoi.prediction.checkpoint import (
@@ -26,7 +24,6 @@ from hoi.prediction.checkpoint import (
     STUDENT_NAME,
     TEXT_NAME,
     VERSION,
-    Checkpoint,
 )
 from hoi.prediction.onnx import export_student
 from hoi.records import TextBank
@@ -132,23 +129,6 @@ def make_checkpoint(
         write_atomically(report.folder / ONNX_NAME, exported.data)
         report.notes.append(f"{ONNX_NAME}: {exported}")
     return report
-
-
-def open_checkpoint(
-    folder: str | Path | None, config: str | Path, student: str | None = None, overrides: Sequence[str] = ()
-) -> Checkpoint:
-    """Open a checkpoint's folder or, without one, make and open that of a pipeline file's student.
-
-    Args:
-        config: Path of the pipeline file; read only without a folder.
-        overrides: Of the checkpoint, or of the pipeline file.
-
-    Raises:
-        UserError: see `make_checkpoint` and `Checkpoint.open`.
-    """
-    if folder is not None:
-        return Checkpoint.open(folder, overrides)
-    return Checkpoint.open(make_checkpoint(load_config(config, list(overrides)), student).folder)
 
 
 def choose_student(config: PipelineConfig, name: str | None = None) -> str:
@@ -357,19 +337,3 @@ def _metrics(figures: dict[str, Any] | None, config: PipelineConfig) -> str:
         f"Split `{figures['split']}` of `{config.dataset.name}`, {figures['num_images']} images, by HICO-DET's "
         f"official rule, in percent, this seed: {means}."
     )
-
-
-def _command() -> None:
-    parser = stage_parser((__doc__ or "").splitlines()[0])
-    parser.add_argument("--student")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--out", type=expanduser)
-    parser.add_argument("--models", choices=("auto", "copy", "refer"), default="auto")
-    parser.add_argument("--onnx", action="store_true")
-    given = parser.parse_args()
-    config = load_config(given.config, given.overrides)
-    print(make_checkpoint(config, given.student, given.seed, given.out, given.models, given.onnx))
-
-
-if __name__ == "__main__":
-    run_program(_command)

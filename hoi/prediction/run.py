@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from hoi.cli.command_line import stage_parser
 from hoi.datasets import UnreadableImage
 from hoi.datasets.images import SUFFIXES, read_image
-from hoi.errors import UserError, run_program
+from hoi.errors import UserError
 from hoi.files import write_atomically
 from hoi.prediction.checkpoint import Checkpoint
-from hoi.prediction.export import open_checkpoint
 from hoi.prediction.folder import VIDEO_SUFFIXES, PredictionFolder, Source, find_sources, printable
 from hoi.prediction.pictures import MAX_PAIRS, draw_result
 from hoi.prediction.predictor import ImageResult, Predictor, max_pixels_of
@@ -245,26 +242,3 @@ class _Run:
                 self.folder.add_unreadable(sources[0], reason)
             return
         yield from zip(sources, images, results, strict=True)
-
-
-def _command() -> int:
-    parser = stage_parser((__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", nargs="+", required=True, type=expanduser)
-    parser.add_argument("--out", required=True, type=expanduser)
-    parser.add_argument("--checkpoint", type=expanduser)
-    parser.add_argument("--student")
-    parser.add_argument("--top", type=int)
-    parser.add_argument("--threshold", type=float, default=0.0)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--shown", type=int, default=MAX_PAIRS)
-    parser.add_argument("--no-pictures", action="store_false", dest="pictures")
-    parser.add_argument("--device", default="auto")
-    given = vars(parser.parse_args())
-    checkpoint = open_checkpoint(*(given.pop(name) for name in ("checkpoint", "config", "student", "overrides")))
-    report = predict(checkpoint=checkpoint, **given)
-    print(report)
-    return report.exit_code
-
-
-if __name__ == "__main__":
-    run_program(_command)

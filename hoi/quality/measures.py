@@ -94,7 +94,7 @@ def share_found_again(expected: Sequence[Detections], found: Sequence[Detections
     for ours, theirs in zip(expected, found, strict=True):
         same = box_iou(ours.boxes_xyxy, theirs.boxes_xyxy) >= SAME_IOU
         same &= ours.labels[:, None] == theirs.labels[None]
-        hits += same.any(1).tolist()
+        hits += [bool(row.any()) for row in same]
     return float(np.mean(hits)) if hits else None
 
 

@@ -18,11 +18,10 @@ import torch
 from tqdm import tqdm
 
 from hoi.cache.read.split import CacheSplit, open_split
-from hoi.cli.command_line import stage_parser
-from hoi.config import PipelineConfig, load_config
+from hoi.config import PipelineConfig
 from hoi.datasets import UnreadableImage, open_images
 from hoi.detectors import Detector, build_detector
-from hoi.errors import UserError, run_program
+from hoi.errors import UserError
 from hoi.evaluation.baselines import DirectClip, direct_settings
 from hoi.extraction import Extractor
 from hoi.files import write_json
@@ -253,15 +252,3 @@ def _share_found_again(config: PipelineConfig, split: CacheSplit, images: Sequen
         expected.append(detections)
         found += detector.detect([pixels], [image.image_id])
     return share_found_again(expected, found)
-
-
-def _command(arguments: Sequence[str] | None = None) -> None:
-    parser = stage_parser("What can be said of the students without labels: agreement, consistency, coverage.")
-    parser.add_argument("--sample", type=int, default=24)
-    parser.add_argument("--branches", action="store_true")
-    given = parser.parse_args(arguments)
-    print(measure_quality(load_config(given.config, given.overrides), given.sample, given.branches))
-
-
-if __name__ == "__main__":
-    run_program(_command)

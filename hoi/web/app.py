@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import expanduser
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -11,12 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
-from hoi.cli.command_line import stage_parser
 from hoi.datasets.base import UnreadableImage
 from hoi.datasets.images import decode_image
-from hoi.errors import UserError, run_program
+from hoi.errors import UserError
 from hoi.prediction import Checkpoint, Predictor
-from hoi.prediction.export import open_checkpoint
 from hoi.web.server import (
     HOST,
     MEGABYTE,
@@ -108,22 +105,3 @@ def serve_app(
         print(f"loading {checkpoint.folder}", flush=True)
         page = PredictPage(Predictor(checkpoint, device), max_upload_mb, max_megapixels)
         serve(make_app(page.routes(), page.facts, allow_hosts=[host, *allow_hosts]), listener)
-
-
-def _command() -> None:
-    parser = stage_parser((__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=expanduser)
-    parser.add_argument("--student")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--max-upload-mb", type=float, default=MAX_UPLOAD_MB)
-    parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS)
-    parser.add_argument("--host", default=HOST)
-    parser.add_argument("--port", type=int, default=PORT)
-    parser.add_argument("--allow-host", action="append", default=[], dest="allow_hosts")
-    given = vars(parser.parse_args())
-    checkpoint = open_checkpoint(*(given.pop(name) for name in ("checkpoint", "config", "student", "overrides")))
-    serve_app(checkpoint, **given)
-
-
-if __name__ == "__main__":
-    run_program(_command)

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from os.path import expanduser
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -23,12 +22,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from hoi.checking.session import VERDICTS, Candidates, Session, SessionKey, read_candidates, results_table
-from hoi.cli.command_line import stage_parser
-from hoi.config import PipelineConfig, load_config
+from hoi.config import PipelineConfig
 from hoi.datasets import ImageSource, load_vocabulary, open_images
 from hoi.datasets.base import UnreadableImage
 from hoi.datasets.images import read_image
-from hoi.errors import UserError, nearest, run_program
+from hoi.errors import UserError, nearest
 from hoi.files import read_json, write_atomically, write_json
 from hoi.vocabulary import NO_OBJECT
 from hoi.web.server import HOST, PORT, Refused, as_jpeg, make_app, open_socket, read_upload, serve
@@ -309,24 +307,3 @@ def export(session: Session, out: Path) -> list[str]:
     write_atomically(out / CHECKED, session.checked())
     write_json(out / RESULTS, {"rows": results_table(session.results(), session.candidates.phrases)})
     return [str(out / name) for name in (ANNOTATIONS, CHECKED, RESULTS)]
-
-
-def _command() -> None:
-    parser = stage_parser("", default="")
-    parser.add_argument("--predictions", required=True, type=expanduser)
-    parser.add_argument("--images", type=expanduser)
-    parser.add_argument("--split")
-    parser.add_argument("--out", type=expanduser, default="outputs/check")
-    parser.add_argument("--number", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--serve", action="store_true", dest="open_page")
-    parser.add_argument("--host", default=HOST)
-    parser.add_argument("--port", type=int, default=PORT)
-    parser.add_argument("--allow-host", action="append", default=[], dest="allow_hosts")
-    given = vars(parser.parse_args())
-    path, overrides = given.pop("config"), given.pop("overrides")
-    print(check_page(config=load_config(path, overrides) if path else None, **given))
-
-
-if __name__ == "__main__":
-    run_program(_command)

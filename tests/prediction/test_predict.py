@@ -18,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
+from hoi.cli import run_verb
 from hoi.config import PipelineConfig
 from hoi.datasets import load_vocabulary, open_images
 from hoi.errors import UserError
@@ -25,7 +26,6 @@ from hoi.evaluation import evaluate, score
 from hoi.labels import load_labels
 from hoi.prediction import Checkpoint, Predictor
 from hoi.prediction import run as predict_module
-from hoi.prediction.export import open_checkpoint
 from hoi.prediction.run import PredictReport, predict
 from tests.fakes.pipelines import write_pipeline
 
@@ -164,7 +164,7 @@ def test_results_of_other_settings_and_other_folders_are_refused(
     with pytest.raises(UserError) as caught:
         run(image, out, top=3)
     assert (caught.value.expected, caught.value.got) == ("top null", "top 3")
-    overridden = open_checkpoint(Path(trained.output).parent / "checkpoint", "", None, ["pairs.min_score=0.5"])
+    overridden = Checkpoint.open(Path(trained.output).parent / "checkpoint", ["pairs.min_score=0.5"])
     with pytest.raises(UserError) as caught:
         predict([image], out, overridden)
     assert (caught.value.expected, caught.value.got) == ("pairs.min_score 0.2", "pairs.min_score 0.5")
@@ -389,8 +389,12 @@ def test_a_folder_without_an_image_is_refused_and_writes_nothing(run: Run, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_checkpoint_the_pipeline_files_student_is_taken(trained: PipelineConfig, tmp_path: Path) -> None:
+def test_without_a_checkpoint_the_pipeline_files_student_is_taken(
+    trained: PipelineConfig, photographs: Path, tmp_path: Path
+) -> None:
     config = write_pipeline(trained, tmp_path / "pipeline.yaml")
     shutil.rmtree(Path(trained.output) / "checkpoints", ignore_errors=True)
-    checkpoint = open_checkpoint(None, config)
-    assert (checkpoint.name, checkpoint.folder) == ("best", Path(trained.output) / "checkpoints" / "best")
+    image, out = next(photographs.glob("*.png")), tmp_path / "out"
+    assert run_verb(["predict", "--images", str(image), "--out", str(out), "--config", str(config)]) == 0
+    assert (out / "predictions.jsonl").is_file()
+    assert (Path(trained.output) / "checkpoints" / "best" / "checkpoint.json").is_file()
