@@ -13,7 +13,7 @@ from hoi.cache.build import run as teacher_cache
 from hoi.config import load_config
 from hoi.evaluation import evaluate
 from hoi.project import new
-from hoi.quality import run as quality
+from hoi.quality.run import measure_quality
 from hoi.training import train
 
 pytestmark = pytest.mark.skipif(
@@ -59,7 +59,7 @@ def test_a_folder_and_phrases_come_out_as_a_student_and_an_estimate(
     assert sum(split.num_images for split in splits) == NUM_PHOTOGRAPHS
     train.main(config)
     assert "no average precision" in str(evaluate.main(config))
-    said = str(quality.main(config, sample=1))
+    said = str(measure_quality(config, sample=1))
     assert "hug person" in said
     content = json.loads((tmp_path / "out" / "quality.json").read_text())
     assert content["detections_found_again"] is None
