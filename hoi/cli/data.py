@@ -113,7 +113,7 @@ def train_world(
     split: Annotated[Literal["validation", "test"], typer.Option(help="scenes of the check")] = "test",
 ) -> int:
     """Train the world's CLIP, detector and captioner again (CPU, about half an hour each), or measure them."""
-    from hoi.world.weights import WEIGHTS, check_world, train_world
+    from hoi.world.models import WEIGHTS, check_world, train_world
 
     folder = WEIGHTS if out is None else out
     if not check:
@@ -127,7 +127,7 @@ def train_world(
 @verb("statistics", "hoi world statistics --seed 1", of=world)
 def statistics(seed: Seed = 0) -> None:
     """Print the world's statistics beside HICO-DET's."""
-    from hoi.world.measure import statistics_table
+    from hoi.world.models.measure import statistics_table
 
     print(statistics_table(seed))
 
@@ -142,6 +142,6 @@ def sheet(
     """Draw a sheet of scenes."""
     from PIL import Image
 
-    from hoi.world.measure import contact_sheet
+    from hoi.world.models.measure import contact_sheet
 
     Image.fromarray(contact_sheet(seed, split, num)).save(file)

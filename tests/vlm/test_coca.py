@@ -14,7 +14,7 @@ from hoi.config import VlmConfig
 from hoi.errors import UserError
 from hoi.vlm import build_vlm
 from hoi.vlm.coca import CocaModel
-from hoi.world.clip import BPE_FILE
+from hoi.world.models.clip import BPE_FILE
 
 WORLD = Path(hoi.world.__file__).parent / "weights"
 TEXTS = ["a person riding a horse", "a ball", "a person sitting on a park bench", "a dog and a box"]

@@ -4,7 +4,7 @@ import pytest
 
 from hoi.vlm.phrases import named_objects, said_interactions, vocabulary_lexicon
 from hoi.vocabulary import Vocabulary
-from hoi.world.captioner import caption_questions, world_lexicon
+from hoi.world.models.captioner import caption_questions, world_lexicon
 
 WORDS = Vocabulary(
     ("person", "bicycle", "park_bench", "bench", "bus"),

@@ -12,7 +12,8 @@ from hoi.datasets.world import world_vocabulary
 from hoi.teachers.loading import load_model
 from hoi.vlm.coca import CocaModel, image_states
 from hoi.world import draw, sample_scene
-from hoi.world.captioner import (
+from hoi.world.models import WEIGHTS
+from hoi.world.models.captioner import (
     IGNORED,
     CaptionerRecipe,
     Texts,
@@ -22,9 +23,8 @@ from hoi.world.captioner import (
     token_states,
     train_captioner,
 )
-from hoi.world.clip import captioned_images
-from hoi.world.measure import measure_captioner
-from hoi.world.weights import WEIGHTS
+from hoi.world.models.clip import captioned_images
+from hoi.world.models.measure import measure_captioner
 
 TINY = CaptionerRecipe(stored_px=72, sizes_px=(64, 96), steps=(1, 1), decoder_layers=1, batch_size=4, warmup_steps=1)
 

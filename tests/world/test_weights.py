@@ -10,20 +10,19 @@ import torch
 from safetensors.torch import load_file
 
 import hoi.world
-import hoi.world.clip
-import hoi.world.detector
 from hoi.config import TeacherConfig, WorldDetectorConfig
 from hoi.datasets.world import world_vocabulary
-from hoi.detectors.world import WorldDetector
+from hoi.detectors.world import DetectorNet, DetectorShape, WorldDetector, boxes_at, load_detector, peaks
 from hoi.errors import UserError
 from hoi.prompts import interaction_prompts
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
-from hoi.world import OBJECTS, measure
-from hoi.world.clip import BPE_FILE, ClipRecipe, captioned_images, learn_merges, open_tokenizer
-from hoi.world.detector import DetectorNet, DetectorRecipe, DetectorShape, annotated_images, load_detector
-from hoi.world.training import row_batches, warmup_cosine
-from hoi.world.weights import WEIGHTS
+from hoi.world import OBJECTS
+from hoi.world.models import WEIGHTS, clip, measure
+from hoi.world.models import detector as training
+from hoi.world.models.clip import BPE_FILE, ClipRecipe, captioned_images, learn_merges, open_tokenizer
+from hoi.world.models.detector import DetectorRecipe, annotated_images
+from hoi.world.models.loop import row_batches, warmup_cosine
 
 TINY_CLIP = ClipRecipe(
     stored_px=40, image_px=32, width=8, joint_width=16, text_layers=1, text_width=32, steps=2, batch_size=4
@@ -58,12 +57,12 @@ def test_the_detector_sees_boxes_and_object_classes_alone() -> None:
 def test_neither_training_can_reach_an_interaction(monkeypatch: pytest.MonkeyPatch) -> None:
     # `draw` and `annotate` are the only ways to pairs: CLIP's training has neither, the detector's drops the pairs.
     for name in ("annotate", "draw", "INTERACTIONS", "VERBS"):
-        assert not hasattr(hoi.world.clip, name)
-        assert name == "draw" or not hasattr(hoi.world.detector, name)
+        assert not hasattr(clip, name)
+        assert name == "draw" or not hasattr(training, name)
     annotation = hoi.world.annotate(hoi.world.sample_scene(0, "detector", 0))
     without_pairs = hoi.world.SceneAnnotation(annotation.boxes_xyxy, annotation.labels, pairs=[])
     expected = next(annotated_images(0, 1))
-    monkeypatch.setattr(hoi.world.detector, "draw", lambda scene: (hoi.world.render(scene), without_pairs))
+    monkeypatch.setattr(training, "draw", lambda scene: (hoi.world.render(scene), without_pairs))
     for got, wanted in zip(next(annotated_images(0, 1)), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
@@ -75,8 +74,8 @@ def test_trainings_see_splits_that_no_pipeline_reads(monkeypatch: pytest.MonkeyP
         seen.add(split)
         return hoi.world.sample_scene(seed, split, index)
 
-    monkeypatch.setattr(hoi.world.clip, "sample_scene", spy)
-    monkeypatch.setattr(hoi.world.detector, "sample_scene", spy)
+    monkeypatch.setattr(clip, "sample_scene", spy)
+    monkeypatch.setattr(training, "sample_scene", spy)
     next(captioned_images(0, 1, 0, 32))
     next(annotated_images(0, 1))
     assert seen == {"clip", "detector"}
@@ -90,7 +89,7 @@ def test_clip_training_repeats_and_open_clip_loads_it(tmp_path: Path) -> None:
     written = []
     for run in ("a", "b"):
         pairs = captioned_images(0, 4, 1, TINY_CLIP.stored_px)
-        hoi.world.clip.train_clip(pairs, TINY_CLIP, 3, tmp_path / run, lambda line: None)
+        clip.train_clip(pairs, TINY_CLIP, 3, tmp_path / run, lambda line: None)
         written.append({file.name: file.read_bytes() for file in (tmp_path / run).iterdir()})
     assert sorted(written[0]) == [BPE_FILE, "open_clip_config.json", "open_clip_model.safetensors"]
     assert written[0] == written[1]
@@ -102,7 +101,7 @@ def test_detector_training_repeats_by_its_seed(tmp_path: Path) -> None:
     lines: list[str] = []
     for run, seed in (("a", 3), ("b", 3), ("c", 4)):
         examples = annotated_images(0, 3)
-        hoi.world.detector.train_detector(examples, OBJECTS, TINY_DETECTOR, seed, tmp_path / run, lines.append)
+        training.train_detector(examples, OBJECTS, TINY_DETECTOR, seed, tmp_path / run, lines.append)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
     assert load_detector(tmp_path / "a").class_names == OBJECTS
     assert lines[1].startswith("step 2/2 loss ")
@@ -125,7 +124,7 @@ def test_merges_join_the_most_frequent_pairs_first(tmp_path: Path) -> None:
     captions = ["to to to", "ta"]
     assert learn_merges(captions, 9) == [("t", "o</w>"), ("t", "a</w>")]
     assert learn_merges(captions, 1) == [("t", "o</w>")]
-    hoi.world.clip.write_merges(learn_merges(captions, 9), tmp_path / "merges.gz")
+    clip.write_merges(learn_merges(captions, 9), tmp_path / "merges.gz")
     tokenizer = open_tokenizer(tmp_path / "merges.gz", 6)
     assert tokenizer.vocab_size == 2 * 256 + 2 + 2
     assert tokenizer.encode("to ta") == [512, 513]
@@ -135,12 +134,12 @@ def test_merges_join_the_most_frequent_pairs_first(tmp_path: Path) -> None:
 def test_equal_captions_are_no_negatives_of_each_other() -> None:
     # Two images of one caption and one of another; every cosine is 0, so each softmax is over what is left of three.
     image, text = torch.zeros(3, 4), torch.zeros(3, 4)
-    loss = hoi.world.clip.contrastive_loss(image, text, torch.tensor(10.0), torch.tensor([7, 7, 8]))
+    loss = clip.contrastive_loss(image, text, torch.tensor(10.0), torch.tensor([7, 7, 8]))
     assert float(loss) == pytest.approx((np.log(2) + np.log(2) + np.log(3)) / 3, abs=1e-6)
 
 
 def test_a_square_beyond_the_image_is_padded() -> None:
-    square = hoi.world.clip.cut_square(np.full((4, 4, 3), 9, np.uint8), left=-1, top=2, side=4, pad=5)
+    square = clip.cut_square(np.full((4, 4, 3), 9, np.uint8), left=-1, top=2, side=4, pad=5)
     assert square[:, :, 0].tolist() == [[5, 9, 9, 9], [5, 9, 9, 9], [5, 5, 5, 5], [5, 5, 5, 5]]
 
 
@@ -148,7 +147,7 @@ def test_detector_targets_decode_to_their_boxes() -> None:
     # A rider and a bicycle share their centre; a ball of 4 pixels is apart.
     boxes = torch.tensor([[20.0, 10.0, 60.0, 90.0], [10.0, 30.0, 70.0, 70.0], [100.0, 100.0, 104.0, 104.0]])
     labels, groups = torch.tensor([0, 1, 4]), torch.tensor([0] + [1] * 12)
-    targets = hoi.world.detector.make_targets([boxes], [labels], groups, (128, 128))
+    targets = training.make_targets([boxes], [labels], groups, (128, 128))
     x = (torch.arange(32) + 0.5) * 4
     wanted = targets.boxes[0]
     distances = torch.stack(
@@ -156,12 +155,12 @@ def test_detector_targets_decode_to_their_boxes() -> None:
     )
     # Only a centre cell has a logit above 0.
     logits = torch.logit(targets.heat[0].clamp(0.001, 0.999)) - 6
-    decoded, _, classes = hoi.world.detector.peaks(logits, distances, groups, (128, 128), min_score=0.5)
+    decoded, _, classes = peaks(logits, distances, groups, (128, 128), min_score=0.5)
     assert classes.tolist() == [0, 1, 4]
     torch.testing.assert_close(decoded, boxes)
-    torch.testing.assert_close(hoi.world.detector.boxes_at(distances), wanted)
+    torch.testing.assert_close(boxes_at(distances), wanted)
     perfect = torch.where(targets.heat == 1, 12.0, -12.0)[None, 0]
-    assert float(hoi.world.detector.detector_loss(perfect, distances[None], targets)) < 1e-3
+    assert float(training.detector_loss(perfect, distances[None], targets)) < 1e-3
 
 
 def test_average_precision_by_hand() -> None:
@@ -233,7 +232,7 @@ def test_a_detector_file_gives_back_the_same_network(tmp_path: Path) -> None:
     net = DetectorNet(("person", "kite"), DetectorShape((4, 4, 4, 4, 4), 4)).eval()
     for value in net.parameters():
         value.data = value.data.half().float()
-    hoi.world.detector.save_detector(net, tmp_path / "net.safetensors", {})
+    training.save_detector(net, tmp_path / "net.safetensors", {})
     again = load_detector(tmp_path / "net.safetensors")
     image = torch.rand(1, 3, 32, 64)
     assert again.class_names == ("person", "kite")

@@ -26,7 +26,7 @@ from hoi.world import (
     render,
     sample_scene,
 )
-from hoi.world.measure import contact_sheet, statistics
+from hoi.world.models.measure import contact_sheet, statistics
 from hoi.world.raster import Canvas, Shape, capsule, disc, polygon, rectangle
 from hoi.world.vocabulary import COMBINATIONS, NO_INTERACTION, rows_of
 

@@ -34,8 +34,8 @@ from hoi.vlm.scoring import (
 )
 from hoi.vocabulary import Vocabulary
 from hoi.world import SceneAnnotation, annotate, caption, draw, render, sample_scene
-from hoi.world.captioner import QUESTION, world_lexicon
-from hoi.world.clip import MEAN
+from hoi.world.models.captioner import QUESTION, world_lexicon
+from hoi.world.models.clip import MEAN
 from hoi.world.scene import Scene
 from hoi.world.vocabulary import INTERACTIONS, NO_INTERACTION, SIZE_PX, SPLITS
 

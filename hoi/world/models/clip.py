@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hoi.world import caption, caption_crop, render, sample_scene
-from hoi.world.training import Report, adamw, fit, row_batches, save_float16, warmup_cosine
+from hoi.world.models.loop import Report, adamw, fit, row_batches, save_float16, warmup_cosine
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 """Of the model's input, RGB in [0, 1]."""

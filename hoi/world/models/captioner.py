@@ -31,8 +31,8 @@ from hoi.vlm.coca import image_states, resized_positions
 from hoi.vlm.phrases import Lexicon, named_objects, said_interactions, vocabulary_lexicon
 from hoi.vocabulary import Vocabulary
 from hoi.world.captions import DOING, GRIPS, NOUNS
-from hoi.world.clip import BPE_FILE, augment, contrastive_loss, open_clip_config, save_open_clip, stored_pairs
-from hoi.world.training import Report, adamw, fit, row_batches, warmup_cosine
+from hoi.world.models.clip import BPE_FILE, augment, contrastive_loss, open_clip_config, save_open_clip, stored_pairs
+from hoi.world.models.loop import Report, adamw, fit, row_batches, warmup_cosine
 from hoi.world.vocabulary import INTERACTIONS, NO_INTERACTION, OBJECTS, VERBS
 
 QUESTION = "is a person {verb_ing} {a_object}?"

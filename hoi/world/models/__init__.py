@@ -1,4 +1,4 @@
-"""Train the embedded world's CLIP, detector and captioner again, or check the committed ones.
+"""The embedded world's CLIP, detector and captioner: train them again, or check the committed ones.
 
 Training takes one core, no GPU, and about half an hour each; the check three minutes.
 """
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parents[1] / "weights"
 """The committed weights: `clip/`, `coca/` and `detector.safetensors`."""
 PARTS = ("clip", "detector", "captioner")
 MIN_TOP1, MIN_AP50, MIN_CLASS_AP50, MIN_CAPTIONER_TOP1 = 0.75, 0.80, 0.50, 0.75
@@ -24,9 +24,9 @@ def train_world(part: str = "all", seed: int = 0, out: Path = WEIGHTS) -> None:
     """
     import torch
 
-    from hoi.world.captioner import CaptionerRecipe, train_captioner
-    from hoi.world.clip import ClipRecipe, captioned_images, train_clip
-    from hoi.world.detector import DetectorRecipe, annotated_images, train_detector
+    from hoi.world.models.captioner import CaptionerRecipe, train_captioner
+    from hoi.world.models.clip import ClipRecipe, captioned_images, train_clip
+    from hoi.world.models.detector import DetectorRecipe, annotated_images, train_detector
     from hoi.world.vocabulary import OBJECTS
 
     # The recipes are for one core.
@@ -73,7 +73,7 @@ def check_world(folder: Path = WEIGHTS, split: str = "test") -> tuple[str, bool]
     from hoi.teachers import build_teacher
     from hoi.vlm.coca import CocaModel
     from hoi.world import SPLITS, draw, sample_scene
-    from hoi.world.measure import measure_captioner, measure_clip, measure_detector
+    from hoi.world.models.measure import measure_captioner, measure_clip, measure_detector
 
     torch.set_num_threads(1)
     teacher = TeacherConfig(model=f"local-dir:{folder / 'clip'}")
