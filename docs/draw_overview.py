@@ -1,4 +1,4 @@
-"""Draw the picture of the README: test scenes of the embedded world, and what a student trained without labels finds in them.
+"""Draw the picture of the README: scenes of the embedded world, and what a student without labels finds in them.
 
     python docs/draw_overview.py outputs/world/checkpoints/best docs/images/overview.jpg
 """
