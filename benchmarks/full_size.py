@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hoi.config import PairsConfig, PipelineConfig, parse_config
-from hoi.config.yaml import read_yaml
+from hoi.config.loading import read_yaml
 from hoi.datasets.world import scene_of, world_image_id
 from hoi.weights import RANDOM, RANDOM_SEED
 from hoi.world import OBJECTS, annotate, render

@@ -10,7 +10,7 @@ import torchvision
 
 from hoi.cache.tools.estimate import plan
 from hoi.config import PipelineConfig, load_config
-from hoi.config.yaml import read_yaml
+from hoi.config.loading import read_yaml
 from hoi.datasets.vcoco import split_ids
 from tests.fakes.hicodet import made_up, write_rehearsal
 

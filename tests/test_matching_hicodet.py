@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hoi.datasets.hicodet_classes import hicodet_vocabulary, unseen
+from hoi.datasets.hicodet import hicodet_vocabulary, unseen
 from hoi.evaluation.zero_shot import drop_unseen
 from hoi.labels.hicodet import read_annotations
 from hoi.matching import label_targets, match_pairs

@@ -16,7 +16,7 @@ from hoi.cache.schema import (
     shape_of,
 )
 from hoi.records import Detections, ImageSignals
-from hoi.vlm.base import ImageAnswers
+from hoi.vlm import ImageAnswers
 
 MAX_REASON_BYTES = 400
 

@@ -7,14 +7,7 @@ Relative paths resolve against the working directory, and `${NAME}` in a text is
 A module per part: `datasets`, `detectors`, `teachers`, `students`, `running`; `pipeline` joins them, `loading` reads.
 """
 
-from hoi.config.datasets import (
-    DatasetSettings,
-    FolderDataset,
-    HicodetDataset,
-    HicodetFiles,
-    VcocoDataset,
-    WorldDataset,
-)
+from hoi.config.datasets import DatasetSettings, FolderDataset, HicodetDataset, HicodetFiles, VcocoDataset, WorldDataset
 from hoi.config.detectors import (
     DetectorSettings,
     Detectron2DetectorConfig,
@@ -26,8 +19,7 @@ from hoi.config.detectors import (
     WorldDetectorConfig,
 )
 from hoi.config.loading import load_config, parse_config, parse_section, parse_student
-from hoi.config.pipeline import PipelineConfig
-from hoi.config.running import CacheConfig, EvaluationConfig, TrainConfig
+from hoi.config.pipeline import CacheConfig, EvaluationConfig, PipelineConfig, TrainConfig
 from hoi.config.section import TABLE_NAMES, Count, FolderName, Section, Seeds, Share, StudentName, StudentSettings
 from hoi.config.teachers import CropConfig, PassName, TeacherConfig, VlmConfig
 

@@ -113,7 +113,7 @@ class Detectron2DetectorConfig(DetectorSettings):
 class PrecomputedDetectorConfig(DetectorSettings):
     """Detections out of a COCO result file, joined by image id or file name."""
 
-    IMPLEMENTATION = "hoi.detectors.precomputed:PrecomputedDetector"
+    IMPLEMENTATION = "hoi.detectors.looked_up:PrecomputedDetector"
     is_looked_up = True
 
     name: Literal["precomputed"]
@@ -142,7 +142,7 @@ class OpenVocabularyDetectorConfig(DetectorSettings):
 class GroundTruthDetectorConfig(DetectorSettings):
     """Annotated boxes (not pairs) at score 1, with optional jitter: an upper bound, and for tests."""
 
-    IMPLEMENTATION = "hoi.detectors.ground_truth:GroundTruthDetector"
+    IMPLEMENTATION = "hoi.detectors.looked_up:GroundTruthDetector"
     is_looked_up = True
     needs_annotations = True
 

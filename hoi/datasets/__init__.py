@@ -1,25 +1,97 @@
-"""Where images and vocabularies come from. Nothing here hands out an HOI label: those live in `hoi.labels`.
+"""Images and vocabularies. Nothing here hands out an HOI label: those live in `hoi.labels`.
 
 Stages one and two of an annotation-free run use this package alone, so they cannot reach a label.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
 from hoi.config import DatasetSettings
-from hoi.datasets.base import Dataset, ImageSource, UnreadableImage, dataset_of
 from hoi.errors import UserError
+from hoi.registry import load_target
 from hoi.vocabulary import Vocabulary
 
-__all__ = [
-    "Dataset",
-    "ImageSource",
-    "UnreadableImage",
-    "check_split",
-    "dataset_of",
-    "identity",
-    "load_vocabulary",
-    "open_images",
-]
+AnyDataset = TypeVar("AnyDataset", bound=DatasetSettings)
+
+
+class UnreadableImage(Exception):
+    """An image that cannot be used; the text is the reason. Stage one records it and goes on, up to a limit."""
+
+
+class ImageSource(Protocol):
+    """The images of one split, in a fixed order."""
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """Stable, unique keys; row r of the split is image `image_ids[r]`."""
+        ...
+
+    def read(self, row: int) -> np.ndarray:
+        """Image of a row, uint8 [H, W, 3], RGB, upright (EXIF orientation applied).
+
+        Raises:
+            UnreadableImage: missing, corrupt, no image at all, or beyond the size limit.
+        """
+        ...
+
+
+class Dataset(Generic[AnyDataset]):
+    """A dataset of the pipeline file, as `DatasetSettings.IMPLEMENTATION` names it. No HOI label is read here.
+
+    Args:
+        settings: The section `dataset`.
+    """
+
+    zero_shot_splits: tuple[str, ...] | None = None
+    """Names of the published zero-shot splits; None where splits follow from counts of the training labels."""
+    image_hw: tuple[int, int] | None = None
+    """Pixels of every image, where they all have the same."""
+
+    def __init__(self, settings: AnyDataset) -> None:
+        self.settings = settings
+
+    def images(self, split: str) -> ImageSource:
+        """Return the images of one split."""
+        raise NotImplementedError
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the objects, verbs and interactions that the dataset speaks of."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, object]:
+        """Return what says which images these are apart from their ids, free of paths; part of the fingerprint."""
+        return {"name": self.settings.name}
+
+    def boxes(self, image_id: str) -> tuple[np.ndarray, list[str]]:
+        """Return an image's annotated boxes, float32 [N, 4] pixel-edge xyxy, and their N object names.
+
+        Raises:
+            UserError: the dataset has no annotated boxes.
+        """
+        raise UserError(
+            "the ground_truth detector needs annotated boxes",
+            where=f"dataset {self.settings.name}",
+            expected="a data set with boxes (world)",
+            fix="use detector.name torchvision or precomputed",
+        )
+
+    def published_rare(self) -> np.ndarray | None:
+        """Return bool [K], the official rare interactions; None where they follow from counts of training labels."""
+        return None
+
+    def unseen(self, split_name: str) -> np.ndarray:
+        """Return the ids of the interactions that one of `zero_shot_splits` hides, int64, ascending."""
+        raise NotImplementedError
+
+
+def dataset_of(settings: DatasetSettings) -> Dataset[Any]:
+    """Return the dataset that a section of the pipeline file describes."""
+    dataset: Dataset[Any] = load_target(settings.IMPLEMENTATION)(settings)
+    return dataset
 
 
 def open_images(config: DatasetSettings, split: str) -> ImageSource:

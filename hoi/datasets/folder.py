@@ -3,51 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
 from hoi.config import FolderDataset
-from hoi.datasets.base import Dataset
-from hoi.datasets.images import SUFFIXES, read_image
+from hoi.datasets import Dataset
+from hoi.datasets.images import list_images, read_image
 from hoi.datasets.vocabulary_file import read_vocabulary
-from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
-
-
-@lru_cache(maxsize=8)
-def list_images(folder: str) -> tuple[str, ...]:
-    """All image files below a folder, as sorted paths relative to it with forward slashes.
-
-    What is hidden, by a name that starts with a dot, is left out: thumbnails, and the twins that macOS writes of files.
-
-    Raises:
-        UserError: there is no such folder, or a name in it is no text, so that no record could say it.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise UserError("there is no such folder of images", where=folder, fix="set dataset.images to a folder")
-    paths = ((path.relative_to(root), path) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    names = sorted(name.as_posix() for name, path in paths if not _is_hidden(name) and _is_file(path))
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            shown = name.encode("utf-8", "backslashreplace").decode()
-            raise UserError(
-                "the name of an image is no valid UTF-8", where=folder, got=shown, fix="rename the file"
-            ) from None
-    return tuple(names)
-
-
-def _is_hidden(name: PurePath) -> bool:
-    return any(part.startswith(".") for part in name.parts)
-
-
-def _is_file(path: Path) -> bool:
-    # A link to nothing is an image that is missing: listed here, recorded as unreadable when it is read.
-    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def split_of(image_id: str, shares: dict[str, float]) -> str:

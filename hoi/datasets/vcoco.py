@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from hoi.config import VcocoDataset
-from hoi.datasets.base import Dataset
+from hoi.datasets import Dataset
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.images import read_image
 from hoi.errors import UserError

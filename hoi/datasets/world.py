@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hoi.config import WorldDataset
-from hoi.datasets.base import Dataset
+from hoi.datasets import Dataset
 from hoi.vocabulary import Vocabulary
 from hoi.world import INTERACTIONS, OBJECTS, SIZE_PX, VERBS, WORLD_VERSION, Scene, annotate, render, sample_scene
 

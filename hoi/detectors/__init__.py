@@ -1,13 +1,111 @@
-"""Detectors by name; a further one is a module and a line in `hoi.registry.DETECTORS`."""
+"""Detectors by name, and how raw boxes become detections. A further one is a module and a line in `hoi.registry`."""
 
 from __future__ import annotations
 
-from hoi.config import DatasetSettings, DetectorSettings
-from hoi.detectors.base import Detector
-from hoi.registry import load_target
-from hoi.vocabulary import Vocabulary
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Detector", "build_detector"]
+import numpy as np
+
+from hoi.boxes import clip_boxes, suppress
+from hoi.config import DatasetSettings, DetectorSettings
+from hoi.errors import UserError
+from hoi.prompts import spaced
+from hoi.records import Detections
+from hoi.registry import load_target
+from hoi.vocabulary import NO_OBJECT, Vocabulary
+
+OPEN_VOCABULARY = "detector.name open_vocabulary, with pip install 'hoi-distill[open-vocabulary]'"
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Images → boxes of the vocabulary's objects."""
+
+    def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
+        """Images, uint8 [H, W, 3] RGB, to their detections; an image's result does not depend on its neighbours."""
+        ...
+
+    def provenance(self) -> dict[str, object]:
+        """Everything that changes what is detected, in plain JSON types and free of paths."""
+        ...
+
+
+@runtime_checkable
+class ListsImages(Protocol):
+    """A detector that knows some images only."""
+
+    listed_in: str
+    """The file that names them."""
+
+    def lists(self, image_id: str) -> bool:
+        """Return whether an image of the dataset is among them."""
+        ...
+
+
+def match_classes(class_names: Sequence[str], vocabulary: Vocabulary, where: str) -> np.ndarray:
+    """A detector's class names to rows of the vocabulary's objects, by name; spaces, underscores and case are one.
+
+    Returns:
+        int64 [classes], -1 for a class that the vocabulary does not speak of.
+
+    Raises:
+        UserError: the detector does not know some of the objects, which it would silently never find.
+    """
+    rows = {spaced(name).lower(): row for row, name in enumerate(vocabulary.objects)}
+    matched = np.array([rows.get(spaced(name).lower(), -1) for name in class_names], dtype=np.int64)
+    missing = [name for row, name in enumerate(vocabulary.objects) if row not in matched and name != NO_OBJECT]
+    if missing:
+        known = sorted({spaced(name) for name in class_names if name not in ("__background__", "N/A")})
+        raise UserError(
+            f"the detector does not know {len(missing)} of the vocabulary's {len(vocabulary.objects)} objects",
+            where=where,
+            expected="; ".join(f"{name} ({_like(name, known)})" for name in missing),
+            got=", ".join(known),
+            fix="say what each is seen as ('NAME = CLASS' in a file of phrases, detector_class in YAML), take it out, "
+            f"or use a detector for any words: {OPEN_VOCABULARY}",
+        )
+    return matched
+
+
+def _like(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(spaced(name).lower(), known, n=3, cutoff=0.5)
+    return f"nearest: {', '.join(close)}" if close else "nothing like it"
+
+
+def keep_detections(
+    boxes_xyxy: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    size_hw: tuple[int, int],
+    config: DetectorSettings,
+    *,
+    nms: bool,
+) -> Detections:
+    """Raw boxes of one image to its Detections: clipped, thresholded, suppressed class by class, best first.
+
+    Args:
+        boxes_xyxy: [N, 4], pixels.
+        scores: [N] in [0, 1]; equal scores keep their order.
+        labels: [N] rows of the vocabulary's objects; negative ones are dropped.
+        nms: Off for boxes that are known to be distinct.
+    """
+    order = np.argsort(-scores, kind="stable")
+    order = order[(scores[order] >= config.min_score) & (labels[order] >= 0)]
+    found = Detections(
+        clip_boxes(boxes_xyxy[order].astype(np.float32), size_hw),
+        scores[order].astype(np.float32),
+        labels[order].astype(np.int64),
+    )
+    if nms:
+        found = found.select(suppress(found.boxes_xyxy, found.labels, config.nms_iou))
+    return found.select(np.arange(min(len(found), config.max_detections)))
+
+
+def kept_settings(config: DetectorSettings) -> dict[str, object]:
+    """The thresholds, for a provenance."""
+    return {"min_score": config.min_score, "max_detections": config.max_detections, "nms_iou": config.nms_iou}
 
 
 def build_detector(config: DetectorSettings, vocabulary: Vocabulary, device: str, dataset: DatasetSettings) -> Detector:

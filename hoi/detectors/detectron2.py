@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from hoi.config import Detectron2DetectorConfig
-from hoi.detectors.base import keep_detections, kept_settings, match_classes
+from hoi.detectors import keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hoi.boxes import clip_boxes
 from hoi.config import OpenVocabularyDetectorConfig
-from hoi.detectors.base import keep_detections, kept_settings
+from hoi.detectors import keep_detections, kept_settings
 from hoi.errors import UserError
 from hoi.files import LOCAL_DIR, find_local
 from hoi.prompts import a_object, spaced

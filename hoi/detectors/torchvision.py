@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from hoi.config import TorchvisionDetectorConfig
-from hoi.detectors.base import keep_detections, kept_settings, match_classes
+from hoi.detectors import keep_detections, kept_settings, match_classes
 from hoi.errors import UserError, nearest
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary

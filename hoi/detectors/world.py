@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hoi.config import WorldDetectorConfig
-from hoi.detectors.base import keep_detections, kept_settings, match_classes
+from hoi.detectors import keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
 from hoi.files import find_local
 from hoi.records import Detections

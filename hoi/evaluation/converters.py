@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from hoi.datasets.coco import COCO_OBJECTS
-from hoi.datasets.hicodet_classes import hicodet_vocabulary
+from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.datasets.vcoco import KEYS
 from hoi.errors import UserError
 from hoi.json_lines import Records, read_bytes

@@ -13,7 +13,7 @@ import numpy as np
 from hoi.cli.command_line import Parser
 from hoi.config import load_config
 from hoi.datasets import dataset_of, load_vocabulary, open_images
-from hoi.datasets.hicodet_classes import UNSEEN_SHA256, hicodet_vocabulary, rare
+from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare
 from hoi.errors import UserError, nearest, run_program
 from hoi.evaluation.converters import read_gen_vlkt, read_pvic, read_qpic, read_vsrl
 from hoi.evaluation.hico import PROTOCOLS, HicoResult, known_object_images, match, score_matches

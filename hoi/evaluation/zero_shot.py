@@ -16,7 +16,7 @@ import numpy as np
 
 from hoi.config import DatasetSettings, PipelineConfig
 from hoi.datasets import dataset_of
-from hoi.datasets.hicodet_classes import unseen
+from hoi.datasets.hicodet import unseen
 from hoi.errors import UserError, nearest
 from hoi.evaluation.hico import HicoResult
 from hoi.evaluation.rows import ResultRow

@@ -9,10 +9,9 @@ from typing import Any, Generic
 import numpy as np
 
 from hoi.config import DatasetSettings, FolderDataset, WorldDataset
-from hoi.datasets import check_split, dataset_of, load_vocabulary, open_images
-from hoi.datasets.base import AnyDataset
+from hoi.datasets import AnyDataset, check_split, dataset_of, load_vocabulary, open_images
 from hoi.datasets.folder import FolderImages
-from hoi.datasets.hicodet_classes import RARE_BELOW
+from hoi.datasets.hicodet import RARE_BELOW
 from hoi.datasets.world import scene_of
 from hoi.errors import UserError
 from hoi.json_lines import check_record, read_json_lines_line_labels

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hoi.config import HicodetDataset
-from hoi.datasets.hicodet import HALVES, OFFICIAL_FOLDER, Half, HicodetImages, half_of, image_names
-from hoi.datasets.hicodet_classes import hicodet_vocabulary
+from hoi.datasets.hicodet import HALVES, OFFICIAL_FOLDER, Half, HicodetImages, half_of, hicodet_vocabulary, image_names
 from hoi.errors import UserError
 from hoi.labels import LabelReader
 from hoi.labels.hicodet_json import FORMATS, Parsed, read_json_boxes

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from hoi.datasets.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
-from hoi.datasets.hicodet_classes import hicodet_vocabulary
+from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.errors import UserError
 from hoi.prompts import spaced
 

@@ -25,7 +25,7 @@ from safetensors.numpy import load
 from safetensors.torch import load as load_tensors
 
 from hoi.config import PipelineConfig, parse_config
-from hoi.config.yaml import parse_yaml
+from hoi.config.loading import parse_yaml
 from hoi.errors import UserError
 from hoi.files import LOCAL_DIR
 from hoi.records import TextBank, VisualHead

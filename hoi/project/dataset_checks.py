@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from hoi.config import DatasetSettings, FolderDataset, HicodetDataset, VcocoDataset, WorldDataset
-from hoi.datasets import hicodet_classes, load_vocabulary, open_images
-from hoi.datasets.base import UnreadableImage
-from hoi.datasets.folder import list_images
+from hoi.datasets import UnreadableImage, hicodet, load_vocabulary, open_images
 from hoi.datasets.hicodet import HALVES, Half, half_of, image_folder, image_names
+from hoi.datasets.images import list_images
 from hoi.datasets.vcoco import VcocoImages, split_ids
 from hoi.labels.hicodet import HicodetAnnotations, find_annotations, read_half
 from hoi.labels.vcoco import (
@@ -109,8 +108,8 @@ def _check_annotations(
         annotated_hw |= dict(zip(found.file_names, sizes, strict=True))
     path, names = str(find_annotations(config, half)), set(image_names(config, half))
     is_part = getattr(config.image_lists, half, None) is not None
-    counts = np.bincount(found.interaction, minlength=len(hicodet_classes.hicodet_vocabulary()))
-    official = hicodet_classes.train_counts() if half == "train2015" else hicodet_classes.test_counts()
+    counts = np.bincount(found.interaction, minlength=len(hicodet.hicodet_vocabulary()))
+    official = hicodet.train_counts() if half == "train2015" else hicodet.test_counts()
     said = f"{half}: {found.num_pairs} pairs, {len(found.file_names)} images, {found.num_without_pair} without a pair"
     differing = int((counts != official).sum())
     if differing == 0:

@@ -21,8 +21,7 @@ from hoi.config import (
     load_config,
 )
 from hoi.datasets import load_vocabulary, open_images
-from hoi.detectors import build_detector
-from hoi.detectors.base import ListsImages
+from hoi.detectors import ListsImages, build_detector
 from hoi.errors import UserError, run_program
 from hoi.files import write_json
 from hoi.project.dataset_checks import check_dataset

@@ -27,10 +27,9 @@ from hoi.cache.plan import splits_of
 from hoi.cache.tools.estimate import ASSUMED_PAIRS, PlanReport, plan
 from hoi.cli.command_line import Parser
 from hoi.config import FolderDataset, PipelineConfig, TeacherConfig, parse_config
-from hoi.config.yaml import parse_yaml
+from hoi.config.loading import parse_yaml
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
-from hoi.datasets.folder import list_images
-from hoi.datasets.images import SUFFIXES, read_image
+from hoi.datasets.images import SUFFIXES, list_images, read_image
 from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.detectors import build_detector
 from hoi.errors import UserError, run_program

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from hoi.config.yaml import parse_yaml
+from hoi.config.loading import parse_yaml
 from hoi.errors import UserError
 
 OPEN_CLIP_DEFAULT = "ViT-B-16-quickgelu/openai"

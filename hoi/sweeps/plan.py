@@ -36,8 +36,7 @@ from hoi.config import (
     parse_section,
     parse_student,
 )
-from hoi.config.loading import set_key
-from hoi.config.yaml import read_yaml
+from hoi.config.loading import read_yaml, set_key
 from hoi.errors import UserError, nearest
 from hoi.evaluation.baselines import direct_vlms
 from hoi.matching import CEILING

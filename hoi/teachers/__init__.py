@@ -1,12 +1,68 @@
-"""Teachers by kind; a further one is a module and a line in `hoi.registry.TEACHERS`."""
+"""Teachers by kind: embeddings of crops, whole images and regions in one space with texts.
+
+A further one is a module and a line in `hoi.registry`.
+
+Shapes: B images or crops, S side of a crop in pixels, D joint width, L levels of region features, R regions.
+"""
 
 from __future__ import annotations
 
-from hoi.config import TeacherConfig
-from hoi.registry import load_target
-from hoi.teachers.base import Teacher
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Teacher", "build_teacher"]
+from torch import Tensor
+
+from hoi.config import TeacherConfig
+from hoi.crops import CropStyle
+from hoi.records import TextBank
+from hoi.registry import load_target
+from hoi.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class WholeImages:
+    """What one pass over whole images gives, before any region is asked for.
+
+    Args:
+        embedding: float32 [B, D], unit norm.
+        maps: Spatial maps [B, C, H, W], earlier ones first; the last one is what a cache may store.
+    """
+
+    embedding: Tensor
+    maps: tuple[Tensor, ...]
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A frozen image-text model."""
+
+    crop_style: CropStyle
+    """How crops are to be cut."""
+    image_size_px: int
+    """Side of the padded square that whole images are resized to."""
+    levels: tuple[str, ...]
+    """L names of the region features."""
+
+    def text_bank(self, vocabulary: Vocabulary) -> TextBank:
+        """Vocabulary to the embeddings of its prompts."""
+        ...
+
+    def encode_crops(self, crops: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] RGB to float32 [B, D], unit norm."""
+        ...
+
+    def encode_images(self, images: Tensor) -> WholeImages:
+        """uint8 [B, 3, `image_size_px`, `image_size_px`] RGB to embeddings and maps."""
+        ...
+
+    def encode_regions(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
+        """Maps and regions, float32 [R, 5] (row of the maps, xyxy in input pixels), to float32 [R, L, D], unit norm."""
+        ...
+
+    def provenance(self) -> dict[str, object]:
+        """Everything that changes what is encoded, in plain JSON types and free of paths."""
+        ...
 
 
 def build_teacher(config: TeacherConfig, device: str) -> Teacher:

@@ -19,7 +19,7 @@ from hoi.crops import CropStyle
 from hoi.errors import UserError
 from hoi.prompts import interaction_prompts
 from hoi.records import TextBank
-from hoi.teachers.base import WholeImages
+from hoi.teachers import WholeImages
 from hoi.teachers.loading import load_model
 from hoi.teachers.towers import open_tower
 from hoi.vocabulary import Vocabulary

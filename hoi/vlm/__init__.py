@@ -1,12 +1,109 @@
-"""Vision language models as teachers: what they say of an image, and how likely they find a text."""
+"""Vision language models as teachers: what they say of an image, and how likely they find a text.
+
+A further backend is a module and a line in `hoi.registry`.
+
+Shapes: n candidates of one image, in the order in which they were given.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
 from hoi.config import VlmConfig
 from hoi.registry import VLM_BACKENDS
-from hoi.vlm.base import Likelihoods, VisionLanguageModel
 
-__all__ = ["Likelihoods", "VisionLanguageModel", "build_vlm"]
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """How likely a model finds each candidate text, given an image and a question.
+
+    Args:
+        log_likelihood: Sum of the log-probabilities of the candidate's tokens, its end included where a backend ends
+            texts, in nats.
+        num_tokens: How many were summed, so that `log_likelihood / num_tokens` is the mean.
+    """
+
+    log_likelihood: Float32[np.ndarray, " n"]
+    num_tokens: Int32[np.ndarray, " n"]
+
+
+class VisionLanguageModel(Protocol):
+    """A frozen model that reads images and writes text. Images are uint8 [H, W, 3] RGB, upright; sizes may differ."""
+
+    def captions(self, images: Sequence[np.ndarray]) -> list[str]:
+        """Images to one caption each, decoded greedily."""
+        ...
+
+    def log_likelihoods(
+        self, images: Sequence[np.ndarray], candidates: Sequence[Sequence[str]], question: str | None = None
+    ) -> list[Likelihoods]:
+        """Images and the texts that are candidates for each, to how likely each text is; one pass over an image.
+
+        Args:
+            images: Any number.
+            candidates: Texts of each image; may be none.
+            question: Put before every candidate, for models that take instructions; None for those that only caption.
+        """
+        ...
+
+    def yes_probabilities(
+        self, images: Sequence[np.ndarray], questions: Sequence[Sequence[str]]
+    ) -> list[Float32[np.ndarray, " n"]]:
+        """Images and yes-no questions to p(yes) / (p(yes) + p(no)) of each."""
+        ...
+
+    def answers(self, images: Sequence[np.ndarray], question: str) -> list[str]:
+        """Images and one question to free text, decoded greedily."""
+        ...
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides its outputs, in plain JSON types: model, hash of the weights, prompts, decoding, precision."""
+        ...
+
+
+@dataclass(frozen=True)
+class PhraseBank:
+    """The candidates, and what a vision language model makes of them without an image.
+
+    Args:
+        phrases: K texts; empty for interactions that are never asked.
+        num_tokens: int32 [K], how many tokens a phrase's log-likelihood is summed over; 0 where none is taken.
+        prior_log_likelihood: float32 [K], that of the phrase on a blank image, in nats; 0 where none is taken.
+    """
+
+    phrases: tuple[str, ...]
+    num_tokens: np.ndarray
+    prior_log_likelihood: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageAnswers:
+    """One record of a further pass. None for what was not asked for.
+
+    Args:
+        image_id: As in the base pass.
+        caption: What was generated; empty where none was asked for.
+        context_embedding: float16 [S, D] teacher embeddings of its sentences, unit norm; 0 beyond the last one.
+        context_mask: uint8 [S], 1 where there is a sentence.
+        vlm_scores: float16 [K], confidence in [0, 1]; 0 where not asked.
+        vlm_asked: uint8 [K], 1 where the interaction was asked of the image.
+        vlm_log_likelihood: float32 [K], sum of the phrase's token log-probabilities in nats; 0 where none is taken.
+        vlm_pair_scores: float16 [P, K], confidence asked of the union crops.
+    """
+
+    image_id: str
+    caption: str = ""
+    context_embedding: np.ndarray | None = None
+    context_mask: np.ndarray | None = None
+    vlm_scores: np.ndarray | None = None
+    vlm_asked: np.ndarray | None = None
+    vlm_log_likelihood: np.ndarray | None = None
+    vlm_pair_scores: np.ndarray | None = None
 
 
 def build_vlm(config: VlmConfig, device: str) -> VisionLanguageModel:

@@ -33,7 +33,7 @@ from hoi.crops import cut_crop, whole_image_window
 from hoi.errors import UserError
 from hoi.provenance import library_versions
 from hoi.teachers.loading import LoadedModel, load_model
-from hoi.vlm.base import Likelihoods
+from hoi.vlm import Likelihoods
 from hoi.weights import RANDOM, RANDOM_SEED, weights_sha256
 
 

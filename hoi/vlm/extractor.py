@@ -24,15 +24,14 @@ from hoi.errors import UserError
 from hoi.prompts import interaction_prompts
 from hoi.records import ImageSignals
 from hoi.registry import load_target
-from hoi.vlm import build_vlm
-from hoi.vlm.base import ImageAnswers, Likelihoods, PhraseBank
-from hoi.vlm.phrases import vocabulary_lexicon
+from hoi.vlm import ImageAnswers, Likelihoods, PhraseBank, build_vlm
 from hoi.vlm.scoring import (
     Confidences,
     candidate_rows,
     confidences_by_likelihood,
     confidences_by_text,
     confidences_by_yes,
+    vocabulary_lexicon,
 )
 from hoi.vocabulary import Vocabulary
 

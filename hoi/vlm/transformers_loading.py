@@ -67,10 +67,7 @@ def load_model(config: VlmConfig) -> LoadedModel:
     with quiet(), _explained(name, "configuration", "check the name or folder; without a network, give a folder"):
         settings = transformers.AutoConfig.from_pretrained(source, **safely)
         _check_kind(name, settings, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
-    with (
-        quiet(),
-        _explained(name, "processor", "it is (pre)processor_config.json and tokenizer.json"),
-    ):
+    with quiet(), _explained(name, "processor", "it is (pre)processor_config.json and tokenizer.json"):
         processor = transformers.AutoProcessor.from_pretrained(source, **safely)
         _check_processor(name, processor)
     with quiet(), _explained(name, "weights", "fetch model.safetensors again, or convert the weights to it"):

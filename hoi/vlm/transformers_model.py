@@ -19,7 +19,7 @@ from torch import Tensor
 from hoi.config import VlmConfig
 from hoi.errors import UserError
 from hoi.provenance import library_versions
-from hoi.vlm.base import Likelihoods
+from hoi.vlm import Likelihoods
 from hoi.vlm.prompting import (
     Prompter,
     common_length,

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
-from hoi.datasets.base import UnreadableImage
+from hoi.datasets import UnreadableImage
 from hoi.datasets.images import decode_image
 from hoi.errors import UserError
 from hoi.prediction import Checkpoint, Predictor

@@ -23,8 +23,7 @@ from starlette.routing import BaseRoute, Route
 
 from hoi.checking.session import VERDICTS, Candidates, Session, SessionKey, read_candidates, results_table
 from hoi.config import PipelineConfig
-from hoi.datasets import ImageSource, load_vocabulary, open_images
-from hoi.datasets.base import UnreadableImage
+from hoi.datasets import ImageSource, UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.images import read_image
 from hoi.errors import UserError, nearest
 from hoi.files import read_json, write_atomically, write_json

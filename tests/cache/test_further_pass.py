@@ -14,7 +14,7 @@ from hoi.cache.read.split import CacheSplit
 from hoi.cache.shard import read_header
 from hoi.cache.tools.verify import verify
 from hoi.config import PipelineConfig, parse_config
-from hoi.config.yaml import read_yaml
+from hoi.config.loading import read_yaml
 from hoi.records import Detections, ImageSignals
 from hoi.teachers import build_teacher
 from hoi.teachers.loading import TextSide

@@ -34,7 +34,7 @@ from hoi.cache.tools.repair import repair
 from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig, VlmConfig
 from hoi.errors import UserError
-from hoi.vlm.base import ImageAnswers
+from hoi.vlm import ImageAnswers
 from tests.fakes.extractors import PASS, AnswersOf, RandomAnswers, RandomSignals
 from tests.fakes.pipelines import photo_pipeline
 

@@ -12,7 +12,7 @@ from hoi.cache.build.pool import open_pool
 from hoi.cache.build.tasks import Task
 from hoi.cache.build.worker import read_ahead
 from hoi.config import CacheConfig
-from hoi.datasets.base import UnreadableImage
+from hoi.datasets import UnreadableImage
 from hoi.machine import keeping_to_own_threads, may_have_side_threads
 
 

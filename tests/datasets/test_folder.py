@@ -12,8 +12,8 @@ from PIL import Image
 
 from hoi.config import FolderDataset
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
-from hoi.datasets.folder import list_images, split_of
-from hoi.datasets.images import read_image
+from hoi.datasets.folder import split_of
+from hoi.datasets.images import list_images, read_image
 from hoi.errors import UserError
 from hoi.labels import load_labels, rare_mask
 

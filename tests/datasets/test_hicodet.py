@@ -15,7 +15,7 @@ from hoi.cache.fingerprint import request_parts, settings_parts
 from hoi.cache.plan import splits_of
 from hoi.config import HicodetDataset, HicodetFiles, PipelineConfig, load_config
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
-from hoi.datasets.hicodet_classes import rare
+from hoi.datasets.hicodet import rare
 from hoi.errors import UserError
 from hoi.labels import has_labels, load_labels, rare_mask
 from tests.fakes.hicodet import NAMES, instances_json, ppdm_json, write_json, write_mat, write_tree

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoi.datasets.base import UnreadableImage
+from hoi.datasets import UnreadableImage
 from hoi.datasets.images import decode_image, read_image
 
 LIMIT = 1_000_000

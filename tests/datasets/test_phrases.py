@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hoi.datasets.hicodet_classes import hicodet_vocabulary
-from hoi.datasets.phrases import EVERYDAY_NAMES, base_form, parse_phrase, usual_name
+from hoi.datasets.hicodet import hicodet_vocabulary
+from hoi.datasets.vocabulary_file import EVERYDAY_NAMES, base_form, parse_phrase, usual_name
 from hoi.errors import UserError
 from hoi.prompts import verb_ing
 

@@ -18,7 +18,7 @@ from hoi.config import VcocoDataset
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.vcoco import ACTIONS, KEYS, WORDINGS, split_ids, vcoco_vocabulary
-from hoi.detectors.base import match_classes
+from hoi.detectors import match_classes
 from hoi.errors import UserError
 from hoi.labels import has_labels, load_labels
 from hoi.labels.vcoco import unspoken, vcoco_truth

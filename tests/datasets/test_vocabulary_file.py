@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hoi.datasets.vocabulary_file import read_vocabulary
-from hoi.detectors.base import match_classes
+from hoi.detectors import match_classes
 from hoi.errors import UserError
 from hoi.prompts import interaction_prompts
 from hoi.vocabulary import Vocabulary

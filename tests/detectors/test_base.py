@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hoi.config import GroundTruthDetectorConfig
-from hoi.detectors.base import keep_detections, match_classes
+from hoi.detectors import keep_detections, match_classes
 from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
 

@@ -12,8 +12,8 @@ import pytest
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
 
 from hoi.datasets.coco import COCO_OBJECTS
-from hoi.datasets.hicodet_classes import hicodet_vocabulary
-from hoi.detectors.base import match_classes
+from hoi.datasets.hicodet import hicodet_vocabulary
+from hoi.detectors import match_classes
 
 SLOTS_OF_HICO = np.array(
     [

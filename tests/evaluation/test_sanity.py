@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hoi.datasets.hicodet_classes import hicodet_vocabulary
+from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.evaluation.sanity import Boxes, SanityGate, detector_gate, images_gate, mean_ap, teacher_gate, vlm_gate
 from hoi.records import HoiLabels
 from hoi.vocabulary import Vocabulary

@@ -20,7 +20,7 @@ from scipy.io import savemat
 from hoi.config import load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.datasets.coco import COCO_OBJECTS
-from hoi.datasets.hicodet_classes import UNSEEN_SHA256, hicodet_vocabulary, unseen
+from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, unseen
 from hoi.datasets.vcoco import (
     ACTION_ROLES,
     ACTIONS,

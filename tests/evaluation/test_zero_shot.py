@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi.datasets.hicodet_classes import UNSEEN_SHA256, hicodet_vocabulary, unseen
+from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, unseen
 from hoi.evaluation.hico import HicoResult
 from hoi.evaluation.rows import Examiner
 from hoi.evaluation.zero_shot import drop_unseen, format_zero_shot, in_percent, zero_shot_means

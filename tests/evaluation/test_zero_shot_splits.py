@@ -7,7 +7,7 @@ import pytest
 
 from hoi.config import FolderDataset, HicodetDataset, WorldDataset
 from hoi.datasets import load_vocabulary
-from hoi.datasets.hicodet_classes import hicodet_vocabulary, train_counts, unseen
+from hoi.datasets.hicodet import hicodet_vocabulary, train_counts, unseen
 from hoi.errors import UserError
 from hoi.evaluation.zero_shot import (
     SPLIT_NAMES,

@@ -13,7 +13,7 @@ import numpy as np
 from hoi.config import PipelineConfig, VlmConfig
 from hoi.datasets.world import scene_of
 from hoi.records import Detections, ImageSignals, TextBank
-from hoi.vlm.base import ImageAnswers, PhraseBank
+from hoi.vlm import ImageAnswers, PhraseBank
 from hoi.vocabulary import Vocabulary
 from hoi.world import annotate
 

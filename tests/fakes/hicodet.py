@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from scipy.io import savemat
 
 from hoi.datasets.coco import COCO_OBJECTS
-from hoi.datasets.hicodet_classes import hicodet_vocabulary
+from hoi.datasets.hicodet import hicodet_vocabulary
 
 WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
 NAMES = ["HICO_test2015_00000001.jpg", "HICO_test2015_00000003.jpg", "HICO_test2015_00000002.jpg"]

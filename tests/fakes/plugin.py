@@ -22,7 +22,7 @@ from hoi.matching import LabelTargets
 from hoi.records import BranchScores, Detections, HoiLabels, PairBatch, TextBank
 from hoi.registry import DATASETS, DETECTORS, METHODS, TEACHERS, VLM_BACKENDS
 from hoi.students.base import StepLosses, Student
-from hoi.teachers.base import WholeImages
+from hoi.teachers import WholeImages
 from hoi.vlm import Likelihoods
 from hoi.vocabulary import Vocabulary
 

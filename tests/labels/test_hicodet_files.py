@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoi.datasets import hicodet_classes
+from hoi.datasets import hicodet
 from hoi.errors import UserError
 from hoi.labels.hicodet import HicodetAnnotations, read_annotations
 from hoi.labels.hicodet_mat import read_image_labels
@@ -148,7 +148,7 @@ def test_another_matlab_file_is_refused_by_the_key_that_it_lacks(tmp_path: Path)
 def test_the_real_test_annotations_hold_the_published_counts() -> None:
     found = read_annotations(Path(os.environ["HOI_CHECK_DATA"]) / "annotations/hicodet_instances_test2015.json")
     assert (len(found.file_names), found.num_pairs, found.num_without_pair) == (9658, 33405, 112)
-    assert (np.bincount(found.interaction, minlength=600) == hicodet_classes.test_counts()).all()
+    assert (np.bincount(found.interaction, minlength=600) == hicodet.test_counts()).all()
     assert (found.file_names[0], found.size_hw[0].tolist()) == ("HICO_test2015_00000001.jpg", [427, 640])
     assert found.boxes_h[0].tolist() == [319, 305, 359, 349]
     sizes_wh = np.tile(found.size_hw[found.image, ::-1], 2)

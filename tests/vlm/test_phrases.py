@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hoi.vlm.phrases import named_objects, said_interactions, vocabulary_lexicon
+from hoi.vlm.scoring import named_objects, said_interactions, vocabulary_lexicon
 from hoi.vocabulary import Vocabulary
 from hoi.world.models.captioner import caption_questions, world_lexicon
 

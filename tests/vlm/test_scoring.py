@@ -5,14 +5,14 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from hoi.vlm.base import Likelihoods
-from hoi.vlm.phrases import vocabulary_lexicon
+from hoi.vlm import Likelihoods
 from hoi.vlm.scoring import (
     Confidences,
     candidate_rows,
     confidences_by_likelihood,
     confidences_by_text,
     confidences_by_yes,
+    vocabulary_lexicon,
 )
 from hoi.vocabulary import Vocabulary
 

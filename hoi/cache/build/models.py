@@ -18,7 +18,7 @@ from hoi.datasets import ImageSource, load_vocabulary
 from hoi.files import json_sha256
 from hoi.machine import choose_device
 from hoi.records import ImageSignals, TextBank
-from hoi.vlm.base import ImageAnswers, PhraseBank
+from hoi.vlm import ImageAnswers, PhraseBank
 from hoi.vocabulary import Vocabulary
 
 

@@ -38,7 +38,7 @@ from hoi.files import file_sha256, json_sha256
 from hoi.machine import may_have_side_threads
 from hoi.provenance import library_versions
 from hoi.records import ImageSignals
-from hoi.vlm.base import ImageAnswers
+from hoi.vlm import ImageAnswers
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "h5py", "numpy", "pillow", "dask", "distributed")
 SHOWN = 5

@@ -16,7 +16,7 @@ from hoi.cache.schema import SCHEMA_VERSION
 from hoi.cache.shard import encode_file
 from hoi.files import remove_file, write_atomically, write_json
 from hoi.records import TextBank, VisualHead
-from hoi.vlm.base import PhraseBank
+from hoi.vlm import PhraseBank
 from hoi.vocabulary import Vocabulary
 
 

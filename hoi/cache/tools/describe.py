@@ -35,7 +35,7 @@ from hoi.cache.tools.verify import cached_splits
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, nearest
 from hoi.records import ImageSignals
-from hoi.vlm.base import ImageAnswers
+from hoi.vlm import ImageAnswers
 from hoi.vocabulary import Vocabulary
 
 SHOWN = 20

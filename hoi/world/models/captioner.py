@@ -28,7 +28,7 @@ from hoi.config import TeacherConfig
 from hoi.prompts import a_object, verb_ing
 from hoi.teachers.loading import load_model
 from hoi.vlm.coca import image_states, resized_positions
-from hoi.vlm.phrases import Lexicon, named_objects, said_interactions, vocabulary_lexicon
+from hoi.vlm.scoring import Lexicon, named_objects, said_interactions, vocabulary_lexicon
 from hoi.vocabulary import Vocabulary
 from hoi.world.captions import DOING, GRIPS, NOUNS
 from hoi.world.models.clip import BPE_FILE, augment, contrastive_loss, open_clip_config, save_open_clip, stored_pairs

@@ -24,7 +24,7 @@ from hoi.crops import CropStyle, crop_windows, cut_crop, whole_image_window
 from hoi.detectors import Detector
 from hoi.prompts import interaction_prompts
 from hoi.teachers import Teacher
-from hoi.vlm.base import Likelihoods, VisionLanguageModel
+from hoi.vlm import Likelihoods, VisionLanguageModel
 from hoi.vlm.scoring import (
     Confidences,
     candidate_rows,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi.datasets import hicodet_classes
-from hoi.datasets.hicodet_classes import UNSEEN_SHA256, hicodet_vocabulary, rare, train_counts, unseen
+from hoi.datasets import hicodet
+from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare, train_counts, unseen
 from hoi.errors import UserError
 
 CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))
@@ -52,7 +52,7 @@ def test_rare_interactions_are_the_official_138() -> None:
 @pytest.mark.parametrize("split", FIGURES)
 def test_a_zero_shot_split_hides_as_many_interactions_and_training_pairs_as_published(split: str) -> None:
     ids = unseen(split)
-    assert (len(ids), train_counts()[ids].sum(), hicodet_classes.test_counts()[ids].sum()) == FIGURES[split]
+    assert (len(ids), train_counts()[ids].sum(), hicodet.test_counts()[ids].sum()) == FIGURES[split]
 
 
 def test_every_list_is_whole_and_holds_what_its_name_says() -> None:
@@ -78,17 +78,17 @@ def test_an_unknown_split_names_the_known_ones() -> None:
 
 
 def test_a_changed_list_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    facts = json.loads((hicodet_classes.DATA / "hicodet_label_facts.json").read_text())
+    facts = json.loads((hicodet.DATA / "hicodet_label_facts.json").read_text())
     facts["unseen"]["uc0"][0] += 1
     (tmp_path / "hicodet_label_facts.json").write_text(json.dumps(facts))
-    monkeypatch.setattr(hicodet_classes, "DATA", tmp_path)
-    hicodet_classes._read.cache_clear()
+    monkeypatch.setattr(hicodet, "DATA", tmp_path)
+    hicodet._read.cache_clear()
     try:
         with pytest.raises(UserError, match=r"'uc0' was changed .*expected: SHA-256 e07e.*next: install"):
             unseen("uc0")
         assert len(unseen("uc1")) == 120
     finally:
-        hicodet_classes._read.cache_clear()
+        hicodet._read.cache_clear()
 
 
 @pytest.mark.skipif(not TEST_FILE.is_file(), reason="needs HOI_CHECK_DATA: the real test annotations")
@@ -103,7 +103,7 @@ def test_names_counts_rare_and_unseen_agree_with_the_real_test_annotations() -> 
     assert real["correspondence"] == expected
     assert np.flatnonzero(rare()).tolist() == real["rare"]
     counts = np.bincount([k for image in real["annotation"] for k in image["hoi"]], minlength=600)
-    np.testing.assert_array_equal(hicodet_classes.test_counts(), counts)
+    np.testing.assert_array_equal(hicodet.test_counts(), counts)
     for split, (_, _, num_test) in FIGURES.items():
         assert counts[unseen(split)].sum() == num_test
 
@@ -112,6 +112,6 @@ def test_the_document_states_every_split_as_it_is() -> None:
     document = (Path(__file__).parents[2] / "docs/zero-shot.md").read_text()
     for split, digest in UNSEEN_SHA256.items():
         ids = unseen(split)
-        train, test = train_counts()[ids].sum(), hicodet_classes.test_counts()[ids].sum()
+        train, test = train_counts()[ids].sum(), hicodet.test_counts()[ids].sum()
         line = next(line for line in document.splitlines() if line.startswith(f"| `{split}` |"))
         assert line.endswith(f"| {len(ids)} | {train:,} | {test:,} | `{digest}` |")
