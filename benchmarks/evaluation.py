@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
+from hoi.boxes import min_pair_iou
 from hoi.evaluation import hico, vcoco
-from hoi.evaluation.hico import PROTOCOLS, min_pair_iou
+from hoi.evaluation.hico import PROTOCOLS
 from hoi.evaluation.predictions import Images, Reader
 from hoi.json_lines import read_json_lines
+from hoi.labels.vcoco_files import VcocoTruth
 from hoi.records import HoiLabels, Triplets
 
 HICO_IMAGES, HICO_TRUTHS, HICO_PREDICTIONS, NUM_INTERACTIONS = 9_658, 33_405, 270_000, 600
@@ -111,12 +113,12 @@ def hico_set() -> tuple[Triplets, HoiLabels]:
     return predictions, labels
 
 
-def vcoco_set() -> tuple[vcoco.VcocoPredictions, vcoco.VcocoTruth]:
+def vcoco_set() -> tuple[vcoco.VcocoPredictions, VcocoTruth]:
     """Rows and persons of V-COCO's test split in size."""
     rng = np.random.default_rng(1)
     num_actions, num_roles = len(vcoco.ACTIONS), len(vcoco.ACTION_ROLES)
     role_boxes = _boxes(rng, VCOCO_PERSONS * num_roles).reshape(VCOCO_PERSONS, num_roles, 4)
-    truth = vcoco.VcocoTruth(
+    truth = VcocoTruth(
         np.sort(rng.integers(0, VCOCO_IMAGES, VCOCO_PERSONS)),
         _boxes(rng, VCOCO_PERSONS),
         rng.random(VCOCO_PERSONS) < 0.8,

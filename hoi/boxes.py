@@ -60,3 +60,16 @@ def suppress(
                 kept.append(int(rows[position]))
                 alive[position + 1 :] &= overlap[position, position + 1 :] <= max_iou
     return np.sort(np.array(kept, dtype=np.int64))
+
+
+def row_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of row-aligned boxes [R, 4], float64 [R]; 0 where both are empty."""
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    overlap = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)
+    areas = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]) + (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    return overlap / np.maximum(areas - overlap, np.finfo(np.float64).tiny)
+
+
+def min_pair_iou(boxes_h: np.ndarray, boxes_o: np.ndarray, truth_h: np.ndarray, truth_o: np.ndarray) -> np.ndarray:
+    """Return min(IoU_h, IoU_o) of row-aligned boxes [R, 4], float64 [R]."""
+    return np.minimum(row_iou(boxes_h, truth_h), row_iou(boxes_o, truth_o))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hoi.evaluation.hico import min_pair_iou
+from hoi.boxes import min_pair_iou
 from hoi.records import BranchScores, HoiLabels, PairBatch
 from hoi.vocabulary import Vocabulary
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from hoi.boxes import min_pair_iou
 from hoi.errors import UserError
 from hoi.evaluation.ranking import Matches, average_precision, rank
 from hoi.records import HoiLabels, Triplets
@@ -103,19 +104,6 @@ def known_object_images(image_labels: np.ndarray, object_of: np.ndarray) -> np.n
     for k, object_row in enumerate(object_of):
         holds[:, object_row] |= image_labels[:, k]
     return holds[:, object_of]
-
-
-def min_pair_iou(boxes_h: np.ndarray, boxes_o: np.ndarray, truth_h: np.ndarray, truth_o: np.ndarray) -> np.ndarray:
-    """Row-aligned boxes [R, 4] to min(IoU_h, IoU_o), float64 [R]."""
-    return np.minimum(row_iou(boxes_h, truth_h), row_iou(boxes_o, truth_o))
-
-
-def row_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Row-aligned boxes [R, 4] to their intersection over union, float64 [R]; 0 where both are empty."""
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    overlap = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)
-    areas = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]) + (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
-    return overlap / np.maximum(areas - overlap, np.finfo(np.float64).tiny)
 
 
 def match(

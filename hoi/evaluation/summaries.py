@@ -12,7 +12,8 @@ from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
 from hoi.evaluation.hico import HicoResult
 from hoi.evaluation.rows import ResultRow
 from hoi.evaluation.table import NO_SPREAD, rows_by_name
-from hoi.evaluation.vcoco import VcocoPredictions, VcocoResult, VcocoTruth, evaluate
+from hoi.evaluation.vcoco import VcocoPredictions, VcocoResult, evaluate
+from hoi.labels.vcoco_files import VcocoTruth
 from hoi.records import Triplets
 from hoi.vocabulary import Vocabulary
 

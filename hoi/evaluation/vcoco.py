@@ -15,39 +15,19 @@ from typing import Literal
 
 import numpy as np
 
+from hoi.boxes import row_iou
 from hoi.datasets.vcoco import (
     ACTION_ROLES,
     ACTIONS,
     KEYS,
     ROLES,
 )
-from hoi.evaluation.hico import row_iou
+from hoi.labels.vcoco_files import VcocoTruth
 
 LEFT_OUT = "point"
 """31 test instances; papers report the mean over the other 24 action-role pairs."""
 
 Scenario = Literal["scenario_1", "scenario_2"]
-
-
-@dataclass(frozen=True)
-class VcocoTruth:
-    """All person boxes of a split, with what is annotated of them.
-
-    Args:
-        image: int64 [H], row of the split.
-        boxes_h: float [H, 4].
-        is_annotated: bool [H]; a row that is matched to another person is ignored.
-        does: bool [H, A].
-        role_boxes: float [H, Q, 4], read where `has_role` is True.
-        has_role: bool [H, Q], whether the role's object is visible and boxed.
-    """
-
-    image: np.ndarray
-    boxes_h: np.ndarray
-    is_annotated: np.ndarray
-    does: np.ndarray
-    role_boxes: np.ndarray
-    has_role: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ import numpy as np
 from hoi.config import VcocoDataset
 from hoi.datasets.vcoco import VcocoImages, coco_id, vcoco_vocabulary
 from hoi.errors import UserError
-from hoi.evaluation.vcoco import VcocoTruth
 from hoi.labels import LabelReader
-from hoi.labels.vcoco_files import VcocoPairs, VcocoSplit, pairs_of_truth, read_pairs, read_vcoco
+from hoi.labels.vcoco_files import VcocoPairs, VcocoSplit, VcocoTruth, pairs_of_truth, read_pairs, read_vcoco
 from hoi.records import HoiLabels
 
 PARTS = {"train": ("train",), "validation": ("val",), "trainval": ("train", "val"), "test": ("test",)}

@@ -21,13 +21,33 @@ import numpy as np
 from hoi.datasets.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
 from hoi.errors import UserError
-from hoi.evaluation.vcoco import VcocoTruth
 from hoi.json_lines import read_bytes
 from hoi.vocabulary import NO_OBJECT
 
 LABELS = "V-COCO's label file, a list of 26 actions with image_id, ann_id, label and role_object_id"
 INSTANCES = "COCO's instances with the boxes of these images: images and annotations"
 PERSON_CATEGORY = 1
+
+
+@dataclass(frozen=True)
+class VcocoTruth:
+    """All person boxes of a split, with what is annotated of them.
+
+    Args:
+        image: int64 [H], row of the split.
+        boxes_h: float [H, 4].
+        is_annotated: bool [H]; a row that is matched to another person is ignored.
+        does: bool [H, A].
+        role_boxes: float [H, Q, 4], read where `has_role` is True.
+        has_role: bool [H, Q], whether the role's object is visible and boxed.
+    """
+
+    image: np.ndarray
+    boxes_h: np.ndarray
+    is_annotated: np.ndarray
+    does: np.ndarray
+    role_boxes: np.ndarray
+    has_role: np.ndarray
 
 
 @dataclass(frozen=True)

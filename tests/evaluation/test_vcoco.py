@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
-from hoi.evaluation.vcoco import VcocoPredictions, VcocoResult, VcocoTruth, evaluate
+from hoi.evaluation.vcoco import VcocoPredictions, VcocoResult, evaluate
+from hoi.labels.vcoco_files import VcocoTruth
 
 PERSON, ANOTHER, BALL, CUP = (0, 0, 10, 20), (50, 0, 60, 20), (10, 10, 16, 16), (30, 30, 36, 36)
 KICK = ACTIONS.index("kick")

@@ -6,7 +6,8 @@ import numpy as np
 
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS, vcoco_vocabulary
 from hoi.evaluation.summaries import vcoco_examiner, vcoco_rows
-from hoi.evaluation.vcoco import VcocoTruth, evaluate
+from hoi.evaluation.vcoco import evaluate
+from hoi.labels.vcoco_files import VcocoTruth
 from hoi.records import Triplets
 
 VOCABULARY = vcoco_vocabulary("common_sense")
