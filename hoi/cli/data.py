@@ -34,15 +34,14 @@ def new(
     ] = Path(),
 ) -> int:
     """Write a checked pipeline file for a folder of images and a list of phrases."""
-    from hoi.project.new import main
-    from hoi.project.pipeline_file import Project
+    from hoi.project.new import Project, write_project
 
     given = {"NAME": name or named, "--images FOLDER": images, "--phrases FILE": phrases}
     missing = [option for option, value in given.items() if not value]
     if missing:
         raise UserError(f"hoi new needs {', '.join(missing)}", fix="hoi new NAME --images FOLDER --phrases FILE")
     paths = str(local_path(images)), str(local_path(phrases))
-    report = main(Project(str(name or named), *paths, detector, instances, clip, num_images=0), out)
+    report = write_project(Project(str(name or named), *paths, detector, instances, clip), out)
     print(report)
     return 1 if report.num_errors else 0
 
@@ -60,10 +59,10 @@ def doctor(
 ) -> int:
     """Say what is missing or wrong in what a pipeline file names, and the line that mends it."""
     from hoi.files import write_json
-    from hoi.project.doctor import main
+    from hoi.project.doctor import examine
 
     with pipeline(config, overrides) as settings:
-        report = main(settings, every)
+        report = examine(settings, every)
     if json is not None:
         write_json(json, report.to_dict())
     print(report)
@@ -89,11 +88,11 @@ def vcoco(config: Config = None, overrides: Overrides = None, no_gates: NoGates 
 
 
 def _published(config: str | None, overrides: list[str] | None, name: str, no_gates: bool) -> None:
-    from hoi.project.published import main
+    from hoi.project.published import run_published
 
     start = time.monotonic()
     with pipeline(config, overrides, name) as settings:
-        main(settings, heeds_gates=not no_gates)
+        run_published(settings, heeds_gates=not no_gates)
     print(f"\ndone in {time.monotonic() - start:.0f} s")
 
 

@@ -1,24 +1,28 @@
-"""Whether a data set is laid out rightly: one check for each data set. The only labels read here are counted.
+"""What is right and wrong with a dataset's files: findings, a look at image files, and one check for each dataset.
 
-A further dataset names its check in its settings, `DatasetSettings.CHECK`.
+A dataset names its check in its settings, `DatasetSettings.CHECK`. Labels are read here only to be counted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from hoi.config import DatasetSettings, FolderDataset, HicodetDataset, VcocoDataset, WorldDataset
 from hoi.datasets import UnreadableImage, hicodet, load_vocabulary, open_images
 from hoi.datasets.hicodet import HALVES, Half, half_of, image_folder, image_names
 from hoi.datasets.images import list_images
 from hoi.datasets.vcoco import VcocoImages, split_ids
+from hoi.errors import UserError
+from hoi.labels import load_labels
 from hoi.labels.hicodet import HicodetAnnotations, find_annotations, read_half
 from hoi.labels.vcoco import (
     annotated_sizes,
@@ -28,29 +32,221 @@ from hoi.labels.vcoco import (
     vcoco_labels,
     vcoco_truth,
 )
-from hoi.project.findings import (
-    Finding,
-    check_image_files,
-    collect,
-    first_of,
-    sample_of,
-)
 from hoi.registry import load_target
+
+SAMPLE = 300
+"""Image files that are opened where not all are asked for; their sizes in bytes are looked at for all."""
+SHOWN = 3
+KNOWN: dict[Half, tuple[int, int]] = {"train2015": (38118, 117871), "test2015": (9658, 33405)}
+"""Images and pairs of HICO-DET's halves, as published."""
+ORIENTATION_TAG = 0x0112
+TURNED = {5, 6, 7, 8}
+"""EXIF orientations that swap width and height."""
+Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a half: its images, those without an annotated pair, its pairs."""
+class Finding:
+    """One thing that was looked at; the fields are those of a `UserError`.
 
-    images: int
-    pairs: int
+    Args:
+        level: `error` will stop a run or falsify its figures, `warning` may be meant so, `ok` is right.
+    """
+
+    level: Level
+    what: str
+    where: str | None = None
+    expected: str | None = None
+    got: str | None = None
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        parts = [("where", self.where), ("expected", self.expected), ("got", self.got), ("next", self.fix)]
+        shown = [f"{name}: {' '.join(text.split())}" for name, text in parts if text]
+        return " · ".join([f"{self.level:<8}{self.what}", *shown])
+
+    def to_dict(self) -> dict[str, str | None]:
+        """The plain form that goes into JSON."""
+        return asdict(self)
 
 
-KNOWN: dict[Half, Known] = {"train2015": Known(38118, 117871), "test2015": Known(9658, 33405)}
+def collect(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Return all that a check finds; what it raises as a user's mistake is its last finding."""
+    found: list[Finding] = []
+    try:
+        found.extend(check())
+    except UserError as error:
+        texts = (None if v is None else str(v) for v in (error.where, error.expected, error.got, error.fix))
+        found.append(Finding("error", error.what, *texts))
+    return found
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the length of a list and its first few names, as the `got` of a finding."""
+    return f"{len(names)}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+
+
+class _Header(NamedTuple):
+    stored_hw: tuple[int, int]
+    orientation: int
+
+    @property
+    def upright_hw(self) -> tuple[int, int]:
+        return self.stored_hw[::-1] if self.orientation in TURNED else self.stored_hw
+
+
+def _header(path: Path) -> _Header | None:
+    """Return what the header of an image file says; None for what is no image."""
+    try:
+        with Image.open(path) as image:
+            return _Header((image.height, image.width), int(image.getexif().get(ORIENTATION_TAG, 1)))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        return None
+
+
+def sample_of(names: Sequence[str], every: bool) -> list[str]:
+    """Return the names to open: all, or `SAMPLE` of them evenly spread."""
+    if every or len(names) <= SAMPLE:
+        return list(names)
+    return [names[row] for row in np.linspace(0, len(names) - 1, SAMPLE).astype(int)]
+
+
+def check_image_files(
+    folder: Path, names: Sequence[str], every: bool, annotated_hw: dict[str, tuple[int, int]] | None = None
+) -> Iterator[Finding]:
+    """Look for missing and empty files (of all), and for files that are no images or of another size (of a sample).
+
+    Args:
+        folder: Where they lie.
+        names: File names relative to it.
+        every: Whether all files are opened.
+        annotated_hw: Sizes that the annotations were made on, by name.
+    """
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        fix = "put these files there; without them they count as unreadable images"
+        yield Finding("error", "image files are missing", str(folder), "a file for each name", first_of(missing), fix)
+    there = sorted(set(names) - set(missing))
+    empty = [name for name in there if (folder / name).stat().st_size == 0]
+    if empty:
+        fix = "unpack or copy these files again"
+        yield Finding("error", "image files are empty", str(folder), "no file of 0 bytes", first_of(empty), fix)
+    opened = sample_of(sorted(set(there) - set(empty)), every)
+    with ThreadPoolExecutor(8) as pool:
+        read = dict(zip(opened, pool.map(lambda name: _header(folder / name), opened), strict=True))
+    headers = {name: header for name, header in read.items() if header}
+    broken = [name for name in read if name not in headers]
+    if broken:
+        fix = "unpack or copy these files again"
+        yield Finding("error", "files are no images", str(folder), "images", first_of(broken), fix)
+    wrong = [*_check_sizes(folder, headers, annotated_hw)] if annotated_hw else []
+    yield from wrong
+    if not (missing or empty or broken or wrong):
+        compared = " and have the annotated size" if annotated_hw else ""
+        yield Finding("ok", f"{len(headers)} of {len(names)} image files opened: all are images{compared}", str(folder))
+
+
+def _check_sizes(
+    folder: Path, headers: dict[str, _Header], annotated_hw: dict[str, tuple[int, int]]
+) -> Iterator[Finding]:
+    both = {name: header for name, header in headers.items() if name in annotated_hw}
+    other = {name: h for name, h in both.items() if tuple(annotated_hw[name]) != h.upright_hw}
+    as_stored = [name for name, h in other.items() if tuple(annotated_hw[name]) == h.stored_hw]
+    if as_stored:
+        yield Finding(
+            "error",
+            "boxes were drawn on the pixels as stored, but images are turned upright by their EXIF tag",
+            str(folder),
+            "annotations of the upright image",
+            first_of(as_stored),
+            f"take the tag out: exiftool -overwrite_original -Orientation= {folder}/{as_stored[0]} (and the others)",
+        )
+    foreign = [
+        f"{name} (annotated {annotated_hw[name][1]} x {annotated_hw[name][0]}, "
+        f"file {h.upright_hw[1]} x {h.upright_hw[0]})"
+        for name, h in other.items()
+        if name not in as_stored
+    ]
+    if foreign:
+        fix = "use the images and the annotations of one release; resized copies do not fit the boxes"
+        yield Finding(
+            "error", "images have another size than annotated", str(folder), "equal sizes", first_of(foreign), fix
+        )
+    flipped = [name for name, h in both.items() if h.orientation in (2, 3, 4)]
+    if flipped:
+        yield Finding(
+            "warning",
+            "images are mirrored or turned by 180 degrees by their EXIF tag; sizes cannot tell what the boxes mean",
+            str(folder),
+            "no such tag",
+            first_of(flipped),
+            "look at one of them with its boxes",
+        )
+
+
+def check_dataset(config: DatasetSettings, every: bool) -> list[Finding]:
+    """Return all that is found on vocabulary and splits, and by the dataset's own check.
+
+    Args:
+        config: The dataset.
+        every: Whether all image files are opened, not a sample.
+    """
+    splits = [split for split, amount in config.splits.items() if amount > 0]
+
+    def vocabulary() -> Iterator[Finding]:
+        v = load_vocabulary(config)
+        yield Finding("ok", f"vocabulary: {len(v)} interactions of {len(v.objects)} objects and {len(v.verbs)} verbs")
+
+    def count(split: str) -> Iterator[Finding]:
+        yield Finding("ok", f"split {split}: {len(open_images(config, split).image_ids)} images")
+
+    findings = collect(vocabulary)
+    findings += collect(lambda: (load_target(config.CHECK) if config.CHECK else _check_by_reading)(config, every))
+    for split in splits:
+        findings += collect(partial(count, split))
+    return list(dict.fromkeys(findings))
+
+
+def check_world(config: WorldDataset, every: bool) -> Iterator[Finding]:
+    """Say that there is nothing to check."""
+    yield Finding("ok", f"the embedded world is drawn, not read: seed {config.seed}")
+
+
+def check_folder(config: FolderDataset, every: bool) -> Iterator[Finding]:
+    """Check the images of a folder, and count its annotations."""
+    yield from check_image_files(Path(config.images), list_images(config.images), every)
+    if config.annotations is None:
+        yield Finding("warning", "no annotations: stage three reports agreement only", "dataset.annotations")
+        return
+    for split, share in config.splits.items():
+        if share > 0:
+            labels = load_labels(config, split)
+            images = len(np.unique(labels.image))
+            level: Level = "ok" if len(labels) else "warning"
+            what = f"split {split}: {len(labels)} annotated interactions on {images} images"
+            yield Finding(level, what, config.annotations)
+
+
+def _check_by_reading(config: DatasetSettings, every: bool) -> Iterator[Finding]:
+    """Read a sample of the images, as stage one does."""
+    for split in (split for split, amount in config.splits.items() if amount > 0):
+        source = open_images(config, split)
+        rows = {image_id: row for row, image_id in enumerate(source.image_ids)}
+        opened, bad = sample_of(source.image_ids, every), list[str]()
+        for image_id in opened:
+            try:
+                source.read(rows[image_id])
+            except UnreadableImage as reason:
+                bad.append(f"{image_id} ({reason})")
+        if bad:
+            fix = "put these files there, or copy them again"
+            yield Finding("error", f"split {split}: images cannot be read", None, "images", first_of(bad), fix)
+        else:
+            yield Finding("ok", f"split {split}: {len(opened)} of {len(rows)} images read")
 
 
 def check_hicodet(config: HicodetDataset, every: bool) -> Iterator[Finding]:
-    """Both halves, as far as a split asks for them."""
+    """Check the halves that a split asks for."""
     wanted = {half_of(split) for split, share in config.splits.items() if share > 0}
     for half in HALVES:
         if half in wanted:
@@ -59,7 +255,6 @@ def check_hicodet(config: HicodetDataset, every: bool) -> Iterator[Finding]:
 
 
 def _check_names(config: HicodetDataset, half: Half) -> Iterator[Finding]:
-    """The file names of a half against the official ones."""
     folder = str(image_folder(config, half))
     names = image_names(config, half)
     official = re.compile(rf"HICO_{half}_\d{{8}}\.jpg")
@@ -67,7 +262,7 @@ def _check_names(config: HicodetDataset, half: Half) -> Iterator[Finding]:
     if foreign:
         fix = f"take them out of the folder, or set dataset.image_lists.{half}"
         yield Finding("warning", f"{half} has images of other names", folder, official.pattern, first_of(foreign), fix)
-    known = KNOWN[half].images
+    known = KNOWN[half][0]
     if getattr(config.image_lists, half, None) is not None:
         unlisted = len(set(list_images(folder)) - set(names))
         yield Finding(
@@ -101,7 +296,7 @@ def _check_half(config: HicodetDataset, half: Half, every: bool) -> Iterator[Fin
 def _check_annotations(
     config: HicodetDataset, half: Half, annotated_hw: dict[str, tuple[int, int]]
 ) -> Iterator[Finding]:
-    """Pairs against what is known, names against the images, boxes against the sizes, which are added to the last."""
+    """Check pairs, names and boxes of a half, and add the annotated sizes to `annotated_hw`."""
     found = read_half(config, half)
     if found.size_hw is not None:
         sizes = [(int(height), int(width)) for height, width in found.size_hw]
@@ -115,13 +310,13 @@ def _check_annotations(
     if differing == 0:
         yield Finding("ok", f"{said}; all 600 classes as published", path)
     elif is_part:
-        yield Finding("ok", f"{said}; a part of the published {KNOWN[half].pairs} pairs", path)
+        yield Finding("ok", f"{said}; a part of the published {KNOWN[half][1]} pairs", path)
     else:
         yield Finding(
             "warning",
             f"{half} is annotated otherwise than published in {differing} of 600 classes",
             path,
-            f"{KNOWN[half].pairs} pairs",
+            f"{KNOWN[half][1]} pairs",
             said,
             "figures on these annotations compare with no paper's; use the published file",
         )
@@ -154,26 +349,24 @@ def _check_boxes(half: Half, path: str, found: HicodetAnnotations) -> Iterator[F
 
 
 def check_vcoco(config: VcocoDataset, every: bool) -> Iterator[Finding]:
-    """Every split with a share: its number of images, its files, its annotations."""
+    """Check images, files and annotations of every split with a share."""
     for split, share in config.splits.items():
         if share > 0:
             # A split whose annotations are wrong says so, and the others are still looked at.
-            yield from collect(partial(_check_split, config, split, every))
+            yield from collect(partial(_check_vcoco_split, config, split, every))
 
 
-def _check_split(config: VcocoDataset, split: str, every: bool) -> Iterator[Finding]:
+def _check_vcoco_split(config: VcocoDataset, split: str, every: bool) -> Iterator[Finding]:
     root, source, known = Path(config.images), VcocoImages(config, split), len(split_ids()[split])
     yield Finding("ok", f"{split}: {len(source.image_ids)} of V-COCO's {known} images, by their COCO ids")
     names = {image_id: source.path(row).relative_to(root).as_posix() for row, image_id in enumerate(source.image_ids)}
     sizes: dict[str, tuple[int, int]] = {}
-    yield from collect(partial(_check_annotations_vcoco_doctor, config, split, sizes))
+    yield from collect(partial(_check_vcoco_annotations, config, split, sizes))
     annotated_hw = {names[image_id]: size for image_id, size in sizes.items() if image_id in names}
     yield from check_image_files(root, list(names.values()), every, annotated_hw)
 
 
-def _check_annotations_vcoco_doctor(
-    config: VcocoDataset, split: str, sizes: dict[str, tuple[int, int]]
-) -> Iterator[Finding]:
+def _check_vcoco_annotations(config: VcocoDataset, split: str, sizes: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     own, where = find_label_files(config, split), config.annotations
     if own is None and find_pair_file(config, split) is None:
         fix = "set dataset.annotations to the folder of V-COCO's vcoco_*.json"
@@ -191,67 +384,3 @@ def _check_annotations_vcoco_doctor(
     truth = vcoco_truth(config, split)
     people, actions = int(truth.is_annotated.sum()), int(truth.does.sum())
     yield Finding("ok", f"{split}: {people} annotated people do {actions} actions, V-COCO's evaluation can run", where)
-
-
-def check_dataset(config: DatasetSettings, every: bool) -> list[Finding]:
-    """Vocabulary, splits and all that the data set's own check looks at.
-
-    Args:
-        config: The data set.
-        every: Whether all image files are opened, not a sample.
-    """
-    found = collect(lambda: _check_vocabulary(config))
-    found += collect(lambda: (load_target(config.CHECK) if config.CHECK else _check_by_reading)(config, every))
-    for split, amount in config.splits.items():
-        if amount > 0:
-            found += collect(partial(_check_split_doctor, config, split))
-    return list(dict.fromkeys(found))
-
-
-def _check_vocabulary(config: DatasetSettings) -> Iterator[Finding]:
-    vocabulary = load_vocabulary(config)
-    numbers = f"{len(vocabulary)} interactions of {len(vocabulary.objects)} objects and {len(vocabulary.verbs)} verbs"
-    yield Finding("ok", f"vocabulary: {numbers}")
-
-
-def _check_split_doctor(config: DatasetSettings, split: str) -> Iterator[Finding]:
-    yield Finding("ok", f"split {split}: {len(open_images(config, split).image_ids)} images")
-
-
-def check_world(config: WorldDataset, every: bool) -> Iterator[Finding]:
-    yield Finding("ok", f"the embedded world is drawn, not read: seed {config.seed}")
-
-
-def check_folder(config: FolderDataset, every: bool) -> Iterator[Finding]:
-    yield from check_image_files(Path(config.images), list_images(config.images), every)
-    if config.annotations is None:
-        yield Finding("warning", "no annotations: stage three reports agreement only", "dataset.annotations")
-        return
-    from hoi.labels import load_labels
-
-    for split, share in config.splits.items():
-        if share > 0:
-            labels = load_labels(config, split)
-            images = len(np.unique(labels.image))
-            level: Any = "ok" if len(labels) else "warning"
-            what = f"split {split}: {len(labels)} annotated interactions on {images} images"
-            yield Finding(level, what, config.annotations)
-
-
-def _check_by_reading(config: DatasetSettings, every: bool) -> Iterator[Finding]:
-    """What any data set can be asked: a sample of its images, read as stage one does."""
-    for split in (split for split, amount in config.splits.items() if amount > 0):
-        source = open_images(config, split)
-        rows = {image_id: row for row, image_id in enumerate(source.image_ids)}
-        bad: list[str] = []
-        opened = sample_of(source.image_ids, every)
-        for image_id in opened:
-            try:
-                source.read(rows[image_id])
-            except UnreadableImage as reason:
-                bad.append(f"{image_id} ({reason})")
-        if bad:
-            fix = "put these files there, or copy them again"
-            yield Finding("error", f"split {split}: images cannot be read", None, "images", first_of(bad), fix)
-        else:
-            yield Finding("ok", f"split {split}: {len(opened)} of {len(rows)} images read")

@@ -1,4 +1,4 @@
-"""Whether the teacher can be loaded."""
+"""What is missing or wrong in what a pipeline file names, and what mends it."""
 
 from __future__ import annotations
 
@@ -12,37 +12,32 @@ from typing import Any
 import open_clip
 
 from hoi.cache.plan import splits_of
-from hoi.cli.command_line import stage_parser
-from hoi.config import (
-    DatasetSettings,
-    DetectorSettings,
-    PipelineConfig,
-    TeacherConfig,
-    load_config,
-)
+from hoi.config import DatasetSettings, DetectorSettings, PipelineConfig, TeacherConfig
 from hoi.datasets import load_vocabulary, open_images
 from hoi.detectors import ListsImages, build_detector
-from hoi.errors import UserError, run_program
-from hoi.files import write_json
-from hoi.project.dataset_checks import check_dataset
-from hoi.project.findings import Finding, collect, first_of
+from hoi.errors import UserError, command
+from hoi.project.dataset_checks import Finding, check_dataset, collect, first_of
 from hoi.teachers.loading import HF_HUB, load_model
 from hoi.vocabulary import Vocabulary
 from hoi.weights import RANDOM
 
+BYTES_PER_IMAGE = 100_000
+"""What an image takes in a cache, roughly: 15 pairs, 600 interactions, 512 to 1024 wide."""
+BYTES_PER_MAP = 500_000
+"""What its spatial map adds, at most about this."""
+
 
 def check_teacher(config: TeacherConfig, download: bool) -> Iterator[Finding]:
-    """Loads the teacher as stage one would, unless that might download its weights and nobody allowed it.
-
-    Raises:
-        UserError: it cannot be loaded; the message says why.
-    """
+    """Load the teacher as stage one would, unless that might download its weights and nobody allowed it."""
     tag = config.pretrained
     may_download = config.model.startswith(HF_HUB) or (
-        tag is not None and tag != RANDOM and not Path(tag).is_file() and (config.model, tag) in _published()
+        tag is not None
+        and tag != RANDOM
+        and not Path(tag).is_file()
+        and (config.model, tag) in open_clip.list_pretrained()
     )
     if may_download and not download:
-        fix = "run make doctor ALL=1 to load it, which downloads what is missing"
+        fix = f"{command('doctor', all=True)} loads it, which downloads what is missing"
         yield Finding(
             "warning", f"the teacher {config.model} ({tag}) was not loaded: it may have to be downloaded", fix=fix
         )
@@ -51,24 +46,14 @@ def check_teacher(config: TeacherConfig, download: bool) -> Iterator[Finding]:
     yield Finding("ok", f"teacher {config.model}: loads, takes crops of {loaded.style.size_px} px")
 
 
-def _published() -> set[tuple[str, str]]:
-    return {(name, tag) for name, tag in open_clip.list_pretrained()}
-
-
 def check_detector(
     config: DetectorSettings, vocabulary: Vocabulary, dataset: DatasetSettings, image_ids: Sequence[str], download: bool
 ) -> Iterator[Finding]:
-    """Builds the detector as stage one would, on the CPU.
+    """Build the detector as stage one would, on the CPU.
 
     Args:
-        config: Its section.
-        vocabulary: Whose objects it has to know.
-        dataset: What it will run on.
-        image_ids: Of all splits.
+        image_ids: Of all splits; one that only looks boxes up has to list them.
         download: Whether weights may be downloaded for it.
-
-    Raises:
-        UserError: it cannot be built; the message says why.
     """
     absent = None if download else config.absent_weights()
     if absent is not None:
@@ -97,12 +82,6 @@ def check_detector(
             yield Finding("ok", f"precomputed detections list all {len(image_ids)} images", detector.listed_in)
 
 
-BYTES_PER_IMAGE = 100_000
-"""What an image takes in a cache, roughly: 15 pairs, 600 interactions, 512 to 1024 wide."""
-BYTES_PER_MAP = 500_000
-"""What its spatial map adds, at most about this."""
-
-
 @dataclass(frozen=True)
 class Report:
     """All findings, in the order in which things were looked at."""
@@ -120,7 +99,6 @@ class Report:
         return "\n".join([*map(str, self.findings), verdict])
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain form that goes into JSON."""
         counts = Counter(finding.level for finding in self.findings)
         return {
             "name": self.name,
@@ -130,30 +108,23 @@ class Report:
         }
 
 
-def main(config: PipelineConfig, every: bool = False) -> Report:
-    """Config to what is right and wrong with all that it names.
+def examine(config: PipelineConfig, every: bool = False) -> Report:
+    """Look at all that a pipeline file names: data set, detector, teacher, disk.
 
     Args:
         config: The pipeline file.
         every: Whether all image files are opened, not a sample, and weights are loaded even if that downloads them.
     """
-    found = check_dataset(config.dataset, every)
-    found += collect(lambda: _check_detector(config, every))
-    found += collect(lambda: _check_teacher(config, every))
-    found += collect(lambda: _check_disk(config))
-    return Report(config.name, tuple(found))
 
+    def detector() -> Iterator[Finding]:
+        vocabulary = load_vocabulary(config.dataset)
+        yield from check_detector(config.detector, vocabulary, config.dataset, _image_ids(config), every)
 
-def _check_detector(config: PipelineConfig, every: bool) -> Iterator[Finding]:
-    # Imported here: these bring torch, which takes seconds; what the data set lacks is said before.
-
-    vocabulary = load_vocabulary(config.dataset)
-    yield from check_detector(config.detector, vocabulary, config.dataset, _image_ids(config), every)
-
-
-def _check_teacher(config: PipelineConfig, every: bool) -> Iterator[Finding]:
-
-    yield from check_teacher(config.teacher, every)
+    findings = check_dataset(config.dataset, every)
+    findings += collect(detector)
+    findings += collect(lambda: check_teacher(config.teacher, every))
+    findings += collect(lambda: _check_disk(config))
+    return Report(config.name, tuple(findings))
 
 
 def _image_ids(config: PipelineConfig) -> list[str]:
@@ -168,32 +139,15 @@ def _image_ids(config: PipelineConfig) -> list[str]:
 
 
 def _check_disk(config: PipelineConfig) -> Iterator[Finding]:
-    """Room for the cache, less what is there of it."""
     folder = Path(config.cache.folder)
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     per_image = BYTES_PER_IMAGE + (BYTES_PER_MAP if config.teacher.spatial_map else 0)
     needed = max(0, len(_image_ids(config)) * per_image - there)
-    nearest = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(nearest).free
+    disk = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(disk).free
     what = f"cache: about {needed / 1e9:.1f} GB to come, {free / 1e9:.1f} GB free"
     if free < needed:
         fix = "free space, or set cache.folder to a larger disk"
-        yield Finding("error", "the cache will not fit on the disk", str(nearest), what, fix=fix)
+        yield Finding("error", "the cache will not fit on the disk", str(disk), what, fix=fix)
     else:
-        yield Finding("ok", what, str(nearest))
-
-
-def _command(arguments: Sequence[str] | None = None) -> int:
-    parser = stage_parser("Says what is missing or wrong in what a pipeline file names, and the line that mends it.")
-    parser.add_argument("--all", action="store_true", help="open every image; load weights even if that downloads them")
-    parser.add_argument("--json", metavar="OUT", help="write the findings to this file, too")
-    parsed = parser.parse_args(arguments)
-    report = main(load_config(parsed.config, parsed.overrides), parsed.all)
-    if parsed.json:
-        write_json(Path(parsed.json), report.to_dict())
-    print(report)
-    return 1 if report.num_errors else 0
-
-
-if __name__ == "__main__":
-    run_program(_command)
+        yield Finding("ok", what, str(disk))

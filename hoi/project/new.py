@@ -1,23 +1,18 @@
-"""A folder of images and a list of phrases to a pipeline file of one's own, checked, and what its run will cost.
-
-    python -m hoi.project.new --name NAME --images FOLDER --phrases FILE [--detector ...] [--clip ...]
+"""A checked pipeline file for a folder of images and a list of phrases, and what its run will cost.
 
 Nothing but NAME.yaml is written, and an older one is never replaced.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from os.path import expanduser
 from pathlib import Path, PurePath
-from shlex import quote
+from timeit import repeat
 
 import numpy as np
 import torch
@@ -25,119 +20,56 @@ import torch
 from hoi.cache.build.models import release
 from hoi.cache.plan import splits_of
 from hoi.cache.tools.estimate import ASSUMED_PAIRS, PlanReport, plan
-from hoi.cli.command_line import Parser
 from hoi.config import FolderDataset, PipelineConfig, TeacherConfig, parse_config
 from hoi.config.loading import parse_yaml
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.images import SUFFIXES, list_images, read_image
 from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.detectors import build_detector
-from hoi.errors import UserError, run_program
+from hoi.errors import UserError, command
 from hoi.machine import choose_device
+from hoi.project.dataset_checks import Finding, collect, first_of
 from hoi.project.doctor import check_detector, check_teacher
-from hoi.project.findings import Finding, Level, collect, first_of
-from hoi.project.pipeline_file import OPEN_CLIP_DEFAULT, Project, pipeline_text
 from hoi.prompts import interaction_prompts
 from hoi.teachers import build_teacher
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 from hoi.weights import RANDOM
 
+OPEN_CLIP_DEFAULT = "ViT-B-16-quickgelu/openai"
+LOCAL, HUB = "local-dir:", "hf-hub:"
+STEPS, MAX_EPOCHS, BATCH_IMAGES = 500, 200, 32
+"""What a small folder is trained with: about as many steps as the embedded world's students take. [choice]"""
+TRAIN_SHARE = 0.8
+SHARDS, MIN_SHARD, MAX_SHARD = 8, 16, 64
+"""Shards of a small folder, so that several workers have something to do; images of a shard: each pays for whole
+batches of crops, so fewer would waste time."""
 CROPS_PER_PAIR = 1.4
 """Crops of a pair and its share of the boxes' own, in photographs of people. [choice]"""
 TIMED_CROPS = 8
+DECODED_IMAGES, TIMED_IMAGES = 60, 4
+"""Images that are decoded to see whether they can be, and images that go through the models to measure the time."""
 
 
-def check_models(config: PipelineConfig, vocabulary: Vocabulary, names: Sequence[str]) -> tuple[bool, list[Finding]]:
-    """Whether detector and teacher load without downloading anything, and all that was found.
-
-    Args:
-        config: Of the project.
-        vocabulary: Whose objects the detector has to know.
-        names: Ids of all images.
-    """
-    found = collect(lambda: check_detector(config.detector, vocabulary, config.dataset, names, download=False))
-    if any(finding.level == "warning" for finding in found):
-        # Weights are not needed to see which classes they know.
-        found += collect(partial(_check_classes, config, vocabulary))
-    found += collect(lambda: check_teacher(config.teacher, download=False))
-    return all(finding.level == "ok" for finding in found), found
-
-
-def _check_classes(config: PipelineConfig, vocabulary: Vocabulary) -> Iterator[Finding]:
-    untrained = config.detector.with_random_weights()
-    if untrained is not None:
-        build_detector(untrained, vocabulary, "cpu", config.dataset)
-        name = getattr(config.detector, "model", config.detector.name)
-        yield Finding("ok", f"detector {name}: knows all {len(vocabulary.objects)} objects")
-
-
-def costs(config: PipelineConfig, is_loaded: bool, num_timed: int) -> str:
-    """What stages one and two will take, for people.
+@dataclass(frozen=True)
+class Project:
+    """What a new project is made of.
 
     Args:
-        config: Of the project.
-        is_loaded: Whether all models are here, so that a few images can go through them.
-        num_timed: How many.
+        name: Of the pipeline file, and of its folders of outputs and cache.
+        images: Folder of images.
+        phrases: Vocabulary file.
+        detector: torchvision's name; a COCO result file (`*.json`); or `hf-hub:` / `local-dir:` for OWLv2 and Grounding
+            DINO.
+        instances: COCO instances file of a result file.
+        clip: `MODEL/TAG` of open_clip, `hf-hub:owner/name` or `local-dir:folder`.
     """
-    try:
-        report = plan(config, num_timed if is_loaded else None)
-        if not is_loaded:
-            report = _with_seconds(config, report)
-    except UserError as error:
-        return f"costs: not known, {error.what}"
-    finally:
-        release()
-    images = sum(split.num_images for split in report.splits)
-    in_training = next((s.num_images for s in report.splits if s.split == config.train.split), 0)
-    steps = config.train.epochs * -(-in_training // config.train.batch_images)
-    return (
-        f"stage one: {images} images, about {images * report.density.pairs:,.0f} pairs\n{report}\n"
-        f"stage two: {steps} steps from the cache, a minute or a few"
-    )
 
-
-def _with_seconds(config: PipelineConfig, report: PlanReport) -> PlanReport:
-    """A plan with the time of the same architectures at random weights, which are as fast as any others."""
-    device = choose_device(config.cache.device, "cache.device").type
-    seconds = _detector_seconds(config, device) + _teacher_seconds(config.teacher, device)
-    source = f"{ASSUMED_PAIRS:g} pairs assumed; time measured here with random weights in place of those to come"
-    density = replace(report.density, seconds=seconds, source=source)
-    splits = tuple(replace(split, worker_seconds=split.num_missing_images * seconds) for split in report.splits)
-    return replace(report, density=density, splits=splits)
-
-
-def _detector_seconds(config: PipelineConfig, device: str) -> float:
-    """Of one image; 0 for detectors that only look boxes up, and for those whose architecture is not here."""
-    untrained = config.detector.with_random_weights()
-    if untrained is None:
-        return 0.0
-    model = build_detector(untrained, load_vocabulary(config.dataset), device, config.dataset)
-    image = np.full((480, 640, 3), 127, np.uint8)
-    return _best_of(lambda: model.detect([image], ["timed"]))
-
-
-def _teacher_seconds(teacher: TeacherConfig, device: str) -> float:
-    model = build_teacher(teacher.model_copy(update={"pretrained": RANDOM}), device)
-    side = model.crop_style.size_px
-    crops = torch.zeros(TIMED_CROPS, 3, side, side, dtype=torch.uint8, device=device)
-    each = _best_of(lambda: model.encode_crops(crops).cpu()) / TIMED_CROPS
-    return each * (1 + CROPS_PER_PAIR * ASSUMED_PAIRS * len(teacher.crop.margins))
-
-
-def _best_of(run: Callable[[], object], times: int = 2) -> float:
-    """Seconds of the quicker call; the first pays for what is made once."""
-    found = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
-SAMPLE = 60
-"""Images that are decoded to see whether they can be."""
-TIMED = 4
-"""Images that go through the models to measure the time."""
+    name: str
+    images: str
+    phrases: str
+    detector: str = "fasterrcnn_resnet50_fpn_v2"
+    instances: str | None = None
+    clip: str = OPEN_CLIP_DEFAULT
 
 
 @dataclass(frozen=True)
@@ -148,7 +80,7 @@ class Report:
         path: The pipeline file.
         vocabulary: Phrases as they were understood.
         findings: In the order in which things were looked at.
-        costs: What the run will take, for people.
+        costs: What the run will take.
         config: Of the file.
     """
 
@@ -163,20 +95,20 @@ class Report:
         return sum(finding.level == "error" for finding in self.findings)
 
     def __str__(self) -> str:
-        ahead = next_commands(self.config, self.path)
-        errors = f"{self.num_errors} error{'s' if self.num_errors > 1 else ''}"
-        first = "next:" if not self.num_errors else f"mend {errors} (see above), then:"
+        first, lines = "next:", next_commands(self.config, self.path)
         if self.num_errors:
-            ahead.insert(0, f"make doctor CONFIG={self.path}")
+            errors = f"{self.num_errors} error{'s' if self.num_errors > 1 else ''}"
+            first = f"mend {errors} (see above), then:"
+            lines.insert(0, command("doctor", config=self.path))
         parts = [self.vocabulary, "\n".join(map(str, self.findings)), self.costs, f"wrote {self.path}"]
-        return "\n\n".join([*filter(None, parts), "\n  ".join([first, *ahead])])
+        return "\n\n".join([*filter(None, parts), "\n  ".join([first, *lines])])
 
 
-def main(project: Project, out: Path) -> Report:
-    """Writes the pipeline file, then looks at all that it names.
+def write_project(project: Project, out: Path) -> Report:
+    """Write the pipeline file, and look at all that it names.
 
     Args:
-        project: `num_images` is counted here.
+        project: What it is made of.
         out: Folder of the pipeline file.
 
     Raises:
@@ -198,46 +130,34 @@ def main(project: Project, out: Path) -> Report:
             "there is no image in the folder",
             where=project.images,
             expected=", ".join(sorted(SUFFIXES)),
-            fix="give a folder of images as IMAGES",
+            fix="give a folder of images",
         )
     vocabulary = read_vocabulary(project.phrases)
-    text = pipeline_text(replace(project, num_images=len(names)))
+    text = pipeline_text(project, len(names))
     config = parse_config(parse_yaml(text, str(path)), str(path))
-    found = [*_check_images(config, names), *_check_splits(config)]
-    # Imported here: these bring torch, which takes seconds; what is wrong with names is said before.
-
-    loaded, findings = check_models(config, vocabulary, names)
-    found += findings
-    said = costs(config, loaded, TIMED)
+    findings = [*_check_images(config, names), *_check_splits(config)]
+    is_loaded, of_models = _check_models(config, vocabulary, names)
+    costs = _costs(config, is_loaded)
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError("this pipeline file is there already", where=path, fix="take another name") from None
-    return Report(path, describe(config, vocabulary), tuple(found), said, config)
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(text)
+    return Report(path, describe(config, vocabulary), (*findings, *of_models), costs, config)
 
 
 def next_commands(config: PipelineConfig, path: Path) -> list[str]:
-    """From the pipeline file to pictures."""
+    """Return the commands that lead from the pipeline file to pictures."""
     assert isinstance(config.dataset, FolderDataset)
-    # make reads a dollar before the shell does.
-    quoted = quote(config.dataset.images).replace("$", "$$")
-    return [
-        f"make teacher-cache CONFIG={path}",
-        f"make train CONFIG={path}",
-        f"make quality CONFIG={path}",
-        f"make predict CONFIG={path} IMAGES={quoted} OUT={config.output}/pictures",
-    ]
+    stages = [command(verb, config=path) for verb in ("teacher-cache", "train", "quality")]
+    return [*stages, command("predict", config=path, images=config.dataset.images, out=f"{config.output}/pictures")]
 
 
 def describe(config: PipelineConfig, vocabulary: Vocabulary) -> str:
-    """Phrases as they were understood: verb, object, the detector's class, and what the teacher is asked."""
+    """Return the phrases as they were understood: verb, object, the detector's class, and what the teacher is asked."""
     prompts = interaction_prompts(vocabulary, config.teacher.prompts, config.teacher.no_interaction_prompts)
     lines = [("verb", "object", "detected as", "asked of CLIP")]
-    for (verb, thing), texts in zip(vocabulary.interactions, prompts, strict=True):
-        seen = "no object" if thing == NO_OBJECT else vocabulary.class_of(thing)
-        lines.append((verb, thing, seen, " | ".join(texts)))
+    for (verb, noun), texts in zip(vocabulary.interactions, prompts, strict=True):
+        seen = "no object" if noun == NO_OBJECT else vocabulary.class_of(noun)
+        lines.append((verb, noun, seen, " | ".join(texts)))
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     rows = ("  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[3]]) for line in lines)
     return "\n".join([f"{len(vocabulary)} phrases as they were understood", *(f"  {row}" for row in rows)])
@@ -247,9 +167,7 @@ def _check_images(config: PipelineConfig, names: Sequence[str]) -> list[Finding]
     dataset = config.dataset
     assert isinstance(dataset, FolderDataset)
     folder, suffixes = Path(dataset.images), Counter(PurePath(name).suffix.lower() for name in names)
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
-    rows = np.unique(np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).astype(int))
-    opened = [names[row] for row in rows]
+    rows = np.unique(np.linspace(0, len(names) - 1, min(DECODED_IMAGES, len(names))).astype(int))
 
     def reason(name: str) -> str | None:
         try:
@@ -259,61 +177,222 @@ def _check_images(config: PipelineConfig, names: Sequence[str]) -> list[Finding]
         return None
 
     with ThreadPoolExecutor(4) as pool:
-        bad = list(filter(None, pool.map(reason, opened)))
-    what = f"{len(names)} images ({kinds}), {len(opened)} of them decoded"
+        bad = list(filter(None, pool.map(reason, [names[row] for row in rows])))
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
+    what = f"{len(names)} images ({kinds}), {len(rows)} of them decoded"
     if not bad:
         return [Finding("ok", what, str(folder))]
-    too_many = len(bad) / len(opened) > config.cache.max_failed_share
-    fix = "copy them again or take them out" if too_many else "they will be left out, and listed with their reasons"
-    level: Level = "error" if too_many else "warning"
-    return [Finding(level, f"{what}: some cannot be read", str(folder), None, first_of(bad), fix)]
+    what += ": some cannot be read"
+    if len(bad) / len(rows) > config.cache.max_failed_share:
+        fix = "copy them again or take them out"
+        return [Finding("error", what, str(folder), None, first_of(bad), fix)]
+    fix = "they will be left out, and listed with their reasons"
+    return [Finding("warning", what, str(folder), None, first_of(bad), fix)]
 
 
-def _check_splits(config: PipelineConfig) -> list[Finding]:
-    found = []
+def _check_splits(config: PipelineConfig) -> Iterator[Finding]:
     for split in splits_of(config):
         try:
-            found.append(Finding("ok", f"split {split}: {len(open_images(config.dataset, split).image_ids)} images"))
+            yield Finding("ok", f"split {split}: {len(open_images(config.dataset, split).image_ids)} images")
         except UserError as error:
             fix = "add images, or change dataset.splits in the file: with a few dozen images no split is empty"
-            found.append(Finding("error", error.what, config.dataset.name, "at least one image", "none", fix))
-    return found
+            yield Finding("error", error.what, config.dataset.name, "at least one image", "none", fix)
 
 
-def _command(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hoi.project.new",
-        description="A folder of images and a list of phrases to a checked pipeline file.",
+def _check_models(config: PipelineConfig, vocabulary: Vocabulary, names: Sequence[str]) -> tuple[bool, list[Finding]]:
+    """Return whether detector and teacher load without downloading anything, and all that was found."""
+
+    def classes() -> Iterator[Finding]:
+        untrained = config.detector.with_random_weights()
+        if untrained is not None:
+            build_detector(untrained, vocabulary, "cpu", config.dataset)
+            name = getattr(config.detector, "model", config.detector.name)
+            yield Finding("ok", f"detector {name}: knows all {len(vocabulary.objects)} objects")
+
+    findings = collect(lambda: check_detector(config.detector, vocabulary, config.dataset, names, download=False))
+    if any(finding.level == "warning" for finding in findings):
+        # Weights are not needed to see which classes they know.
+        findings += collect(classes)
+    findings += collect(lambda: check_teacher(config.teacher, download=False))
+    return all(finding.level == "ok" for finding in findings), findings
+
+
+def _costs(config: PipelineConfig, is_loaded: bool) -> str:
+    """Say what stages one and two will take; some images go through the models if they are all here."""
+    try:
+        report = plan(config, TIMED_IMAGES) if is_loaded else _with_seconds(config, plan(config))
+    except UserError as error:
+        return f"costs: not known, {error.what}"
+    finally:
+        release()
+    images = sum(split.num_images for split in report.splits)
+    in_training = next((s.num_images for s in report.splits if s.split == config.train.split), 0)
+    steps = config.train.epochs * -(-in_training // config.train.batch_images)
+    return (
+        f"stage one: {images} images, about {images * report.density.pairs:,.0f} pairs\n{report}\n"
+        f"stage two: {steps} steps from the cache, a minute or a few"
     )
-    parser.shape = "--name NAME --images FOLDER --phrases FILE"
-    _add_options(parser)
-    parsed = parser.parse_args(arguments)
-    # make leaves a tilde as it is.
-    images, phrases = expanduser(parsed.images), expanduser(parsed.phrases)
-    project = Project(parsed.name, images, phrases, parsed.detector, parsed.instances, parsed.clip, num_images=0)
-    report = main(project, Path(parsed.out))
-    print(report)
-    return 1 if report.num_errors else 0
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", required=True, help="of the pipeline file and of the folder below outputs")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="searched below, too")
-    parser.add_argument("--phrases", required=True, metavar="FILE", help="one a line, 'riding a bicycle'; or YAML")
-    parser.add_argument(
-        "--detector",
-        default="fasterrcnn_resnet50_fpn_v2",
-        help="torchvision's name, COCO results FILE.json, or hf-hub:… / local-dir:… of OWLv2 or Grounding DINO "
-        "(default: %(default)s)",
-    )
-    parser.add_argument("--instances", metavar="FILE", help="COCO instances JSON that belongs to results")
-    parser.add_argument(
-        "--clip",
-        default=OPEN_CLIP_DEFAULT,
-        help="open_clip's MODEL/TAG, local-dir:FOLDER or hf-hub:owner/name (default: %(default)s)",
-    )
-    parser.add_argument("--out", default=".", metavar="FOLDER", help="where the pipeline file goes (default: here)")
+def _with_seconds(config: PipelineConfig, report: PlanReport) -> PlanReport:
+    """Add the time of the same architectures at random weights, which are as fast as any others."""
+    device = choose_device(config.cache.device, "cache.device").type
+    seconds = _detector_seconds(config, device) + _teacher_seconds(config.teacher, device)
+    source = f"{ASSUMED_PAIRS:g} pairs assumed; time measured here with random weights in place of those to come"
+    density = replace(report.density, seconds=seconds, source=source)
+    splits = tuple(replace(split, worker_seconds=split.num_missing_images * seconds) for split in report.splits)
+    return replace(report, density=density, splits=splits)
 
 
-if __name__ == "__main__":
-    run_program(_command)
+def _detector_seconds(config: PipelineConfig, device: str) -> float:
+    """Measure one image; 0 for detectors that only look boxes up, and where the architecture is not here."""
+    untrained = config.detector.with_random_weights()
+    if untrained is None:
+        return 0.0
+    model = build_detector(untrained, load_vocabulary(config.dataset), device, config.dataset)
+    image = np.full((480, 640, 3), 127, np.uint8)
+    return min(repeat(lambda: model.detect([image], ["timed"]), number=1, repeat=2))
+
+
+def _teacher_seconds(teacher: TeacherConfig, device: str) -> float:
+    model = build_teacher(teacher.model_copy(update={"pretrained": RANDOM}), device)
+    side = model.crop_style.size_px
+    crops = torch.zeros(TIMED_CROPS, 3, side, side, dtype=torch.uint8, device=device)
+    each = min(repeat(lambda: model.encode_crops(crops).cpu(), number=1, repeat=2)) / TIMED_CROPS
+    return each * (1 + CROPS_PER_PAIR * ASSUMED_PAIRS * len(teacher.crop.margins))
+
+
+def pipeline_text(project: Project, num_images: int) -> str:
+    """Return the pipeline file of a project, with a comment at each key that its owner may want to change.
+
+    Raises:
+        UserError: detector or CLIP are not understood, or a path is none that the file could name.
+    """
+    _refuse_unwritable(project)
+    path, name = f"{project.name}.yaml", project.name
+    steps = max(1, round(num_images * TRAIN_SHARE / BATCH_IMAGES))
+    epochs = max(20, min(MAX_EPOCHS, -(-STEPS // steps)))
+    images_per_shard = max(MIN_SHARD, min(MAX_SHARD, -(-num_images // SHARDS)))
+    return f"""\
+# {name}: a detector of one's own interactions, without any label. Made by `hoi new`; yours to edit.
+#
+#   {command("teacher-cache", config=path)}   detector and CLIP over every image, once
+#   {command("train", config=path)}           the student, from the cache alone
+#   {command("quality", config=path)}         what can be said without labels
+#   {command("predict", config=path, images="FOLDER", out=f"outputs/{name}/pictures")}   pictures
+#
+# Any key can be replaced on the command line: {command("train", "train.epochs=60", config=path)}
+# Every key, its meaning and its default: hoi/config. The file of phrases: docs/own-photographs.md.
+
+name: {_text(name)}
+output: {_text(f"outputs/{name}")}
+
+dataset:
+  name: folder
+  images: {_text(project.images)}   # searched below, too
+  vocabulary: {_text(project.phrases)}
+  splits: {{train: {TRAIN_SHARE:g}, test: {1 - TRAIN_SHARE:.1f}}}   # by hash of the name: more images never move others
+  # annotations: FILE.jsonl   # {{"file_name", "human_xyxy", "object_xyxy", "verb", "object"}} a line; only ever scores
+
+detector:
+{_detector(project)}
+
+# Which detections pair up. Fewer people and objects make the cache smaller and faster.
+pairs:
+  min_score: 0.2
+  max_humans: 10
+  max_objects: 10
+
+teacher:
+{_teacher(project.clip)}
+
+cache:
+  folder: {_text(f"cache/{name}")}
+  images_per_shard: {images_per_shard}
+  max_failed_share: 0.1   # stage one stops where more of the images than this cannot be read
+
+students:
+  student:                # no label; explained in hoi/students/multilevel/settings.py
+    method: multilevel
+    targets: {{image: pairs}}
+    gate: {{exponent: 0.5}}
+
+train:
+  seeds: [0]
+  epochs: {epochs}   # about {STEPS} steps in all: small folders take more rounds
+
+evaluation:
+  tune_split: train       # read only if there are annotations
+"""
+
+
+def _detector(project: Project) -> str:
+    value = project.detector
+    kinds = {
+        "torchvision": """\
+  # name: torchvision     # COCO's 80 classes; weights are downloaded once (170 MB)
+  # model: fasterrcnn_resnet50_fpn_v2""",
+        "open_vocabulary": """\
+  # name: open_vocabulary # any words as objects; pip install 'hoi-distill[open-vocabulary]'
+  # model: hf-hub:google/owlv2-base-patch16-ensemble   # or hf-hub:IDEA-Research/grounding-dino-tiny""",
+        "precomputed": """\
+  # name: precomputed     # anybody's boxes, as COCO result JSON
+  # results: FILE.json
+  # instances: FILE.json  # COCO instances JSON: which image has which id""",
+    }
+    if value.startswith((LOCAL, HUB)):
+        chosen, kind = f"  name: open_vocabulary   # any words as objects\n  model: {_text(value)}", "open_vocabulary"
+    elif value.endswith(".json"):
+        if project.instances is None:
+            raise UserError(
+                "precomputed detections need to say which image has which id",
+                where=f"--detector {value}",
+                expected="--instances FILE.json, a COCO instances file",
+                fix="give it as well",
+            )
+        chosen = f"  name: precomputed\n  results: {_text(value)}\n  instances: {_text(project.instances)}"
+        kind = "precomputed"
+    else:
+        chosen = (
+            f"  name: torchvision       # COCO's 80 classes\n  model: {_text(value)}   # weights are downloaded once"
+        )
+        kind = "torchvision"
+    return "\n".join([chosen, *(text for name, text in kinds.items() if name != kind)])
+
+
+def _teacher(clip: str) -> str:
+    model, slash, tag = clip.partition("/")
+    if clip.startswith((LOCAL, HUB)):
+        chosen = f"  model: {_text(clip)}"
+    elif model and slash and tag:
+        chosen = f"  model: {_text(model)}\n  pretrained: {_text(tag)}   # downloaded once"
+    else:
+        expected = f"MODEL/TAG, as {OPEN_CLIP_DEFAULT}, or {LOCAL}FOLDER, or {HUB}owner/name"
+        raise UserError("the CLIP is not understood", where="--clip", expected=expected, got=clip)
+    return f"""{chosen}
+  # model: ViT-B-16-SigLIP2     # stronger open weights, read by sigmoids; pip install transformers
+  # pretrained: webli
+  # model: {LOCAL}FOLDER       # an open_clip folder (open_clip_config.json and weights): nothing is downloaded"""
+
+
+def _text(value: str) -> str:
+    """Return a text as YAML: plain where that is safe, else quoted; `true`, `null` and `.inf` are no text for YAML."""
+    plain = value.replace("-", "").replace("_", "").replace(".", "").replace("/", "")
+    if plain.isalnum() and plain[0].isalpha() and value[0] != "-" and parse_yaml(value, "a text") == value:
+        return value
+    # YAML's own escapes: those of JSON are halves of a letter beyond 16 bits, and YAML folds a line at more letters.
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False))
+
+
+def _refuse_unwritable(project: Project) -> None:
+    """Raise where a path has `${`, which pipeline files take for an environment variable, or is not UTF-8."""
+    for option in ("images", "phrases", "detector", "instances", "clip"):
+        value = getattr(project, option) or ""
+        if "${" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise UserError(
+                "a pipeline file cannot name this",
+                where=f"--{option}",
+                expected="a path in UTF-8, without ${",
+                got=ascii(value),
+                fix="rename it, or make a link to it",
+            )

@@ -1,22 +1,14 @@
-"""From files on disk to the report, on HICO-DET or V-COCO: `make hicodet DATA=...`, `make vcoco DATA=...`.
-
-    python -m hoi.project.published [--config examples/hicodet.yaml] [--no-gates] [section.key=value ...]
-
-Eight steps, each of which says what it wrote; the same command after a kill goes on where it was.
-"""
+"""HICO-DET or V-COCO from files on disk to the report: eight steps, and the same command after a kill goes on."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hoi.cache.build import run as teacher_cache
-from hoi.cache.tools.estimate import PlanReport, plan
-from hoi.cli.command_line import stage_parser
-from hoi.config import PipelineConfig, load_config
-from hoi.errors import UserError, run_program
+from hoi.cache.build.run import build_cache
+from hoi.cache.tools.estimate import plan
+from hoi.config import PipelineConfig
+from hoi.errors import UserError
 from hoi.evaluation import audit
 from hoi.files import file_sha256, json_sha256, read_json, write_atomically, write_json
 from hoi.labels import label_files
@@ -24,9 +16,13 @@ from hoi.project import doctor
 from hoi.provenance import commit
 from hoi.report import build as report
 
+SAMPLED_IMAGES = 8
+"""Images that are run through the models to tell what a cache will cost, before any of it is there."""
+REPORT_NAME = "report.txt"
+
 
 class Progress:
-    """A small file: step → hash of all that it depended on, so that a step counts as done only as long as that holds.
+    """A small file of finished steps, each with a hash of all that it depended on; a step counts while that holds.
 
     Args:
         path: The file.
@@ -38,19 +34,19 @@ class Progress:
         labels = [file_sha256(file) for file in label_files(config.dataset)]
         self._digest = json_sha256([config.model_dump(mode="json"), labels, commit()])
 
-    def is_done(self, step: str, file: Path, further: Any = None) -> bool:
-        """Whether a step was finished with the same settings, and what it wrote is there.
+    def is_done(self, step: str, file: Path, extra: Any = None) -> bool:
+        """Return whether a step was finished with the same settings, and what it wrote is there.
 
         Args:
             step: Its name.
             file: What it writes last.
-            further: What it depends on beside settings, annotations and commit, as plain data.
+            extra: What it depends on beside settings, annotations and commit, as plain data.
         """
-        return file.is_file() and self._steps().get(step) == json_sha256([self._digest, further])
+        return file.is_file() and self._steps().get(step) == json_sha256([self._digest, extra])
 
-    def note(self, step: str, further: Any = None) -> None:
-        """A step is finished; arguments as in `is_done`."""
-        write_json(self._path, {**self._steps(), step: json_sha256([self._digest, further])})
+    def note(self, step: str, extra: Any = None) -> None:
+        """Note that a step is finished; arguments as in `is_done`."""
+        write_json(self._path, {**self._steps(), step: json_sha256([self._digest, extra])})
 
     def _steps(self) -> dict[str, str]:
         try:
@@ -60,13 +56,8 @@ class Progress:
             return {}
 
 
-SAMPLED_IMAGES = 8
-"""Images that are run through the models to tell what a cache will cost, before any of it is there."""
-REPORT_NAME = "report.txt"
-
-
-def main(config: PipelineConfig, *, heeds_gates: bool = True) -> None:
-    """All steps in order; what is finished already is not done again.
+def run_published(config: PipelineConfig, *, heeds_gates: bool = True) -> None:
+    """Run and print all steps in order; what is finished already is not done again.
 
     Args:
         config: The pipeline file.
@@ -75,21 +66,26 @@ def main(config: PipelineConfig, *, heeds_gates: bool = True) -> None:
     Raises:
         UserError: the doctor found an error, the disk is too small, a figure is at chance, or what a stage raises.
     """
+    from hoi.training import train
+
     progress = Progress(Path(config.output) / "steps.json", config)
     _heading("doctor: is all there, whole, and of one kind?")
     _examine(config, progress)
     _heading("plan: what the teacher cache will take")
     _estimate(config)
     _heading("teacher cache: detector and teacher over every image")
-    print(teacher_cache.build_cache(config), flush=True)
+    print(build_cache(config), flush=True)
     _heading("sanity gates: is the cache what it should be?")
-    _judge(config, progress, heeds_gates)
+    fingerprint = _judge(config, progress, heeds_gates)
     _heading("train: students, from the cache alone")
-    _train(config)
+    print(train.main(config), flush=True)
     _heading("evaluate: the result table")
-    _evaluate(config, progress)
+    _evaluate(config, progress, fingerprint)
     _heading("audit: what touched these results")
-    _audit(config)
+    if (Path(config.output) / "results.json").is_file():
+        print(f"{audit.format_result(audit.main(config))}\nwrote {Path(config.output) / 'audit.json'}")
+    else:
+        print("no annotations, so there is no average precision to audit")
     _heading("report: all of it as one page")
     print(report.main(config), flush=True)
 
@@ -103,12 +99,12 @@ def _examine(config: PipelineConfig, progress: Progress) -> None:
     if progress.is_done("doctor", file):
         print(f"passed before · {file}")
         return
-    found = doctor.main(config)
-    write_json(file, found.to_dict())
-    print(f"{found}\nwrote {file}", flush=True)
-    if found.num_errors:
+    findings = doctor.examine(config)
+    write_json(file, findings.to_dict())
+    print(f"{findings}\nwrote {file}", flush=True)
+    if findings.num_errors:
         raise UserError(
-            f"the doctor found {found.num_errors} errors",
+            f"the doctor found {findings.num_errors} errors",
             where=file,
             expected="none",
             fix="mend what the lines above say, then run the same command again",
@@ -118,7 +114,8 @@ def _examine(config: PipelineConfig, progress: Progress) -> None:
 
 def _estimate(config: PipelineConfig) -> None:
     estimate = plan(config)
-    if _cost_is_unknown(estimate) and config.cache.scheduler in ("local", "synchronous"):
+    is_unknown = estimate.density.seconds is None and any(split.num_missing_images for split in estimate.splits)
+    if is_unknown and config.cache.scheduler in ("local", "synchronous"):
         from hoi.cache.build.models import release
 
         estimate = plan(config, SAMPLED_IMAGES)
@@ -134,17 +131,16 @@ def _estimate(config: PipelineConfig) -> None:
         )
 
 
-def _cost_is_unknown(estimate: PlanReport) -> bool:
-    return estimate.density.seconds is None and any(split.num_missing_images for split in estimate.splits)
-
-
-def _judge(config: PipelineConfig, progress: Progress, heeds_gates: bool) -> None:
+def _judge(config: PipelineConfig, progress: Progress, heeds_gates: bool) -> str:
+    """Return the cache's fingerprint, once its figures are better than chance."""
+    from hoi.cache.read.split import open_split
     from hoi.evaluation import gates as sanity
 
-    file, fingerprint = Path(config.output) / sanity.FILE_NAME, _fingerprint(config)
+    file = Path(config.output) / sanity.FILE_NAME
+    fingerprint = open_split(config, config.evaluation.split).fingerprint
     if progress.is_done("sanity", file, fingerprint):
         print(f"{sanity.read(file)}\nmeasured before", flush=True)
-        return
+        return fingerprint
     measured = sanity.main(config)
     print(f"{measured}\nwrote {file}", flush=True)
     if not measured.stops:
@@ -154,52 +150,19 @@ def _judge(config: PipelineConfig, progress: Progress, heeds_gates: bool) -> Non
             "a sanity gate found a figure no better than chance, so training would be for nothing",
             where=file,
             got=", ".join(gate.name for gate in measured.gates if gate.level == "stop"),
-            fix="look at what its line above names; to go on all the same, add --no-gates (make ARGS=--no-gates)",
+            fix="look at what its line above names; to go on all the same, add --no-gates (with make: NO_GATES=1)",
         )
+    return fingerprint
 
 
-def _fingerprint(config: PipelineConfig) -> str:
-    from hoi.cache.read.split import open_split
+def _evaluate(config: PipelineConfig, progress: Progress, fingerprint: str) -> None:
+    from hoi.evaluation import evaluate
 
-    return open_split(config, config.evaluation.split).fingerprint
-
-
-def _train(config: PipelineConfig) -> None:
-    from hoi.training import train
-
-    print(train.main(config), flush=True)
-
-
-def _evaluate(config: PipelineConfig, progress: Progress) -> None:
-    file, fingerprint = Path(config.output) / REPORT_NAME, _fingerprint(config)
+    file = Path(config.output) / REPORT_NAME
     if progress.is_done("evaluate", file, fingerprint):
         print(f"{file.read_text(encoding='utf-8')}finished before · {file}", flush=True)
         return
-    from hoi.evaluation import evaluate
-
     text = f"{evaluate.main(config)}\n"
     write_atomically(file, text.encode())
     print(f"{text}wrote {file}", flush=True)
     progress.note("evaluate", fingerprint)
-
-
-def _audit(config: PipelineConfig) -> None:
-    if not (Path(config.output) / "results.json").is_file():
-        print("no annotations, so there is no average precision to audit")
-        return
-    print(audit.format_result(audit.main(config)))
-    print(f"wrote {Path(config.output) / 'audit.json'}")
-
-
-def _command(arguments: Sequence[str] | None = None) -> None:
-    parser = stage_parser("From files on disk to the report; run it again to go on after an interruption.")
-    parser.set_defaults(config="examples/hicodet.yaml")
-    parser.add_argument("--no-gates", action="store_true", help="go on even if a sanity gate finds a figure at chance")
-    options = parser.parse_args(arguments)
-    start = time.monotonic()
-    main(load_config(options.config, options.overrides), heeds_gates=not options.no_gates)
-    print(f"\ndone in {time.monotonic() - start:.0f} s")
-
-
-if __name__ == "__main__":
-    run_program(_command)

@@ -14,11 +14,12 @@ from PIL import Image
 
 from hoi.config import HicodetDataset, load_config
 from hoi.datasets import load_vocabulary
-from hoi.project.doctor import _command
-from hoi.project.findings import Finding
+from hoi.project.dataset_checks import Finding
+from hoi.project.doctor import Report, examine
 from tests.fakes.hicodet import NAMES, instances_json, write_json, write_tree
 
 FILES = ("train2015", "test2015")
+PIPELINE = Path(__file__).parents[2] / "pipeline.yaml"
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def write_detections(root: Path, names: list[str]) -> None:
-    objects = load_vocabulary(load_config("pipeline.yaml", overrides(root)).dataset).objects
+    objects = load_vocabulary(load_config(PIPELINE, overrides(root)).dataset).objects
     images = [{"id": k, "file_name": name} for k, name in enumerate(names)]
     categories = [{"id": k, "name": name} for k, name in enumerate(objects)]
     write_json(root / "boxes.json", {"images": images, "categories": categories})
@@ -56,16 +57,15 @@ def overrides(at: Path, **dataset: Any) -> list[str]:
     ]
 
 
-def examine(at: Path, capsys: pytest.CaptureFixture[str], *options: str, **dataset: Any) -> tuple[int, list[str]]:
-    """Exit code and the lines of a doctor's visit."""
-    code = _command([*overrides(at, **dataset), *options])
-    return code, capsys.readouterr().out.splitlines()
+def visit(at: Path, every: bool = False, **dataset: Any) -> tuple[Report, list[str]]:
+    """Return the doctor's report, and its lines."""
+    report = examine(load_config(PIPELINE, overrides(at, **dataset)), every)
+    return report, str(report).splitlines()
 
 
-def test_a_right_tree_passes_and_says_what_it_holds(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, lines = examine(tree, capsys, "--all", "--json", str(tree / "out.json"))
-    assert code == 0
-    text = "\n".join(lines)
+def test_a_right_tree_passes_and_says_what_it_holds(tree: Path) -> None:
+    report, lines = visit(tree, every=True)
+    text = str(report)
     for expected in (
         "600 interactions of 80 objects and 117 verbs",
         "train2015: 12 of 38118 images by its list",
@@ -75,8 +75,7 @@ def test_a_right_tree_passes_and_says_what_it_holds(tree: Path, capsys: pytest.C
         "0 errors, 0 warnings",
     ):
         assert expected in text
-    written = json.loads((tree / "out.json").read_text())
-    assert (written["num_errors"], len(written["findings"])) == (0, len(lines) - 1)
+    assert (report.to_dict()["num_errors"], len(report.to_dict()["findings"])) == (0, len(lines) - 1)
 
 
 def shrink(path: Path, size: tuple[int, int] = (64, 48), orientation: int = 1) -> None:
@@ -123,23 +122,17 @@ ANNOTATIONS = "instances_test2015.json"
         (lambda r: (r / "found.json").unlink(), "error .*no such file.*next: check detector.results"),
     ],
 )
-def test_each_harm_is_found_and_mended(
-    tree: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], Any], line: str
-) -> None:
+def test_each_harm_is_found_with_what_mends_it(tree: Path, harm: Callable[[Path], Any], line: str) -> None:
     harm(tree)
-    code, lines = examine(tree, capsys)
+    report, lines = visit(tree)
     found = [text for text in lines if re.match(line, text)]
     assert len(found) == 1, "\n".join(lines)
-    assert code == (1 if line.startswith("error") else 0)
+    assert (report.num_errors > 0) == line.startswith("error")
 
 
-def test_without_a_list_the_known_counts_and_the_annotated_names_have_to_be_met(
-    tree: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_list_published_counts_and_names_are_met(tree: Path) -> None:
     (tree / FIRST).rename(tree / "images" / "test2015" / "x.jpg")
-    code, lines = examine(tree, capsys, image_lists=None)
-    text = "\n".join(lines)
-    assert code == 1
+    text = str(visit(tree, image_lists=None)[0])
     assert re.search(r"error .*train2015 has fewer images.*expected: 38118 · got: 12 · next: unpack", text)
     assert re.search(r"error .*test2015 has fewer images.*expected: 9658 · got: 3", text)
     assert re.search(rf"error .*annotated images of test2015 are not there.*got: 1: {NAMES[0]}", text)
@@ -147,52 +140,43 @@ def test_without_a_list_the_known_counts_and_the_annotated_names_have_to_be_met(
     assert re.search(r"warning .*annotated otherwise than published.*33405 pairs.*3 pairs, 3 images", text)
 
 
-def test_a_missing_tree_is_one_error_for_each_half_and_the_rest_is_still_looked_at(
-    tree: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, lines = examine(tree, capsys, root=str(tree / "nowhere"))
-    assert code == 1
+def test_a_missing_tree_is_one_error_for_each_half(tree: Path) -> None:
+    _, lines = visit(tree, root=str(tree / "nowhere"))
     assert len([text for text in lines if "there is no folder of HICO-DET's" in text]) == 2
     assert any(text.startswith("ok      teacher") for text in lines)
 
 
-def test_the_world_and_a_folder_of_images_have_a_doctor_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _command(["dataset.splits={train: 3, test: 2}", f"cache.folder={tmp_path}"]) == 0
-    assert "split test: 2 images" in capsys.readouterr().out
+def test_the_world_and_a_folder_of_images_have_a_doctor_too(tmp_path: Path) -> None:
+    few = load_config(PIPELINE, ["dataset.splits={train: 3, test: 2}", f"cache.folder={tmp_path}"])
+    assert examine(few).num_errors == 0
+    assert "split test: 2 images" in str(examine(few))
     (tmp_path / "images").mkdir()
     for k in range(9):
         shrink(tmp_path / "images" / f"{k}.jpg")
     (tmp_path / "images" / "3.jpg").write_bytes(b"")
     (tmp_path / "words.yaml").write_text("- {verb: ride, object: violin}\n")
     folder = {"name": "folder", "images": str(tmp_path / "images"), "vocabulary": str(tmp_path / "words.yaml")}
-    assert _command([f"dataset={json.dumps(folder)}", f"cache.folder={tmp_path}"]) == 1
-    text = capsys.readouterr().out
+    text = str(examine(load_config(PIPELINE, [f"dataset={json.dumps(folder)}", f"cache.folder={tmp_path}"])))
     assert re.search(r"error .*image files are empty.*1: 3\.jpg", text)
     assert re.search(r"error .*the detector does not know 1 of the vocabulary's 2 objects.*violin", text)
 
 
-def test_weights_that_would_be_downloaded_are_a_warning_and_a_full_disk_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_absent_weights_are_a_warning_and_a_full_disk_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("hoi.project.doctor.BYTES_PER_IMAGE", 10**15)
     models = ['detector={"name": "torchvision"}', 'teacher={"model": "RN50-quickgelu", "pretrained": "openai"}']
-    assert _command([*models, f"cache.folder={tmp_path / 'deep' / 'cache'}"]) == 1
-    text = capsys.readouterr().out
+    text = str(examine(load_config(PIPELINE, [*models, f"cache.folder={tmp_path / 'deep' / 'cache'}"])))
     assert re.search(r"warning the detector's weights DEFAULT are not here.*download https://\S+\.pth, or put it", text)
     assert re.search(r"warning the teacher RN50-quickgelu \(openai\) was not loaded", text)
     assert re.search(rf"error .*will not fit on the disk · where: {tmp_path} .*GB to come.*next: free space", text)
-    assert _command(['teacher={"model": "local-dir:nowhere"}', f"cache.folder={tmp_path}"]) == 1
-    assert re.search(r"error .*no folder of an open_clip model.*nowhere.*next: check teacher", capsys.readouterr().out)
+    text = str(examine(load_config(PIPELINE, ['teacher={"model": "local-dir:nowhere"}', f"cache.folder={tmp_path}"])))
+    assert re.search(r"error .*no folder of an open_clip model.*nowhere.*next: check teacher", text)
 
 
-def test_a_data_set_without_an_own_check_has_its_images_read(
-    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_without_a_check_has_its_images_read(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HicodetDataset, "CHECK", None)
     (tree / FIRST).unlink()
-    code, lines = examine(tree, capsys)
-    assert code == 1
+    _, lines = visit(tree)
     assert any(re.match(rf"error .*split test: images.*got: 1: {NAMES[0]} \(the file is missing\)", t) for t in lines)
 
 

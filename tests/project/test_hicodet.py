@@ -75,7 +75,7 @@ def test_a_run_that_is_killed_twice_ends_like_an_undisturbed_one_and_repeats_not
     monkeypatch.setenv("DATA", str(tmp_path / "tree"))
     overrides = [*tree(tmp_path / "tree"), *SMALL]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    hicodet.main(load_config(EXAMPLE, [*overrides, *places(whole)]))
+    hicodet.run_published(load_config(EXAMPLE, [*overrides, *places(whole)]))
 
     kill_when(killed, tmp_path / "tree", overrides, lambda: any(killed.glob("cache/*/shard-*.h5")))
     assert not list(killed.glob("cache/*/manifest.json"))
@@ -89,7 +89,7 @@ def test_a_run_that_is_killed_twice_ends_like_an_undisturbed_one_and_repeats_not
 
     capsys.readouterr()
     resumed = load_config(EXAMPLE, [*overrides, *places(killed)])
-    hicodet.main(resumed)
+    hicodet.run_published(resumed)
     said = capsys.readouterr().out
     for expected in ("passed before", "0 built now", "measured before", "faithful seed 0: finished before", "wrote"):
         assert expected in said
@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_twice_ends_like_an_undisturbed_one_and_repeats_not
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
     results = (killed / "results.json").stat().st_mtime_ns
-    hicodet.main(resumed)
+    hicodet.run_published(resumed)
     assert (killed / "results.json").stat().st_mtime_ns == results
     assert "mean average precision in percent" in capsys.readouterr().out
 
@@ -108,7 +108,7 @@ def test_a_run_that_is_killed_twice_ends_like_an_undisturbed_one_and_repeats_not
 def test_what_every_step_found_is_kept_and_the_audit_names_the_gates(
     tmp_path: Path, pipeline: Callable[..., PipelineConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hicodet.main(pipeline())
+    hicodet.run_published(pipeline())
     said, out = capsys.readouterr().out, tmp_path / "out"
     headings = [line.split(":")[0] for line in said.splitlines() if line.startswith("== ")]
     steps = ["doctor", "plan", "teacher cache", "sanity gates", "train", "evaluate", "audit", "report"]
@@ -133,10 +133,10 @@ def test_boxes_in_another_frame_end_the_run_before_training_unless_it_is_told_to
         record["bbox"] = [edge / 4 for edge in record["bbox"]]
     (tmp_path / "tree" / "found.json").write_text(json.dumps(found))
     with pytest.raises(UserError, match=r"no better than chance.*got: detector · next: look .*--no-gates"):
-        hicodet.main(pipeline())
+        hicodet.run_published(pipeline())
     assert "stop    detector: " in capsys.readouterr().out
     assert not (tmp_path / "out" / "runs").exists()
-    hicodet.main(pipeline(), heeds_gates=False)
+    hicodet.run_published(pipeline(), heeds_gates=False)
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["sanity_gates"]["levels"]["detector"] == "stop"
 
 
@@ -146,11 +146,11 @@ def test_the_doctors_errors_and_a_small_disk_end_the_run_before_anything_is_buil
     image = next((tmp_path / "tree" / "images" / "test2015").iterdir())
     image.rename(tmp_path / "gone.png")
     with pytest.raises(UserError, match=r"the doctor found 1 errors · where: .*doctor\.json"):
-        hicodet.main(pipeline())
+        hicodet.run_published(pipeline())
     (tmp_path / "gone.png").rename(image)
     monkeypatch.setattr(cache_estimates, "free_bytes", lambda folder: 1000)
     with pytest.raises(UserError, match=r"disk is too small .*got: 0\.0 GB free · next: free space"):
-        hicodet.main(pipeline())
+        hicodet.run_published(pipeline())
     assert not (tmp_path / "out" / "cache").exists()
 
 
@@ -158,7 +158,7 @@ def test_with_labels_of_test_alone_nothing_is_tuned_and_without_any_nothing_is_g
     tmp_path: Path, pipeline: Callable[..., PipelineConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tree" / "instances_train2015.json").unlink()
-    hicodet.main(pipeline())
+    hicodet.run_published(pipeline())
     said = capsys.readouterr().out
     assert "split validation has no annotations: no direct_clip_tuned, no direct_clip_gated" in said
     assert "best − direct_clip: " in said
@@ -167,7 +167,7 @@ def test_with_labels_of_test_alone_nothing_is_tuned_and_without_any_nothing_is_g
     assert not names & {"direct_clip_tuned", "direct_clip_gated"}
 
     (tmp_path / "tree" / "instances_test2015.json").unlink()
-    hicodet.main(pipeline(f"output={tmp_path / 'unlabelled'}"))
+    hicodet.run_published(pipeline(f"output={tmp_path / 'unlabelled'}"))
     said = capsys.readouterr().out
     assert "no annotations: detector and teacher are not judged" in said
     assert "agreement with the teacher" in said
@@ -183,7 +183,7 @@ def test_vcoco_takes_the_same_steps(
     write_annotations(tmp_path / "annotations")
     detector = {"name": "precomputed", "results": str(results), "instances": str(instances)}
     read = [f"dataset.image_list={listed}", f"detector={json.dumps(detector)}"]
-    hicodet.main(load_config("examples/vcoco.yaml", [*read, *FEW, *places(tmp_path / "out")]))
+    hicodet.run_published(load_config("examples/vcoco.yaml", [*read, *FEW, *places(tmp_path / "out")]))
     said = capsys.readouterr().out
     assert "V-COCO's evaluation in percent" in said
     gates = {gate["name"]: gate for gate in json.loads((tmp_path / "out" / "sanity.json").read_text())["gates"]}
@@ -202,7 +202,7 @@ def test_real_annotations_on_drawn_images_go_through_all_steps(
     monkeypatch.setenv("DATA", str(tmp_path / "tree"))
     annotations = Path(os.environ["HOI_CHECK_DATA"]) / "annotations" / "hicodet_instances_test2015.json"
     overrides = tree(tmp_path / "tree", 10, 10, json.loads(annotations.read_text()))
-    hicodet.main(load_config(EXAMPLE, [*overrides, *FEW, *places(tmp_path / "out")]))
+    hicodet.run_published(load_config(EXAMPLE, [*overrides, *FEW, *places(tmp_path / "out")]))
     said = capsys.readouterr().out
     assert "a part of the published 33405 pairs" in said
     assert "10 of 10 image files opened: all are images and have the annotated size" in said
