@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from hoi.cache.build import run as teacher_cache
+from hoi.cli import run_verb
 from hoi.config import load_config
 from hoi.evaluation import evaluate
-from hoi.project import new
 from hoi.quality.run import measure_quality
 from hoi.training import train
 
@@ -50,7 +50,7 @@ def test_a_folder_and_phrases_come_out_as_a_student_and_an_estimate(
         "clip": f"local-dir:{data / 'clip_standin'}",
         "out": tmp_path,
     }
-    assert new._command([str(part) for key, value in options.items() for part in (f"--{key}", value)]) == 0
+    assert run_verb(["new", *(str(part) for key, value in options.items() for part in (f"--{key}", value))]) == 0
     small = ["pairs.max_humans=2", "pairs.max_objects=2", "cache.scheduler=synchronous"]
     small += ["teacher.batch_size=8", "train.epochs=2"]
     places = [f"output={tmp_path / 'out'}", f"cache.folder={tmp_path / 'cache'}"]
