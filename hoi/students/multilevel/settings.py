@@ -67,7 +67,14 @@ class BranchWeights(Section):
     @model_serializer
     def by_branch(self) -> dict[str, float]:
         """Return the weights by the keys of the pipeline file."""
-        return {"global" if name == "global_" else name: getattr(self, name) for name in type(self).model_fields}
+        # Written out: scores call it, and torch's exporter does not follow `model_fields`.
+        return {
+            "union": self.union,
+            "human_object": self.human_object,
+            "global": self.global_,
+            "spatial": self.spatial,
+            "relatedness": self.relatedness,
+        }
 
 
 class MultiLevelScore(Section):
