@@ -147,5 +147,6 @@ benchmarks: setup ## ratios of speed, measured side by side (a quarter of an hou
 growth: setup ## the cache at scale, small sizes (ARGS=--full for HICO-DET's size and ten million images)
 	@$(PY) -m benchmarks.growth $(ARGS)
 
-clean: ## remove outputs (caches, runs, results); the environment stays
-	rm -rf outputs
+clean: ## remove caches, runs and results; the environment stays
+	rm -rf outputs site
+	find cache -mindepth 1 -maxdepth 1 ! -name FORMAT.md ! -name SCALE.md -exec rm -rf {} +

@@ -25,7 +25,7 @@ BY_LABELS = {
     "methods": {"hoiclip_labels", "supervised"},
 }
 """Students that learn from labels; no other example has one."""
-CACHE_OF = {"scoring": "outputs/methods"}
+CACHE_OF = {"scoring": "methods"}
 """Whose cache an example without one of its own reads."""
 
 
@@ -46,7 +46,7 @@ def test_an_example_loads_and_keeps_its_outputs_apart(
     config = load(path, monkeypatch, tmp_path)
     assert config.name == path.stem
     assert config.output == f"outputs/{path.stem}"
-    assert Path(config.cache.folder).is_relative_to(CACHE_OF.get(path.stem, config.output))
+    assert config.cache.folder == f"cache/{CACHE_OF.get(path.stem, path.stem)}"
     by_labels = {name for name, student in config.students.items() if student.supervision == "labels"}
     assert by_labels == BY_LABELS.get(path.stem, set())
 

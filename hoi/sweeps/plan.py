@@ -4,7 +4,7 @@
     base: pipeline.yaml            # of data set `world`
     output: outputs/bench
     worlds:                        # by seed; each has an output and a cache of its own, unless a cache is named
-      - {seed: 0, cache: outputs/world/cache}
+      - {seed: 0, cache: cache/world}
       - {seed: 1}
     differences:
       - {better: best, than: direct_clip_tuned, means: [full, rare]}
