@@ -1,20 +1,67 @@
-"""Imports point one way: stages → cache → hoi; h5py and dask are each imported by one module."""
+"""Imports point one way, without a cycle; labels, h5py and dask are each imported where they belong."""
 
 from __future__ import annotations
 
 import ast
-import re
-from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-FORBIDDEN = {"hoi": {"cache", "stages"}, "cache": {"stages"}}
-ONLY_IN = {"h5py": {"cache/shard.py"}, "dask": {"cache/schedule.py"}, "distributed": {"cache/schedule.py"}}
+from benchmarks.house import ROOT, cycles, folder_graph, folder_of, import_graph, imports, modules, parsed
+
+LAYERS = [
+    "hoi",
+    "errors records boxes drawing provenance",
+    "files json_lines machine vocabulary weights crops registry",
+    "prompts config",
+    "world",
+    "datasets",
+    "labels",
+    "teachers",
+    "detectors vlm",
+    "extraction world.models",
+    "cache",
+    "cache.build cache.read",
+    "cache.tools",
+    "scoring matching",
+    "students",
+    "students.multilevel students.hoiclip students.clhoi",
+    "training",
+    "evaluation",
+    "prediction checking sweeps",
+    "quality report",
+    "project web",
+    "cli",
+    "__main__",
+]
+"""Folders of `hoi` and the modules beside them, from below; a module imports from its own folder and lower layers."""
+RANK = {f"hoi.{name}".replace("hoi.hoi", "hoi"): rank for rank, names in enumerate(LAYERS) for name in names.split()}
+READ_LABELS = {"hoi.evaluation", "hoi.project", "hoi.sweeps", "hoi.labels"}
+BY_NAME = {
+    ("hoi.training.train", "hoi.evaluation.hico", "lazy"),
+    ("hoi.training.train", "hoi.evaluation.zero_shot", "lazy"),
+}
+"""`supervision: labels` hides a zero-shot split's labels and evaluates while it trains."""
+HOMES = {"h5py": "hoi/cache/shard.py", "dask": "hoi/cache/build/pool.py", "distributed": "hoi/cache/build/pool.py"}
 
 
-def imported_packages(path: Path) -> set[str]:
+def pending(module: str, other: str, kind: str) -> bool:
+    return other == "hoi.cli.command_line" or module in ("hoi.cache.build.split_build", "hoi.cache.read.sources")
+
+
+def reached_from(module: str, *kinds: str) -> set[str]:
+    """Return what running a module may import: by imports of these kinds, and by any kind from there on."""
+    first, later = import_graph(*kinds), import_graph("eager", "typing", "lazy")
+    reached, ahead = {module}, list(first[module])
+    while ahead:
+        name = ahead.pop()
+        if name not in reached:
+            reached.add(name)
+            ahead += later[name]
+    return reached
+
+
+def imported_packages(file: str) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -22,88 +69,66 @@ def imported_packages(path: Path) -> set[str]:
     return names
 
 
-def test_imports_point_one_way_and_h5py_and_dask_have_one_home() -> None:
-    wrong = []
-    modules = [path for package in ("hoi", "cache", "stages") for path in (ROOT / package).rglob("*.py")]
-    assert len(modules) > 20
-    for path in modules:
-        name = path.relative_to(ROOT).as_posix()
-        names = imported_packages(path)
-        wrong += [f"{name} imports {other}" for other in names & FORBIDDEN.get(name.split("/")[0], set())]
-        wrong += [
-            f"{name} imports {library}"
-            for library, homes in ONLY_IN.items()
-            if library in names - {""} and name not in homes
-        ]
-    assert wrong == []
+def test_every_folder_has_a_layer() -> None:
+    folders = {folder_of(module) for module in modules() if not module.startswith("stages")}
+    assert folders - set(RANK) == set()
 
 
-READS_LABELS = re.compile(r"(.+_)?(labels|doctor)|.+_(files|json|mat|parsed)")
-LABELS = {
-    f"hoi.datasets.{path.stem}"
-    for path in (ROOT / "hoi" / "datasets").glob("*.py")
-    if READS_LABELS.fullmatch(path.stem)
-}
-"""Modules that read annotated pairs."""
-
-
-@cache
-def imported_modules(path: Path, *, lazy: bool) -> frozenset[str]:
-    """Full names of the project's modules that a file imports; those inside functions only if `lazy`."""
-    tree = ast.parse(path.read_text())
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if not lazy and id(node) in inside:
-            continue
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(name for name in names if file_of(name) is not None)
-
-
-def file_of(module: str) -> Path | None:
-    path = ROOT / module.replace(".", "/")
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
-
-
-def reached_from(module: str, *, lazy: bool) -> set[str]:
-    """All modules of the project that running a module may import; its own imports inside functions only if `lazy`."""
-    reached, ahead = {module}, [(module, lazy)]
-    while ahead:
-        name, with_lazy = ahead.pop()
-        path = file_of(name)
-        assert path is not None
-        new = imported_modules(path, lazy=with_lazy) - reached
-        reached |= new
-        ahead += [(other, True) for other in new]
-    return reached
-
-
-def test_stages_one_and_two_cannot_reach_a_reader_of_labels() -> None:
-    assert reached_from("hoi.cache.build.run", lazy=True) & LABELS == set()
-    # Stage two imports them inside the functions that `supervision: labels` calls, and nowhere else.
-    assert reached_from("hoi.training.train", lazy=False) & LABELS == set()
-    assert "hoi.labels" in reached_from("hoi.training.train", lazy=True)
-    assert {"hoi.labels", "hoi.labels.hicodet", "hoi.labels.hicodet_mat"} < LABELS
-
-
-def test_only_evaluation_and_named_supervision_can_import_labels() -> None:
-    allowed = {
-        "hoi/datasets/labels.py",
-        "hoi/datasets/doctor.py",
-        "stages/evaluate.py",
-        "stages/progress.py",
-        "stages/sanity.py",
-        "stages/grading.py",
-        "stages/score.py",
-        "stages/train.py",
+def test_imports_point_down_also_inside_functions() -> None:
+    upward = {
+        (module, other, kind)
+        for module in modules()
+        for other, kind in imports(module)
+        if not module.startswith("stages")
+        and folder_of(module) != folder_of(other)
+        and RANK[folder_of(other)] >= RANK[folder_of(module)]
     }
-    users = {
-        path.relative_to(ROOT).as_posix()
-        for package in ("hoi", "cache", "stages")
-        for path in (ROOT / package).rglob("*.py")
-        if "hoi.labels" in path.read_text() or "import labels" in path.read_text()
-    }
-    assert users - allowed - {"hoi/datasets/__init__.py"} == set()
+    assert {pair for pair in upward if pair not in BY_NAME and not pending(*pair)} == set()
+
+
+def test_there_is_no_import_cycle() -> None:
+    assert cycles(import_graph("eager")) == []
+    folders = folder_graph(import_graph("eager"))
+    for folder in ("hoi.cache.build", "hoi.cache.read"):
+        folders[folder] -= {"hoi.cache.tools", "hoi.training"}
+    assert cycles(folders) == []
+
+
+def test_cycles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"e"}}
+    assert cycles(graph) == [["a", "b", "c"]]
+
+
+def test_a_library_has_one_home_and_the_package_needs_no_test() -> None:
+    for file in modules().values():
+        names = imported_packages(file)
+        assert not names & {"tests", "benchmarks"}, file
+        assert {library for library in names & set(HOMES) if HOMES[library] != file} == set(), file
+    assert all("h5py" in HOMES and Path(ROOT, home).is_file() for home in HOMES.values())
+
+
+def test_stage_one_cannot_reach_labels() -> None:
+    builders = [name for name in modules() if name.startswith(("hoi.cache.", "hoi.extraction"))]
+    assert builders
+    for builder in builders:
+        assert {name for name in reached_from(builder, "eager", "lazy") if name.startswith("hoi.labels")} == set()
+
+
+def test_stage_two_reaches_labels_by_name_alone() -> None:
+    trainers = [name for name in modules() if name.startswith(("hoi.training", "hoi.students"))]
+    lazy = {name for name in trainers for other, kind in imports(name) if other.startswith("hoi.labels")}
+    for trainer in trainers:
+        eager = import_graph("eager")
+        reached, ahead = {trainer}, [trainer]
+        while ahead:
+            new = eager[ahead.pop()] - reached
+            reached |= new
+            ahead += new
+        assert {name for name in reached if name.startswith("hoi.labels")} == set(), trainer
+    # `supervision: labels` imports them in a function.
+    assert lazy == {"hoi.training.train"}
+
+
+def test_only_evaluation_and_named_supervision_import_labels() -> None:
+    users = {module for module in modules() for other, _ in imports(module) if other.startswith("hoi.labels")}
+    assert {user for user in users if folder_of(user) not in READ_LABELS} == {"hoi.training.train"}
