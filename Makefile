@@ -7,15 +7,22 @@ PY     := $(VENV)/bin/python
 # its verbs take: IMAGES=photos is its --images, NAME=value may also be what the pipeline file calls ${NAME}.
 empty :=
 space := $(empty) $(empty)
-ours := PYTHON VENV ARGS SLOW LATEST
 # make lists what was given last first.
 reversed = $(if $(1),$(call reversed,$(wordlist 2,999,$(1))) $(firstword $(1)))
-given := $(foreach .word,$(subst \$(space),<space>,$(MAKEOVERRIDES)),$(firstword $(subst =,$(space),$(.word))))
+given := $(call reversed,$(foreach .word,$(subst \$(space),<space>,$(MAKEOVERRIDES)),$(firstword $(subst =,$(space),$(.word)))))
 # A text of make's command line as one word of the shell, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
-HOI = HOI_CALLED_BY=make $(PY) -m hoi
 WORDS = $(if $(filter environment,$(origin CONFIG)),--config $(call quoted,$(CONFIG))) \
-	$(foreach .name,$(call reversed,$(filter-out $(ours),$(given))),$(call quoted,$(.name)=$(value $(.name)))) $(ARGS)
+	$(foreach .name,$(filter-out PYTHON VENV ARGS LATEST,$(given)),$(call quoted,$(.name)=$(value $(.name)))) $(ARGS)
+HOI = HOI_CALLED_BY=make $(PY) -m hoi
+STAGE = HOI_CALLED_BY=make $(PY) -m stages
+
+# Targets that hand nothing on refuse what they do not know.
+plain := help setup test lint format docs house chaos benchmarks growth clean
+ifeq (,$(filter-out $(plain),$(MAKECMDGOALS)))
+unknown := $(filter-out PYTHON VENV ARGS LATEST SLOW,$(given))
+$(if $(unknown),$(error there is no variable $(firstword $(unknown)) · expected: ARGS, SLOW, LATEST, PYTHON or VENV · next: make help))
+endif
 
 # Cores are often shared: spinning OpenMP threads stall each other.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -25,37 +32,41 @@ export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo teacher-cache train eval sweep bench report hicodet vcoco doctor audit score \
+.PHONY: help setup FORCE demo teacher-cache train eval sweep bench report hicodet vcoco doctor audit score \
 	new checkpoint predict app check-page quality \
 	cache-plan cache-info cache-verify cache-repair cache-rescore cache-export cache-pull \
-	test lint format chaos benchmarks growth world-weights world-check clean
+	test lint format docs house chaos benchmarks growth world-weights world-check clean
 
 help: ## this list
-	@echo "usage: make TARGET [CONFIG=pipeline.yaml] [section.key=value ...]"
+	@echo "usage: make TARGET [CONFIG=pipeline.yaml] [section.key=value ...]; after make setup, $(VENV)/bin/hoi does the same"
 	@echo
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml constraints.txt $(if $(LATEST),FORCE)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python is too old · expected: 3.10 or newer · got: " + sys.version.split()[0] + " · next: make setup PYTHON=python3.12")'
 	@echo "making the environment in $(VENV): a minute or a few, and about 6 GB, most of it torch"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --upgrade pip
-	@PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --editable '.[dev]'
+	@PYTHONWARNINGS=ignore $(PY) -m pip install --disable-pip-version-check --editable '.[dev]' \
+		$(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint constraints.txt)
 	@touch $@
+	@echo "the environment is ready; next: make demo"
 
-setup: $(VENV)/.ready ## make the environment in .venv (the other targets do it when needed)
+FORCE:
+
+setup: $(VENV)/.ready ## make the environment in .venv with the versions that were tested (LATEST=1: the newest ones)
 
 demo: setup ## the whole main job on the embedded world: cache, train, evaluate, print the table
 	@$(HOI) demo $(WORDS)
 
 teacher-cache: setup ## stage one: detector and teacher over every image, into HDF5 shards
-	@HOI_CALLED_BY=make $(PY) -m stages.teacher_cache $(WORDS)
+	@$(STAGE).teacher_cache $(WORDS)
 
 train: setup ## stage two: students, from the cache alone
-	@HOI_CALLED_BY=make $(PY) -m stages.train $(WORDS)
+	@$(STAGE).train $(WORDS)
 
 eval: setup ## stage three: average precision of students and baselines
-	@HOI_CALLED_BY=make $(PY) -m stages.evaluate $(WORDS)
+	@$(STAGE).evaluate $(WORDS)
 
 sweep: setup ## grid or list of students x seeds against one cache, to one table (CONFIG=examples/ablation.yaml)
 	@$(HOI) sweep $(WORDS)
@@ -120,8 +131,8 @@ cache-export: setup ## one image's records as JSON (IMAGE=id, TOP=5)
 cache-pull: setup ## a finished cache from any location, verified (URL=..., TO=folder)
 	@$(HOI) cache pull $(WORDS)
 
-test: setup ## all tests
-	$(PY) -m pytest -n 2 $(ARGS)
+test: setup ## the tests, but for those that take long (SLOW=1: all of them)
+	$(PY) -m pytest -n 2 $(if $(SLOW),--slow) $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(PY) -m ruff check .
@@ -131,6 +142,12 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff rewrite what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: setup ## the documentation as a site in site/, links checked; no network is needed
+	$(PY) -m mkdocs build --strict --quiet $(ARGS)
+
+house: setup ## size, prose, import cycles, and what an addition touches
+	@$(PY) -m benchmarks.house $(ARGS)
 
 chaos: setup ## kill, break and disturb stage one, counted (about five minutes; some cases need root)
 	@OMP_NUM_THREADS=1 $(PY) -m tests.chaos $(ARGS)
