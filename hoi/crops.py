@@ -1,13 +1,13 @@
-"""Boxes → windows → square crops: how any region, and the whole image, becomes a teacher's input.
+"""From boxes to square crops: how any region, and the whole image, becomes a teacher's input.
 
-One recipe for every model and device. A window says which rectangle of the plane is shown (its canvas) and which part
-of the image is painted on it (its content); both are whole pixels, so equal windows give equal crops and need one
-forward pass. The rest of the canvas takes the fill colour; then the canvas is resized once, antialiased.
+A window says which rectangle of the plane is shown (its canvas) and which part of the image is painted on it (its
+content); both are whole pixels, so equal windows give equal crops and need one forward pass. The rest of the canvas
+takes the fill colour; then the canvas is resized once, antialiased.
 
 On a CPU the crop stays uint8 and takes torch's vectorised integer resize: about 50 µs for 120 → 96 pixels bicubic,
 170 µs in floats, equal to within one grey level. A sampling grid over a pyramid would blur by up to a factor of two.
 
-Letters: P boxes, S side of the crop in pixels.
+Shapes: P boxes, S side of the crop in pixels.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def crop_windows(
     size_hw: tuple[int, int],
     resize_mode: ResizeMode,
 ) -> Int[np.ndarray, "P 8"]:
-    """Boxes to windows: canvas xyxy, then content xyxy, in whole pixels of the image.
+    """Return the windows of boxes: canvas xyxy, then content xyxy, in whole pixels of the image.
 
     `square` centres a square of the box's longer side × margin, with the image around the box in it. The others cut the
     box × margin where the image ends; `pad` centres it on a square, `squash` stretches it, `model` follows the model's
@@ -61,8 +61,6 @@ def crop_windows(
     Args:
         boxes_xyxy: Inside the image; an empty box counts as one pixel.
         margin: Factor on the box's sides about its centre.
-        size_hw: Pixels of the image.
-        resize_mode: See `CropStyle`; only `model` asks it.
     """
     height, width = size_hw
     limit = np.array([width, height])
@@ -93,12 +91,10 @@ def crop_windows(
 def share_windows(
     windows: Int[np.ndarray, "P 8"], merge_px: float, size_px: int
 ) -> tuple[Int[np.ndarray, "U 8"], Int[np.ndarray, " P"]]:
-    """Windows of one image to the distinct ones, in order of their edges, and each window's row among these.
+    """Return the distinct windows of an image, ordered by their edges, and each window's row among these.
 
     Args:
-        merge_px: Pixels of the crop by which the edges of windows that share one may differ; each that is left stands
-            for the later ones near it. At 0 only equal windows share.
-        size_px: Side of the crop.
+        merge_px: Windows share a crop if their edges differ by at most this, in pixels of the crop; 0 for equal ones.
     """
     distinct, row_of = np.unique(windows, axis=0, return_inverse=True)
     row_of = row_of.reshape(-1)
@@ -116,7 +112,7 @@ def share_windows(
 
 
 def whole_image_window(size_hw: tuple[int, int]) -> Int[np.ndarray, " 8"]:
-    """The window of the whole image, centred on the smallest square that holds it."""
+    """Return the window of the whole image, centred on the smallest square that holds it."""
     height, width = size_hw
     box = np.array([[0, 0, width, height]], np.float32)
     return crop_windows(box, 1.0, "pad", size_hw, "shortest")[0]
@@ -125,7 +121,7 @@ def whole_image_window(size_hw: tuple[int, int]) -> Int[np.ndarray, " 8"]:
 def cut_crop(
     image: UInt8[Tensor, "3 H W"], window: Int[np.ndarray, " 8"], size_px: int, style: CropStyle
 ) -> UInt8[Tensor, "3 S S"]:
-    """Image and window to the crop, on the image's device."""
+    """Return the crop of a window, on the image's device."""
     x0, y0, x1, y1, left, top, right, bottom = (int(edge) for edge in window)
     crop = image[:, top:bottom, left:right]
     if (left, top, right, bottom) != (x0, y0, x1, y1):
@@ -145,7 +141,7 @@ def cut_crop(
 def boxes_in_window(
     boxes_xyxy: Float[np.ndarray, "P 4"], window: Int[np.ndarray, " 8"], size_px: int
 ) -> Float[np.ndarray, "P 4"]:
-    """Boxes of the image to boxes of the crop that a square window gives, in its pixels."""
+    """Return boxes of the image in pixels of the crop that a square window gives."""
     scale = size_px / float(window[2] - window[0])
     return ((boxes_xyxy - np.tile(window[:2], 2)) * scale).astype(np.float32)
 

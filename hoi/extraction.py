@@ -1,11 +1,11 @@
-"""Images → ImageSignals: detector, pairs and teacher over the images of one call.
+"""Stage one without its files: detector, pairs and teacher turn images into records.
 
-Bits: every forward pass of the teacher has one of three fixed shapes (crops, whole images, regions; the last of a call
-is padded with zeros), so the same call on the same device, with the same number of threads, gives the same bytes. Which
-images share a call moves an embedding by its last bits only: a row's place in a batch may decide how it is summed.
-Where these do not matter but one image's time does, `few_images` computes no row that nobody asked for.
+Every forward pass of the teacher has one of three fixed shapes (crops, whole images, regions; the last of a call is
+padded with zeros), so that the same call on the same device, with the same number of threads, gives the same bytes.
+Which images share a call changes the last bits of an embedding only. `few_images` pads nothing, where one image's time
+matters more than these.
 
-Letters: N detections, P pairs, M margins, K interactions, L levels, D joint width, U distinct crops, S side in pixels.
+Shapes: N detections, P pairs, M margins, K interactions, L levels, D joint width, U distinct crops, S side in pixels.
 """
 
 from __future__ import annotations
@@ -36,18 +36,17 @@ from hoi.vocabulary import Vocabulary
 def pair_detections(
     detections: Detections, person_idx: int, config: PairsConfig, *, with_itself: bool = False
 ) -> Int[np.ndarray, "P 2"]:
-    """Detections to candidate pairs, human first.
+    """Return the candidate pairs of an image, human first.
 
     The best `max_humans` persons and the best `max_objects` other detections of at least `min_score` take part;
-    a person may be the object of another person, and of itself where that is asked for.
+    a person may be the object of another person.
 
     Args:
         detections: By falling score.
-        person_idx: Label of the human class.
-        with_itself: Whether each human makes one more pair with itself, for what a person does without an object.
+        with_itself: Whether each human also pairs with itself, for what a person does without an object.
 
     Returns:
-        int32 rows (human, object) of `detections`, by human, then by object; [0, 2] where nobody was found.
+        int32 rows (human, object) of `detections`, by human, then by object; [0, 2] if nobody was found.
     """
     candidates = detections.scores >= config.min_score
     is_person = detections.labels == person_idx
@@ -69,7 +68,7 @@ CUT_AHEAD = 256
 
 @dataclass(frozen=True)
 class _Job:
-    """One image with its geometry worked out; its pixels are let go once its crops are cut."""
+    """One image with its geometry worked out; its pixels are released once its crops are cut."""
 
     image_id: str
     size_hw: tuple[int, int]
@@ -87,15 +86,14 @@ class _Job:
 
 
 class Extractor:
-    """Stage one without its files: everything that it knows of an image.
+    """Detector and teacher of a config, applied to images.
 
     Args:
-        config: `dataset`, `detector`, `pairs` and `teacher` are read.
         vocabulary: Objects to detect and interactions to score.
         device: `cpu` or `cuda`.
-        text_bank: The interactions' texts, where they are known already; None has the teacher embed them.
-        few_images: Whether calls are of a few images, whose time counts and whose last bits do not: no batch is padded.
-        detector: In place of the config's, for boxes that are known already.
+        text_bank: The interactions' texts if they are known; None has the teacher embed them.
+        few_images: Skip the padding of batches, for single images whose last bits do not matter.
+        detector: Used instead of the config's.
 
     Raises:
         UserError: see `build_detector` and `build_teacher`.
@@ -120,7 +118,7 @@ class Extractor:
         self.axes = self._axes()
 
     def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
-        """Images, uint8 [H, W, 3] RGB, to one record each, in their order; no person found means zero pairs.
+        """Return one record for each image, uint8 [H, W, 3] RGB, in order; without a person it has no pairs.
 
         Raises:
             UserError: a look-up detector does not know an image.
@@ -128,10 +126,7 @@ class Extractor:
         return self.extract_stream(zip(image_ids, images, strict=True))
 
     def extract_stream(self, images: Iterable[tuple[str, np.ndarray]]) -> list[ImageSignals]:
-        """As `extract`, from (image id, image): asked for a few at a time, so that the next ones are decoded meanwhile.
-
-        The parts leave no trace in crops and whole images, whose batches run across them.
-        """
+        """Do the same for (image id, image), taken a few at a time so that the next ones are decoded meanwhile."""
         jobs: list[_Job] = []
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             batch_size = self._config.teacher.batch_size
@@ -158,10 +153,7 @@ class Extractor:
         return [self._record(*row) for row in rows]
 
     def provenance(self) -> dict[str, object]:
-        """Everything that changes a record's content, in plain JSON types.
-
-        `versions` says what ran and is no part of a fingerprint. The rest is; `num_threads`, too, moves last bits.
-        """
+        """Return everything that changes a record's content, in plain JSON types, and the `versions` that ran."""
         return {
             "detector": self._detector.provenance(),
             "pairs": self._config.pairs.model_dump(),
@@ -176,7 +168,6 @@ class Extractor:
         }
 
     def _axes(self) -> dict[str, int]:
-        """Size of every letter of the records; C, H, W only where maps are asked for."""
         num_interactions, width = self.text_bank.text_embedding.shape
         axes = {
             "K": num_interactions,
@@ -194,7 +185,7 @@ class Extractor:
     def _begin(
         self, chunk: Sequence[tuple[str, np.ndarray]], cutter: _Cutter, crops: _Batches, whole: _Batches
     ) -> list[_Job]:
-        """Images that are at hand together to jobs; their distinct windows and the whole of each go to the batches."""
+        """Detect, pair and cut the images of a chunk; crops and whole images join the batches."""
         found = self._detector.detect([image for _, image in chunk], [image_id for image_id, _ in chunk])
         jobs = [self._plan(*pair, detections) for pair, detections in zip(chunk, found, strict=True)]
         pixels = [torch.from_numpy(np.array(image, order="C")).to(self._device).permute(2, 0, 1) for _, image in chunk]
@@ -235,14 +226,13 @@ class Extractor:
         )
 
     def _encode_images(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """Whole images to embeddings [B, D] and the maps [B, C, H, W] that something is made of."""
         whole = self._teacher.encode_images(batch)
         if "map" in self._config.teacher.regions:
             return (whole.embedding, *whole.maps)
         return (whole.embedding, whole.maps[-1]) if self._config.teacher.spatial_map else (whole.embedding,)
 
     def _encode_regions(self, jobs: Sequence[_Job], maps: Sequence[Tensor]) -> list[np.ndarray]:
-        """Every image's detections, then its pairs' unions, to features of the map, float32 [N + P, L', D]."""
+        """Return each image's map features, float32 [N + P, L', D]: its detections, then its pairs' unions."""
         side, batch_size = self._image_px, self._config.teacher.batch_size
         regions, rows_of, start = [], [], 0
         for row, job in enumerate(jobs):
@@ -293,16 +283,16 @@ class Extractor:
 
 
 def similarity(embedding: np.ndarray, text_embedding: np.ndarray) -> np.ndarray:
-    """Embeddings as stored, float16 [..., D], and texts, float32 [K, D], to cosines, float16 [..., K].
+    """Return the cosines, float16 [..., K], of stored embeddings, float16 [..., D], and texts, float32 [K, D].
 
-    The last bits depend on the number of axes, so whoever scores again calls it as the extractor does: with [D] for an
-    image, and [P, M, D] for pairs.
+    The last bits depend on the number of axes, so scoring again must use the extractor's: [D] for images, [P, M, D] for
+    pairs.
     """
     return (embedding.astype(np.float32) @ text_embedding.T).astype(np.float16)
 
 
 class _Cutter:
-    """Cuts crops in order: on a CPU in a thread of its own, where it may have one, while earlier ones are encoded."""
+    """Cuts crops in order; on a CPU in a thread of its own, if allowed, while earlier ones are encoded."""
 
     def __init__(self, style: CropStyle, device: str) -> None:
         self._style = style
@@ -319,7 +309,6 @@ class _Cutter:
             self._pool.shutdown(cancel_futures=True)
 
     def cut(self, windows: Iterable[tuple[Tensor, np.ndarray]], size_px: int) -> Iterator[Tensor]:
-        """Pairs of an image and a window to crops, uint8 [3, S, S]."""
         if self._pool is None:
             yield from (cut_crop(pixels, window, size_px, self._style) for pixels, window in windows)
             return
@@ -332,11 +321,9 @@ class _Cutter:
 
 
 class _Batches:
-    """Rows that come one at a time, to forward passes of one shape, or, without a blank, of as many rows as there are.
+    """Collects rows [3, S, S] and encodes them in batches of one size, or of any size without a blank.
 
     Args:
-        encode: A batch's forward pass.
-        size: Rows of a batch.
         blank: uint8 [size, 3, S, S] of zeros, in the layout that the teacher reads.
     """
 
@@ -346,13 +333,12 @@ class _Batches:
         self._encoded: list[tuple[Tensor, ...]] = []
 
     def add(self, row: Tensor) -> None:
-        """Takes a row [3, S, S]; a full batch is encoded."""
         self._rows.append(row)
         if len(self._rows) == self._size:
             self._run()
 
     def finish(self) -> tuple[Tensor, ...]:
-        """All rows' encodings, one tensor for each that `encode` gives, still on the device; none of no rows."""
+        """Return all rows' encodings, one tensor for each that `encode` gives; none without rows."""
         if self._rows:
             self._run()
         return tuple(torch.cat(each) for each in zip(*self._encoded, strict=True))
@@ -372,7 +358,6 @@ class _Batches:
 
 
 def _chunks(images: Iterable[tuple[str, np.ndarray]]) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Images to lists of at most `CHUNK_IMAGES`, and of more than one only up to `MAX_CHUNK_BYTES`."""
     chunk: list[tuple[str, np.ndarray]] = []
     for image_id, image in images:
         if chunk and image.nbytes + sum(other.nbytes for _, other in chunk) > MAX_CHUNK_BYTES:
@@ -387,9 +372,9 @@ def _chunks(images: Iterable[tuple[str, np.ndarray]]) -> Iterator[list[tuple[str
 
 
 def _crop_features(job: _Job, embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings of an image's windows to those of its detections, then its unions, float32 [N + P, D].
+    """Return the embeddings of an image's detections, then its unions, float32 [N + P, D].
 
-    A detection that takes part in no pair is not encoded; its row is zero and no reader asks for it.
+    A detection in no pair is not encoded; its row is zero and never read.
     """
     of_detections = np.zeros((len(job.detections), embeddings.shape[1]), np.float32)
     of_detections[job.paired] = embeddings[job.window_of_paired]

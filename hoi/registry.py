@@ -1,4 +1,4 @@
-"""Names to what they stand for: datasets, detectors, teachers, vision language models, methods and metrics.
+"""What the names in a pipeline file stand for: datasets, detectors, teachers, methods, vision language models.
 
 Each table maps the name in a pipeline file to a `module:attribute` that is imported when the name is first used. To add
 one, write a module and add a line here; from another distribution, declare an entry point of the group `hoi.plugins`

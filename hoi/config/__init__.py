@@ -1,10 +1,8 @@
 """The pipeline file as types: strict, and every default lives here and nowhere else.
 
-An unknown, missing, duplicate or mistyped key is an error that names it. Sections that stage one reads (`dataset`,
-`detector`, `pairs`, `teacher`) change what a cache holds and enter its fingerprint; the others do not.
-Relative paths resolve against the working directory, and `${NAME}` in a text is the environment's value.
-
-A module per part: `datasets`, `detectors`, `teachers`, `students`, `running`; `pipeline` joins them, `loading` reads.
+An unknown, missing, duplicate or mistyped key is an error that names it and the nearest right one. Sections that stage
+one reads (`dataset`, `detector`, `pairs`, `teacher`) change what a cache holds and enter its fingerprint; the others do
+not. Relative paths resolve against the working directory, and `${NAME}` in a text is the environment's value.
 """
 
 from hoi.config.datasets import DatasetSettings, FolderDataset, HicodetDataset, HicodetFiles, VcocoDataset, WorldDataset

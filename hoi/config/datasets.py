@@ -1,4 +1,4 @@
-"""Which images there are."""
+"""The section `dataset`: which images there are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which detector finds people and objects, and which of them pair up."""
+"""The sections `detector` and `pairs`: who finds people and objects, and which of them pair up."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ _number_resolver()
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Strict YAML text to plain data; a syntax error or duplicate key is a UserError that gives the line."""
+    """Parse strict YAML; a syntax error or duplicate key is a UserError that gives the line."""
     try:
         loader = _UniqueKeyLoader(text)
         loader.name = name
@@ -70,7 +70,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Reads a YAML file, strictly."""
+    """Read a strict YAML file."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -89,7 +89,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
-    """Pipeline file plus `section.key=value` overrides to a checked config.
+    """Read a pipeline file, with `section.key=value` overrides.
 
     Raises:
         UserError: the file is missing or no YAML, or a key is unknown, missing, duplicate or mistyped.
@@ -103,7 +103,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def _expand_environment(value: Any, where: str, key: tuple[str, ...]) -> Any:
-    """Replaces `${NAME}` in every text by the environment's value, which must exist."""
+    """Replace `${NAME}` in every text by the environment's value, which must exist."""
     if isinstance(value, dict):
         return {name: _expand_environment(inner, where, (*key, str(name))) for name, inner in value.items()}
     if not isinstance(value, str):
@@ -123,16 +123,14 @@ def _expand_environment(value: Any, where: str, key: tuple[str, ...]) -> Any:
 
 
 def parse_config(plain: dict[str, Any], where: str) -> PipelineConfig:
-    """Plain data to a checked config; every wrong key is named in one line."""
+    """Check plain data as a pipeline file; every wrong key is named in one line."""
     return parse_section(PipelineConfig, plain, where)
 
 
 def parse_section(kind: type[AnySection], plain: dict[str, Any], where: str, under: str = "") -> AnySection:
-    """Plain data to a checked section; every wrong key is named in one line.
+    """Check plain data as a section; every wrong key is named in one line.
 
     Args:
-        kind: Which section.
-        plain: Its keys.
         where: The file.
         under: Key in it at which the section stands; empty for the whole file.
 

@@ -1,4 +1,4 @@
-"""Which frozen model is asked, what, and of which crops."""
+"""The sections `teacher` and `vlms`: which frozen model is asked what, of which crops."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class ImageSource(Protocol):
         ...
 
     def read(self, row: int) -> np.ndarray:
-        """Image of a row, uint8 [H, W, 3], RGB, upright (EXIF orientation applied).
+        """Return the image of a row, uint8 [H, W, 3], RGB, upright (EXIF orientation applied).
 
         Raises:
             UnreadableImage: missing, corrupt, no image at all, or beyond the size limit.
@@ -40,11 +40,7 @@ class ImageSource(Protocol):
 
 
 class Dataset(Generic[AnyDataset]):
-    """A dataset of the pipeline file, as `DatasetSettings.IMPLEMENTATION` names it. No HOI label is read here.
-
-    Args:
-        settings: The section `dataset`.
-    """
+    """A dataset of the pipeline file, as `DatasetSettings.IMPLEMENTATION` names it. No HOI label is read here."""
 
     zero_shot_splits: tuple[str, ...] | None = None
     """Names of the published zero-shot splits; None where splits follow from counts of the training labels."""

@@ -15,7 +15,7 @@ from hoi.vocabulary import Vocabulary
 
 
 def split_of(image_id: str, shares: dict[str, float]) -> str:
-    """The split of an image, from a hash of its name alone: adding images never moves others."""
+    """Return the split of an image by a hash of its name alone, so that adding images never moves others."""
     point = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") / 2**64
     upper = 0.0
     for split, share in shares.items():
@@ -34,7 +34,6 @@ class FolderImages:
         self.image_ids = [name for name in list_images(config.images) if split_of(name, config.splits) == split]
 
     def read(self, row: int) -> np.ndarray:
-        """Reads the file: uint8 [H, W, 3]; see `read_image`."""
         return read_image(self._root / self.image_ids[row], self._max_image_pixels)
 
 

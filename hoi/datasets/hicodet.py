@@ -44,7 +44,7 @@ UNSEEN_SHA256 = {
 
 @lru_cache(maxsize=1)
 def hicodet_vocabulary() -> Vocabulary:
-    """The 600 interactions in official order; 80 objects in HICO's alphabetical order, spelt as COCO does."""
+    """Return the 600 interactions in official order, with 80 objects in HICO's alphabetical order, spelt as in COCO."""
     names = _read("hicodet_classes.json")
     return Vocabulary(
         tuple(names["objects"]),
@@ -54,22 +54,22 @@ def hicodet_vocabulary() -> Vocabulary:
 
 
 def train_counts() -> np.ndarray:
-    """int64 [K]: annotated pairs of each interaction in the training split; they sum to 117,871."""
+    """Return int64 [K], the annotated pairs of each interaction in the training split; they sum to 117,871."""
     return np.array(_read("hicodet_label_facts.json")["train_instances"], np.int64)
 
 
 def test_counts() -> np.ndarray:
-    """int64 [K]: annotated pairs of each interaction in the test split; they sum to 33,405."""
+    """Return int64 [K], the same of the test split; they sum to 33,405."""
     return np.array(_read("hicodet_label_facts.json")["test_instances"], np.int64)
 
 
 def rare() -> np.ndarray:
-    """bool [K]: the official 138 rare interactions, those with fewer than 10 training pairs."""
+    """Return bool [K], the official 138 rare interactions: those with fewer than 10 training pairs."""
     return train_counts() < RARE_BELOW
 
 
 def unseen(split_name: str) -> np.ndarray:
-    """A zero-shot split to the ids of its unseen interactions, int64, ascending.
+    """Return the ids of a zero-shot split's unseen interactions, int64, ascending.
 
     Args:
         split_name: A key of `UNSEEN_SHA256`: `rare_first` (RF-UC), `non_rare_first` (NF-UC), `unseen_object` (UO),
@@ -107,16 +107,12 @@ OFFICIAL_FOLDER = "hico_20160224_det"
 
 
 def half_of(split: str) -> Half:
-    """A split to the half of the data set that its images come from."""
+    """Return the half of the dataset that a split's images come from."""
     return "test2015" if split == "test" else "train2015"
 
 
 def image_folder(config: HicodetDataset, half: Half) -> Path:
-    """Where the images of a half lie.
-
-    Raises:
-        UserError: there is no such folder below `dataset.root`.
-    """
+    """Return the folder of a half's images, or raise a UserError if there is none below `dataset.root`."""
     root = Path(config.root)
     for folder in (root / "images" / half, root / OFFICIAL_FOLDER / "images" / half):
         if folder.is_dir():
@@ -131,18 +127,14 @@ def image_folder(config: HicodetDataset, half: Half) -> Path:
 
 
 def image_names(config: HicodetDataset, half: Half) -> tuple[str, ...]:
-    """The names of a half's images: those of its list where the config names one, otherwise those in the folder.
-
-    Raises:
-        UserError: no folder, or a list that is missing, no text, or names an image twice or outside the folder.
-    """
+    """Return the names of a half's images: those of its list if the settings name one, otherwise all in the folder."""
     listed = getattr(config.image_lists, half, None)
     return list_images(str(image_folder(config, half))) if listed is None else read_image_list(listed)
 
 
 @lru_cache(maxsize=8)
 def read_image_list(path: str) -> tuple[str, ...]:
-    """Text file of image names, one a line, to the names in its order; empty lines are skipped.
+    """Return the image names of a text file, one a line; empty lines are skipped.
 
     Raises:
         UserError: no such file, no text, no name in it, a name twice, or a name that leaves the image folder.
@@ -171,9 +163,9 @@ def read_image_list(path: str) -> tuple[str, ...]:
 
 
 def is_in_split(image_id: str, split: str, shares: dict[str, float]) -> bool:
-    """Whether an image of the split's half belongs to it, from a hash of its name alone.
+    """Return whether an image of the split's half belongs to it, by a hash of its name alone.
 
-    `train` grows from one end of [0, 1) and `validation` from the other, so that a share moves no image of the other.
+    `train` grows from one end of [0, 1) and `validation` from the other, so a share moves no image of the other.
     """
     point = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") / 2**64
     return point >= 1.0 - shares[split] if split == "validation" else point < shares[split]
@@ -189,7 +181,6 @@ class HicodetImages:
         self.image_ids = [name for name in image_names(config, half) if is_in_split(name, split, shares)]
 
     def read(self, row: int) -> np.ndarray:
-        """Reads the file: uint8 [H, W, 3]; see `read_image`."""
         return read_image(self._folder / self.image_ids[row], self._max_image_pixels)
 
 

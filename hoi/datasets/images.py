@@ -1,7 +1,7 @@
-"""One image file to upright RGB pixels, or the reason why not.
+"""Image files as upright RGB pixels, or the reason why not.
 
-Only the formats of `FORMATS` are ever decoded, whatever a file is called: Pillow would hand a PostScript file to
-Ghostscript. The size is looked at before a pixel is decoded.
+Only the formats of `FORMATS` are decoded, whatever a file is called: Pillow would hand a PostScript file to
+Ghostscript. The size is checked before a pixel is decoded.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 
 
 def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
-    """Image file to uint8 [H, W, 3], RGB, with EXIF orientation applied.
+    """Return the pixels of an image file, uint8 [H, W, 3], RGB, with EXIF orientation applied.
 
     Animated files give their first frame, deep grey is scaled to 8 bits, transparency is laid on white, and colour
     profiles are not applied.
 
     Args:
-        path: The file.
         max_image_pixels: Width × height above which the file is refused before it is decoded.
 
     Raises:
@@ -66,16 +65,12 @@ def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
 
 
 def decode_image(data: bytes, max_image_pixels: int) -> np.ndarray:
-    """The bytes of an image file, an upload for one, to the same as `read_image`, with the same reasons.
-
-    Raises:
-        UnreadableImage: empty, no image, truncated, or too large.
-    """
+    """Return the same for the bytes of an image file, such as an upload; raises `UnreadableImage` alike."""
     return _decode(BytesIO(data), max_image_pixels)
 
 
 def upright_rgb(image: Image.Image) -> np.ndarray:
-    """An opened picture of any mode to uint8 [H, W, 3], RGB, with EXIF orientation applied."""
+    """Return an opened picture of any mode as uint8 [H, W, 3], RGB, with EXIF orientation applied."""
     return np.array(_to_rgb(_upright(image)))
 
 
@@ -115,7 +110,6 @@ def _formats() -> tuple[str, ...]:
 
 
 def _foreign(file: BinaryIO) -> str:
-    """Why Pillow knows nothing of a file."""
     file.seek(0)
     head = file.read(32)
     if not head:
@@ -142,8 +136,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or of floats, to 8 bits: the top of the scale is the first of 1 (floats), 255 and 65535
-    that no pixel exceeds."""
+    """Scale deep grey to 8 bits; white is the first of 1 (floats), 255 and 65535 that no pixel exceeds."""
     grey = np.nan_to_num(np.asarray(image).astype(np.float64))
     most = grey.max(initial=0)
     tops = [top for top in (1.0, 255.0, 65535.0) if top >= most and (top > 1 or image.mode == "F")]
@@ -153,12 +146,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def list_images(folder: str) -> tuple[str, ...]:
-    """All image files below a folder, as sorted paths relative to it with forward slashes.
+    """Return all image files below a folder, as sorted relative paths with forward slashes.
 
-    What is hidden, by a name that starts with a dot, is left out: thumbnails, and the twins that macOS writes of files.
+    Names that start with a dot are left out: thumbnails, and the twins that macOS writes of files.
 
     Raises:
-        UserError: there is no such folder, or a name in it is no text, so that no record could say it.
+        UserError: there is no such folder, or a name is no valid text.
     """
     root = Path(folder)
     if not root.is_dir():

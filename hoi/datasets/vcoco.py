@@ -1,4 +1,4 @@
-"""V-COCO's images: which there are, which split has them, where they lie. No label file is opened here."""
+"""V-COCO: its images, splits and vocabulary. No label file is opened here."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ LAYOUTS = {
 
 @lru_cache(maxsize=1)
 def split_ids() -> dict[str, tuple[int, ...]]:
-    """V-COCO's splits to their COCO image ids, ascending: 2,533 of `train`, 2,867 of `validation`, 4,946 of `test`.
+    """Return the COCO image ids of V-COCO's splits, ascending: 2,533 `train`, 2,867 `validation`, 4,946 `test`.
 
     `trainval` is the first two, 5,400.
     """
@@ -76,7 +76,6 @@ def split_ids() -> dict[str, tuple[int, ...]]:
 
 
 def coco_id(image_id: str) -> int:
-    """An image id of this data set, a COCO id in decimal, to the number."""
     return int(image_id)
 
 
@@ -108,24 +107,22 @@ class VcocoImages:
         ]
 
     def path(self, row: int) -> Path:
-        """The file of a row, or where it should lie in the first folder if it lies in none."""
+        """Return the file of a row, or where it should be in the first folder."""
         number = coco_id(self.image_ids[row])
         paths = [folder / name.format(number) for folder, name in self._layouts]
         return next((path for path in paths if path.is_file()), paths[0])
 
     def read(self, row: int) -> np.ndarray:
-        """Reads the file: uint8 [H, W, 3]; see `read_image`."""
         return read_image(self.path(row), self._max_image_pixels)
 
 
 def _point(number: int) -> float:
-    """Of [0, 1), by hash of the id alone, so that a share of a split is always the same images."""
     return int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:8], "big") / 2**64
 
 
 @lru_cache(maxsize=8)
 def read_id_list(path: str) -> frozenset[int]:
-    """Text file of COCO image ids, one a line, to the ids; empty lines are skipped.
+    """Return the COCO image ids of a text file, one a line; empty lines are skipped.
 
     Raises:
         UserError: no such file, a line that is no id, or an image that V-COCO does not have.
@@ -211,14 +208,11 @@ object outside all lists takes the first wording where every object is admitted.
 
 @lru_cache(maxsize=2)
 def vcoco_vocabulary(admitted: Admitted) -> Vocabulary:
-    """COCO's 80 objects and `no_object`; the 29 keys of the evaluation as verbs; a phrase for each interaction.
+    """Return COCO's 80 objects and `no_object`, the 29 keys of the evaluation as verbs, and a phrase for each pair.
 
     Args:
         admitted: `common_sense` for the objects listed above; `all` for every object with each of the 25 action-role
             pairs, 2,004 interactions.
-
-    Returns:
-        Interactions by key, then by object, each in its own order.
     """
     interactions, phrases = [], []
     for key in KEYS:

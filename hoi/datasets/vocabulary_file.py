@@ -73,9 +73,9 @@ def _by_name() -> dict[str, str]:
 
 
 def usual_name(name: str) -> str:
-    """A thing's name to the one that COCO has for it, with underscores; its own where COCO has none.
+    """Return COCO's name of a thing, with underscores; the name itself if COCO has none.
 
-    "park bench", which COCO does not have, is the kind of bench that its last word says.
+    "park bench", which COCO does not have, is a bench, as its last word says.
     """
     words = singular(spaced(name).lower())
     if words in COCO_OBJECTS:
@@ -86,7 +86,7 @@ def usual_name(name: str) -> str:
 
 
 def singular(words: str) -> str:
-    """A plural whose singular is known to it; anything else as it is."""
+    """Return the singular of a plural that is known; anything else as it is."""
     known = {*COCO_OBJECTS, *_by_name()}
     endings = [("ies", "y"), ("ves", "fe"), ("es", ""), ("s", "")]
     forms = [words.removesuffix(end) + other for end, other in endings if words.endswith(end)]
@@ -94,7 +94,6 @@ def singular(words: str) -> str:
 
 
 def known_things() -> frozenset[str]:
-    """COCO's classes and their everyday names, in words."""
     return frozenset({*COCO_OBJECTS, *_by_name()})
 
 
@@ -107,13 +106,7 @@ _PARTS = re.compile(r"^(pair|piece|slice) of ")
 
 @dataclass(frozen=True)
 class Phrase:
-    """What a line says.
-
-    Args:
-        verb: As `sit_on`.
-        object_name: As `park_bench`.
-        wording: The line's own words where the prompt's would differ, else None.
-    """
+    """What a line says: verb (`sit_on`), object (`park_bench`), and its own words if the prompt's would differ."""
 
     verb: str
     object_name: str
@@ -121,15 +114,7 @@ class Phrase:
 
 
 def parse_phrase(line: str, where: str) -> Phrase:
-    """A line to its verb and object.
-
-    Args:
-        line: Without synonyms and comments.
-        where: For the message.
-
-    Raises:
-        UserError: there is no verb or no object in it.
-    """
+    """Return the verb and object of a line, or raise a UserError if it has none."""
     said = " ".join(line.strip().rstrip(".!").split())
     said = _PEOPLE.sub("", said)
     verb, object_name = _parts(said.replace("_", " ").lower())
@@ -169,7 +154,7 @@ def _thing(words: str) -> str:
 
 
 def base_form(verb: str) -> str:
-    """One word, as `riding` or `rides`, to the form that a vocabulary has: `ride`. Other words stay as they are."""
+    """Return the base form of one word, as `ride` of `riding` or `rides`; other words stay as they are."""
     if _is_ing(verb):
         known = _known_ing_forms().get(verb)
         return known or next((form for form in _candidates(verb[:-3]) if verb_ing(form) == verb), verb)
@@ -191,7 +176,7 @@ def _known_ing_forms() -> dict[str, str]:
 
 
 def _candidates(stem: str) -> list[str]:
-    """Base forms that an -ing form may have, likely ones first: `sitt` may be sit, `danc` dance, `hold` hold."""
+    """Return possible base forms, likely ones first: `sitt` may be sit, `danc` dance, `hold` hold."""
     if len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "lsfz":
         return [stem[:-1], stem, stem + "e"]
     if stem.endswith("y") and len(stem) <= 2:
@@ -206,15 +191,7 @@ ENTRY = "{verb: text, object: text, phrase: text, synonyms: [text, ...], detecto
 
 @dataclass(frozen=True)
 class Entry:
-    """One interaction of a file.
-
-    Args:
-        where: For messages.
-        verb, object_name: Its names.
-        phrase: In place of the prompt's wording.
-        synonyms: Further wordings.
-        detector_class: What a detector calls the object; None for the object's usual name.
-    """
+    """One interaction of a file; without `detector_class` the object is detected under its usual name."""
 
     where: str
     verb: str
@@ -255,12 +232,7 @@ def read_vocabulary(path: str) -> Vocabulary:
 
 
 def _classes(entries: list[Entry], usual: Callable[[str], str]) -> dict[str, str]:
-    """Object names to classes. A thing and its everyday name are one class, spelt as the file spells it.
-
-    Args:
-        entries: Of the file.
-        usual: What a thing is called by detectors, where the file does not say.
-    """
+    """Return the class of each object name. A thing and its everyday name are one class, spelt as in the file."""
     class_of: dict[str, str] = {}
     said: dict[str, Entry] = {}
     own = {spaced(entry.object_name).lower(): entry.object_name for entry in entries}

@@ -1,4 +1,4 @@
-"""The embedded world as a data set: scenes are drawn when read; an image id says which scene it is."""
+"""The embedded world as a dataset: scenes are drawn when read; an image id says which scene it is."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from hoi.world import INTERACTIONS, OBJECTS, SIZE_PX, VERBS, WORLD_VERSION, Scen
 
 
 def world_vocabulary() -> Vocabulary:
-    """The world's names; prompts word the phrases."""
     return Vocabulary(OBJECTS, VERBS, INTERACTIONS)
 
 
 def world_image_id(seed: int, split: str, index: int) -> str:
-    """(world seed, split, index) to the scene's stable key."""
+    """Return the stable key of a scene."""
     return f"world{WORLD_VERSION}-{seed}-{split}-{index:06d}"
 
 
 def scene_of(image_id: str) -> Scene:
-    """A world image id back to its scene."""
+    """Return the scene of an image id."""
     _, seed, split, index = image_id.split("-")
     return sample_scene(int(seed), split, int(index))
 
@@ -33,7 +32,6 @@ class WorldImages:
         self.image_ids = [world_image_id(config.seed, split, index) for index in range(config.splits[split])]
 
     def read(self, row: int) -> np.ndarray:
-        """Draws the scene: uint8 [192, 192, 3]."""
         return render(scene_of(self.image_ids[row]))
 
 

@@ -21,14 +21,14 @@ OPEN_VOCABULARY = "detector.name open_vocabulary, with pip install 'hoi-distill[
 
 @runtime_checkable
 class Detector(Protocol):
-    """Images → boxes of the vocabulary's objects."""
+    """Finds the vocabulary's objects in images."""
 
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        """Images, uint8 [H, W, 3] RGB, to their detections; an image's result does not depend on its neighbours."""
+        """Return the detections of images, uint8 [H, W, 3] RGB; an image's do not depend on its neighbours."""
         ...
 
     def provenance(self) -> dict[str, object]:
-        """Everything that changes what is detected, in plain JSON types and free of paths."""
+        """Return everything that changes what is detected, in plain JSON types and free of paths."""
         ...
 
 
@@ -45,10 +45,9 @@ class ListsImages(Protocol):
 
 
 def match_classes(class_names: Sequence[str], vocabulary: Vocabulary, where: str) -> np.ndarray:
-    """A detector's class names to rows of the vocabulary's objects, by name; spaces, underscores and case are one.
+    """Return the vocabulary's row of each of a detector's classes, int64, -1 where it has none.
 
-    Returns:
-        int64 [classes], -1 for a class that the vocabulary does not speak of.
+    Spaces, underscores and case do not matter.
 
     Raises:
         UserError: the detector does not know some of the objects, which it would silently never find.
@@ -83,7 +82,7 @@ def keep_detections(
     *,
     nms: bool,
 ) -> Detections:
-    """Raw boxes of one image to its Detections: clipped, thresholded, suppressed class by class, best first.
+    """Return the Detections of one image: clipped, thresholded, suppressed class by class, best first.
 
     Args:
         boxes_xyxy: [N, 4], pixels.
@@ -104,7 +103,6 @@ def keep_detections(
 
 
 def kept_settings(config: DetectorSettings) -> dict[str, object]:
-    """The thresholds, for a provenance."""
     return {"min_score": config.min_score, "max_detections": config.max_detections, "nms_iou": config.nms_iou}
 
 

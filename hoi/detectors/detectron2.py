@@ -49,11 +49,9 @@ class Detectron2Detector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        """See `Detector`."""
         return [self._detect(image) for image in images]
 
     def provenance(self) -> dict[str, object]:
-        """See `Detector`."""
         return {
             "name": "detectron2",
             "config_sha256": self._config_sha256,
@@ -79,7 +77,7 @@ class Detectron2Detector:
 
 
 def _read_config(config: Detectron2DetectorConfig, device: str) -> Any:
-    """Config file to detectron2's settings, with our thresholds in place of its own."""
+    """Return detectron2's settings, with our thresholds instead of its own."""
     try:
         from detectron2.config import get_cfg
     except ImportError as error:
@@ -114,7 +112,7 @@ def _read_config(config: Detectron2DetectorConfig, device: str) -> Any:
 
 
 def _class_names(cfg: Any, config: Detectron2DetectorConfig, where: str) -> list[str]:
-    """The model's classes by contiguous number: the user's list, or the metadata of the config's test data set."""
+    """Return the model's classes in order: the user's list, or the metadata of the config's test dataset."""
     from detectron2.data import MetadataCatalog
 
     names = config.classes
@@ -202,5 +200,4 @@ def _resizer(cfg: Any) -> Any:
 
 
 def _config_sha256(cfg: Any) -> str:
-    """SHA-256 over all settings as resolved, without the device."""
     return hashlib.sha256(_on_cpu(cfg).dump().encode()).hexdigest()

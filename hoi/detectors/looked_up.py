@@ -21,7 +21,7 @@ from hoi.vocabulary import Vocabulary
 
 
 class PrecomputedDetector:
-    """Looks detections up by image: by file name as the data set writes it, by bare file name, or by image id.
+    """Finds detections by image: file name as in the dataset, bare file name, or image id.
 
     An image that `instances` lists and `results` does not has no detections; one that `instances` does not list is an
     error, because nobody looked at it.
@@ -42,19 +42,12 @@ class PrecomputedDetector:
         }
 
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        """See `Detector`.
-
-        Raises:
-            UserError: an image is not listed in `instances`.
-        """
         return [self._detect(image.shape[:2], image_id) for image, image_id in zip(images, image_ids, strict=True)]
 
     def provenance(self) -> dict[str, object]:
-        """See `Detector`."""
         return {"name": "precomputed", **self._digests, **kept_settings(self._config)}
 
     def lists(self, image_id: str) -> bool:
-        """Whether `instances` knows an image of the data set."""
         return self._number(image_id) is not None
 
     def _number(self, image_id: str) -> Any:
@@ -87,7 +80,6 @@ def _read_json(path: str, key: str) -> Any:
 
 
 def _listed(instances: Any, path: str) -> tuple[dict[Any, str], dict[Any, str]]:
-    """COCO instances to file names by image id and names by category id."""
     try:
         images = {entry["id"]: str(entry["file_name"]) for entry in instances["images"]}
         return images, {entry["id"]: str(entry["name"]) for entry in instances["categories"]}
@@ -101,7 +93,7 @@ def _listed(instances: Any, path: str) -> tuple[dict[Any, str], dict[Any, str]]:
 
 
 def _image_keys(images: dict[Any, str]) -> dict[str, Any]:
-    """All unambiguous names of an image to its id in the file; a full file name wins over a bare one or an id."""
+    """Return the image id of every unambiguous name; a full file name wins over a bare one or an id."""
     bare: dict[str, list[Any]] = defaultdict(list)
     for number, file_name in images.items():
         bare[PurePosixPath(file_name).name].append(number)
@@ -111,7 +103,7 @@ def _image_keys(images: dict[Any, str]) -> dict[str, Any]:
 
 
 def _group(results: Any, path: str, images: dict[Any, str], label_of: dict[Any, int]) -> dict[Any, np.ndarray]:
-    """COCO results to float64 [N, 6] per image: xyxy, score, label."""
+    """Return the detections of each image, float64 [N, 6]: xyxy, score, label."""
     if not isinstance(results, list):
         raise UserError("this is no COCO result file", where=path, expected="a list", got=type(results).__name__)
     rows: dict[Any, list[list[float]]] = defaultdict(list)
@@ -145,7 +137,7 @@ def _group(results: Any, path: str, images: dict[Any, str], label_of: dict[Any, 
 
 
 class GroundTruthDetector:
-    """Every annotated box of the vocabulary's objects at score 1, optionally moved a little."""
+    """Annotated boxes of the vocabulary's objects at score 1, with noise that is drawn from the image's id."""
 
     def __init__(
         self, config: GroundTruthDetectorConfig, vocabulary: Vocabulary, device: str, dataset: DatasetSettings
@@ -154,11 +146,9 @@ class GroundTruthDetector:
         self._rows = {spaced(name).lower(): row for row, name in enumerate(vocabulary.objects)}
 
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        """See `Detector`; an image's noise is drawn from its id. Annotated boxes are distinct: none is suppressed."""
         return [self._detect(image.shape[:2], image_id) for image, image_id in zip(images, image_ids, strict=True)]
 
     def provenance(self) -> dict[str, object]:
-        """See `Detector`; the boxes belong to the data set, which a fingerprint names on its own."""
         return {"name": "ground_truth", "jitter": self._config.jitter, **kept_settings(self._config)}
 
     def _detect(self, size_hw: tuple[int, int], image_id: str) -> Detections:

@@ -3,7 +3,7 @@
 One image at a time, so that nothing depends on its neighbours; boxes are read from the raw outputs, for classes of the
 vocabulary instead of pieces of text.
 
-Letters: Q queries, C classes, T tokens of the caption.
+Shapes: Q queries, C classes, T tokens of the caption.
 
 Source: boxes and scores as transformers' own post-processing reads them; classes of Grounding DINO as in its
 demo/test_ap_on_coco.py: the mean of sigmoid over the tokens of a class.
@@ -37,7 +37,7 @@ KINDS = ("owlv2", "grounding-dino")
 
 
 class OpenVocabularyDetector:
-    """See `Detector`. Every object of the vocabulary is a class, whatever it is called."""
+    """A `Detector` for which every object of the vocabulary is a class, whatever its name."""
 
     def __init__(self, config: OpenVocabularyDetectorConfig, vocabulary: Vocabulary, device: str, *_: object) -> None:
         self._config, self._device = config, device
@@ -53,11 +53,9 @@ class OpenVocabularyDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        """See `Detector`."""
         return [self._detect(image) for image in images]
 
     def provenance(self) -> dict[str, object]:
-        """See `Detector`."""
         return {
             "name": "open_vocabulary",
             "kind": self._kind,
@@ -80,22 +78,16 @@ class ReadsImages(Protocol):
     """A model with its class names, ready to be shown images."""
 
     def read(self, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, uint8 [H, W, 3] RGB, to boxes [Q, 4] (xyxy, pixels), their best classes' scores [Q] and rows [Q]."""
+        """Return boxes [Q, 4] (xyxy, pixels), their best classes' scores [Q] and rows [Q]."""
         ...
 
     def provenance(self) -> dict[str, object]:
-        """What is asked and how images are prepared."""
+        """Return what is asked and how images are prepared."""
         ...
 
 
 class Owlv2:
-    """OWLv2: a text for each class, an image padded to a square.
-
-    Args:
-        model, processor: transformers' own, the model on its device.
-        names: C classes.
-        device: Of the model.
-    """
+    """OWLv2: a text for each class, an image padded to a square."""
 
     def __init__(self, model: Any, processor: Any, names: Sequence[str], device: str) -> None:
         self._model, self._images, self._device = model, processor.image_processor, device
@@ -107,25 +99,17 @@ class Owlv2:
         self._tokens = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
 
     def read(self, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """See `ReadsImages`."""
         pixels = _prepared(self._images, image)["pixel_values"].to(self._device)
         found = self._model(pixel_values=pixels, **self._tokens)
         scores, classes = found.logits[0].sigmoid().max(-1)
         return _xyxy(found.pred_boxes[0]) * max(image.shape[:2]), scores, classes
 
     def provenance(self) -> dict[str, object]:
-        """See `ReadsImages`."""
         return _asked(self._images, self._texts, self._tokens["input_ids"])
 
 
 class GroundingDino:
-    """Grounding DINO: one caption of all classes, "person . bicycle .", or several where one is too long.
-
-    Args:
-        model, processor: transformers' own, the model on its device.
-        names: C classes.
-        device: Of the model.
-    """
+    """Grounding DINO: one caption of all classes, "person . bicycle .", or several if one is too long."""
 
     def __init__(self, model: Any, processor: Any, names: Sequence[str], device: str) -> None:
         self._model, self._images, self._device = model, processor.image_processor, device
@@ -135,7 +119,6 @@ class GroundingDino:
         self._texts = [spaced(name).lower() for name in names]
 
     def read(self, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """See `ReadsImages`."""
         prepared = _prepared(self._images, image).to(self._device)
         boxes, scores, classes = [], [], []
         for tokens, spans in self._captions:
@@ -157,7 +140,6 @@ class GroundingDino:
         return torch.cat(boxes), torch.cat(scores), torch.cat(classes)
 
     def provenance(self) -> dict[str, object]:
-        """See `ReadsImages`."""
         ids = torch.tensor([token for tokens, _ in self._captions for token in tokens])
         return _asked(self._images, self._texts, ids)
 
@@ -167,7 +149,7 @@ Caption = tuple[list[int], list[tuple[int, int, int]]]
 
 
 def _captions(pieces: Sequence[Sequence[int]], cls_id: int, sep_id: int, longest: int) -> list[Caption]:
-    """Tokens of the classes, each with a full stop behind, to as few captions as hold them."""
+    """Join the tokens of the classes, each followed by a full stop, into as few captions as possible."""
     captions: list[Caption] = []
     for row, piece in enumerate(pieces):
         if len(piece) + 2 > longest:
@@ -222,7 +204,6 @@ def _prepared(image_processor: Any, image: np.ndarray) -> Any:
 
 
 def _asked(image_processor: Any, texts: Sequence[str], tokens: Tensor) -> dict[str, object]:
-    """Texts, their tokens and the preparation of images, for a provenance."""
     plain = {key: value for key, value in image_processor.to_dict().items() if "name_or_path" not in key}
     prepared = json.dumps(plain, sort_keys=True, default=str)
     return {

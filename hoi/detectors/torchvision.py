@@ -23,7 +23,7 @@ RAW_DETECTIONS = 1000
 
 
 class TorchvisionDetector:
-    """Any detection model of torchvision; images go through one by one, since padding to a neighbour changes boxes."""
+    """Any detection model of torchvision; one image at a time, since padding to a neighbour changes boxes."""
 
     def __init__(self, config: TorchvisionDetectorConfig, vocabulary: Vocabulary, device: str, *_: object) -> None:
         self._config, self._device = config, device
@@ -50,11 +50,9 @@ class TorchvisionDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        """See `Detector`."""
         return [self._detect(image) for image in images]
 
     def provenance(self) -> dict[str, object]:
-        """See `Detector`."""
         return {
             "name": "torchvision",
             "model": self._config.model,
@@ -78,7 +76,7 @@ def _set_thresholds(model: Any, config: TorchvisionDetectorConfig) -> None:
 
 
 def _weights(name: str, published: Any, where: str) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
-    """A weight name, file or `random` to a state dict (None for random) and the names of its classes."""
+    """Return the state dict (None for random) and the class names of a weight name, a file or `random`."""
     usual: list[str] = published.DEFAULT.meta["categories"]
     if name == RANDOM:
         return None, usual

@@ -45,31 +45,28 @@ class Teacher(Protocol):
     """L names of the region features."""
 
     def text_bank(self, vocabulary: Vocabulary) -> TextBank:
-        """Vocabulary to the embeddings of its prompts."""
+        """Return the embeddings of the prompts of each interaction."""
         ...
 
     def encode_crops(self, crops: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] RGB to float32 [B, D], unit norm."""
+        """Return float32 [B, D], unit norm, of uint8 [B, 3, S, S] RGB."""
         ...
 
     def encode_images(self, images: Tensor) -> WholeImages:
-        """uint8 [B, 3, `image_size_px`, `image_size_px`] RGB to embeddings and maps."""
+        """Return embeddings and maps of uint8 [B, 3, `image_size_px`, `image_size_px`] RGB."""
         ...
 
     def encode_regions(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
-        """Maps and regions, float32 [R, 5] (row of the maps, xyxy in input pixels), to float32 [R, L, D], unit norm."""
+        """Return float32 [R, L, D], unit norm, of regions, float32 [R, 5] (row of the maps, xyxy in input pixels)."""
         ...
 
     def provenance(self) -> dict[str, object]:
-        """Everything that changes what is encoded, in plain JSON types and free of paths."""
+        """Return everything that changes what is encoded, in plain JSON types and free of paths."""
         ...
 
 
 def build_teacher(config: TeacherConfig, device: str) -> Teacher:
-    """Return the teacher of a pipeline file, ready to run.
-
-    Args:
-        device: `cpu` or `cuda`.
+    """Return the teacher of a pipeline file, ready to run on `cpu` or `cuda`.
 
     Raises:
         UserError: an unknown model, weights that are missing or do not fit, or a precision that is too low.

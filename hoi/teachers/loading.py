@@ -1,7 +1,7 @@
-"""A teacher section of the config to an open_clip model, its tokenizer and what it expects of images.
+"""Loading open_clip models: weights, tokenizer, and what the model expects of images.
 
-Of open_clip only the functions are used that both its releases and its main branch keep. What open_clip would warn of,
-log or ignore (weights that are missing, another activation than the weights were trained with) is an error here.
+Only functions are used that open_clip's releases and its main branch both keep. What open_clip would warn of, log or
+ignore (missing weights, another activation than the weights were trained with) is an error here.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ HF_HUB = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 """What open_clip looks for in a `local-dir:` folder."""
+LOADING_FAILS = (RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError, PickleError, SafetensorError)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An open_clip model in inference mode on the CPU.
+    """An open_clip model (CLIP, CustomTextCLIP or CoCa) in inference mode on the CPU.
 
     Args:
-        model: CLIP, CustomTextCLIP or CoCa.
-        tokenizer: Texts to int64 tokens [K, context].
+        tokenizer: Turns texts into int64 tokens [K, context].
         architecture: open_clip's model config.
         mean, std: RGB normalisation on [0, 1].
         style: How crops are to be cut.
@@ -56,7 +56,7 @@ class LoadedModel:
 
 
 def load_model(config: TeacherConfig) -> LoadedModel:
-    """Config to a loaded model.
+    """Load the model of a teacher's settings.
 
     Raises:
         UserError: an unknown name or tag, a missing folder, file or network, weights that do not fit, or an activation
@@ -76,16 +76,7 @@ def load_model(config: TeacherConfig) -> LoadedModel:
                 # Unlike its sibling, this one does not go on with random weights where none were found.
                 model, _ = open_clip.create_model_from_pretrained(source, config.pretrained)
             tokenizer = open_clip.get_tokenizer(source, **_tokenizer_paths(config, architecture))
-        except (
-            RuntimeError,
-            ValueError,
-            OSError,
-            EOFError,
-            LookupError,
-            TypeError,
-            PickleError,
-            SafetensorError,
-        ) as error:
+        except LOADING_FAILS as error:
             raise UserError(
                 f"the teacher {config.model} cannot be loaded",
                 where=_where(config),
@@ -107,19 +98,19 @@ def load_model(config: TeacherConfig) -> LoadedModel:
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise UserError("the teacher's input is not square", where=_where(config), got=f"{height} x {width}")
-    mean = tuple(float(value) for value in preprocess["mean"])
+    mean, std = (tuple(float(value) for value in preprocess[name]) for name in ("mean", "std"))
     style = CropStyle(
         size_px=height,
         fill_rgb=tuple(round(255 * value) for value in mean),  # type: ignore[arg-type]
         interpolation="bilinear" if preprocess["interpolation"] == "bilinear" else "bicubic",
         resize_mode=preprocess.get("resize_mode") or "shortest",
     )
-    std = tuple(float(value) for value in preprocess["std"])
-    return LoadedModel(model.eval().requires_grad_(False), tokenizer, architecture, mean, std, style)  # type: ignore[arg-type]
+    model.eval().requires_grad_(False)
+    return LoadedModel(model, tokenizer, architecture, mean, std, style)  # type: ignore[arg-type]
 
 
 def read_architecture(config: TeacherConfig) -> dict[str, Any]:
-    """The model config that a teacher's name stands for, without any weights.
+    """Return the model config of a teacher, without any weights.
 
     Raises:
         UserError: an unknown name, a folder without a config, or a hub that does not answer.
@@ -164,7 +155,7 @@ def read_architecture(config: TeacherConfig) -> dict[str, Any]:
 
 
 def _check_weights_named(config: TeacherConfig, architecture: dict[str, Any]) -> None:
-    """Exactly one thing says which weights are meant, and they were trained with the model's activation."""
+    """Raise unless exactly one key names the weights, and they were trained with the model's activation."""
     name, pretrained = config.model, config.pretrained
     if name.startswith((LOCAL_DIR, HF_HUB)):
         if pretrained not in (None, RANDOM):
@@ -210,7 +201,7 @@ def _check_weights_named(config: TeacherConfig, architecture: dict[str, Any]) ->
 
 
 def _tokenizer_paths(config: TeacherConfig, architecture: dict[str, Any]) -> dict[str, str]:
-    """A word list that lies in the model's folder, by absolute path: open_clip looks in the working directory."""
+    """Return the word list in the model's folder by absolute path: open_clip looks in the working directory."""
     bpe_path = architecture.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
     if bpe_path is None or not config.model.startswith(LOCAL_DIR):
         return {}
@@ -222,7 +213,7 @@ def _tokenizer_paths(config: TeacherConfig, architecture: dict[str, Any]) -> dic
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """No log lines meanwhile: what libraries report of a download that fails becomes one error of ours."""
+    """Silence libraries, whose reports of a failed download become one error of ours."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -240,15 +231,7 @@ TEXT_BATCH = 64
 
 
 class TextSide:
-    """A frozen open_clip model without its image tower, which is let go as soon as the weights are hashed.
-
-    Args:
-        config: The teacher.
-        device: `cpu` or `cuda`.
-
-    Raises:
-        UserError: see `hoi.teachers.loading.load_model`.
-    """
+    """A frozen open_clip model without its image tower; raises as `load_model`."""
 
     def __init__(self, config: TeacherConfig, device: str) -> None:
         loaded = load_model(config)
@@ -261,7 +244,7 @@ class TextSide:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Float32[Tensor, "n D"]:
-        """Texts, cut at the model's context length, to unit-norm embeddings on the CPU, in fp32."""
+        """Return the unit-norm embeddings of texts, cut at the model's context length, in fp32 on the CPU."""
         if not texts:
             return torch.zeros(0, self.width)
         tokens = self._tokenizer(list(texts))
@@ -269,5 +252,4 @@ class TextSide:
         return functional.normalize(torch.cat(parts), dim=-1).cpu()
 
     def provenance(self) -> dict[str, object]:
-        """What decides the embeddings, in plain JSON types."""
         return {"name": "open_clip", "weights_sha256": self._sha256, "batch_size": TEXT_BATCH}

@@ -1,6 +1,6 @@
 """Any open_clip model as a teacher.
 
-Letters: B images or crops, S side in pixels, D joint width, K interactions, L levels, R regions, T texts.
+Shapes: B images or crops, S side in pixels, D joint width, K interactions, L levels, R regions, T texts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class OpenClipTeacher:
-    """See `Teacher`. Embeddings leave in float32 whatever the precision inside."""
+    """A `Teacher` whose embeddings are float32, whatever the precision inside."""
 
     crop_style: CropStyle
     image_size_px: int
@@ -63,9 +63,9 @@ class OpenClipTeacher:
 
     @torch.inference_mode()
     def text_bank(self, vocabulary: Vocabulary) -> TextBank:
-        """Vocabulary to the mean of each interaction's normalised prompt embeddings, normalised, in fp32.
+        """Return the mean of each interaction's normalised prompt embeddings, normalised, in fp32.
 
-        With `spatial_map`, the tower's last layers come along, which make joint vectors of its cells.
+        With `spatial_map` the tower's last layers are included, which turn its cells into joint vectors.
         """
         prompts = interaction_prompts(vocabulary, self._config.prompts, self._config.no_interaction_prompts)
         tokens = self._tokenizer([text for texts in prompts for text in texts])
@@ -84,25 +84,21 @@ class OpenClipTeacher:
 
     @torch.inference_mode()
     def encode_crops(self, crops: Tensor) -> Tensor:
-        """See `Teacher`."""
         return self._encode(crops, self._precision)
 
     @torch.inference_mode()
     def encode_images(self, images: Tensor) -> WholeImages:
-        """See `Teacher`."""
         with self._autocast(self._precision):
             embedding, maps = self._tower.whole(self._normalised(images))
         return WholeImages(_unit(embedding), maps)
 
     @torch.inference_mode()
     def encode_regions(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
-        """See `Teacher`."""
         with self._autocast(self._precision):
             levels = self._tower.regions(maps, regions.to(self._device))
         return torch.stack([_unit(level) for level in levels], dim=1)
 
     def provenance(self) -> dict[str, object]:
-        """See `Teacher`."""
         style = self.crop_style
         architecture = json.dumps(self._architecture, sort_keys=True)
         probe = self._tokenizer([*self._config.prompts, *self._config.no_interaction_prompts])
@@ -149,7 +145,7 @@ class OpenClipTeacher:
         return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def _check_precision(self) -> None:
-        """Refuses a precision that moves embeddings: weights may overflow in fp16, or lose too much in bf16."""
+        """Raise if a precision changes embeddings: weights may overflow in fp16, or lose too much in bf16."""
         cosine = self._agreement(self._precision)
         # Written so that NaN, which compares as False, is refused too.
         if not cosine > MIN_PRECISION_COSINE:
@@ -162,7 +158,7 @@ class OpenClipTeacher:
             )
 
     def _fastest_precision(self) -> str:
-        """The fastest precision that keeps the embeddings, or fp32 where none is clearly faster."""
+        """Return the fastest precision that keeps the embeddings, or fp32 if none is clearly faster."""
         faithful = [p for p in _LOWER[self._device.type] if self._agreement(p) > MIN_PRECISION_COSINE]
         seconds = {precision: self._seconds(precision) for precision in faithful}
         fastest = min(faithful, key=seconds.__getitem__, default="fp32")
@@ -171,13 +167,13 @@ class OpenClipTeacher:
 
     @torch.inference_mode()
     def _agreement(self, precision: str) -> float:
-        """Least cosine with fp32 over a few smooth synthetic crops."""
+        """Return the least cosine with fp32 over a few smooth synthetic crops."""
         crops = self._synthetic_crops(4)
         return (self._encode(crops, precision) * self._encode(crops, "fp32")).sum(-1).min().item()
 
     @torch.inference_mode()
     def _seconds(self, precision: str) -> float:
-        """The best time of a few forward passes: of whole batches on a GPU, of a few crops on a CPU."""
+        """Return the best time of a few forward passes: of whole batches on a GPU, of a few crops on a CPU."""
         crops = self._synthetic_crops(4 if self._device.type == "cpu" else self._config.batch_size)
         times = []
         for _ in range(4):

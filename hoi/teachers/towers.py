@@ -1,4 +1,4 @@
-"""The image towers of open_clip, opened up: one pass gives the image embedding and the maps that regions are cut from.
+"""open_clip's image towers, opened up: one pass gives the image embedding and the maps that regions are cut from.
 
 Every region ends in the joint image-text space by the tower's own last layers:
 
@@ -10,7 +10,7 @@ timm            `features`: RoIAlign of the trunk's feature map, then the trunk'
 
 RoIAlign samples as densely as the map (`sampling_ratio=0`): a region of the tower's own grid is returned unchanged.
 
-Letters: B images, C channels, H W cells of a map, D joint width, R regions.
+Shapes: B images, C channels, H W cells of a map, D joint width, R regions.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ class Tower(Protocol):
     levels: tuple[str, ...]
 
     def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Normalised pixels [B, 3, S, S] to embeddings [B, D] (any norm) and maps [B, C, H, W]."""
+        """Return embeddings [B, D] (any norm) and maps [B, C, H, W] of normalised pixels [B, 3, S, S]."""
         ...
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
-        """Maps and rois [R, 5] in input pixels to one embedding [R, D] (any norm) per level."""
+        """Return one embedding [R, D] (any norm) per level, of rois [R, 5] in input pixels."""
         ...
 
     def head(self) -> VisualHead | None:
-        """The layers from a cell of the last map to the joint space; None where cells do not go there one by one."""
+        """Return the layers from a cell of the last map to the joint space; None if cells do not go alone."""
         ...
 
 
 def open_tower(visual: Any, image_size_px: int, own_size_px: int) -> Tower:
-    """open_clip's `model.visual` to a Tower for whole images of another size than its crops.
+    """Open `model.visual` for whole images of another size than its crops.
 
-    Weights are shared with `visual`; only position embeddings are interpolated (bicubic), in a copy of their own.
+    Weights are shared with `visual`; only position embeddings are interpolated (bicubic), in a copy.
 
     Raises:
         UserError: the size does not suit the tower, or the tower is of none of the three kinds.
@@ -75,7 +75,7 @@ def open_tower(visual: Any, image_size_px: int, own_size_px: int) -> Tower:
 
 
 class ResNetTower:
-    """CLIP's own ResNet, whose attention pool lands in the joint space."""
+    """CLIP's own ResNet; its maps are C4 (stride 16) and C5 (stride 32); its attention pool gives joint vectors."""
 
     levels: tuple[str, ...] = ("c4", "c5")
 
@@ -87,27 +87,25 @@ class ResNetTower:
             _interpolate_positions(self._whole_pool, image_size_px // RESNET_STRIDE)
 
     def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `Tower`; the maps are C4 (stride 16) and C5 (stride 32)."""
         found = self._visual.forward_intermediates(pixels, indices=[3, 4], intermediates_only=True)
         c4, c5 = found["image_intermediates"]
         return self._whole_pool(c5), (c4, c5)
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
-        """See `Tower`."""
         c4, c5 = maps
         fine = _align(c4, rois, 2 * self._grid, RESNET_STRIDE // 2)
         coarse = _align(c5, rois, self._grid, RESNET_STRIDE)
         return self._visual.attnpool(self._visual.layer4(fine)), self._visual.attnpool(coarse)
 
     def head(self) -> VisualHead:
-        """See `Tower`; value and output projection of the attention pool, without its position embeddings."""
+        """Value and output projection of the attention pool, without its position embeddings."""
         pool = self._visual.attnpool
         value, projection = (_matrix(layer.weight.T, layer.bias) for layer in (pool.v_proj, pool.c_proj))
         return VisualHead(projection, value=value)
 
 
 class ViTTower:
-    """CLIP's own vision transformer."""
+    """CLIP's own vision transformer; its map holds the last block's patch tokens, before final norm and projection."""
 
     levels: tuple[str, ...] = ("tokens",)
 
@@ -119,12 +117,11 @@ class ViTTower:
             _interpolate_positions(self._visual, image_size_px // self._stride)
 
     def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `Tower`; the map holds the last block's patch tokens, before the final norm and the projection."""
         found = self._visual.forward_intermediates(pixels, indices=1)
         return found["image_features"], (found["image_intermediates"][-1],)
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
-        """See `Tower`; the mean of a region takes the place of the class token."""
+        """The mean of a region takes the place of the class token."""
         tokens = _align(maps[-1], rois, self._grid, self._stride).flatten(2).transpose(1, 2)
         visual = self._visual
         if visual.attn_pool is not None:
@@ -137,7 +134,7 @@ class ViTTower:
         return (pooled @ visual.proj,)
 
     def head(self) -> VisualHead | None:
-        """See `Tower`; a learned pool (CoCa) mixes its cells, so there is none."""
+        """A learned pool (CoCa) mixes its cells, so it has none."""
         visual = self._visual
         if visual.attn_pool is not None or visual.proj is None:
             return None
@@ -163,12 +160,11 @@ class TimmTower:
         self._grid = max(1, round(own_size_px / self._stride))
 
     def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `Tower`; the map is what the trunk's head pools."""
         features = self._trunk.forward_features(pixels)
         return self._visual.head(self._trunk.forward_head(features)), (self._map(features),)
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
-        """See `Tower`; for transformers the mean of a region takes the place of each prefix token."""
+        """For transformers the mean of a region takes the place of each prefix token."""
         aligned = _align(maps[-1], rois, self._grid, self._stride)
         if self._prefix is not None:
             tokens = aligned.flatten(2).transpose(1, 2)
@@ -179,11 +175,11 @@ class TimmTower:
         return (self._visual.head(self._trunk.forward_head(features)),)
 
     def head(self) -> None:
-        """See `Tower`; trunks pool in ways of their own, so there is none."""
+        """Trunks pool in ways of their own."""
 
     @property
     def _prefix(self) -> int | None:
-        """Tokens before the patches' own, or None for a trunk that keeps maps."""
+        """Number of tokens before the patches', or None for a trunk that keeps maps."""
         return getattr(self._trunk, "num_prefix_tokens", None)
 
     @property
@@ -199,31 +195,31 @@ class TimmTower:
 
 
 def _matrix(weight: Tensor, bias: Tensor | None) -> np.ndarray:
-    """Weight [C, D] and bias [D], or None for zeros, to float32 [C + 1, D]."""
+    """Return float32 [C + 1, D]: weight [C, D], and bias [D] or zeros as the last row."""
     last = weight.new_zeros(weight.shape[1]) if bias is None else bias
     return torch.cat([weight, last[None]]).detach().float().cpu().numpy()
 
 
 def _align(spatial_map: Tensor, rois: Tensor, cells: int, stride: int | float) -> Tensor:
-    """RoIAlign of rois in input pixels to [R, C, cells, cells]."""
+    """Align rois in input pixels to [R, C, cells, cells]."""
     return roi_align(
         spatial_map, rois.to(spatial_map.dtype), cells, spatial_scale=1 / stride, sampling_ratio=0, aligned=True
     )
 
 
 def _grid_of(positions: Tensor) -> int:
-    """Side of the grid of position embeddings [1 + side², C]."""
+    """Return the side of the grid of position embeddings [1 + side², C]."""
     return math.isqrt(len(positions) - 1)
 
 
 def _with_shared_weights(module: Any) -> Any:
-    """A copy of a module whose parameters and buffers are the same tensors."""
+    """Copy a module, but keep its parameters and buffers as the same tensors."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
 
 
 def _interpolate_positions(module: Any, side: int) -> None:
-    """Position embeddings [1 + old², C] become [1 + side², C]; the first, of the pooled or class token, stays."""
+    """Resize position embeddings to [1 + side², C]; the first, of the pooled or class token, stays."""
     positions = module.positional_embedding.detach()
     old = _grid_of(positions)
     grid = positions[1:].float().T.reshape(1, -1, old, old)

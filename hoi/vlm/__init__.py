@@ -23,8 +23,9 @@ class Likelihoods:
     """How likely a model finds each candidate text, given an image and a question.
 
     Args:
-        log_likelihood: Sum of the log-probabilities of the candidate's tokens, its end included where a backend ends
-            texts, in nats.
+        log_likelihood: Sum of the log-probabilities of the candidate's tokens, in nats, its end included if a backend
+        ends
+            texts.
         num_tokens: How many were summed, so that `log_likelihood / num_tokens` is the mean.
     """
 
@@ -36,16 +37,15 @@ class VisionLanguageModel(Protocol):
     """A frozen model that reads images and writes text. Images are uint8 [H, W, 3] RGB, upright; sizes may differ."""
 
     def captions(self, images: Sequence[np.ndarray]) -> list[str]:
-        """Images to one caption each, decoded greedily."""
+        """Return one caption of each image, decoded greedily."""
         ...
 
     def log_likelihoods(
         self, images: Sequence[np.ndarray], candidates: Sequence[Sequence[str]], question: str | None = None
     ) -> list[Likelihoods]:
-        """Images and the texts that are candidates for each, to how likely each text is; one pass over an image.
+        """Return how likely each image's candidate texts are, in one pass over an image.
 
         Args:
-            images: Any number.
             candidates: Texts of each image; may be none.
             question: Put before every candidate, for models that take instructions; None for those that only caption.
         """
@@ -54,15 +54,15 @@ class VisionLanguageModel(Protocol):
     def yes_probabilities(
         self, images: Sequence[np.ndarray], questions: Sequence[Sequence[str]]
     ) -> list[Float32[np.ndarray, " n"]]:
-        """Images and yes-no questions to p(yes) / (p(yes) + p(no)) of each."""
+        """Return p(yes) / (p(yes) + p(no)) of each image's questions."""
         ...
 
     def answers(self, images: Sequence[np.ndarray], question: str) -> list[str]:
-        """Images and one question to free text, decoded greedily."""
+        """Return each image's answer to one question, decoded greedily."""
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """What decides its outputs, in plain JSON types: model, hash of the weights, prompts, decoding, precision."""
+        """Return what decides its outputs, in plain JSON types: weights' hash, prompts, decoding, precision."""
         ...
 
 
@@ -107,11 +107,7 @@ class ImageAnswers:
 
 
 def build_vlm(config: VlmConfig, device: str) -> VisionLanguageModel:
-    """Return the vision language model of a section of `vlms`, ready to run; only its own backend is imported.
-
-    Args:
-        config: One entry of `vlms`.
-        device: `cpu` or `cuda`.
+    """Return the model of a section of `vlms`, ready to run on `cpu` or `cuda`; only its own backend is imported.
 
     Raises:
         UserError: an unknown model, weights that are missing or do not fit, or a package that is not installed.

@@ -1,4 +1,4 @@
-"""Any open_clip CoCa as a teacher: how likely it finds a caption, given an image; see `VisionLanguageModel`.
+"""Any open_clip CoCa as a `VisionLanguageModel`: how likely it finds a caption, given an image.
 
 A CoCa writes captions and takes no instructions: what is asked as a question is text that a caption may begin with.
 Nothing is needed beyond open_clip: its own `generate` wants `transformers`, so the greedy loop is ours.
@@ -7,7 +7,7 @@ An image goes through the image tower once, and texts through the text tower onc
 them. The texts of one image then lie one after the other in one row of the decoder, where each token sees its own text
 alone: the image's keys and values are made once for all of them.
 
-Letters: B images, L image tokens, R texts, T tokens of all texts together, W width, V words of the vocabulary.
+Shapes: B images, L image tokens, R texts, T tokens of all texts together, W width, V words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ from hoi.weights import RANDOM, RANDOM_SEED, weights_sha256
 
 
 def image_states(tower: Any, views: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B L W"]]:
-    """Normalised images to the contrastive embedding, not normalised, and the tokens.
+    """Return the contrastive embedding, not normalised, and the tokens of normalised images.
 
     Args:
-        tower: Image tower of a CoCa.
         views: Of any size if the tower is a ResNet; the positions of its pool are interpolated.
     """
     if not isinstance(tower, ModifiedResNet):
@@ -62,7 +61,7 @@ def image_states(tower: Any, views: Float[Tensor, "B 3 S S"]) -> tuple[Float[Ten
 
 
 def resized_positions(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings [1 + old², C] to [1 + side², C]; the first, of the pooled token, stays."""
+    """Resize position embeddings [1 + old², C] to [1 + side², C]; the first, of the pooled token, stays."""
     old = math.isqrt(len(positions) - 1)
     if old == side:
         return positions
@@ -78,18 +77,13 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class CocaModel:
-    """See `VisionLanguageModel`. Whole images are padded to a square, as the CLIP teacher's are."""
+    """A CoCa with a causal text tower and CLIP's tokenizer. Whole images are padded to a square.
+
+    Raises:
+        UserError: it cannot be loaded (`load_model`), or is no such CoCa.
+    """
 
     def __init__(self, config: VlmConfig, device: str) -> None:
-        """Loads the model.
-
-        Args:
-            config: Section of the pipeline file with `backend: coca`.
-            device: `cpu` or `cuda`.
-
-        Raises:
-            UserError: it cannot be loaded (`load_model`), or is no CoCa with a causal text tower and CLIP's tokeniser.
-        """
         loaded, self._tokenizer = _load(config)
         self._config, self._device = config, torch.device(device)
         self._sha256 = weights_sha256(loaded.model)
@@ -102,12 +96,11 @@ class CocaModel:
         self._states: dict[tuple[int, ...], Tensor] = {}
 
     def captions(self, images: Sequence[np.ndarray]) -> list[str]:
-        """See `VisionLanguageModel`."""
         return self.answers(images, "")
 
     @torch.inference_mode()
     def answers(self, images: Sequence[np.ndarray], question: str) -> list[str]:
-        """See `VisionLanguageModel`: the text goes on from the question."""
+        """Continue the question, which is the beginning of the caption."""
         prompt = [self._start, *self._tokenizer.encode(question)]
         texts: list[str] = []
         for image_tokens in self._image_tokens(images):
@@ -118,7 +111,7 @@ class CocaModel:
     def log_likelihoods(
         self, images: Sequence[np.ndarray], candidates: Sequence[Sequence[str]], question: str | None = None
     ) -> list[Likelihoods]:
-        """See `VisionLanguageModel`. The end of the text is one of its tokens."""
+        """Score the candidates; the end of the text is one of its tokens."""
         prompt = [self._start, *self._tokenizer.encode(question or "")]
         texts = [[self._tokens(prompt, text) for text in own] for own in candidates]
         found = []
@@ -132,7 +125,7 @@ class CocaModel:
     def yes_probabilities(
         self, images: Sequence[np.ndarray], questions: Sequence[Sequence[str]]
     ) -> list[Float32[np.ndarray, " n"]]:
-        """See `VisionLanguageModel`: "yes" against "no" as what follows the question."""
+        """Compare "yes" with "no" as what follows the question."""
         answers = [self._tokenizer.encode(word) for word in (YES, NO)]
         texts = [
             [self._tokens([self._start], text)[:-1] + answer for text in asked for answer in answers]
@@ -146,7 +139,6 @@ class CocaModel:
         return found
 
     def provenance(self) -> dict[str, Any]:
-        """See `VisionLanguageModel`."""
         style = self._style
         architecture = json.dumps(self._architecture, sort_keys=True)
         probe = json.dumps(self._tokenizer.encode(f"a person riding a horse, {YES} or {NO}?"))
@@ -170,7 +162,6 @@ class CocaModel:
         }
 
     def _tokens(self, prompt: list[int], text: str) -> list[int]:
-        """A prompt and the text after it to tokens, with the end."""
         tokens = [*prompt, *self._tokenizer.encode(text), self._end]
         if len(tokens) > self._context:
             raise UserError(
@@ -183,7 +174,7 @@ class CocaModel:
         return tokens
 
     def _image_tokens(self, images: Sequence[np.ndarray]) -> list[Float[Tensor, "B L W"]]:
-        """Images to the tokens that the decoder looks at, a batch at a time."""
+        """Yield the tokens that the decoder looks at, a batch of images at a time."""
         found, size = [], self._style.size_px
         for start in range(0, len(images), self._config.batch_size):
             crops = []
@@ -196,7 +187,7 @@ class CocaModel:
         return found
 
     def _scores(self, images: Sequence[np.ndarray], texts: Sequence[Sequence[list[int]]]) -> list[list[Tensor]]:
-        """Images and the tokens of their texts to log p of every token of a text but its first, float32 on the CPU."""
+        """Return log p of every token of each text but its first, float32 on the CPU."""
         rows = [row for batch in self._image_tokens(images) for row in batch]
         found = []
         for image_tokens, own in zip(rows, texts, strict=True):
@@ -211,7 +202,7 @@ class CocaModel:
         return found
 
     def _packed_logits(self, image_tokens: Float[Tensor, "L W"], states: Sequence[Tensor]) -> Float[Tensor, "T V"]:
-        """One image and the states of several texts to the logits after each of their tokens, text by text."""
+        """Return the logits after each token of several texts of one image, text by text."""
         lengths = [len(state) for state in states]
         total = sum(lengths)
         mask = torch.full((total, total), -torch.inf, device=self._device)
@@ -225,7 +216,7 @@ class CocaModel:
             return (decoder.ln_final(x) @ decoder.text_projection)[0].float()
 
     def _text_states(self, tokens: list[int]) -> Float[Tensor, "t W"]:
-        """The text tower's states of one text, which are the same for every image."""
+        """Return the text tower's states of one text, which are the same for every image."""
         key = tuple(tokens)
         if key not in self._states:
             if len(self._states) >= MAX_KEPT_TEXTS:
@@ -242,7 +233,7 @@ class CocaModel:
             return tower(tokens)[1][:, :length]
 
     def _continue(self, image_tokens: Float[Tensor, "B L W"], prompt: list[int]) -> list[list[int]]:
-        """Images and the same first tokens to what follows most likely, token by token, without the end."""
+        """Return the likeliest tokens after the prompt, one by one, without the end."""
         tokens = torch.tensor([prompt], device=self._device).expand(len(image_tokens), -1)
         ended = torch.zeros(len(image_tokens), dtype=torch.bool, device=self._device)
         longest = min(len(prompt) + self._config.max_new_tokens, self._context)
@@ -260,7 +251,7 @@ class CocaModel:
 
 
 def _load(config: VlmConfig) -> tuple[LoadedModel, SimpleTokenizer]:
-    """Loads a section's model and tokeniser, and refuses what is no CoCa that can be asked here."""
+    """Load model and tokenizer, and refuse what is no CoCa that can be asked here."""
     where = f"vlms, model {config.model}"
     try:
         loaded = load_model(TeacherConfig(model=config.model, pretrained=config.pretrained))

@@ -1,9 +1,9 @@
-"""What the base pass stored of an image, and its pixels, to what a vision language model says of it.
+"""What a vision language model says of images, as the records of an extra pass.
 
 Nothing is detected and no image is embedded here: labels, boxes and pairs are the cache's, and of the teacher only the
 text side is opened.
 
-Letters: K interactions, O object classes, n candidates of one image, P pairs, S sentences at most, D joint width.
+Shapes: K interactions, O object classes, n candidates of one image, P pairs, S sentences at most, D joint width.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ class VlmExtractor:
     Args:
         config: `vlms`, and the teacher's crops and text side.
         name: Of the section.
-        vocabulary: The interactions.
-        device: `cpu` or `cuda`.
 
     Raises:
         UserError: see `build_vlm` and `load_model`; or the phrase has no place for the vocabulary's own wording.
@@ -71,11 +69,11 @@ class VlmExtractor:
         self.axes = self._axes()
 
     def ask(self, images: Iterable[Image], teacher: Mapping[str, Any]) -> list[ImageAnswers]:
-        """Images to one record each, in their order.
+        """Return one record for each image, in order.
 
         Args:
-            images: Asked for a batch at a time, so that the next ones are decoded meanwhile.
-            teacher: What the base pass says of its teacher, for the style of its crops.
+            images: Taken a batch at a time, so that the next ones are decoded meanwhile.
+            teacher: The base pass's provenance of its teacher, for the style of its crops.
         """
         answers: list[ImageAnswers] = []
         remaining = iter(images)
@@ -84,7 +82,7 @@ class VlmExtractor:
         return answers
 
     def provenance(self) -> dict[str, Any]:
-        """Everything that changes a record's content, in plain JSON types; `versions` is for the manifest."""
+        """Return everything that changes a record's content, in plain JSON types; `versions` is for the manifest."""
         said = dict(self._model.provenance())
         versions = said.pop("versions", {})
         settings = self._settings.model_dump(mode="json", exclude={"model", "pretrained"})
@@ -107,7 +105,7 @@ class VlmExtractor:
         return axes
 
     def _on_blank(self, texts: tuple[str, ...]) -> PhraseBank:
-        """The phrases with their tokens, and how likely each is where nothing is to be seen."""
+        """Return the phrases with their tokens, and how likely each is on a blank image."""
         num_tokens, prior = np.zeros(len(texts), np.int32), np.zeros(len(texts), np.float32)
         rows = np.flatnonzero(np.array(texts) != "")
         if self._settings.scoring in ("sum", "mean"):
@@ -148,7 +146,7 @@ class VlmExtractor:
         return {"caption": caption, "context_embedding": embedding, "context_mask": mask}
 
     def _labels(self, signals: ImageSignals) -> np.ndarray:
-        """int64 [P]: the object of every pair; `no_object` for a human with itself."""
+        """Return int64 [P], the object of every pair; `no_object` for a human with itself."""
         human, thing = signals.pairs_ho.T
         labels = signals.detections.labels[thing].astype(np.int64)
         if self._vocabulary.no_object_idx is not None:
@@ -156,16 +154,12 @@ class VlmExtractor:
         return labels
 
     def _present(self, labels: np.ndarray) -> np.ndarray:
-        """bool [O]."""
         return np.isin(np.arange(len(self._vocabulary.objects)), labels)
 
     def _score(
         self, images: Sequence[np.ndarray], present: Sequence[np.ndarray], captions: Sequence[str] | None
     ) -> list[tuple[Confidences, np.ndarray]]:
-        """Images or crops, and the classes in each, to confidences and sums of log-probabilities, float32 [K].
-
-        Only those are looked at that have a candidate.
-        """
+        """Return confidences and sums of log-probabilities, float32 [K], of images or crops and the classes in each."""
         rows = [
             candidate_rows(self._vocabulary, classes, self._settings.no_interaction == "asked") for classes in present
         ]
@@ -224,7 +218,7 @@ class VlmExtractor:
         return result
 
     def _of_pairs(self, signals: ImageSignals, image: np.ndarray, teacher: Mapping[str, Any]) -> np.ndarray:
-        """float16 [P, K]: each pair's union crop asked about its object; equal questions are asked once."""
+        """Return float16 [P, K]: each pair's union crop asked about its object; equal questions are asked once."""
         labels = self._labels(signals)
         scores = np.zeros((len(labels), len(self._vocabulary)), np.float16)
         unions = union_boxes(signals.detections.boxes_xyxy, signals.pairs_ho)
@@ -243,12 +237,12 @@ class VlmExtractor:
 
 
 def sentences(text: str) -> list[str]:
-    """Text to its sentences: at full stops, question and exclamation marks before a space, and at line ends."""
+    """Split text at full stops, question and exclamation marks before a space, and at line ends."""
     return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip(" .!?\n")]
 
 
 def _phrases(settings: VlmConfig, vocabulary: Vocabulary, where: str) -> tuple[str, ...]:
-    """K candidates' texts; empty for `no_interaction` where it is no candidate."""
+    """Return K candidates' texts; empty for `no_interaction` if it is no candidate."""
     template = settings.phrase
     try:
         filled = interaction_prompts(vocabulary, [template], [settings.no_interaction_phrase])

@@ -1,8 +1,8 @@
-"""What a model of `transformers` is given to read: its chat template around image and question, and texts to score.
+"""Prompts and candidate texts for models of `transformers`, and their likelihoods after a shared prefix.
 
-A candidate's tokens are those that the tokeniser adds to the end of the prompt when both are written as one text, with
+A candidate's tokens are those that the tokenizer adds to the end of the prompt when both are written as one text, with
 a space between them unless the prompt ends in white space or in a special token. Where the two would melt into one
-token, the candidate is tokenised alone.
+token, the candidate is tokenized alone.
 """
 
 from __future__ import annotations
@@ -31,25 +31,19 @@ Inputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Prefix:
-    """A model's state after an image and the beginning of a text.
-
-    Args:
-        cache: Keys and values of one row, as the model returned them.
-        logits: Of the next token, [1, V].
-    """
+    """A model's state after an image and the beginning of a text: one row's keys and values, next token's logits."""
 
     cache: Any
     logits: Float32[Tensor, "1 V"]
 
 
 def run_prefix(model: Any, inputs: Inputs) -> Prefix:
-    """Image and text to the state after them."""
     result = model(**inputs, use_cache=True, **_last_logits(model, 1))
     return Prefix(result.past_key_values, result.logits[:, -1].float())
 
 
 def continue_prefix(model: Any, prefix: Prefix, texts: Sequence[Sequence[int]]) -> Float[Tensor, "n L V"]:
-    """Texts to the logits after each of their tokens; rows beyond a text's end mean nothing.
+    """Return the logits after each token of several texts; rows beyond a text's end mean nothing.
 
     Args:
         prefix: Of the last image that the model saw.
@@ -67,7 +61,7 @@ def continue_prefix(model: Any, prefix: Prefix, texts: Sequence[Sequence[int]]) 
 def likelihoods(
     model: Any, prefix: Prefix, texts: Sequence[Sequence[int]], batch_size: int
 ) -> list[Float32[Tensor, " tokens"]]:
-    """Texts to the log-probability of each of their tokens, `batch_size` texts at a time."""
+    """Return the log-probability of each token of each text, `batch_size` texts at a time."""
     found = []
     for start in range(0, len(texts), batch_size):
         chunk = texts[start : start + batch_size]
@@ -83,7 +77,7 @@ def likelihoods(
 def last_logits(
     model: Any, prefix: Prefix, texts: Sequence[Sequence[int]], batch_size: int
 ) -> list[Float32[Tensor, " V"]]:
-    """Texts to the logits of what follows each of them."""
+    """Return the logits of what follows each text."""
     found = []
     for start in range(0, len(texts), batch_size):
         chunk = texts[start : start + batch_size]
@@ -93,13 +87,13 @@ def last_logits(
 
 
 def plain_likelihoods(model: Any, inputs: Inputs, text: Sequence[int]) -> Float32[Tensor, " tokens"]:
-    """The log-probability of each token of one text after the prefix, by a whole pass over both."""
+    """Return the log-probability of each token of one text, by a whole pass over prefix and text."""
     result = model(**_extended(model, inputs, text), use_cache=False, **_last_logits(model, len(text) + 1))
     return _log_probabilities(result.logits[0, -len(text) - 1 : -1].float(), text)
 
 
 def cut(inputs: Inputs, length: int) -> dict[str, Tensor]:
-    """A prefix to its first tokens; pixels stay."""
+    """Return the first tokens of a prefix, with all of its pixels."""
     shape = inputs["input_ids"].shape
     return {
         name: value[:, :length] if value.shape[:2] == shape and not name.startswith("pixel") else value
@@ -108,7 +102,7 @@ def cut(inputs: Inputs, length: int) -> dict[str, Tensor]:
 
 
 def common_length(texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all texts begin with, and at least one less than the shortest of them has."""
+    """Return how many tokens all texts begin with, at most one less than the shortest has."""
     shortest = min(map(len, texts))
     same = (place for place in range(shortest) if len({text[place] for text in texts}) > 1)
     return min(next(same, shortest), shortest - 1)
@@ -120,7 +114,7 @@ def _log_probabilities(logits: Float32[Tensor, "tokens V"], text: Sequence[int])
 
 
 def _extended(model: Any, inputs: Inputs, text: Sequence[int]) -> dict[str, Any]:
-    """The inputs of prefix and text together: masks and token types grow as they do in the model's own `generate`."""
+    """Return the inputs of prefix and text together: masks and token types grow as in the model's own `generate`."""
     grown = {name: value for name, value in inputs.items() if name != "input_ids"}
     for _ in text:
         grown = model._update_model_kwargs_for_generation({}, grown, is_encoder_decoder=False)
@@ -129,7 +123,7 @@ def _extended(model: Any, inputs: Inputs, text: Sequence[int]) -> dict[str, Any]
 
 
 def _last_logits(model: Any, number: int) -> dict[str, int]:
-    """Keeps a model from computing logits for every token of the image, where it can be kept from it."""
+    """Ask for the last logits only, if the model allows it, instead of those of every token of the image."""
     return {"logits_to_keep": number} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
@@ -143,7 +137,7 @@ class Prompter:
     """Questions and texts in the form that one model was trained on.
 
     Args:
-        processor: Of `transformers`, with image processor and tokeniser.
+        processor: Of `transformers`, with image processor and tokenizer.
         where: What messages call the model.
     """
 
@@ -155,7 +149,7 @@ class Prompter:
         self._image_token: str = getattr(processor, "image_token", None) or ""
 
     def text(self, question: str) -> str:
-        """A question to the prompt around it: the chat template's, or image and question where the model has none.
+        """Return the prompt around a question: the chat template's, or image and question if the model has none.
 
         A question that names the model's image token is a whole prompt already.
 
@@ -187,7 +181,7 @@ class Prompter:
         return text
 
     def inputs(self, image: np.ndarray, question: str) -> dict[str, Tensor]:
-        """An image, uint8 [H, W, 3], and a question to what the model reads, as one row."""
+        """Return what the model reads of an image, uint8 [H, W, 3], and a question, as one row."""
         text, begin = self.text(question), self._tokenizer.bos_token
         # A template that writes the beginning of the text itself must not get a second one.
         special = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
@@ -205,14 +199,7 @@ class Prompter:
         return {name: value for name, value in given.items() if name not in NOT_FOR_MODELS}
 
     def tokens(self, prompt: Tensor, texts: Sequence[str]) -> list[list[int]]:
-        """Candidate texts to their tokens after a prompt.
-
-        Args:
-            prompt: Token ids, int64 [1, tokens], of image and question.
-
-        Raises:
-            UserError: a text has no token.
-        """
+        """Return the tokens of candidate texts after a prompt, int64 [1, tokens]; a UserError if there are none."""
         ids = prompt[0].tolist()
         last = max((place for place, token in enumerate(ids) if token in self._special), default=-1)
         end = ids[last + 1 :]
@@ -226,12 +213,11 @@ class Prompter:
         return found
 
     def written(self, tokens: Sequence[int]) -> str:
-        """Tokens that a model wrote to plain text."""
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return text.strip()
 
     def answers(self, word: str) -> list[int]:
-        """A word to the tokens that are that word in any case and with or without a space before it.
+        """Return the tokens that are a word in any case, with or without a space before it.
 
         Raises:
             UserError: it is never a single token, so that the first token of an answer does not tell.
@@ -246,7 +232,6 @@ class Prompter:
         return single
 
     def provenance(self) -> dict[str, Any]:
-        """Hashes of what decides the model's inputs."""
         settings = json.dumps(self._processor.image_processor.to_dict(), sort_keys=True, default=str)
         return {
             "chat_template_sha256": None if self._template is None else _sha256(self._template),
@@ -260,7 +245,7 @@ class Prompter:
         return frozenset(self._tokenizer.all_special_ids) | {token for token, text in added.items() if text.special}
 
     def _after(self, before: str, text: str) -> list[int]:
-        """The tokens that a text adds to another, or its own where the two melt together."""
+        """Return the tokens that a text adds to another, or its own if the two melt together."""
         start, whole = self._encode(before), self._encode(before + text)
         return whole[len(start) :] if whole[: len(start)] == start else self._encode(text)
 
@@ -269,7 +254,7 @@ class Prompter:
 
 
 def first_token_share(logits: Tensor, yes: Sequence[int], no: Sequence[int]) -> float:
-    """Logits [V] of an answer's first token to p(yes) / (p(yes) + p(no)); the other tokens cancel out."""
+    """Return p(yes) / (p(yes) + p(no)) from the logits [V] of an answer's first token."""
     both = torch.stack([logits[list(tokens)].logsumexp(0) for tokens in (yes, no)])
     return both.softmax(0)[0].item()
 

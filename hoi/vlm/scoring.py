@@ -37,10 +37,9 @@ class Lexicon:
     """Which words stand for which name; words are lower-case, single spaces between them.
 
     Args:
-        verbs: Words to the name of a verb.
-        objects: Words to the name of an object other than a person.
+        verbs, objects: Name of a verb, or of an object other than a person, by its words.
         people: Words for a person, who begins a new clause.
-        phrases: Whole phrases to the interactions that they say, wherever they stand.
+        phrases: Interactions that a whole phrase says, wherever it is.
     """
 
     verbs: Mapping[str, str]
@@ -50,14 +49,13 @@ class Lexicon:
 
 
 def vocabulary_lexicon(vocabulary: Vocabulary, synonyms: Mapping[str, Iterable[str]] | None = None) -> Lexicon:
-    """A vocabulary to the words that name its verbs and objects.
+    """Return the words that name a vocabulary's verbs and objects.
 
     Verbs are found as "ride", "rides" and "riding", objects in singular and plural, people by everyday words, and the
-    vocabulary's own phrases and their synonyms as they are.
+    vocabulary's own phrases and their synonyms as they are. `no_interaction` is never said.
 
     Args:
-        vocabulary: Its `no_interaction` is never said.
-        synonyms: Further words by the name of a verb or object, all forms of them that are to be found.
+        synonyms: More words by the name of a verb or object, in all forms that are to be found.
     """
     more = synonyms or {}
     verbs = {form: verb for verb in vocabulary.verbs if verb != NO_INTERACTION for form in _verb_forms(verb)}
@@ -80,7 +78,11 @@ def vocabulary_lexicon(vocabulary: Vocabulary, synonyms: Mapping[str, Iterable[s
 
 
 def said_interactions(text: str, lexicon: Lexicon) -> frozenset[tuple[str, str]]:
-    """Text to its (verb, object) pairs, which need not be in any vocabulary."""
+    """Return the (verb, object) pairs that a text says, which need not be in any vocabulary.
+
+    A verb belongs to the next object of its clause, with no other person in between; failing that ("holding the
+    reins"), or if "it" follows, to the object before it. Negation and passives are not understood.
+    """
     words = _words(text)
     said: set[tuple[str, str]] = set()
     joined = f" {' '.join(words)} "
@@ -102,12 +104,12 @@ def said_interactions(text: str, lexicon: Lexicon) -> frozenset[tuple[str, str]]
 
 
 def named_objects(text: str, lexicon: Lexicon) -> tuple[str, ...]:
-    """Text to the objects that it names, in order, each once."""
+    """Return the objects that a text names, in order, each once."""
     return tuple(dict.fromkeys(name for kind, name in _mentions(_words(text), lexicon) if kind == "object"))
 
 
 def _mentions(words: list[str], lexicon: Lexicon) -> list[tuple[str, str]]:
-    """(kind, name) of what the words mention, in order; of two that begin at one word, the longer."""
+    """Return (kind, name) of what the words mention, in order; of two that begin at one word, the longer."""
     tables: tuple[tuple[str, Mapping[str, str]], ...] = (
         ("verb", lexicon.verbs),
         ("object", lexicon.objects),
@@ -131,7 +133,6 @@ def _mentions(words: list[str], lexicon: Lexicon) -> list[tuple[str, str]]:
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words, and "." for every mark that ends a sentence; commas are dropped."""
     return re.findall(r"[a-z0-9'-]+|\.", re.sub(r"[.;!?\n]+", " . ", text.lower().replace("_", " ")))
 
 
@@ -158,12 +159,7 @@ NoInteraction = Literal["skip", "asked", "product"]
 
 @dataclass(frozen=True)
 class Confidences:
-    """Of one image, or of one pair's crop.
-
-    Args:
-        scores: In [0, 1]; exactly 0 where not asked.
-        asked: Which interactions have a score.
-    """
+    """Scores in [0, 1] of one image, or of one pair's crop, exactly 0 where not asked."""
 
     scores: Float32[np.ndarray, " K"]
     asked: Bool[np.ndarray, " K"]
@@ -178,10 +174,9 @@ class Confidences:
 def candidate_rows(
     vocabulary: Vocabulary, present: Bool[np.ndarray, " O"], with_no_interaction: bool = False
 ) -> Int64[np.ndarray, " n"]:
-    """Detected object classes to the interactions that are asked of the image, ascending.
+    """Return the interactions that are asked of an image, ascending.
 
     Args:
-        vocabulary: Says which interactions an object admits.
         present: Object classes that were detected (for a pair: its object's alone).
         with_no_interaction: Whether `no_interaction` is a candidate with a phrase of its own.
     """
@@ -201,22 +196,16 @@ def confidences_by_likelihood(
     prior_weight: float = 0.0,
     no_interaction: NoInteraction = "skip",
 ) -> Confidences:
-    """Likelihoods of candidate phrases to confidences.
+    """Return confidences by the likelihoods of the candidates' phrases.
 
     With x the log-probability, summed or as the mean over tokens, less `prior_weight` times the same of a blank image:
-    `object` gives softmax(x / temperature) over the candidates of one object, which sums to 1; `all` the same over all
-    candidates of the image; `none` gives exp(x / temperature), the likelihood itself, which is small for long texts.
+    `object` gives softmax(x / temperature) over the candidates of one object; `all` the same over all candidates of the
+    image; `none` gives exp(x / temperature), the likelihood itself, which is small for long texts.
 
     Args:
-        likelihoods: Of the candidates, in the order of `rows`.
-        rows: Interactions, without duplicates, in any order.
-        vocabulary: Says which object an interaction has.
-        length: `sum` or `mean` over a candidate's tokens.
-        temperature: Above 0.
-        group: What candidates are compared with.
-        blank: The same texts' likelihoods given an image that shows nothing; needed if `prior_weight` is not 0.
-        prior_weight: Share of the blank image's log-probability that is taken off.
-        no_interaction: See `fill_no_interaction`; where `rows` has it as a candidate, its own score stays.
+        rows: Interactions of the candidates, without duplicates.
+        blank: The same texts' likelihoods on a blank image; needed if `prior_weight` is not 0.
+        no_interaction: See `fill_no_interaction`; if it is a candidate itself, its own score stays.
     """
     x = _log_probability(likelihoods, length)
     if prior_weight:
@@ -240,12 +229,7 @@ def confidences_by_yes(
     *,
     no_interaction: NoInteraction = "skip",
 ) -> Confidences:
-    """p(yes) / (p(yes) + p(no)) of each candidate's question, to confidences: as they are.
-
-    Args:
-        probabilities: In the order of `rows`.
-        rows, vocabulary, no_interaction: As in `confidences_by_likelihood`.
-    """
+    """Return p(yes) / (p(yes) + p(no)) of each candidate's question as confidences."""
     return _confidences(np.asarray(probabilities, np.float64), rows, vocabulary, no_interaction)
 
 
@@ -257,13 +241,7 @@ def confidences_by_text(
     *,
     no_interaction: NoInteraction = "skip",
 ) -> Confidences:
-    """Generated text to confidences: 1 for candidates that it says, 0 for others.
-
-    Args:
-        text: A caption or an answer.
-        rows, vocabulary, no_interaction: As in `confidences_by_likelihood`.
-        lexicon: The words that stand for verbs and objects; `vocabulary_lexicon` makes one.
-    """
+    """Return 1 for the candidates that a caption or an answer says, 0 for others."""
     said = said_interactions(text, lexicon)
     scores = np.array([vocabulary.interactions[row] in said for row in rows], np.float64)
     return _confidences(scores, rows, vocabulary, no_interaction)
@@ -272,10 +250,10 @@ def confidences_by_text(
 def fill_no_interaction(
     scores: Float[np.ndarray, " K"], asked: Bool[np.ndarray, " K"], vocabulary: Vocabulary, mode: NoInteraction
 ) -> tuple[Float[np.ndarray, " K"], Bool[np.ndarray, " K"]]:
-    """Gives `no_interaction` a score where it was no candidate itself.
+    """Return scores and mask with a score for `no_interaction`, if it was no candidate itself.
 
-    `skip` and `asked` leave it as it is, `asked` being for callers who made it a candidate; `product` gives it the
-    product of (1 - score) over the asked verbs of its object, and marks it as asked where there is such a verb.
+    `skip` and `asked` leave it as it is; `product` gives it the product of (1 - score) over the asked verbs of its
+    object, and marks it as asked if there is such a verb.
     """
     if mode != "product":
         return scores, asked
@@ -289,7 +267,7 @@ def fill_no_interaction(
 
 
 def grouped_softmax(x: Float[np.ndarray, " n"], groups: Int64[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Softmax of each value among those of its group; float64."""
+    """Return the softmax of each value among those of its group, float64."""
     result = np.zeros(len(x), np.float64)
     for group in np.unique(groups):
         members = groups == group

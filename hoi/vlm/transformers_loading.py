@@ -1,4 +1,4 @@
-"""A name or folder to a frozen model of `transformers` with its processor, or to one line that says why not.
+"""Loading frozen models of `transformers` with their processors.
 
 Code that comes with weights is never run (`trust_remote_code=False`), and weights are read from safetensors alone.
 """
@@ -25,13 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An image-text-to-text model in inference mode on the CPU.
-
-    Args:
-        model: Of `transformers`, decoder-only, in the type asked for.
-        processor: Image and text to the model's inputs.
-        kind: `transformers`' name of the architecture, as in `qwen2_vl`.
-    """
+    """A decoder-only image-text-to-text model in inference mode on the CPU; `kind` is as `qwen2_vl`."""
 
     model: Any
     processor: Any
@@ -39,7 +33,7 @@ class LoadedModel:
 
 
 def load_model(config: VlmConfig) -> LoadedModel:
-    """Config section to a loaded model.
+    """Load the model of a section of `vlms`.
 
     Raises:
         UserError: the library is missing; there is no such model, or it is of another kind or needs code of its own;
@@ -93,7 +87,7 @@ def load_model(config: VlmConfig) -> LoadedModel:
 
 @contextmanager
 def memory_explained(name: str) -> Iterator[None]:
-    """Inside of it, memory that runs out is a user's mistake with a hint."""
+    """Turn running out of memory into a UserError with a hint."""
     try:
         yield
     except RuntimeError as error:
@@ -110,7 +104,7 @@ def memory_explained(name: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no log lines meanwhile: what libraries report of a failure becomes one error of ours."""
+    """Silence progress bars and logs: what libraries report of a failure becomes one error of ours."""
     from transformers.utils import logging as library
 
     level, bars = logging.root.manager.disable, library.is_progress_bar_enabled()
@@ -125,11 +119,7 @@ def quiet() -> Iterator[None]:
 
 
 def _find(name: str) -> tuple[str, bool]:
-    """A model's name to what the library takes, and whether that is a folder; the hub's names have at most one slash.
-
-    Raises:
-        UserError: it looks like a path, and no folder is there.
-    """
+    """Return the library's name of a model, and whether it is a folder; a UserError if a path is not there."""
     source = name.removeprefix(LOCAL_DIR).removeprefix(HF_HUB)
     if not name.startswith(HF_HUB) and find_local(source).is_dir():
         return str(find_local(source)), True
@@ -145,7 +135,7 @@ def _find(name: str) -> tuple[str, bool]:
 
 @contextmanager
 def _explained(name: str, part: str, fix: str) -> Iterator[None]:
-    """What the library raises while it reads a part of the model, in one line."""
+    """Turn what the library raises while it reads a part of the model into a UserError."""
     where = f"vlms, model {name}"
     try:
         with memory_explained(name):
@@ -196,7 +186,7 @@ def _check_processor(name: str, processor: Any) -> None:
 
 
 def _check_weights(name: str, report: dict[str, Any]) -> None:
-    """Where the library would go on with random values for what a file lacks, this refuses."""
+    """Raise where the library would go on with random values for what a file lacks."""
     for problem in ("missing_keys", "mismatched_keys"):
         if report.get(problem):
             raise UserError(

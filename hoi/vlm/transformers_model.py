@@ -1,6 +1,6 @@
-"""Any image-text-to-text model of `transformers` as a teacher; see `VisionLanguageModel`.
+"""Any image-text-to-text model of `transformers` as a `VisionLanguageModel`.
 
-Letters: n candidates or questions of one image, V words of the vocabulary.
+Shapes: n candidates or questions of one image, V words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -41,18 +41,13 @@ PROBE_PX = 160
 
 
 class TransformersModel:
-    """See `VisionLanguageModel`. Images are read one after another, candidates of an image together."""
+    """Reads images one after another, and the candidates of an image together.
+
+    Raises:
+        UserError: it cannot be loaded (`load_model`), or does not look at images.
+    """
 
     def __init__(self, config: VlmConfig, device: str) -> None:
-        """Loads the model, and finds out whether its candidates can share one pass over an image.
-
-        Args:
-            config: Section of the pipeline file with `backend: transformers`.
-            device: `cpu` or `cuda`.
-
-        Raises:
-            UserError: it cannot be loaded (`load_model`), or does not look at images.
-        """
         loaded = load_model(config)
         self._config, self._device, self._kind = config, torch.device(device), loaded.kind
         self._sha256 = weights_sha256(loaded.model)
@@ -69,12 +64,10 @@ class TransformersModel:
         self._shares_image, self._shares_question = self._probe()
 
     def captions(self, images: Sequence[np.ndarray]) -> list[str]:
-        """See `VisionLanguageModel`: the answers to the section's `caption_question`."""
         return self.answers(images, self._config.caption_question)
 
     @torch.inference_mode()
     def answers(self, images: Sequence[np.ndarray], question: str) -> list[str]:
-        """See `VisionLanguageModel`."""
         from transformers import GenerationConfig
 
         # Models come with sampling and penalties of their own; what is unset here would be taken from them.
@@ -104,7 +97,7 @@ class TransformersModel:
     def log_likelihoods(
         self, images: Sequence[np.ndarray], candidates: Sequence[Sequence[str]], question: str | None = None
     ) -> list[Likelihoods]:
-        """See `VisionLanguageModel`. A candidate ends with the model's end of turn; no question means the caption's."""
+        """Score the candidates, each with the model's end of turn; no question means the caption's."""
         asked = self._config.caption_question if question is None else question
         found = []
         for image, texts in zip(images, candidates, strict=True):
@@ -122,7 +115,7 @@ class TransformersModel:
     def yes_probabilities(
         self, images: Sequence[np.ndarray], questions: Sequence[Sequence[str]]
     ) -> list[Float32[np.ndarray, " n"]]:
-        """See `VisionLanguageModel`: over the first token of the answer, as `Prompter.answers` spells yes and no."""
+        """Compare yes and no, as `Prompter.answers` spells them, as first token of the answer."""
         yes, no = self._prompter.answers("yes"), self._prompter.answers("no")
         found = []
         for image, asked in zip(images, questions, strict=True):
@@ -131,7 +124,6 @@ class TransformersModel:
         return found
 
     def provenance(self) -> dict[str, Any]:
-        """See `VisionLanguageModel`."""
         return {
             "name": "transformers",
             "architecture": self._kind,
@@ -155,7 +147,7 @@ class TransformersModel:
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
     def inputs(self, image: np.ndarray, question: str) -> dict[str, Tensor]:
-        """An image, uint8 [H, W, 3], and a question to the inputs of `model`, as one row on its device."""
+        """Return the inputs of `model` for an image, uint8 [H, W, 3], and a question, as one row on its device."""
         given = self._prompter.inputs(image, question)
         return {
             name: value.to(self._device, self.model.dtype if value.is_floating_point() else None)
@@ -163,18 +155,17 @@ class TransformersModel:
         }
 
     def tokens(self, inputs: dict[str, Tensor], texts: Sequence[str]) -> list[list[int]]:
-        """Candidates to their tokens after `inputs`, the end of the model's turn included."""
+        """Return candidates' tokens after `inputs`, with the end of the model's turn."""
         return [[*tokens, *self._end] for tokens in self._prompter.tokens(inputs["input_ids"], texts)]
 
     def _score(self, inputs: dict[str, Tensor], texts: Sequence[Sequence[int]], shared: bool) -> list[Tensor]:
-        """Texts after an image and a question to the log-probabilities of their tokens."""
         with memory_explained(self._config.model):
             if not shared:
                 return [plain_likelihoods(self.model, inputs, text) for text in texts]
             return likelihoods(self.model, run_prefix(self.model, inputs), texts, self._config.batch_size)
 
     def _first_logits(self, prompts: Sequence[dict[str, Tensor]], shared: bool) -> list[Tensor]:
-        """Prompts of one image to the logits of what follows each; what they begin with is read once if `shared`."""
+        """Return the logits of what follows each prompt; their common beginning is read once if `shared`."""
         texts = [prompt["input_ids"][0].tolist() for prompt in prompts]
         length = common_length(texts) if shared and len(texts) > 1 else 0
         with memory_explained(self._config.model):
@@ -184,18 +175,17 @@ class TransformersModel:
             return last_logits(self.model, prefix, [text[length:] for text in texts], self._config.batch_size)
 
     def _holds_image(self, text: Sequence[int], length: int) -> bool:
-        """Whether all tokens of the image are among the first ones."""
         settings = self.model.config
         image = getattr(settings, "image_token_id", None) or getattr(settings, "image_token_index", None)
         return image in text[:length] and image not in text[length:]
 
     @torch.inference_mode()
     def _probe(self) -> tuple[bool, bool]:
-        """Whether candidates may share image and question, and whether questions may share the image.
+        """Return whether candidates may share image and question, and whether questions may share the image.
 
         Not every architecture can: its cache may be of another kind, or the tokens of a prompt all see each other, so
-        that an image read before its question is another one. Where sharing moves what a drawn picture's texts get,
-        each text has a pass of its own.
+        that an image read before its question is another one. If sharing changes the scores of a drawn picture's
+        texts, each text has a pass of its own.
 
         Raises:
             UserError: numbers overflow; or two pictures get the same, so that the image does not reach the model.
