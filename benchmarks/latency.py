@@ -23,7 +23,7 @@ from hoi.datasets import load_vocabulary, open_images
 from hoi.extraction import Extractor
 from hoi.prediction import Predictor
 from hoi.prediction.export import CheckpointParts, choose_student, save_checkpoint
-from hoi.students.registry import build_student
+from hoi.students.base import build_student
 
 CONFIG = "pipeline.yaml"
 NUM_ROUNDS = 60

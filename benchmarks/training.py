@@ -26,7 +26,7 @@ from hoi.datasets import load_vocabulary, open_images
 from hoi.errors import UserError
 from hoi.extraction import Extractor
 from hoi.records import PairBatch
-from hoi.students.registry import build_student
+from hoi.students.base import build_student
 from hoi.training.loop import BatchSource, fit
 
 CONFIG = "pipeline.yaml"

@@ -43,7 +43,7 @@ from hoi.matching import CEILING, LabelledPairs
 from hoi.records import HoiLabels, PairBatch, Triplets
 from hoi.registry import load_target
 from hoi.scoring import Scorer, extra_of, score_split
-from hoi.students.registry import Student
+from hoi.students.base import Student
 from hoi.training.train import zero_shot_unseen
 
 BATCH_IMAGES = 64

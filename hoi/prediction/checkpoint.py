@@ -29,7 +29,7 @@ from hoi.config.loading import parse_yaml
 from hoi.errors import UserError
 from hoi.files import LOCAL_DIR
 from hoi.records import TextBank, VisualHead
-from hoi.students.registry import Student, build_student
+from hoi.students.base import Student, build_student
 from hoi.vocabulary import Vocabulary
 
 FORMAT, VERSION = "hoi-distill checkpoint", 1

@@ -27,7 +27,7 @@ from hoi.prediction.checkpoint import (
 )
 from hoi.prediction.onnx import export_student
 from hoi.records import TextBank
-from hoi.students.registry import Student
+from hoi.students.base import Student
 from hoi.training.train import open_training_split, run_folder
 from hoi.vocabulary import Vocabulary
 

@@ -25,7 +25,7 @@ from hoi.extraction import similarity
 from hoi.prediction.checkpoint import Checkpoint
 from hoi.prediction.predictor import IMAGE_FIELDS, PAIR_FIELDS, ExtraFields, batch_of
 from hoi.records import Detections, ImageSignals, PairBatch
-from hoi.students.registry import Student
+from hoi.students.base import Student
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18

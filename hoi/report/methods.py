@@ -27,7 +27,7 @@ from hoi.evaluation.hico import match
 from hoi.evaluation.ranking import Matches
 from hoi.records import HoiLabels, Triplets
 from hoi.scoring import Scorer, extra_of, score_split
-from hoi.students.registry import Student
+from hoi.students.base import Student
 from hoi.training.train import run_folder
 
 PREFERRED = ("best", STUDENT)

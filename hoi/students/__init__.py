@@ -1,1 +1,1 @@
-"""Students: lightweight networks that score pairs from cached signals. See `registry`."""
+"""Students: lightweight networks that score pairs from cached signals. See `base`."""

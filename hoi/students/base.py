@@ -1,30 +1,37 @@
-"""What training and scoring ask of a student; each method is one file beside this one.
+"""What training and evaluation ask of a student: losses of a batch, and scores of its pairs.
 
-Letters: P pairs, K interactions, R images or pairs.
+Shapes: P pairs, K interactions, R images or pairs.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hoi.config.section import StudentSettings
 from hoi.matching import LabelTargets
-from hoi.records import BranchScores, PairBatch
+from hoi.records import BranchScores, PairBatch, TextBank
+from hoi.registry import load_target
+from hoi.scoring import gated
+from hoi.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What one batch says of a student.
+    """Losses of one batch.
 
     Args:
         losses: Scalars by name, weighted already: training minimises their sum.
-        agreement: bool [R] by name: whether student and teacher put the same interaction first. Empty where no
-            teacher is asked.
-        counts: What a loss was divided by, a scalar by name, and 1 was taken for 0; a loss that is not named here is a
-            mean over the batch's images. With them, losses of a batch's parts add up to the batch's.
+        agreement: bool [R] by name: whether student and teacher rank the same interaction first. Empty where no teacher
+            is asked.
+        counts: The scalar that a loss was divided by (0 taken as 1), by name; a loss that is not named here is a mean
+            over the batch's images. With them, losses of a batch's parts add up to the batch's.
     """
 
     losses: dict[str, Tensor]
@@ -33,7 +40,7 @@ class StepLosses:
 
     @property
     def total(self) -> Tensor:
-        """The sum, a scalar."""
+        """The sum of all losses."""
         first, *others = self.losses.values()
         return sum(others, first)
 
@@ -41,24 +48,34 @@ class StepLosses:
 class Student(nn.Module, ABC):
     """A network that scores the pairs of a batch from cached signals alone.
 
-    It may be called inside of `hoi.machine.mixed`; logits and losses are float32 all the same.
+    It may be called inside `hoi.machine.mixed`; logits and losses are float32 all the same.
     """
+
+    admitted: Tensor
+    is_real: Tensor
+
+    def __init__(self, config: Any, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config = config
+        self.by_labels = config.supervision == "labels"
+        self.register_buffer("admitted", torch.from_numpy(vocabulary.object_mask), persistent=False)
+        self.register_buffer("is_real", torch.from_numpy(~vocabulary.is_no_interaction), persistent=False)
 
     @property
     def extra_fields(self) -> tuple[str, ...]:
-        """Cached fields beyond those of every `PairBatch` that the student reads, out of `PairBatch.extra`."""
+        """Cached fields beyond those of every `PairBatch` that the student reads from `PairBatch.extra`."""
         return ()
 
     @property
     def scoring_fields(self) -> tuple[str, ...]:
-        """Those of them that scores need; the others only teach."""
+        """Those of `extra_fields` that scores need; the others are only learned from."""
         return self.extra_fields
 
     def prepare(self, batches: Iterable[PairBatch], labels: LabelTargets | None) -> None:
-        """Looks once at what it is about to learn from, before a new run's first step; does nothing where not needed.
+        """Look at all training data once before a new run's first step; by default, do nothing.
 
-        What it finds goes into parameters and buffers of the state, so that a run that goes on need not look again. It
-        must not depend on the order of the batches: several processes may each look for themselves.
+        Results go into parameters and buffers of the state, so that a resumed run need not look again. They must not
+        depend on the order of the batches: every process of a group looks for itself.
 
         Args:
             batches: All training images once, with `extra_fields`.
@@ -67,7 +84,7 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
-        """Batch to what training minimises.
+        """Return what training minimises.
 
         Args:
             batch: On the student's device.
@@ -76,8 +93,39 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to [P, K] scores in [0, 1]: `student` first, then each part alone."""
+        """Return scores [P, K] in [0, 1] by row name: `student`, and the rows in the settings' `ROWS`."""
 
     def variants(self) -> dict[str, Student]:
-        """Return the same weights scored in other ways, by a text for the report; none where a method has none."""
+        """Return the same weights scored in other ways, each with a description; by default, none."""
         return {}
+
+    def real(self, batch: PairBatch) -> Bool[Tensor, "P K"]:
+        """Return which interactions each pair's object admits, `no_interaction` left out."""
+        return self.is_real & self.admitted[batch.labels_o]
+
+    def gate(self, scores: Float[Tensor, "P K"], batch: PairBatch) -> BranchScores:
+        """Return row `student`, the scores through the settings' competition gate, and `ungated` if there is one."""
+        gate = self.config.gate
+        if gate.exponent == 0:
+            return {"student": scores}
+        passed = gated(scores, self.real(batch), batch.rows_h, batch.rows_o, gate.exponent, gate.kind)
+        return {"student": passed, "ungated": scores}
+
+
+def build_student(
+    config: StudentSettings, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int], seed: int = 0
+) -> Student:
+    """Return an untrained student of the settings' method on the CPU.
+
+    Args:
+        bank: The teacher's texts of the vocabulary's interactions.
+        axes: Sizes of the cache's axes (`CacheSplit.axes`).
+        seed: Of the initial weights; torch's own random state is left as it was.
+
+    Raises:
+        UserError: the settings ask for what the teacher or the cache does not have.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student: Student = load_target(config.IMPLEMENTATION)(config, bank, vocabulary, axes)
+        return student

@@ -1,11 +1,10 @@
-"""Layers of the students: corrections of frozen features, encoders of pairs, and what boxes alone say.
+"""Layers and losses shared by the students: ragged rows, attention, spatial code, how scores are read and compared.
 
-Letters: B images, P pairs, R rows of anything, K interactions, O object classes, D the joint width.
+Shapes: B images, P pairs, K interactions, R rows of anything, N rows of the image with most, W any width.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -14,18 +13,97 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 NUM_TERMS = 36
 LOG_FLOOR = 1e-3
 """Added before the logarithm. The source adds 1e-10, which turns each of the many exact zeros into −23."""
+NOT_ADMITTED = -1e4
+"""Logit of an interaction that the pair's object does not admit; finite, so that no gradient becomes NaN."""
+
+
+@dataclass(frozen=True)
+class RaggedIndex:
+    """Position of flat rows in a padded table with one line per image.
+
+    Args:
+        image: int64 [R], ascending.
+        slot: int64 [R], the row's place in its image.
+        num_images: B.
+        length: N, at least 1.
+    """
+
+    image: Int64[Tensor, " R"]
+    slot: Int64[Tensor, " R"]
+    num_images: int
+    length: int
+
+    @classmethod
+    def of(cls, image: Int64[Tensor, " R"], num_images: int) -> RaggedIndex:
+        """Index rows by their image, which must be ascending."""
+        counts = torch.bincount(image, minlength=num_images)
+        first = counts.cumsum(0) - counts
+        slot = torch.arange(len(image), device=image.device) - first[image]
+        return cls(image, slot, num_images, max(1, int(counts.max())) if len(counts) else 1)
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """Return [R, ...] as [B, N, ...], zeros behind the last row of each image."""
+        table = rows.new_zeros(self.num_images, self.length, *rows.shape[1:])
+        return table.index_put((self.image, self.slot), rows)
+
+    def flat(self, table: Tensor) -> Tensor:
+        """Return [B, N, ...] as [R, ...]; undoes `pad`."""
+        return table[self.image, self.slot]
+
+    @property
+    def mask(self) -> Bool[Tensor, "B N"]:
+        """Which places hold a row."""
+        mask = torch.zeros(self.num_images, self.length, dtype=torch.bool, device=self.image.device)
+        mask[self.image, self.slot] = True
+        return mask
+
+    def couples(self) -> tuple[Int64[Tensor, " C"], Int64[Tensor, " C"]]:
+        """Return all ordered couples of rows of one image, each row with itself among them, as indices of flat rows."""
+        mask = self.mask
+        row_at = torch.full(mask.shape, -1, device=mask.device)
+        row_at[self.image, self.slot] = torch.arange(len(self.image), device=mask.device)
+        image, one, other = (mask[:, :, None] & mask[:, None]).nonzero(as_tuple=True)
+        return row_at[image, one], row_at[image, other]
+
+
+def attend(
+    query: Float[Tensor, "B N W"],
+    key: Float[Tensor, "B M W"],
+    value: Float[Tensor, "B M W"],
+    heads: int,
+    mask: Tensor | None,
+    dropout: float,
+) -> Float[Tensor, "B N W"]:
+    """Return multi-head attention of projected queries over projected keys and values.
+
+    Args:
+        mask: Of torch's scaled_dot_product_attention: bool, or float to be added before the softmax.
+        dropout: 0 in evaluation mode.
+    """
+    query, key, value = (table.unflatten(2, (heads, -1)).transpose(1, 2) for table in (query, key, value))
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def sines(angles: Float[Tensor, "R C V"], width: int) -> Float[Tensor, "R W"]:
+    """Return the sines, then the cosines, of each coordinate's V angles, coordinate by coordinate; zeros fill the rest.
+
+    Source: Carion et al., End-to-End Object Detection with Transformers, ECCV 2020, for its positional encoding.
+    """
+    waves = torch.cat([angles.sin(), angles.cos()], -1).flatten(1)
+    return F.pad(waves, (0, width - waves.shape[1]))
 
 
 def spatial_code(
     boxes_h: Float[Tensor, "P 4"], boxes_o: Float[Tensor, "P 4"], size_hw: Float[Tensor, "P 2"]
 ) -> Float[Tensor, "P 36"]:
-    """Human and object boxes to 18 relative terms and their logarithms.
+    """Return 18 terms that say how two boxes lie, and their logarithms.
 
     The terms: both centres (x, y), both sizes (w, h) and both areas as shares of the image, area ratio object over
     human, both aspect ratios w/h, IoU, and the object's centre offset over the human's size: right, left, down, up.
@@ -60,136 +138,152 @@ def spatial_code(
     return torch.cat([terms, (terms + LOG_FLOOR).log()], -1)
 
 
-BRANCHES = ("global", "union", "human_object")
-NOT_ADMITTED = -1e4
-"""Logit of an interaction that the pair's object does not admit."""
+Aggregation = Literal["max", "logsumexp", "softmax_mean", "noisy_or"]
+MIN_PROBABILITY = 1e-30
+"""Least score of a noisy or; below it there is no gradient."""
 
 
 @dataclass(frozen=True)
-class BranchLogits:
-    """What each branch says, before softmax or sigmoid.
+class ScoreForm:
+    """How logits over K interactions become scores in [0, 1]; teacher and student are read alike.
 
     Args:
-        image: [B, K], the global branch.
-        human_object: [P, K].
-        union: [P, K]; None where the union's features are the human-object branch's.
-        spatial: [P, K + 1], the last for no interaction; None without that branch.
-        relatedness: [P]; None without that head.
+        kind: `softmax` over all K (CLIP) or `sigmoid` of each alone (SigLIP, and supervision by labels).
+        temperature: Divides the logits first.
     """
 
-    image: Float[Tensor, "B K"]
-    human_object: Float[Tensor, "P K"]
-    union: Float[Tensor, "P K"] | None
-    spatial: Float[Tensor, "P K1"] | None = None
-    relatedness: Float[Tensor, " P"] | None = None
+    kind: Literal["softmax", "sigmoid"]
+    temperature: float
+
+    def scores(self, logits: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:
+        """Return scores in [0, 1]; those of a softmax sum to 1."""
+        tempered = logits / self.temperature
+        return tempered.softmax(-1) if self.kind == "softmax" else tempered.sigmoid()
+
+    def divergence(self, targets: Float[Tensor, "R K"], logits: Float[Tensor, "R K"]) -> Float[Tensor, " R"]:
+        """Return KL(targets ‖ scores of the logits) of each row in nats: K-way, or the sum of K two-way divergences."""
+        tempered = logits / self.temperature
+        if self.kind == "softmax":
+            return (torch.xlogy(targets, targets) - targets * tempered.log_softmax(-1)).sum(-1)
+        cross_entropy = F.binary_cross_entropy_with_logits(tempered, targets, reduction="none")
+        negative_entropy = torch.xlogy(targets, targets) + torch.xlogy(1 - targets, 1 - targets)
+        return (cross_entropy + negative_entropy).sum(-1)
+
+    def aggregate(
+        self, logits: Float[Tensor, "P K"], pair_image: Int64[Tensor, " P"], num_images: int, how: Aggregation
+    ) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
+        """Return the images' logits, to be read in this form again; see `aggregate` and `noisy_or`."""
+        if how == "noisy_or":
+            probability, has_pairs = noisy_or(self.scores(logits), pair_image, num_images)
+            aggregated = probability.log() if self.kind == "softmax" else probability.logit()
+        else:
+            aggregated, has_pairs = aggregate(logits / self.temperature, pair_image, num_images, how)
+        return aggregated * self.temperature, has_pairs
 
 
-class Adapter(nn.Module):
-    """[R, D_in] features to a correction [R, D] that is zero before the first step."""
+def mean_over_images(
+    values: Float[Tensor, " P"], pair_image: Int64[Tensor, " P"], num_images: int
+) -> Float[Tensor, ""]:
+    """Return the mean over all images of each image's mean over its pairs; an image without pairs adds 0.
 
-    def __init__(self, width_in: int, width: int, width_out: int, dropout: float) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(width_in), nn.Linear(width_in, width), nn.GELU(), nn.Dropout(dropout))
-        self.last = nn.Linear(width, width_out)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.last(self.layers(features)).float()
-
-
-class PairEncoder(nn.Module):
-    """Human and object features and their spatial code to one unit vector [P, D] that asks the knowledge bank."""
-
-    def __init__(self, width_in: int, width: int, width_out: int, dropout: float) -> None:
-        super().__init__()
-        self.norm_features = nn.LayerNorm(width_in)
-        self.norm_spatial = nn.LayerNorm(NUM_TERMS)
-        self.layers = nn.Sequential(
-            nn.Linear(width_in + NUM_TERMS, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, width_out),
-        )
-
-    def forward(self, features: Tensor, spatial: Tensor) -> Tensor:
-        inputs = torch.cat([self.norm_features(features), self.norm_spatial(spatial)], -1)
-        return F.normalize(self.layers(inputs).float(), dim=-1)
-
-
-class SigmoidOffsets(nn.Module):
-    """What sigmoids need and softmax does not: each branch's zero point.
-
-    Cosines to interaction texts share a large common part, so a logit is taken against a learned reference text, which
-    starts as the mean of the bank, plus a bias, which starts at odds of 1 to K.
+    Dividing by all images makes the loss of a batch the mean of the losses of its parts.
     """
-
-    def __init__(self, text_embedding: Tensor) -> None:
-        super().__init__()
-        self.reference = nn.ParameterDict({name: nn.Parameter(text_embedding.mean(0)) for name in BRANCHES})
-        self.bias = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(-math.log(len(text_embedding)))) for name in BRANCHES}
-        )
+    pairs_of = torch.bincount(pair_image, minlength=num_images).clamp(min=1)
+    return (values / pairs_of[pair_image]).sum() / num_images
 
 
-class SpatialBranch(nn.Module):
-    """Boxes and object class of a pair, and no pixel, to logits over the interactions its object admits, or none.
+def aggregate(
+    logits: Float[Tensor, "P K"],
+    pair_image: Int64[Tensor, " P"],
+    num_images: int,
+    how: Literal["max", "logsumexp", "softmax_mean"],
+) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
+    """Reduce pair logits to image logits, interaction by interaction; a single pair passes unchanged.
 
     Args:
-        admitted: bool [O, K], which interactions an object class admits.
-        width: Of the two hidden layers.
-        dropout: In them.
+        how: `max`; `logsumexp`; or `softmax_mean`, the mean weighted by softmax over the image's pairs.
+
+    Returns:
+        Image logits, 0 where there is no pair, and which images have pairs.
     """
-
-    admitted: Tensor
-
-    def __init__(self, admitted: Tensor, width: int, dropout: float) -> None:
-        super().__init__()
-        num_objects, num_interactions = admitted.shape
-        with_none = torch.cat([admitted, torch.ones(num_objects, 1, dtype=torch.bool)], 1)
-        self.register_buffer("admitted", with_none, persistent=False)
-        self.norm = nn.LayerNorm(NUM_TERMS)
-        self.layers = nn.Sequential(
-            nn.Linear(NUM_TERMS + num_objects, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, num_interactions + 1),
-        )
-
-    def forward(self, spatial: Tensor, labels_o: Tensor) -> Tensor:
-        """Spatial code [P, 36] and object classes [P] to logits [P, K + 1]; the last is that of no interaction."""
-        classes = F.one_hot(labels_o, len(self.admitted)).to(spatial.dtype)
-        logits = self.layers(torch.cat([self.norm(spatial), classes], -1)).float()
-        return logits.masked_fill(~self.admitted[labels_o], NOT_ADMITTED)
+    shape = (num_images, logits.shape[1])
+    has_pairs = torch.bincount(pair_image, minlength=num_images) > 0
+    index = pair_image[:, None].expand_as(logits)
+    highest = logits.new_zeros(shape).scatter_reduce(0, index, logits, "amax", include_self=False)
+    if how == "max":
+        return highest, has_pairs
+    shift = highest.detach()
+    weights = (logits - shift[pair_image]).exp()
+    total = logits.new_zeros(shape).index_add(0, pair_image, weights)
+    # An image without pairs has a total of 0: 1 in its place keeps log and division finite, and no gradient flows.
+    total = torch.where(has_pairs[:, None], total, 1.0)
+    if how == "logsumexp":
+        return shift + total.log(), has_pairs
+    return logits.new_zeros(shape).index_add(0, pair_image, weights / total[pair_image] * logits), has_pairs
 
 
-class RelatednessHead(nn.Module):
-    """[P, D] pair vectors to the logit [P] that the pair is one that its image is about; no gradient flows back."""
+def noisy_or(
+    scores: Float[Tensor, "P K"], pair_image: Int64[Tensor, " P"], num_images: int
+) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
+    """Return 1 − Π(1 − score) over each image's pairs, the probability that at least one of them does it.
 
-    def __init__(self, width_in: int, width: int, dropout: float) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(width_in), nn.Linear(width_in, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1)
-        )
-
-    def forward(self, pairs: Tensor) -> Tensor:
-        return self.layers(pairs.detach())[:, 0].float()
+    Returns:
+        In (0, 1), without the ends so that logarithms and gradients are finite, and which images have pairs.
+    """
+    eps = torch.finfo(scores.dtype).eps
+    log_missed = torch.log1p(-scores.clamp(max=1 - eps))
+    missed = scores.new_zeros(num_images, scores.shape[1]).index_add(0, pair_image, log_missed)
+    has_pairs = torch.bincount(pair_image, minlength=num_images) > 0
+    return (-torch.expm1(missed)).clamp(min=MIN_PROBABILITY, max=1 - eps), has_pairs
 
 
 def fuse(branches: Iterable[tuple[Tensor, float]], how: Literal["product", "sum"]) -> Tensor:
-    """Branches' scores and weights to one score: Π s^w, or Σ w · s / Σ w.
+    """Return the branches' scores combined: Π s^w, or Σ w · s / Σ w.
 
     Args:
-        branches: Scores [P, K] in [0, 1] and their weight; 0 leaves a branch out, and one is left at least.
-        how: `product` or `sum`.
+        branches: Scores [P, K] in [0, 1] and their weight; 0 leaves a branch out, and at least one must be left.
     """
     counted = [(scores, weight) for scores, weight in branches if weight > 0]
     if how == "sum":
         return reduce(add, (scores * weight for scores, weight in counted)) / sum(weight for _, weight in counted)
     return reduce(mul, (scores if weight == 1 else scores**weight for scores, weight in counted))
+
+
+def soft_focal(
+    logits: Float[Tensor, "R K"],
+    targets: Float[Tensor, "R K"],
+    counted: Bool[Tensor, "R K"],
+    focus: float,
+    weight: Tensor | float = 1.0,
+) -> Float[Tensor, "R K"]:
+    """Return weight · |target − σ(logit)|^focus · cross-entropy, elementwise, and 0 where not counted.
+
+    Args:
+        targets: Labels or soft scores in [0, 1].
+        focus: 0 is plain cross-entropy.
+
+    Source: Lin et al., ICCV 2017, for labels; Li et al., Generalized Focal Loss, NeurIPS 2020, eq. 5, between.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    # A power at a distance of 0 has no finite gradient for exponents below 1.
+    distance = (targets - logits.sigmoid()).abs().clamp(min=torch.finfo(logits.dtype).eps)
+    return torch.where(counted, weight * distance**focus * cross_entropy, 0.0)
+
+
+def focal_loss(
+    logits: Float[Tensor, "R K"],
+    targets: Tensor,
+    counted: Bool[Tensor, "R K"],
+    focus: float,
+    alpha: float | None = None,
+) -> Float[Tensor, ""]:
+    """Return the focal loss summed over what is counted, divided by the sum of its targets (at least 1).
+
+    Args:
+        targets: Labels (bool) or soft scores in [0, 1].
+        alpha: Weight of positives, negatives have 1 − alpha; None weighs all by 1.
+    """
+    targets = targets.to(logits.dtype)
+    weight = 1.0 if alpha is None else alpha * targets + (1 - alpha) * (1 - targets)
+    loss = soft_focal(logits, targets, counted, focus, weight).sum()
+    return loss / torch.where(counted, targets, 0.0).sum().clamp(min=1)

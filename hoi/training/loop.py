@@ -23,7 +23,7 @@ from hoi.errors import UserError
 from hoi.machine import Precision, choose_precision, mixed
 from hoi.matching import LabelTargets
 from hoi.records import PairBatch
-from hoi.students.registry import StepLosses, Student
+from hoi.students.base import StepLosses, Student
 from hoi.training.distributed import ALONE, Group
 from hoi.training.runs import Board, RunFolder
 

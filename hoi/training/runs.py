@@ -27,7 +27,7 @@ from torch import Tensor
 from hoi.config import StudentSettings
 from hoi.errors import UserError
 from hoi.records import TextBank
-from hoi.students.registry import Student, build_student
+from hoi.students.base import Student, build_student
 from hoi.vocabulary import Vocabulary
 
 Settings = dict[str, Any]

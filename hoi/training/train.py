@@ -27,7 +27,7 @@ from hoi.machine import choose_device, choose_precision
 from hoi.matching import LabelTargets
 from hoi.provenance import commit, library_versions
 from hoi.records import HoiLabels
-from hoi.students.registry import Student, build_student
+from hoi.students.base import Student, build_student
 from hoi.training.distributed import (
     ALONE,
     Group,

@@ -11,7 +11,7 @@ import torch
 
 from hoi.records import HoiLabels, PairBatch, TextBank, VisualHead
 from hoi.students.hoiclip.settings import HoiclipConfig
-from hoi.students.registry import Student, build_student
+from hoi.students.base import Student, build_student
 from hoi.vocabulary import Vocabulary
 from tests.fakes.extractors import unit
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from hoi.config import TrainConfig
 from hoi.errors import UserError
 from hoi.matching import LabelTargets, label_targets
-from hoi.students.hoiclip.parts import InteractionClassifier, enhancement, object_texts
+from hoi.students.base import build_student
+from hoi.students.hoiclip.networks import InteractionClassifier, enhancement, object_texts
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import RegionSums, verb_prototypes
-from hoi.students.losses import soft_focal_loss
-from hoi.students.registry import build_student
+from hoi.students.layers import focal_loss
 from hoi.training.loop import fit
 from tests.fakes.splits import CHANNELS, VOCABULARY, MapSplit, fresh_hoiclip, make_map_split
 
@@ -183,7 +183,7 @@ def test_the_teachers_scores_are_learned_over_their_class_s_scale_and_never_abov
     targets = (raw / student.target_scales).clamp(max=1)
     assert (targets == 1).any(0)[admitted.any(0)].all()
     logits = student(batch).masked_fill(~admitted, 0)
-    expected = soft_focal_loss(logits, targets, admitted, 2.0)
+    expected = focal_loss(logits, targets, admitted, 2.0, alpha=0.5)
     assert torch.allclose(student.losses(batch, None).total, expected, rtol=1e-5)
 
 

@@ -11,21 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hoi.students.hoiclip.decoder import (
+from hoi.students.hoiclip.networks import (
     Attention,
     DecoderLayer,
     DualAttention,
+    FrozenHead,
     Memory,
-    Places,
     cells_in_square,
     in_square,
     instances_of,
     sine_positions,
 )
-from hoi.students.hoiclip.parts import FrozenHead
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import ClassScales, PairTargets, RegionSums, verb_prototypes
-from hoi.students.losses import focal_loss, soft_focal_loss
+from hoi.students.layers import RaggedIndex, focal_loss
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
 from tests.fakes.models import teacher_config
@@ -36,8 +35,8 @@ def test_with_equal_memories_the_dual_attention_is_twice_the_single_one() -> Non
     torch.manual_seed(0)
     attention = DualAttention(16, 4, 0.1).eval()
     queries, positions = torch.randn(5, 16), torch.randn(5, 16)
-    places = Places.of(torch.tensor([0, 0, 2, 2, 2]), 3)
-    memory = Memory(torch.randn(4, 16), torch.randn(4, 16), Places.of(torch.tensor([0, 2, 2, 2]), 3))
+    places = RaggedIndex.of(torch.tensor([0, 0, 2, 2, 2]), 3)
+    memory = Memory(torch.randn(4, 16), torch.randn(4, 16), RaggedIndex.of(torch.tensor([0, 2, 2, 2]), 3))
     single = attention(queries, positions, places, [memory])
     assert torch.equal(attention(queries, positions, places, [memory, memory]), 2 * single)
     other = replace(memory, tokens=memory.tokens + 1)
@@ -59,13 +58,15 @@ def test_each_memorys_result_is_normalised_before_the_sum_and_positions_are_in_t
     dual, torchs = DualAttention(16, 4, 0.1).eval(), nn.MultiheadAttention(16, 4, batch_first=True)
     copy_attention(dual.attention, torchs)
     queries, positions = torch.randn(3, 16), torch.randn(3, 16)
-    memories = [Memory(torch.randn(n, 16), torch.randn(n, 16), Places.of(torch.zeros(n).long(), 1)) for n in (5, 2)]
+    memories = [
+        Memory(torch.randn(n, 16), torch.randn(n, 16), RaggedIndex.of(torch.zeros(n).long(), 1)) for n in (5, 2)
+    ]
     expected = torch.zeros(3, 16)
     for memory in memories:
         keys = memory.tokens + memory.positions
         found, _ = torchs((queries + positions)[None], keys[None], memory.tokens[None])
         expected += F.layer_norm(queries + found[0], (16,))
-    result = dual(queries, positions, Places.of(torch.zeros(3).long(), 1), memories)
+    result = dual(queries, positions, RaggedIndex.of(torch.zeros(3).long(), 1), memories)
     assert torch.allclose(result, expected, atol=1e-5)
 
 
@@ -79,18 +80,18 @@ def test_with_one_memory_a_layer_is_torchs_post_norm_decoder_layer() -> None:
     for theirs, own in (*norms, (torchs.linear1, layer.network[0]), (torchs.linear2, layer.network[3])):
         theirs.load_state_dict(own.state_dict())
     queries, tokens = torch.randn(4, 16), torch.randn(6, 16)
-    memory = Memory(tokens, torch.zeros(6, 16), Places.of(torch.zeros(6).long(), 1))
-    found = layer(queries, torch.zeros(4, 16), Places.of(torch.zeros(4).long(), 1), [memory])
+    memory = Memory(tokens, torch.zeros(6, 16), RaggedIndex.of(torch.zeros(6).long(), 1))
+    found = layer(queries, torch.zeros(4, 16), RaggedIndex.of(torch.zeros(4).long(), 1), [memory])
     assert torch.allclose(found, torchs(queries[None], tokens[None])[0], atol=1e-5)
 
 
 def test_flat_rows_come_back_from_a_table_and_an_image_without_any_has_one_zero_row() -> None:
-    places = Places.of(torch.tensor([0, 0, 2]), 4)
+    places = RaggedIndex.of(torch.tensor([0, 0, 2]), 4)
     table = places.pad(torch.tensor([[1.0], [2.0], [3.0]]))
     assert table[..., 0].tolist() == [[1, 2], [0, 0], [3, 0], [0, 0]]
     assert places.flat(table)[:, 0].tolist() == [1, 2, 3]
-    assert places.mask.tolist() == [[True, True], [True, False], [True, False], [True, False]]
-    assert Places.of(torch.zeros(0, dtype=torch.int64), 2).pad(torch.zeros(0, 3)).shape == (2, 1, 3)
+    assert places.mask.tolist() == [[True, True], [False, False], [True, False], [False, False]]
+    assert RaggedIndex.of(torch.zeros(0, dtype=torch.int64), 2).pad(torch.zeros(0, 3)).shape == (2, 1, 3)
 
 
 def test_every_detection_of_the_pairs_is_one_instance_with_the_label_that_it_has() -> None:
@@ -206,11 +207,11 @@ def test_targets_are_union_scores_times_the_images_share_of_its_best() -> None:
 def test_on_labels_the_soft_focal_loss_is_half_the_focal_loss() -> None:
     logits, labels = torch.randn(5, 4), torch.rand(5, 4) > 0.6
     counted = torch.rand(5, 4) > 0.2
-    found = soft_focal_loss(logits, labels.float(), counted, 2.0)
+    found = focal_loss(logits, labels, counted, 2.0, alpha=0.5)
     assert torch.allclose(found, 0.5 * focal_loss(logits, labels, counted, 2.0))
     exact = torch.tensor([[0.3]])
-    assert soft_focal_loss(exact.logit(), exact, torch.tensor([[True]]), 2.0).item() == pytest.approx(0, abs=1e-6)
-    positives_only = soft_focal_loss(logits, labels.float(), counted & ~labels, 2.0, alpha=1.0)
+    assert focal_loss(exact.logit(), exact, torch.tensor([[True]]), 2.0, alpha=0.5).item() == pytest.approx(0, abs=1e-6)
+    positives_only = focal_loss(logits, labels, counted & ~labels, 2.0, alpha=1.0)
     assert positives_only == 0
 
 

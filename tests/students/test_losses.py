@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hoi.students.losses import (
+from hoi.students.layers import (
     ScoreForm,
     aggregate,
     focal_loss,

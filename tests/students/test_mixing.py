@@ -6,9 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hoi.students.multilevel.mixing import Opinion, mix
+from hoi.students.base import Student, build_student
 from hoi.students.multilevel.settings import MultiLevelConfig
-from hoi.students.registry import Student, build_student
+from hoi.students.multilevel.targets import Opinion, mix
 from tests.fakes.splits import AXES, VLM, VOCABULARY, Split, make_vlm_split
 
 OBJECT_OF = torch.tensor([0, 0, 0, 1, 1])

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from hoi.config import TrainConfig
 from hoi.errors import UserError
 from hoi.matching import label_targets
+from hoi.students.base import StepLosses, Student, build_student
 from hoi.students.multilevel.settings import MultiLevelConfig
-from hoi.students.registry import StepLosses, Student, build_student
 from hoi.training.loop import fit
 from tests.fakes.splits import AXES, VOCABULARY, Split, make_bank, make_split
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from hoi.config import TrainConfig
 from hoi.scoring import competition_gate
+from hoi.students.base import Student, build_student
 from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.multilevel.targets import from_pairs, with_none
-from hoi.students.registry import Student, build_student
 from hoi.training.loop import fit
 from tests.fakes.splits import VOCABULARY, Split, make_split
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from hoi.matching import label_targets
+from hoi.students.base import Student, build_student
 from hoi.students.layers import fuse
 from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.multilevel.targets import related
-from hoi.students.registry import Student, build_student
 from tests.fakes.splits import VOCABULARY, Split, make_split
 
 ADMITTED = torch.from_numpy(VOCABULARY.object_mask)

@@ -16,7 +16,7 @@ from hoi.errors import UserError
 from hoi.machine import choose_device
 from hoi.records import PairBatch
 from hoi.students.multilevel.settings import MultiLevelConfig
-from hoi.students.registry import Student, build_student
+from hoi.students.base import Student, build_student
 from hoi.training.loop import fit
 from hoi.training.runs import RunFolder
 from tests.fakes.splits import AXES, VOCABULARY, Split, make_split

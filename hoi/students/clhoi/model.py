@@ -1,11 +1,11 @@
-"""The student `clhoi`: what a vision language model says of whole images, brought to pairs by two networks.
+"""The student `clhoi`: a vision language model's scores of whole images, brought to pairs by two networks.
 
-A translator turns CLIP's map into words and learns them from a caption (context distillation). A cognition network
-lets pairs look at one another, at the map and at those words; its pairs are pooled to their image, where they learn the
-teacher's confidences (interaction distillation). Both by contrast. So much is in the paper's abstract; every layer,
-loss and value is our reconstruction. Every switch is explained at its key in `ClhoiConfig`.
+A translator turns CLIP's map into words and learns them from a caption (context distillation). In a cognition network
+pairs attend to one another, to the map and to those words; they are pooled to their image, where they learn the
+teacher's confidences (interaction distillation). Both learn by contrast. So much is in the paper's abstract; every
+layer, loss and value is our reconstruction. Every setting is explained at its key in `ClhoiConfig`.
 
-Letters: B images, P pairs, K interactions, D the joint width, L levels of region features, M crop margins, C channels
+Shapes: B images, P pairs, K interactions, D the joint width, L levels of region features, M crop margins, C channels
 of the map.
 
 Source: Gao et al., CL-HOI: Cross-Level Human-Object Interaction Distillation from Vision Large Language Models, 2024,
@@ -27,69 +27,47 @@ from hoi.errors import UserError
 from hoi.machine import full_precision
 from hoi.matching import LabelTargets
 from hoi.records import BranchScores, PairBatch, TextBank
-from hoi.scoring import gated
 from hoi.students.base import StepLosses, Student
 from hoi.students.clhoi.networks import (
     FIRST_TEMPERATURE,
+    IGNORED,
     Cognition,
     MapEncoder,
-    Seats,
     Translator,
     context_loss,
 )
 from hoi.students.clhoi.settings import ClhoiConfig
-from hoi.students.layers import NUM_TERMS, spatial_code
-from hoi.students.losses import ScoreForm, mean_over_images
+from hoi.students.layers import NUM_TERMS, RaggedIndex, ScoreForm, mean_over_images, soft_focal, spatial_code
 from hoi.vocabulary import Vocabulary
 
-IGNORED = -1e4
-"""Logit of what takes no part in a softmax."""
+MAX_SCALE = 100.0
+"""Of learned similarities, as CLIP's own."""
 
 
 def pool_pairs(
-    seats: Seats,
+    index: RaggedIndex,
     logits: Float[Tensor, "P K"],
     vectors: Float[Tensor, "P D"],
     log_interactive: Float[Tensor, " P"],
     admitted: Bool[Tensor, "P K"],
     temperature: float,
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K D"], Bool[Tensor, "B K"]]:
-    """Cross-level pooling: a_pk = softmax_p(z_pk / temperature + log r_p), Z_k = Σ a z, G_k = Σ a g.
+    """Pool pairs to their image: a_pk = softmax_p(z_pk / temperature + log r_p), Z_k = Σ a z, G_k = Σ a g.
 
     Args:
-        seats: Which image each pair is of.
         logits: z.
         vectors: g.
         log_interactive: log r.
-        admitted: Pairs whose object admits the interaction; no other takes part.
+        admitted: Interactions that the pair's object admits; a pair takes part in no other.
 
     Returns:
-        Z and G, 0 where no pair takes part, and where some does.
+        Z and G, 0 where no pair takes part, and where some pair does.
     """
-    takes_part = seats.place(admitted)
-    weights = seats.place(logits / temperature + log_interactive[:, None])
+    takes_part = index.pad(admitted)
+    weights = index.pad(logits / temperature + log_interactive[:, None])
     weights = weights.masked_fill(~takes_part, IGNORED).softmax(1) * takes_part
-    pooled = (weights * seats.place(logits)).sum(1)
-    return pooled, torch.einsum("bqk,bqd->bkd", weights, seats.place(vectors)), takes_part.any(1)
-
-
-def soft_focal(
-    logits: Float[Tensor, "R K"], targets: Float[Tensor, "R K"], counted: Bool[Tensor, "R K"], focus: float
-) -> Float[Tensor, " R"]:
-    """Logits and confidences to the sum over counted interactions of |t − σ|^focus · cross-entropy, row by row.
-
-    Args:
-        logits: Before the sigmoid.
-        targets: In [0, 1].
-        counted: Where a teacher was asked.
-        focus: 0 is plain cross-entropy.
-
-    Source: Li et al., Generalized Focal Loss (NeurIPS 2020), eq. 3.
-    """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    # A power of 0 at a distance of 0 has no finite gradient for exponents below 1.
-    distance = (targets - logits.sigmoid()).abs().clamp(min=torch.finfo(logits.dtype).eps)
-    return torch.where(counted, distance**focus * cross_entropy, 0.0).sum(1)
+    pooled = (weights * index.pad(logits)).sum(1)
+    return pooled, torch.einsum("bqk,bqd->bkd", weights, index.pad(vectors)), takes_part.any(1)
 
 
 def interaction_contrast(
@@ -100,12 +78,12 @@ def interaction_contrast(
     object_of: Int64[Tensor, " K"],
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """InfoNCE between what an image's pairs say of the interactions that its teacher has seen, and their texts.
+    """Return the InfoNCE loss between the pooled vectors of interactions that the teacher has seen, and their texts.
 
-    An anchor is an interaction seen in an image. Its vector is told from the texts of the object's other interactions
-    that were asked there and not seen, and from the texts of the batch's other anchors; its text is told from the
-    vectors of the batch's other anchors. What is seen in an image as well is no negative there. Means over an image's
-    anchors, then over all images.
+    An anchor is an interaction seen in an image. The negatives of its vector are the texts of the object's other
+    interactions that were asked there and not seen, and the texts of the batch's other anchors; those of its text are
+    the vectors of the batch's other anchors. Whatever else is seen in an image is no negative there. Means over an
+    image's anchors, then over all images.
 
     Args:
         vectors: G; any norm.
@@ -131,13 +109,9 @@ def interaction_contrast(
     return (per_anchor / num_anchors[image]).sum() / len(positive)
 
 
-MAX_SCALE = 100.0
-"""Of learned similarities, as CLIP's own."""
-
-
 @dataclass(frozen=True)
 class PairLogits:
-    """What the networks say.
+    """Outputs of the networks.
 
     Args:
         logits: z [P, K], whatever the pair's object.
@@ -153,25 +127,22 @@ class PairLogits:
 
 
 class ClhoiStudent(Student):
-    """Pairs of a batch to HOI scores that a vision language model's view of their images has taught.
+    """Scores pairs by what a vision language model's view of their images has taught.
 
     Args:
-        config: Settings.
         bank: CLIP's texts and logit scale.
-        vocabulary: Which interactions an object admits.
-        axes: Sizes of the cache's letters; C, H, W, L and M are read.
+        axes: Sizes of the cache's axes; C, H, W, L and M are read.
 
     Raises:
         UserError: the cache holds no spatial map.
     """
 
+    config: ClhoiConfig
     text_embedding: Tensor
-    admitted: Tensor
-    is_real: Tensor
     object_of: Tensor
 
     def __init__(self, config: ClhoiConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]) -> None:
-        super().__init__()
+        super().__init__(config, vocabulary)
         if "C" not in axes:
             raise UserError(
                 "a student of method clhoi reads CLIP's spatial map, which this cache does not hold",
@@ -180,7 +151,6 @@ class ClhoiStudent(Student):
                 got="false",
                 fix="set teacher.spatial_map: true and build the cache anew in another cache.folder",
             )
-        self.config = config
         self.logit_scale = bank.logit_scale
         is_softmax = bank.logit_bias is None
         self.form = ScoreForm("softmax" if is_softmax else "sigmoid", config.targets.temperature)
@@ -188,8 +158,6 @@ class ClhoiStudent(Student):
         texts = torch.from_numpy(bank.text_embedding).float()
         joint, width, dropout = texts.shape[1], config.width, config.dropout
         self.register_buffer("text_embedding", texts)
-        self.register_buffer("admitted", torch.from_numpy(vocabulary.object_mask), persistent=False)
-        self.register_buffer("is_real", torch.from_numpy(~vocabulary.is_no_interaction), persistent=False)
         self.register_buffer("object_of", torch.from_numpy(vocabulary.object_of), persistent=False)
 
         views = axes["M"] if config.union_views == "all" else axes["L"]
@@ -216,7 +184,6 @@ class ClhoiStudent(Student):
 
     @property
     def extra_fields(self) -> tuple[str, ...]:
-        """See `Student`."""
         name, config = self.config.vlm, self.config
         fields = [*self.scoring_fields, f"{name}/vlm_scores", f"{name}/vlm_asked"]
         if config.translator and config.context_weight > 0:
@@ -227,11 +194,9 @@ class ClhoiStudent(Student):
 
     @property
     def scoring_fields(self) -> tuple[str, ...]:
-        """See `Student`; no language model is asked."""
         return ("spatial_map", "union_embedding") if self.config.union_views == "all" else ("spatial_map",)
 
     def forward(self, batch: PairBatch) -> PairLogits:
-        """Batch to what is said of its pairs and images."""
         levels = batch.extra["union_embedding"] if self.config.union_views == "all" else batch.union_feature
         regions = [batch.human_feature, batch.object_feature, levels]
         features = self.norm_features(torch.cat([region.float().flatten(1) for region in regions], -1))
@@ -258,26 +223,26 @@ class ClhoiStudent(Student):
         return PairLogits(logits, vectors, log_interactive, words)
 
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
-        """Batch to the weighted losses of context and interaction distillation; each is a mean over its images.
+        """Return the weighted losses of context and interaction distillation; each is a mean over the images.
 
         Contrasts are taken within the batch, or within one process's share of it.
         """
-        config, name, found = self.config, self.config.vlm, self(batch)
+        config, name, outputs = self.config, self.config.vlm, self(batch)
         confidence = batch.extra[f"{name}/vlm_scores"].float()
         admitted = self.admitted[batch.labels_o]
         with full_precision(confidence.device):
             pooled, vectors, has_pair = pool_pairs(
-                Seats.of(batch),
-                found.logits,
-                found.vectors,
-                found.log_interactive,
+                RaggedIndex.of(batch.pair_image, batch.num_images),
+                outputs.logits,
+                outputs.vectors,
+                outputs.log_interactive,
                 admitted,
                 config.pooling_temperature,
             )
             asked = (batch.extra[f"{name}/vlm_asked"] > 0) & has_pair
             losses = {
                 "interaction": config.interaction_weight
-                * soft_focal(pooled, confidence, asked, config.focal_gamma).mean()
+                * soft_focal(pooled, confidence, asked, config.focal_gamma).sum(1).mean()
             }
             if config.contrast_weight > 0:
                 best = torch.where(asked, confidence, 0.0).amax(1, keepdim=True)
@@ -286,32 +251,25 @@ class ClhoiStudent(Student):
                 contrast = interaction_contrast(vectors, self.text_embedding, positive, asked, self.object_of, scale)
                 losses["contrast"] = config.contrast_weight * contrast
             if config.union_weight > 0:
-                losses["union"] = config.union_weight * self._union_loss(batch, found.logits)
+                losses["union"] = config.union_weight * self._union_loss(batch, outputs.logits)
             if config.pair_weight > 0:
-                losses["pair"] = config.pair_weight * self._pair_loss(batch, found.logits, asked, admitted)
-            if found.words is not None and config.context_weight > 0:
-                losses["context"] = config.context_weight * self._context_loss(batch, found.words)
+                losses["pair"] = config.pair_weight * self._pair_loss(batch, outputs.logits, asked, admitted)
+            if outputs.words is not None and config.context_weight > 0:
+                losses["context"] = config.context_weight * self._context_loss(batch, outputs.words)
         unlikely = torch.finfo(confidence.dtype).min
-        first, own = (x.masked_fill(~asked, unlikely).argmax(1) for x in (confidence, pooled))
-        return StepLosses(losses, {"interaction": (first == own)[asked.any(1)]})
+        of_teacher, of_student = (x.masked_fill(~asked, unlikely).argmax(1) for x in (confidence, pooled))
+        return StepLosses(losses, {"interaction": (of_teacher == of_student)[asked.any(1)]})
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to r^w · the pair's own scores, gated where told, and the latter alone as `interaction`."""
-        config, found = self.config, self(batch)
-        forms = {"sigmoid": found.logits.sigmoid(), "softmax": self.form.scores(found.logits)}
-        interaction = (
-            forms["sigmoid"] * forms["softmax"] if config.score.form == "product" else forms[config.score.form]
-        )
-        interactive = (config.score.interactiveness_exponent * found.log_interactive).exp()[:, None]
-        scores = {"student": interactive * interaction, "interaction": interaction}
-        if config.gate.exponent == 0:
-            return scores
-        fused, is_real = scores["student"], self.is_real & self.admitted[batch.labels_o]
-        student = gated(fused, is_real, batch.rows_h, batch.rows_o, config.gate.exponent, config.gate.kind)
-        return {**scores, "student": student, "ungated": fused}
+        """Return r^w · the pair's own scores, and the latter alone as `interaction`."""
+        score, outputs = self.config.score, self(batch)
+        forms = {"sigmoid": outputs.logits.sigmoid(), "softmax": self.form.scores(outputs.logits)}
+        interaction = forms["sigmoid"] * forms["softmax"] if score.form == "product" else forms[score.form]
+        interactive = (score.interactiveness_exponent * outputs.log_interactive).exp()[:, None]
+        rows = self.gate(interactive * interaction, batch)
+        return {"student": rows["student"], "interaction": interaction, **rows}
 
     def _union_loss(self, batch: PairBatch, logits: Float[Tensor, "P K"]) -> Float[Tensor, ""]:
-        """KL of CLIP's scores of the union crops and the pairs'."""
         similarity = batch.union_similarity.float()
         similarity = similarity.mean(1) if self.config.union_views == "all" else similarity[:, 0]
         targets = self.form.scores(self.logit_scale * similarity + self.logit_bias)
@@ -320,11 +278,10 @@ class ClhoiStudent(Student):
     def _pair_loss(
         self, batch: PairBatch, logits: Float[Tensor, "P K"], asked: Bool[Tensor, "B K"], admitted: Bool[Tensor, "P K"]
     ) -> Float[Tensor, ""]:
-        """The pairs' distance to the teacher's confidences in their union crops."""
         confidence = batch.extra[f"{self.config.vlm}/vlm_pair_scores"].float()
         counted = asked[batch.pair_image] & admitted
         distance = soft_focal(logits, confidence, counted, self.config.focal_gamma)
-        return mean_over_images(distance, batch.pair_image, batch.num_images)
+        return mean_over_images(distance.sum(1), batch.pair_image, batch.num_images)
 
     def _context_loss(self, batch: PairBatch, words: Float[Tensor, "B Z D"]) -> Float[Tensor, ""]:
         name = self.config.vlm

@@ -1,16 +1,15 @@
-"""The Visual Linguistic Translator: a picture's map to a few tokens in the space of texts, and what a caption teaches.
+"""CL-HOI's networks: a translator of CLIP's map into words, and a cognition network in which pairs look around.
 
-A caption says of an image what nobody says of its pairs: it may name what is done, in its own words. The tokens learn
-to be near the caption's sentences and far from those of other images.
+A caption says things about an image that the scores of its pairs do not: it may name what is done, in its own words.
+The translator's tokens learn to be near the caption's sentences and far from those of other images.
 
-Letters: B images, C channels, H, V cells of the map, T = H · V, W width, Z tokens, S sentences, D the joint width,
-n sentences of the batch.
+Shapes: B images, P pairs, Q pairs of the image with most, R pairs of pairs, E numbers about each, C channels, H rows
+and V columns of the map, T = H · V its cells row by row, W width, A heads, Z tokens, S sentences, D the joint width.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,59 +17,123 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from hoi.records import PairBatch
-from hoi.students.clhoi.layers import (
-    NO_ATTENTION,
-    NUM_RELATIONS,
-    Attention,
-    FeedForward,
-    pair_relations,
-    sine_positions,
-    union_cover,
-)
+from hoi.students.layers import NUM_TERMS, RaggedIndex, attend, sines, spatial_code
 
+IGNORED = -1e4
+"""Logit, or bias of attention, of what takes no part in a softmax; finite, so that an empty row gives no NaN."""
+FEED_FORWARD = 2
+"""Hidden width of the feed-forward layers, in widths."""
+NUM_RELATIONS = 2 * NUM_TERMS + 4
+"""Numbers that say how two pairs lie to each other."""
 FIRST_SOFTNESS = 4.0
-"""What a head's attention to a cell outside of the union box loses before the softmax, before training. [choice]"""
+"""What a head's attention to a cell outside the union box loses before the softmax, before training. [choice]"""
+SAME = 0.999
+"""Cosine from which two sentences are the same; embeddings are cached in float16."""
+FIRST_TEMPERATURE = 0.07
+IMAGE_WEIGHT = 0.5
+"""Of the tokens' mean against CLIP's embedding of the image. [choice]"""
 
 
-@dataclass(frozen=True)
-class Seats:
-    """Where each pair of a flat batch sits among those of its image, so that images can be computed side by side.
+class Attention(nn.Module):
+    """A correction of tokens by what they take from a memory; both are normalised first."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm, self.norm_memory = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B Q W"],
+        memory: Float[Tensor, "B T W"],
+        bias: Float[Tensor, "B A Q T"] | None = None,
+    ) -> Float[Tensor, "B Q W"]:
+        """Return the correction; the bias is added before the softmax over the memory."""
+        query = self.query(self.norm(tokens))
+        key, value = self.key_value(self.norm_memory(memory)).chunk(2, -1)
+        mask = None if bias is None else bias.to(query.dtype)
+        return self.out(attend(query, key, value, self.heads, mask, self.dropout if self.training else 0.0))
+
+
+class FeedForward(nn.Sequential):
+    """A correction of each token alone."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__(
+            nn.LayerNorm(width),
+            nn.Linear(width, FEED_FORWARD * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(FEED_FORWARD * width, width),
+            nn.Dropout(dropout),
+        )
+
+
+def sine_positions(rows: int, columns: int, width: int, device: torch.device) -> Float[Tensor, "T W"]:
+    """Return sines and cosines of the row and column of each cell's centre; width must be a multiple of 4."""
+    frequency = 1e4 ** -(torch.arange(width // 4, device=device) / (width // 4))
+
+    def angles(cells: int) -> Tensor:
+        return 2 * math.pi * (torch.arange(cells, device=device) + 0.5)[:, None] / cells * frequency
+
+    of_rows = angles(rows)[:, None].expand(-1, columns, -1)
+    of_columns = angles(columns)[None].expand(rows, -1, -1)
+    return sines(torch.stack([of_rows, of_columns], 2).flatten(0, 1), width)
+
+
+def union_cover(
+    boxes_h: Float[Tensor, "P 4"],
+    boxes_o: Float[Tensor, "P 4"],
+    size_hw: Float[Tensor, "P 2"],
+    rows: int,
+    columns: int,
+) -> Float[Tensor, "P T"]:
+    """Return the share of each cell of the map that lies in a pair's union box; boxes and sizes in pixels.
+
+    The map is that of the image centred on the smallest square that holds it, as the cache embeds it.
+    """
+    side = size_hw.max(1, keepdim=True).values
+    shift = (side - size_hw.flip(1)) / 2
+    low = (torch.minimum(boxes_h[:, :2], boxes_o[:, :2]) + shift) / side
+    high = (torch.maximum(boxes_h[:, 2:], boxes_o[:, 2:]) + shift) / side
+
+    def cover(axis: int, cells: int) -> Tensor:
+        edges = torch.arange(cells, device=low.device)
+        inside = torch.minimum(high[:, axis, None] * cells, edges + 1) - torch.maximum(
+            low[:, axis, None] * cells, edges
+        )
+        return inside.clamp(0, 1)
+
+    return (cover(1, rows)[:, :, None] * cover(0, columns)[:, None]).flatten(1)
+
+
+def pair_relations(
+    boxes_h: Float[Tensor, "P 4"],
+    boxes_o: Float[Tensor, "P 4"],
+    rows_h: Int64[Tensor, " P"],
+    rows_o: Int64[Tensor, " P"],
+    size_hw: Float[Tensor, "P 2"],
+    first: Int64[Tensor, " R"],
+    second: Int64[Tensor, " R"],
+) -> Float[Tensor, "R E"]:
+    """Return how the humans of two pairs lie to each other, how their objects do, and which detections they share.
 
     Args:
-        image: int64 [P].
-        seat: int64 [P], 0..Q-1.
-        taken: bool [B, Q].
+        boxes_h, boxes_o, size_hw: Of all pairs, in pixels.
+        rows_h, rows_o: Equal rows are the same human or object.
+        first, second: The two pairs.
     """
-
-    image: Int64[Tensor, " P"]
-    seat: Int64[Tensor, " P"]
-    taken: Bool[Tensor, "B Q"]
-
-    @classmethod
-    def of(cls, batch: PairBatch) -> Seats:
-        """The seats of a batch; one is there, empty, where no image has a pair."""
-        counts = torch.bincount(batch.pair_image, minlength=batch.num_images)
-        first = counts.cumsum(0) - counts
-        seat = torch.arange(batch.num_pairs, device=counts.device) - first[batch.pair_image]
-        most = max(1, int(counts.max())) if len(counts) else 1
-        taken = torch.arange(most, device=counts.device) < counts[:, None]
-        return cls(batch.pair_image, seat, taken)
-
-    def place(self, flat: Tensor) -> Tensor:
-        """[P, ...] to [B, Q, ...], zeros where no pair sits."""
-        placed = flat.new_zeros(*self.taken.shape, *flat.shape[1:])
-        return placed.index_put((self.image, self.seat), flat)
-
-    def take(self, placed: Tensor) -> Tensor:
-        """[B, Q, ...] to [P, ...]."""
-        return placed[self.image, self.seat]
-
-    def couples(self) -> tuple[Int64[Tensor, " R"], Int64[Tensor, " R"]]:
-        """All pairs of pairs of one image, itself with itself among them, as rows of the flat batch."""
-        row_at = torch.full(self.taken.shape, -1, device=self.taken.device)
-        row_at[self.image, self.seat] = torch.arange(len(self.image), device=self.taken.device)
-        image, one, other = (self.taken[:, :, None] & self.taken[:, None]).nonzero(as_tuple=True)
-        return row_at[image, one], row_at[image, other]
+    shared = [
+        (rows_h[first] == rows_h[second]),
+        (rows_o[first] == rows_o[second]),
+        (rows_h[first] == rows_o[second]),
+        (rows_o[first] == rows_h[second]),
+    ]
+    humans = spatial_code(boxes_h[first], boxes_h[second], size_hw[first])
+    objects = spatial_code(boxes_o[first], boxes_o[second], size_hw[first])
+    return torch.cat([humans, objects, torch.stack(shared, 1).to(humans.dtype)], 1)
 
 
 class _Layer(nn.Module):
@@ -97,13 +160,7 @@ class _Layer(nn.Module):
 
 
 class Cognition(nn.Module):
-    """Pair tokens to pair tokens that know their rivals, what the map shows around them, and what the context says.
-
-    Args:
-        num_layers: How often.
-        width, heads, dropout: Of each layer.
-        with_context: Whether there are context tokens to look at.
-    """
+    """Layers in which pairs attend to their rivals, the map around them, and the context tokens if there are any."""
 
     def __init__(self, num_layers: int, width: int, heads: int, dropout: float, with_context: bool) -> None:
         super().__init__()
@@ -127,53 +184,42 @@ class Cognition(nn.Module):
         map_hw: tuple[int, int],
         context: Float[Tensor, "B Z W"] | None,
     ) -> Float[Tensor, "P W"]:
-        """See the class.
+        """Return the pairs' tokens after all layers.
 
         Args:
             batch: Whose boxes say where pairs lie.
-            pairs: One token a pair.
+            pairs: One token per pair.
             cells: Of each image's map.
             map_hw: Rows and columns of the map.
-            context: What the translator says; read where the network is made for it.
+            context: The translator's tokens; used where the network is made for it.
         """
-        seats = Seats.of(batch)
+        index = RaggedIndex.of(batch.pair_image, batch.num_images)
         size_hw = batch.size_hw[batch.pair_image]
         outside = 1 - union_cover(batch.boxes_h, batch.boxes_o, size_hw, *map_hw)
-        outside = seats.place(outside)[:, None]
-        first, second = seats.couples()
+        outside = index.pad(outside)[:, None]
+        first, second = index.couples()
         relations = pair_relations(batch.boxes_h, batch.boxes_o, batch.rows_h, batch.rows_o, size_hw, first, second)
-        tokens = seats.place(pairs)
+        tokens = index.pad(pairs)
         for layer, to_bias in zip(self.layers, self.relations, strict=True):
-            tokens = layer(tokens, _between(seats, first, second, to_bias(relations)), cells, outside, context)
-        return seats.take(self.norm(tokens))
+            tokens = layer(tokens, _between(index, first, second, to_bias(relations)), cells, outside, context)
+        return index.flat(self.norm(tokens))
 
 
-def _between(seats: Seats, first: Tensor, second: Tensor, bias: Float[Tensor, "R A"]) -> Float[Tensor, "B A Q Q"]:
-    """What is added where a pair looks at another of its image; of no other image, and at no empty seat."""
-    num_images, most = seats.taken.shape
-    shape = (num_images, most, most, bias.shape[1])
-    where = (seats.image[first], seats.seat[first], seats.seat[second])
-    return bias.new_full(shape, NO_ATTENTION).index_put(where, bias).permute(0, 3, 1, 2)
-
-
-SAME = 0.999
-"""Cosine from which two sentences are the same; embeddings are cached in float16."""
-FIRST_TEMPERATURE = 0.07
-IGNORED = -1e4
-"""Logit of what is no negative."""
-IMAGE_WEIGHT = 0.5
-"""Of the tokens' mean against CLIP's embedding of the image. [choice]"""
+def _between(index: RaggedIndex, first: Tensor, second: Tensor, bias: Float[Tensor, "R A"]) -> Float[Tensor, "B A Q Q"]:
+    # A pair attends to pairs of its own image alone, and to no empty place.
+    shape = (index.num_images, index.length, index.length, bias.shape[1])
+    where = (index.image[first], index.slot[first], index.slot[second])
+    return bias.new_full(shape, IGNORED).index_put(where, bias).permute(0, 3, 1, 2)
 
 
 class MapEncoder(nn.Module):
-    """CLIP's map [B, C, H, V] to tokens [B, T, W] that know where they lie."""
+    """Tokens of CLIP's map, with their positions."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.project, self.norm = nn.Linear(channels, width), nn.LayerNorm(width)
 
     def forward(self, spatial_map: Float[Tensor, "B C H V"]) -> Float[Tensor, "B T W"]:
-        """See the class."""
         rows, columns = spatial_map.shape[2:]
         tokens = self.norm(self.project(spatial_map.flatten(2).transpose(1, 2)))
         return tokens + sine_positions(rows, columns, tokens.shape[2], tokens.device)
@@ -192,14 +238,7 @@ class _DecoderLayer(nn.Module):
 
 
 class Translator(nn.Module):
-    """Cells of the map to context tokens: learned queries that ask them.
-
-    Args:
-        num_queries: Z.
-        num_layers: Of the decoder.
-        width, heads, dropout: Of each.
-        joint: D.
-    """
+    """Context tokens, which are learned queries that attend to the map, and their words in the space of texts."""
 
     def __init__(self, num_queries: int, num_layers: int, width: int, heads: int, dropout: float, joint: int) -> None:
         super().__init__()
@@ -209,14 +248,14 @@ class Translator(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))
 
     def forward(self, cells: Float[Tensor, "B T W"]) -> Float[Tensor, "B Z W"]:
-        """Cells to the tokens that pairs look at."""
+        """Return the tokens that pairs attend to."""
         tokens = self.queries.expand(len(cells), -1, -1)
         for layer in self.layers:
             tokens = layer(tokens, cells)
         return self.norm(tokens)
 
     def words(self, tokens: Float[Tensor, "B Z W"]) -> Float[Tensor, "B Z D"]:
-        """Tokens to their unit vectors in the space of texts."""
+        """Return the tokens' unit vectors in the space of texts."""
         return F.normalize(self.to_joint(tokens).float(), dim=-1)
 
 
@@ -227,12 +266,12 @@ def context_loss(
     image_embedding: Float[Tensor, "B D"],
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """How far the words are from their own captions, and their mean from CLIP's image.
+    """Return the contrast of the words with their own captions, and of their mean with CLIP's image.
 
     A sentence and an image are as near as the sentence and the nearest of the image's words. Two cross-entropies at
     the given scale: each sentence among the batch's images, and each image's own sentence among those of other images;
-    sentences that are the same count for none of the other's negatives. Means over an image's sentences, then over all
-    images; those without a caption add nothing.
+    equal sentences are not negatives of each other. Means over an image's sentences, then over all images; those
+    without a caption add nothing.
 
     Args:
         words: Unit norm.

@@ -1,10 +1,10 @@
-"""HOICLIP on the cache: pairs ask the frozen teacher's map and the image's detections, and land in its joint space.
+"""HOICLIP on the cache: pairs attend to the frozen teacher's map and the image's detections.
 
-From the paper: the interaction decoder with its shared attention over two memories, the frozen projection behind it, a
-classifier of frozen texts, a verb adapter, a verb classifier that visual semantic arithmetic fills, and the enhancement
-without training. Its detector (box heads, Hungarian matching) is replaced by cached boxes: docs/hoiclip.md.
+The paper's parts: the interaction decoder with its shared attention over two memories, the frozen projection behind it,
+a classifier of frozen texts, a verb adapter, a verb classifier that visual semantic arithmetic fills, and the
+training-free enhancement. Its detector (box heads, Hungarian matching) is replaced by cached boxes: docs/hoiclip.md.
 
-Letters: B images, P pairs, K interactions, V verbs, M views, D the joint width, W the decoder's width.
+Shapes: B images, P pairs, K interactions, V verbs, M views, D the joint width, W the decoder's width.
 
 Source: Ning et al., HOICLIP: Efficient Knowledge Transfer for HOI Detection with Vision-Language Models, CVPR 2023.
 """
@@ -15,60 +15,52 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hoi.errors import UserError
 from hoi.machine import full_precision
 from hoi.matching import LabelTargets
 from hoi.records import BranchScores, PairBatch, TextBank, VisualHead
-from hoi.scoring import gated
 from hoi.students.base import StepLosses, Student
-from hoi.students.hoiclip.decoder import (
-    InteractionDecoder,
-    Memory,
-    Places,
-    cells_in_square,
-    in_square,
-    instances_of,
-    sine_positions,
-    union_of,
-)
-from hoi.students.hoiclip.parts import (
+from hoi.students.hoiclip.networks import (
     FrozenHead,
     InstanceTokens,
     InteractionClassifier,
+    InteractionDecoder,
+    Memory,
     PairQueries,
+    cells_in_square,
     enhancement,
+    in_square,
+    instances_of,
     object_texts,
+    sine_positions,
+    union_of,
 )
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import ClassScales, PairTargets, RegionSums, verb_prototypes
-from hoi.students.losses import soft_focal_loss
+from hoi.students.layers import RaggedIndex, focal_loss
 from hoi.vocabulary import Vocabulary
 
 
 class HoiclipStudent(Student):
-    """Pairs of a batch to HOI scores.
+    """Scores pairs from their own vector in the teacher's joint space.
 
     Args:
-        config: Settings.
         bank: The teacher's texts, and its frozen last layers.
-        vocabulary: Which interactions an object admits, and their verbs.
-        axes: Sizes of the cache's letters; L, M and C are read.
+        axes: Sizes of the cache's axes; L, M and C are read.
 
     Raises:
         UserError: the cache has no spatial map, or its teacher no layers that take a cell to the joint space.
     """
 
-    admitted: Tensor
-    is_real: Tensor
+    config: HoiclipConfig
     target_scales: Tensor
 
     def __init__(self, config: HoiclipConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]) -> None:
-        super().__init__()
-        self.config, self.bank, self.vocabulary = config, bank, vocabulary
-        self.by_labels = config.supervision == "labels"
+        super().__init__(config, vocabulary)
+        self.bank, self.vocabulary = bank, vocabulary
         self.head = FrozenHead(_head_of(bank, axes))
         joint = bank.text_embedding.shape[1]
         width = config.width or self.head.width
@@ -79,8 +71,6 @@ class HoiclipStudent(Student):
                 expected=f"a multiple of heads {config.heads}",
                 got=width,
             )
-        self.register_buffer("admitted", torch.from_numpy(vocabulary.object_mask), persistent=False)
-        self.register_buffer("is_real", torch.from_numpy(~vocabulary.is_no_interaction), persistent=False)
         self.register_buffer("target_scales", torch.ones(len(vocabulary)))
         self.targets = PairTargets(config, bank)
 
@@ -102,13 +92,12 @@ class HoiclipStudent(Student):
 
     @property
     def extra_fields(self) -> tuple[str, ...]:
-        """See `Student`."""
         sees_map = self.config.layers > 0 and self.config.memories != "instances"
         return (*(("spatial_map",) if sees_map else ()), "union_embedding")
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[PairBatch], labels: LabelTargets | None) -> None:
-        """Fills the verb classifier by visual semantic arithmetic, and finds the scale of every class's soft target."""
+        """Fill the verb classifier by visual semantic arithmetic, and set the scale of each class's soft target."""
         texts = torch.from_numpy(self.bank.text_embedding)
         sums = RegionSums.empty(self.vocabulary, texts.shape[1])
         scales = ClassScales(self.config.targets.top_share, self.config.targets.top_least)
@@ -116,9 +105,10 @@ class HoiclipStudent(Student):
             here = batch.to(self.admitted.device)
             admitted = self.admitted[here.labels_o]
             if self.by_labels:
-                weights = (self._labels_of(here, labels) & admitted).float()
+                assert labels is not None
+                weights = (labels.of(here)[0] & admitted).float()
             else:
-                weights = self.targets.raw(here, admitted, self._real(here))
+                weights = self.targets.raw(here, admitted, self.real(here))
                 scales.add(weights, admitted)
             sums.add(weights, here.extra["union_embedding"][:, 0], here.object_feature[:, -1], here.labels_o)
         if not self.by_labels:
@@ -127,8 +117,8 @@ class HoiclipStudent(Student):
             self.classify.verbs.copy_(verb_prototypes(sums, texts, self.vocabulary)[0])
 
     def decoded(self, batch: PairBatch) -> list[Float[Tensor, "P D"]]:
-        """Batch to the unit joint vector of every pair after each layer, the last one last."""
-        places = Places.of(batch.pair_image, batch.num_images)
+        """Return the unit joint vector of every pair after each layer, the last one last."""
+        index = RaggedIndex.of(batch.pair_image, batch.num_images)
         size_hw = batch.size_hw[batch.pair_image]
         views = self._views(batch)
         queries = self.queries(
@@ -136,35 +126,36 @@ class HoiclipStudent(Student):
         )
         unions = union_of(batch.boxes_h, batch.boxes_o)
         positions = sine_positions(in_square(unions, size_hw), queries.shape[1])
-        found = self.decoder(queries, positions, places, self._memories(batch, queries.shape[1]))
-        tokens = found if self.to_token is None else [self.to_token(each) for each in found]
+        tokens = self.decoder(queries, positions, index, self._memories(batch, queries.shape[1]))
+        if self.to_token is not None:
+            tokens = [self.to_token(each) for each in tokens]
         with full_precision(batch.boxes_h.device):
             if not self.config.union_residual:
                 return [F.normalize(self.head.project(each.float()), dim=-1) for each in tokens]
-            own = F.normalize(views.mean(1), dim=-1)
-            # Without the projection's bias, so that a zero token says nothing.
-            return [F.normalize(own + each.float() @ self.head.projection[:-1], dim=-1) for each in tokens]
+            union = F.normalize(views.mean(1), dim=-1)
+            # Without the projection's bias, so that a zero token changes nothing.
+            return [F.normalize(union + each.float() @ self.head.projection[:-1], dim=-1) for each in tokens]
 
     def forward(self, batch: PairBatch) -> Float[Tensor, "P K"]:
-        """Batch to logits; −inf at interactions that the pair's object does not admit."""
+        """Return logits; −inf at interactions that the pair's object does not admit."""
         logits = self._logits(self.decoded(batch)[-1])
         return logits.masked_fill(~self.admitted[batch.labels_o], -torch.inf)
 
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
-        """Batch to the focal loss of every layer's logits, against labels or the teacher's rescaled scores."""
+        """Return the focal loss of every layer's logits, against labels or the teacher's rescaled scores."""
         admitted = self.admitted[batch.labels_o]
         counted = admitted
         if self.by_labels:
-            targets = self._labels_of(batch, labels).float()
-            if labels is not None:
-                counted = admitted & labels.seen.to(admitted.device)
+            assert labels is not None
+            targets = labels.of(batch)[0].float()
+            counted = admitted & labels.seen.to(admitted.device)
         else:
-            targets = self.targets.raw(batch, admitted, self._real(batch)) / self.target_scales
+            targets = self.targets.raw(batch, admitted, self.real(batch)) / self.target_scales
             targets = targets.clamp(max=1)
         config = self.config
         every = [self._logits(joint) for joint in self.decoded(batch)]
         losses = {
-            f"layer_{number}": soft_focal_loss(logits, targets, counted, config.focal_gamma, config.focal_alpha)
+            f"layer_{number}": focal_loss(logits, targets, counted, config.focal_gamma, config.focal_alpha)
             for number, logits in enumerate(every, start=1)
         }
         count = torch.where(counted, targets, 0.0).sum()
@@ -175,7 +166,7 @@ class HoiclipStudent(Student):
         return StepLosses(losses, agreement, dict.fromkeys(losses, count))
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to scores, gated where asked; `ungated` beside them then."""
+        """Return the scores, and `ungated` if they are gated."""
         config = self.config
         scores, most = self(batch).sigmoid(), 1.0
         if config.enhancement_classes > 0:
@@ -183,14 +174,11 @@ class HoiclipStudent(Student):
             scores, most = scores + gain[batch.pair_image], most + 0.5
         if config.score.fusion == "sum":
             scores, most = scores + batch.scores_o[:, None] ** 2, most + 1.0
-        # Into [0, 1], which moves no ranking.
+        # Into [0, 1], which changes no ranking.
         scores = (scores / most).clamp(0, 1)
         if config.score.weights.union > 0:
             scores = scores * self.targets.of_unions(batch) ** config.score.weights.union
-        if config.gate.exponent == 0:
-            return {"student": scores}
-        student = gated(scores, self._real(batch), batch.rows_h, batch.rows_o, config.gate.exponent, config.gate.kind)
-        return {"student": student, "ungated": scores}
+        return self.gate(scores, batch)
 
     def _logits(self, joint: Tensor) -> Tensor:
         with full_precision(joint.device):
@@ -211,26 +199,16 @@ class HoiclipStudent(Student):
             image = torch.arange(batch.num_images, device=spatial_map.device).repeat_interleave(len(cells))
             flat = tokens.flatten(0, 1)
             flat = flat if self.from_map is None else self.from_map(flat)
-            memories.append(Memory(flat, positions, Places.of(image, batch.num_images)))
+            memories.append(Memory(flat, positions, RaggedIndex.of(image, batch.num_images)))
         if self.instances is not None:
-            found = instances_of(batch, self.vocabulary.person_idx)
-            tokens = self.instances(found.feature.float(), found.labels)
-            positions = sine_positions(in_square(found.boxes, batch.size_hw[found.image]), width)
-            memories.append(Memory(tokens, positions, Places.of(found.image, batch.num_images)))
+            instances = instances_of(batch, self.vocabulary.person_idx)
+            tokens = self.instances(instances.feature.float(), instances.labels)
+            positions = sine_positions(in_square(instances.boxes, batch.size_hw[instances.image]), width)
+            memories.append(Memory(tokens, positions, RaggedIndex.of(instances.image, batch.num_images)))
         return memories
-
-    def _real(self, batch: PairBatch) -> Bool[Tensor, "P K"]:
-        """What each pair's object admits, `no_interaction` left out."""
-        return self.is_real & self.admitted[batch.labels_o]
-
-    def _labels_of(self, batch: PairBatch, labels: LabelTargets | None) -> Bool[Tensor, "P K"]:
-        if labels is None:
-            raise ValueError("a student with supervision `labels` was given no labels")
-        return labels.of(batch)[0]
 
 
 def _head_of(bank: TextBank, axes: Mapping[str, int]) -> VisualHead:
-    """The teacher's last layers, where the cache has them and the map that they are for."""
     if "C" in axes and bank.visual is not None:
         return bank.visual
     lacks_map = "C" not in axes

@@ -1,6 +1,6 @@
-"""The teacher's scores of pairs to targets of sigmoids: masked, gated, and rescaled class by class. No label is read.
+"""What HOICLIP learns: prototypes of verbs, and soft targets made from the teacher's scores without any label.
 
-Letters: P pairs, K interactions.
+Shapes: P pairs, K interactions, V verbs, O object classes, D the joint width, R scores of any pairs.
 """
 
 from __future__ import annotations
@@ -17,27 +17,22 @@ from torch import Tensor
 from hoi.records import PairBatch, TextBank
 from hoi.scoring import gated
 from hoi.students.hoiclip.settings import HoiclipConfig
-from hoi.students.losses import ScoreForm
+from hoi.students.layers import ScoreForm
 from hoi.vocabulary import Vocabulary
 
 WEIGHT_STEPS = 1024.0
+"""Weights are rounded to 1 / this, so that their sums do not depend on the order of the batches."""
 
 
 @dataclass
 class RegionSums:
-    """Features of unions by interaction and of objects by class, summed over pairs.
-
-    Args:
-        union: float64 [K, D].
-        object: float64 [O, D].
-    """
+    """Sums over pairs of union features by interaction [K, D], and of object features by class [O, D]; float64."""
 
     union: Tensor
     object: Tensor
 
     @classmethod
     def empty(cls, vocabulary: Vocabulary, width: int) -> RegionSums:
-        """Nothing seen yet."""
         shape = torch.zeros(len(vocabulary), width, dtype=torch.float64)
         return cls(shape, torch.zeros(len(vocabulary.objects), width, dtype=torch.float64))
 
@@ -45,35 +40,27 @@ class RegionSums:
         self,
         weights: Float[Tensor, "P K"],
         union: Float[Tensor, "P D"],
-        thing: Float[Tensor, "P D"],
+        obj: Float[Tensor, "P D"],
         labels_o: Int64[Tensor, " P"],
     ) -> None:
-        """Takes pairs in: every interaction that a pair does counts, and every pair that does one.
-
-        Args:
-            weights: In [0, 1], 0 for what a pair does not do.
-            union: Of the pair's union region.
-            thing: Of its object's region.
-            labels_o: Of its object.
-        """
+        """Add pairs; `weights`, in [0, 1], say how much a pair does each interaction."""
         steps = (weights.double() * WEIGHT_STEPS).round() / WEIGHT_STEPS
         self.union += steps.T @ union.double()
         most = steps.max(1, keepdim=True).values
-        self.object.index_add_(0, labels_o, most * thing.double())
+        self.object.index_add_(0, labels_o, most * obj.double())
 
 
 def verb_prototypes(
     sums: RegionSums, texts: Float[Tensor, "K D"], vocabulary: Vocabulary
 ) -> tuple[Float[Tensor, "V D"], np.ndarray]:
-    """Sums to one unit vector a verb, and which verbs were seen, bool [V].
+    """Return one unit vector per verb, and which verbs were seen, bool [V].
 
-    A verb takes the mean of d_k = norm(union of k) − norm(object of k) over its interactions that were seen. One that
-    was never seen takes the same arithmetic over texts: that of k less the mean text of k's object.
+    A verb gets the mean of d_k = norm(union of k) − norm(object of k) over its interactions that were seen. One that
+    was never seen gets the same arithmetic over texts: that of k minus the mean text of k's object.
 
     Args:
         sums: Of the training pairs.
         texts: Unit norm.
-        vocabulary: Whose rows these are.
     """
     object_of, verb_of = torch.from_numpy(vocabulary.object_of), torch.from_numpy(vocabulary.verb_of)
     num_verbs = len(vocabulary.verbs)
@@ -83,8 +70,8 @@ def verb_prototypes(
     seen_verbs = torch.bincount(verb_of[was_seen], minlength=num_verbs) > 0
     of_objects = F.normalize(_sum_by(object_of, texts.double(), len(vocabulary.objects)), dim=-1)
     by_text = _sum_by(verb_of, texts.double() - of_objects[object_of], num_verbs)
-    found = torch.where(seen_verbs[:, None], of_verbs, by_text)
-    return F.normalize(found, dim=-1).float(), seen_verbs.numpy()
+    prototypes = torch.where(seen_verbs[:, None], of_verbs, by_text)
+    return F.normalize(prototypes, dim=-1).float(), seen_verbs.numpy()
 
 
 def _sum_by(group: Tensor, rows: Tensor, num_groups: int) -> Tensor:
@@ -93,12 +80,7 @@ def _sum_by(group: Tensor, rows: Tensor, num_groups: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PairTargets:
-    """How a batch's cached similarities become what its pairs ought to score.
-
-    Args:
-        config: `targets` is read.
-        bank: The teacher's scale and bias.
-    """
+    """Makes a batch's targets from its cached similarities, as the settings' `targets` say."""
 
     config: HoiclipConfig
     bank: TextBank
@@ -106,26 +88,20 @@ class PairTargets:
     def raw(
         self, batch: PairBatch, admitted: Bool[Tensor, "P K"], is_real: Bool[Tensor, "P K"]
     ) -> Float[Tensor, "P K"]:
-        """Union scores, gated by the image's and by their rivals', before rescaling; 0 where not admitted.
-
-        Args:
-            batch: Of the pairs.
-            admitted: What each pair's object admits.
-            is_real: The same without `no_interaction`.
-        """
-        config, scores = self.config, self.of_unions(batch)
-        if config.targets.image_exponent > 0:
+        """Return union scores, gated by the image's and by their rivals', before rescaling; 0 where not admitted."""
+        settings, scores = self.config.targets, self.of_unions(batch)
+        if settings.image_exponent > 0:
             image = self._scores(batch.image_similarity.float())
             # Over the image's own best, so that an image of many interactions is not punished for them.
             share = image / image.max(1, keepdim=True).values
-            scores = scores * share[batch.pair_image] ** config.targets.image_exponent
+            scores = scores * share[batch.pair_image] ** settings.image_exponent
         scores = scores * admitted
-        if config.targets.gate_exponent > 0:
-            scores = gated(scores, is_real, batch.rows_h, batch.rows_o, config.targets.gate_exponent)
+        if settings.gate_exponent > 0:
+            scores = gated(scores, is_real, batch.rows_h, batch.rows_o, settings.gate_exponent)
         return scores
 
     def of_unions(self, batch: PairBatch) -> Float[Tensor, "P K"]:
-        """What the frozen teacher says of the union crops; unmasked."""
+        """Return the frozen teacher's scores of the union crops; unmasked."""
         union = batch.union_similarity.float()
         return self._scores(union.mean(1) if self.config.targets.views == "all" else union[:, 0])
 
@@ -137,11 +113,11 @@ class PairTargets:
 
 @dataclass
 class ClassScales:
-    """What each class's targets are divided by, so that its top training pairs reach 1.
+    """Divisors of each class's targets with which its top training pairs reach 1.
 
     Args:
-        share: Of the pairs that admit the class.
-        least: Number of such pairs.
+        share: Of the pairs that admit the class; these are the top pairs.
+        least: Least number of them.
     """
 
     share: float
@@ -150,13 +126,12 @@ class ClassScales:
     scores: list[Float[Tensor, " R"]] = field(default_factory=list)
 
     def add(self, raw: Float[Tensor, "P K"], admitted: Bool[Tensor, "P K"]) -> None:
-        """Takes pairs in."""
         pair, interaction = admitted.nonzero(as_tuple=True)
         self.classes.append(interaction.cpu())
         self.scores.append(raw[pair, interaction].cpu())
 
     def scales(self, num_classes: int) -> Float[Tensor, " K"]:
-        """Each class's score at its last top pair; 1 where no pair admits it, or none has a score."""
+        """Return each class's score at its last top pair; 1 where no pair admits it, or none has a score."""
         scales = torch.ones(num_classes)
         if not self.classes or self.share == 0:
             return scales

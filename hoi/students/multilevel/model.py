@@ -5,7 +5,8 @@ are our reading of it. A fourth branch, off unless `score.weights.spatial` is se
 but no pixels, so it cannot repeat the teacher's visual mistakes, and learns what the others say of such pairs on
 average. Every setting is explained at its key in `MultiLevelConfig`.
 
-Shapes: B images, P pairs, K interactions, D the joint width, L levels of region features, M crop margins.
+Shapes: B images, P pairs, R rows of either, K interactions, O object classes, D the joint width, L levels of region
+features, M crop margins.
 
 Source: Wan & Tuytelaars, Exploiting CLIP for Zero-shot HOI Detection Requires Knowledge Distillation at Multiple
 Levels, WACV 2024.
@@ -14,7 +15,9 @@ Levels, WACV 2024.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,23 +27,11 @@ from torch import Tensor, nn
 from hoi.machine import full_precision
 from hoi.matching import LabelTargets
 from hoi.records import BranchScores, PairBatch, TextBank
-from hoi.scoring import gated
 from hoi.students.base import StepLosses, Student
-from hoi.students.layers import (
-    NOT_ADMITTED,
-    Adapter,
-    BranchLogits,
-    PairEncoder,
-    RelatednessHead,
-    SigmoidOffsets,
-    SpatialBranch,
-    fuse,
-    spatial_code,
-)
-from hoi.students.losses import focal_loss, mean_over_images
-from hoi.students.multilevel.mixing import Target
+from hoi.students.layers import NOT_ADMITTED, NUM_TERMS, focal_loss, fuse, mean_over_images, spatial_code
 from hoi.students.multilevel.settings import BranchWeights, MultiLevelConfig
 from hoi.students.multilevel.targets import (
+    Target,
     best_of_images,
     fields_of_passes,
     from_pairs,
@@ -52,37 +43,146 @@ from hoi.students.multilevel.targets import (
 )
 from hoi.vocabulary import Vocabulary
 
+BRANCHES = ("global", "union", "human_object")
 
-class MultiLevelStudent(Student):
-    """Pairs and images of a batch to HOI scores on three levels.
+
+@dataclass(frozen=True)
+class BranchLogits:
+    """Logits of each branch, before softmax or sigmoid.
 
     Args:
-        config: Settings.
-        bank: The teacher's texts and logit scale.
-        vocabulary: Which interactions an object admits.
-        axes: Sizes of the cache's letters; L and M are read.
+        union: None where the union's features are inputs of the human-object branch.
+        spatial: The last is "no interaction"; None without that branch.
+        relatedness: None without that head.
     """
 
-    text_embedding: Tensor
+    image: Float[Tensor, "B K"]
+    human_object: Float[Tensor, "P K"]
+    union: Float[Tensor, "P K"] | None
+    spatial: Float[Tensor, "P K1"] | None = None
+    relatedness: Float[Tensor, " P"] | None = None
+
+
+class Adapter(nn.Module):
+    """A correction [R, D] of features [R, D_in] that is zero before the first step."""
+
+    def __init__(self, width_in: int, width: int, width_out: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(width_in), nn.Linear(width_in, width), nn.GELU(), nn.Dropout(dropout))
+        self.last = nn.Linear(width, width_out)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.last(self.layers(features)).float()
+
+
+class PairEncoder(nn.Module):
+    """One unit vector [P, D] for each pair, from human and object features and their spatial code."""
+
+    def __init__(self, width_in: int, width: int, width_out: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_features = nn.LayerNorm(width_in)
+        self.norm_spatial = nn.LayerNorm(NUM_TERMS)
+        self.layers = nn.Sequential(
+            nn.Linear(width_in + NUM_TERMS, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width_out),
+        )
+
+    def forward(self, features: Tensor, spatial: Tensor) -> Tensor:
+        inputs = torch.cat([self.norm_features(features), self.norm_spatial(spatial)], -1)
+        return F.normalize(self.layers(inputs).float(), dim=-1)
+
+
+class SigmoidOffsets(nn.Module):
+    """Each branch's zero point, which sigmoids need and softmax does not.
+
+    Cosines to interaction texts have a large part in common, so a logit is taken against a learned reference text,
+    which starts as the mean of the bank, plus a bias, which starts at odds of 1 to K.
+    """
+
+    def __init__(self, text_embedding: Tensor) -> None:
+        super().__init__()
+        self.reference = nn.ParameterDict({name: nn.Parameter(text_embedding.mean(0)) for name in BRANCHES})
+        self.bias = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(-math.log(len(text_embedding)))) for name in BRANCHES}
+        )
+
+
+class SpatialBranch(nn.Module):
+    """Logits from boxes and object class alone over the interactions that the object admits, and none of them.
+
+    Args:
+        admitted: bool [O, K], which interactions an object class admits.
+        width, dropout: Of the two hidden layers.
+    """
+
     admitted: Tensor
-    is_real: Tensor
+
+    def __init__(self, admitted: Tensor, width: int, dropout: float) -> None:
+        super().__init__()
+        num_objects, num_interactions = admitted.shape
+        with_none = torch.cat([admitted, torch.ones(num_objects, 1, dtype=torch.bool)], 1)
+        self.register_buffer("admitted", with_none, persistent=False)
+        self.norm = nn.LayerNorm(NUM_TERMS)
+        self.layers = nn.Sequential(
+            nn.Linear(NUM_TERMS + num_objects, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, num_interactions + 1),
+        )
+
+    def forward(self, spatial: Tensor, labels_o: Tensor) -> Tensor:
+        """Return logits [P, K + 1] of spatial code [P, 36] and object classes [P]; the last is "no interaction"."""
+        classes = F.one_hot(labels_o, len(self.admitted)).to(spatial.dtype)
+        logits = self.layers(torch.cat([self.norm(spatial), classes], -1)).float()
+        return logits.masked_fill(~self.admitted[labels_o], NOT_ADMITTED)
+
+
+class RelatednessHead(nn.Module):
+    """The logit [P] that a pair is one its image is about, from pair vectors [P, D]; no gradient flows back."""
+
+    def __init__(self, width_in: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width_in), nn.Linear(width_in, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1)
+        )
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return self.layers(pairs.detach())[:, 0].float()
+
+
+class MultiLevelStudent(Student):
+    """Scores pairs on three levels; `forward` gives each branch's logits.
+
+    Args:
+        bank: The teacher's texts and logit scale.
+        axes: Sizes of the cache's axes; L and M are read.
+    """
+
+    config: MultiLevelConfig
+    text_embedding: Tensor
     object_of: Tensor
 
     def __init__(
         self, config: MultiLevelConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, vocabulary)
         self.logit_scale = bank.logit_scale
-        self.by_labels = config.supervision == "labels"
         self.form = score_form(config, bank)
         self.logit_bias = (bank.logit_bias or 0.0) if self.form.kind == "sigmoid" and not self.by_labels else 0.0
 
         text_embedding = torch.from_numpy(bank.text_embedding).float()
         joint, width, dropout = text_embedding.shape[1], config.width, config.dropout
         self.register_buffer("text_embedding", text_embedding)
-        self.register_buffer("admitted", torch.from_numpy(vocabulary.object_mask), persistent=False)
-        self.register_buffer("is_real", torch.from_numpy(~vocabulary.is_no_interaction), persistent=False)
         self.register_buffer("object_of", torch.from_numpy(vocabulary.object_of), persistent=False)
         self.adapt_text = Adapter(joint, width, joint, dropout)
         self.adapt_image = Adapter(joint, width, joint, dropout)
@@ -92,24 +192,21 @@ class MultiLevelStudent(Student):
         self.encode_pair = PairEncoder((2 * axes["L"] + (0 if is_late else views)) * joint, width, joint, dropout)
         self.norm_pair = nn.LayerNorm(joint)
         self.offsets = SigmoidOffsets(text_embedding) if self.by_labels else None
-        # Last, so that the other branches start from the same weights with it and without.
-        has_spatial = config.score.weights.spatial > 0
-        self.spatial = SpatialBranch(self.admitted, width, dropout) if has_spatial else None
-        has_relatedness = config.score.weights.relatedness > 0
-        self.relatedness = RelatednessHead(joint, width, dropout) if has_relatedness else None
+        # Last, so that the other branches start from the same weights with them and without.
+        weights = config.score.weights
+        self.spatial = SpatialBranch(self.admitted, width, dropout) if weights.spatial > 0 else None
+        self.relatedness = RelatednessHead(joint, width, dropout) if weights.relatedness > 0 else None
 
     @property
     def extra_fields(self) -> tuple[str, ...]:
-        """See `Student`."""
         return (*self.scoring_fields, *(() if self.by_labels else fields_of_passes(self.config)))
 
     @property
     def scoring_fields(self) -> tuple[str, ...]:
-        """See `Student`."""
         return ("union_embedding",) if self.config.union_views == "all" else ()
 
     def forward(self, batch: PairBatch) -> BranchLogits:
-        """Batch to the logits of each branch; before training, global and union are frozen CLIP's own."""
+        """Return the logits of each branch; before training, those of global and union are frozen CLIP's own."""
         bank = F.normalize(self.text_embedding + self.adapt_text(self.text_embedding), dim=-1)
 
         image = F.normalize(batch.image_embedding.float(), dim=-1)
@@ -141,26 +238,25 @@ class MultiLevelStudent(Student):
         )
 
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
-        """Batch to KL(t_g‖s_g) + mean_p KL(t_u‖s_u) + KL(t_i‖s_img), or to focal losses where labels are given.
+        """Return KL(t_g‖s_g) + mean_p KL(t_u‖s_u) + KL(t_i‖s_img), or focal losses where labels are given.
 
-        t_i is t_g, or is made of the pairs' t_u: `targets.image`; `targets.human_object` may put
-        mean_p KL(t_u‖s_p) beside it or in its place. The spatial branch adds mean_p KL(t_s‖s_s), where t_s is what
-        teacher, union and human-object branch say together, and the relatedness head its cross-entropy.
+        t_i is t_g, or made from the pairs' t_u (`targets.image`); `targets.human_object` may put mean_p KL(t_u‖s_p)
+        beside it or in its place. The spatial branch adds mean_p KL(t_s‖s_s), where t_s is what teacher, union and
+        human-object branch say together, and the relatedness head its cross-entropy.
         """
         logits = self(batch)
         if self.by_labels:
-            if labels is None:
-                raise ValueError("a student with supervision `labels` was given no labels")
+            assert labels is not None
             return self._losses_of_labels(batch, logits, labels)
         of_pair, of_image = self._scopes(batch)
-        targets_union = self._targets(
-            batch.union_similarity.mean(1) if self.config.union_views == "all" else batch.union_similarity[:, 0],
-            of_pair,
-        )
-        is_distribution = self.form.kind == "softmax"
+        similarity = batch.union_similarity
+        similarity = similarity.mean(1) if self.config.union_views == "all" else similarity[:, 0]
+        targets_union = self._targets(similarity, of_pair)
         targets_image = self._targets(batch.image_similarity, of_image)
-        image = image_target(self.config, batch, targets_image, self.object_of, is_distribution)
-        union = pair_target(self.config, batch, targets_union, self.object_of, self.admitted, is_distribution)
+        is_distribution = self.form.kind == "softmax"
+        targets = self.config.targets
+        image = image_target(targets, batch, targets_image, self.object_of, is_distribution)
+        union = pair_target(targets, batch, targets_union, self.object_of, self.admitted, is_distribution)
         of_global = _within(image.scope, logits.image)
         step = StepLosses(
             {"global": self.form.divergence(image.scores, of_global).mean()},
@@ -172,35 +268,37 @@ class MultiLevelStudent(Student):
             step.agreement["union"] = _same_first(union, of_union)
         targets_of_pairs = self._add_human_object(step, batch, image, union, logits.human_object)
         if logits.spatial is not None or logits.relatedness is not None:
-            together = self._together(union.scores, logits)
+            with torch.no_grad():
+                branches = [z for z in (logits.union, logits.human_object) if z is not None]
+                parts = [union.scores, *map(self.form.scores, branches)]
+                together = fuse([(part, 1.0) for part in parts], "product")
         if logits.spatial is not None:
-            targets = with_none(batch, together, self.admitted[batch.labels_o], self._real(batch))
-            divergence = F.kl_div(logits.spatial.log_softmax(-1), targets, reduction="none").sum(-1)
+            none_last = with_none(batch, together, self.admitted[batch.labels_o], self.real(batch))
+            divergence = F.kl_div(logits.spatial.log_softmax(-1), none_last, reduction="none").sum(-1)
             step.losses["spatial"] = mean_over_images(divergence, batch.pair_image, batch.num_images)
         if logits.relatedness is not None:
-            positive, counted = related(batch, targets_of_pairs, together, self._real(batch))
+            positive, counted = related(batch, targets_of_pairs, together, self.real(batch))
             step.losses["relatedness"] = _cross_entropy(batch, logits.relatedness, positive, counted)
         return step
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to the fused scores, s_u · s_ho unless told otherwise, and those of each branch alone; unmasked."""
-        logits, config = self(batch), self.config
+        """Return the fused scores, s_u · s_ho unless the settings differ, and those of each branch alone; unmasked."""
+        logits, score = self(batch), self.config.score
         parts = {"global": self.form.scores(logits.image)[batch.pair_image]}
         if logits.union is not None:
             parts["union"] = self.form.scores(logits.union)
         parts["human_object"] = self.form.scores(logits.human_object)
         if logits.spatial is not None:
-            parts["spatial"] = self._spatial_scores(logits.spatial)
-        weights = config.score.weights.by_branch()
-        fused = fuse([(parts[name], weight) for name, weight in weights.items() if name in parts], config.score.fusion)
+            # With labels, every interaction is a question of its own, and the logit of "none" is not used.
+            spatial = logits.spatial
+            parts["spatial"] = spatial[:, :-1].sigmoid() if self.by_labels else spatial.softmax(-1)[:, :-1]
+        weights = score.weights.by_branch()
+        fused = fuse([(parts[name], weight) for name, weight in weights.items() if name in parts], score.fusion)
         if logits.relatedness is not None:
-            relatedness = logits.relatedness.sigmoid()[:, None] ** config.score.weights.relatedness
-            fused = torch.where(self._real(batch), relatedness * fused, fused)
-        scores = {"student": fused, **parts}
-        if config.gate.exponent == 0:
-            return scores
-        student = gated(fused, self._real(batch), batch.rows_h, batch.rows_o, config.gate.exponent, config.gate.kind)
-        return {**scores, "student": student, "ungated": fused}
+            relatedness = logits.relatedness.sigmoid()[:, None] ** score.weights.relatedness
+            fused = torch.where(self.real(batch), relatedness * fused, fused)
+        rows = self.gate(fused, batch)
+        return {"student": rows["student"], **parts, **rows}
 
     def variants(self) -> dict[str, Student]:
         """Return the student without each branch of its score, and with the global one where it is left out."""
@@ -228,7 +326,7 @@ class MultiLevelStudent(Student):
             return logits - zero[:, None] + self.form.temperature * self.offsets.bias[branch]
 
     def _scopes(self, batch: PairBatch) -> tuple[Tensor | None, Tensor | None]:
-        """What scores of pairs [P, K] and of images [B, K] are normalised over; None for all K."""
+        # What scores of pairs [P, K] and of images [B, K] are normalised over; None for all K.
         if self.config.targets.scope == "all" or self.by_labels:
             return None, None
         admitted = self.admitted[batch.labels_o]
@@ -237,45 +335,33 @@ class MultiLevelStudent(Student):
     def _targets(self, similarity: Tensor, scope: Tensor | None) -> Tensor:
         return self.form.scores(_within(scope, self.logit_scale * similarity.float() + self.logit_bias))
 
-    def _real(self, batch: PairBatch) -> Tensor:
-        """bool [P, K]: what each pair's object admits, `no_interaction` left out."""
-        return self.is_real & self.admitted[batch.labels_o]
-
     def _divergence_of_pairs(self, batch: PairBatch, target: Target, logits: Tensor) -> Tensor:
         return mean_over_images(self.form.divergence(target.scores, logits), batch.pair_image, batch.num_images)
 
     def _add_human_object(
         self, step: StepLosses, batch: PairBatch, image: Target, union: Target, logits: Tensor
     ) -> Float[Tensor, "B K"]:
-        """Adds what supervises the human-object branch; returns the target of its images."""
+        """Add what supervises the human-object branch, and return the target of its images."""
         config, admitted, target = self.config, self.admitted[batch.labels_o], image
         pair_logits = logits
         if config.targets.image == "pairs":
             is_softmax, exponent = self.form.kind == "softmax", config.targets.gate_exponent
-            target = Target(from_pairs(batch, union.scores, admitted, self._real(batch), exponent, is_softmax))
+            target = Target(from_pairs(batch, union.scores, admitted, self.real(batch), exponent, is_softmax))
             pair_logits = _within(union.scope, logits.masked_fill(~admitted, NOT_ADMITTED))
         if config.targets.human_object != "union":
-            found, has_pairs = self.form.aggregate(pair_logits, batch.pair_image, batch.num_images, config.aggregation)
-            found = _within(target.scope, found)
-            divergence = self.form.divergence(target.scores, found)
+            of_image, has_pairs = self.form.aggregate(
+                pair_logits, batch.pair_image, batch.num_images, config.aggregation
+            )
+            of_image = _within(target.scope, of_image)
+            divergence = self.form.divergence(target.scores, of_image)
             step.losses["human_object"] = torch.where(has_pairs, divergence, 0.0).mean()
-            agrees = target.scores.argmax(-1) == found.argmax(-1)
+            agrees = target.scores.argmax(-1) == of_image.argmax(-1)
             step.agreement["human_object"] = agrees[has_pairs & target.scores.any(1)]
         if config.targets.human_object != "image":
-            own_logits = _within(union.scope, logits)
-            step.losses["human_object_union"] = self._divergence_of_pairs(batch, union, own_logits)
-            step.agreement["human_object_union"] = _same_first(union, own_logits)
+            of_pair = _within(union.scope, logits)
+            step.losses["human_object_union"] = self._divergence_of_pairs(batch, union, of_pair)
+            step.agreement["human_object_union"] = _same_first(union, of_pair)
         return target.scores
-
-    @torch.no_grad()
-    def _together(self, targets_union: Tensor, logits: BranchLogits) -> Float[Tensor, "P K"]:
-        """The product of what teacher, union and human-object branch say; no gradient flows into them."""
-        parts = [targets_union, *(self.form.scores(z) for z in (logits.union, logits.human_object) if z is not None)]
-        return fuse([(part, 1.0) for part in parts], "product")
-
-    def _spatial_scores(self, logits: Float[Tensor, "P K1"]) -> Float[Tensor, "P K"]:
-        # Labels say of each interaction whether it is there, so that "none" needs no place of its own.
-        return logits[:, :-1].sigmoid() if self.by_labels else logits.softmax(-1)[:, :-1]
 
     def _losses_of_labels(self, batch: PairBatch, logits: BranchLogits, labels: LabelTargets) -> StepLosses:
         pairs, images = labels.of(batch)
@@ -290,7 +376,7 @@ class MultiLevelStudent(Student):
             losses["spatial"] = focal_loss(logits.spatial[:, :-1], pairs, admitted, focus)
         counts = {name: images.sum() if name == "global" else (pairs & admitted).sum() for name in losses}
         if logits.relatedness is not None:
-            positive = (pairs & self._real(batch)).any(1)
+            positive = (pairs & self.real(batch)).any(1)
             losses["relatedness"] = _cross_entropy(batch, logits.relatedness, positive, torch.ones_like(positive))
         return StepLosses(losses, counts=counts)
 
@@ -305,6 +391,6 @@ def _cross_entropy(batch: PairBatch, logits: Tensor, positive: Tensor, counted: 
 
 
 def _same_first(target: Target, logits: Tensor) -> Tensor:
-    """Whether teacher and student put the same first, of rows where some teacher was asked anything."""
+    # Of rows where some teacher was asked anything.
     agrees = target.scores.argmax(-1) == logits.argmax(-1)
     return agrees if target.scope is None else agrees[target.scope.any(-1)]

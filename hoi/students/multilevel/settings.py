@@ -43,7 +43,7 @@ class MultiLevelTargets(Section):
     pair_teachers: TeacherWeights = {"clip": 1.0}
     """The same for pairs; a pass named here must have scored pairs (`pair_scores` of its section)."""
     pool: Literal["linear", "geometric"] = "linear"
-    """How several teachers' targets are combined (hoi/students/multilevel/mixing.py): Σ w · t / Σ w over shares of
+    """How several teachers' targets are combined (hoi/students/multilevel/targets.py): Σ w · t / Σ w over shares of
     CLIP's mass, or Π t^w, in which a pass moves mass as well. [choice]"""
 
 
