@@ -28,8 +28,8 @@ from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig, load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.extraction import Extractor
-from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.base import build_student
+from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.training.loop import BatchSource, fit
 
 CONFIG = "pipeline.yaml"

@@ -8,8 +8,8 @@ import torch
 from hoi.config import TrainConfig
 from hoi.errors import UserError
 from hoi.machine import choose_precision, mixed
-from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.base import Student, build_student
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.training.loop import fit
 from tests.fakes.splits import AXES, VOCABULARY, make_split
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hoi.scoring import score_split, score_triplets
-from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.base import build_student
+from hoi.students.multilevel.settings import MultiLevelConfig
 from tests.fakes.splits import AXES, VOCABULARY, make_split
 
 

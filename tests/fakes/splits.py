@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from hoi.records import HoiLabels, PairBatch, TextBank, VisualHead
-from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.base import Student, build_student
+from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.vocabulary import Vocabulary
 from tests.fakes.extractors import unit
 

@@ -11,8 +11,8 @@ import torch
 
 from hoi.config import TrainConfig
 from hoi.errors import UserError
-from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.base import build_student
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.training.loop import fit
 from hoi.training.loop import runs as boards
 from hoi.training.runs import Board, RunFolder

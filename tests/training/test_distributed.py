@@ -21,9 +21,9 @@ from hoi.config import TrainConfig
 from hoi.errors import UserError, run_program
 from hoi.matching import LabelTargets, label_targets
 from hoi.records import PairBatch
+from hoi.students.base import Student, build_student
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.multilevel.settings import MultiLevelConfig
-from hoi.students.base import Student, build_student
 from hoi.training.distributed import Group, join, one_voice
 from hoi.training.loop import fit
 from hoi.training.runs import RunFolder

@@ -15,8 +15,8 @@ from hoi.config import TrainConfig
 from hoi.errors import UserError
 from hoi.machine import choose_device
 from hoi.records import PairBatch
-from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.base import Student, build_student
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.training.loop import fit
 from hoi.training.runs import RunFolder
 from tests.fakes.splits import AXES, VOCABULARY, Split, make_split
