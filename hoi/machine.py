@@ -151,11 +151,12 @@ def choose_precision(name: Literal["fp32", "bf16", "auto"], device: torch.device
     return "bf16" if has_bf16 else "fp32"
 
 
-def mixed(precision: Precision, device: torch.device) -> torch.autocast:
+def mixed(precision: Literal["fp32", "bf16", "fp16"], device: torch.device) -> torch.autocast:
     """Multiply the matrices of layers that are called inside in this precision."""
     import torch
 
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def full_precision(device: torch.device) -> torch.autocast:

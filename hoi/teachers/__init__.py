@@ -1,6 +1,6 @@
-"""Teachers by kind: embeddings of crops, whole images and regions in one space with texts.
+"""Frozen image-text models: embeddings of crops, whole images and regions in one space with texts.
 
-A further one is a module and a line in `hoi.registry`.
+Another kind is one more module and a line in `hoi.registry.TEACHERS`.
 
 Shapes: B images or crops, S side of a crop in pixels, D joint width, L levels of region features, R regions.
 """
@@ -22,15 +22,12 @@ from hoi.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class WholeImages:
-    """What one pass over whole images gives, before any region is asked for.
-
-    Args:
-        embedding: float32 [B, D], unit norm.
-        maps: Spatial maps [B, C, H, W], earlier ones first; the last one is what a cache may store.
-    """
+    """What one pass over whole images gives, before any region is asked for."""
 
     embedding: Tensor
+    """float32 [B, D], unit norm."""
     maps: tuple[Tensor, ...]
+    """Spatial maps [B, C, H, W], earlier ones first; the last one is what a cache may store."""
 
 
 @runtime_checkable
@@ -44,24 +41,22 @@ class Teacher(Protocol):
     levels: tuple[str, ...]
     """L names of the region features."""
 
-    def text_bank(self, vocabulary: Vocabulary) -> TextBank:
-        """Return the embeddings of the prompts of each interaction."""
-        ...
+    def text_bank(self, vocabulary: Vocabulary) -> TextBank: ...
 
     def encode_crops(self, crops: Tensor) -> Tensor:
-        """Return float32 [B, D], unit norm, of uint8 [B, 3, S, S] RGB."""
+        """Embed uint8 [B, 3, S, S] RGB as float32 [B, D], unit norm."""
         ...
 
     def encode_images(self, images: Tensor) -> WholeImages:
-        """Return embeddings and maps of uint8 [B, 3, `image_size_px`, `image_size_px`] RGB."""
+        """Embed uint8 [B, 3, `image_size_px`, `image_size_px`] RGB."""
         ...
 
     def encode_regions(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
-        """Return float32 [R, L, D], unit norm, of regions, float32 [R, 5] (row of the maps, xyxy in input pixels)."""
+        """Embed regions, float32 [R, 5] (row of the maps, xyxy in input pixels), as float32 [R, L, D], unit norm."""
         ...
 
     def provenance(self) -> dict[str, object]:
-        """Return everything that changes what is encoded, in plain JSON types and free of paths."""
+        """Return all that changes what is encoded, in plain JSON types and free of paths."""
         ...
 
 

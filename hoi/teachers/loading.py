@@ -1,7 +1,6 @@
-"""Loading open_clip models: weights, tokenizer, and what the model expects of images.
+"""Load open_clip models, and refuse what open_clip would only warn of, log or ignore.
 
-Only functions are used that open_clip's releases and its main branch both keep. What open_clip would warn of, log or
-ignore (missing weights, another activation than the weights were trained with) is an error here.
+Only functions are used that both its releases and its main branch keep.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
@@ -33,30 +32,28 @@ HF_HUB = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 """What open_clip looks for in a `local-dir:` folder."""
-LOADING_FAILS = (RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError, PickleError, SafetensorError)
+TEXT_BATCH = 64
+"""Texts of one forward pass. Not padded: the texts of a vocabulary always come together."""
+UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError, PickleError, SafetensorError)
+"""What open_clip and the readers of weight files raise."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An open_clip model (CLIP, CustomTextCLIP or CoCa) in inference mode on the CPU.
-
-    Args:
-        tokenizer: Turns texts into int64 tokens [K, context].
-        architecture: open_clip's model config.
-        mean, std: RGB normalisation on [0, 1].
-        style: How crops are to be cut.
-    """
+    """An open_clip model in inference mode on the CPU."""
 
     model: Any
+    """CLIP, CustomTextCLIP or CoCa."""
     tokenizer: Callable[[list[str]], Tensor]
     architecture: dict[str, Any]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    """RGB normalisation on [0, 1]."""
     style: CropStyle
 
 
 def load_model(config: TeacherConfig) -> LoadedModel:
-    """Load the model of a teacher's settings.
+    """Return the model that a teacher section names.
 
     Raises:
         UserError: an unknown name or tag, a missing folder, file or network, weights that do not fit, or an activation
@@ -64,9 +61,10 @@ def load_model(config: TeacherConfig) -> LoadedModel:
     """
     architecture = read_architecture(config)
     _check_weights_named(config, architecture)
+    where = f"teacher {config.model}" + (f", pretrained {config.pretrained}" if config.pretrained else "")
     is_local = config.model.startswith(LOCAL_DIR)
     source = f"{LOCAL_DIR}{find_local(config.model)}" if is_local else config.model
-    with torch.random.fork_rng(devices=[]), _unlogged(), warnings.catch_warnings(record=True) as caught:
+    with torch.random.fork_rng(devices=[]), unlogged(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.manual_seed(RANDOM_SEED)
         try:
@@ -76,41 +74,35 @@ def load_model(config: TeacherConfig) -> LoadedModel:
                 # Unlike its sibling, this one does not go on with random weights where none were found.
                 model, _ = open_clip.create_model_from_pretrained(source, config.pretrained)
             tokenizer = open_clip.get_tokenizer(source, **_tokenizer_paths(config, architecture))
-        except LOADING_FAILS as error:
-            raise UserError(
-                f"the teacher {config.model} cannot be loaded",
-                where=_where(config),
-                got=" ".join(str(error).split())[:300] or type(error).__name__,
-                fix="check teacher.model and teacher.pretrained; without a network, point them at local files",
-            ) from None
+        except UNREADABLE as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            fix = "check teacher.model and teacher.pretrained; without a network, point them at local files"
+            raise UserError(f"the teacher {config.model} cannot be loaded", where=where, got=reason, fix=fix) from None
         except ImportError as error:
-            raise UserError(
-                f"the teacher {config.model} needs a package that is not installed",
-                where=_where(config),
-                got=error,
-                fix="pip install transformers" if "transformers" in str(error) else "install it",
-            ) from None
-    mismatch = [str(w.message) for w in caught if "QuickGELU mismatch" in str(w.message)]
-    if mismatch:
-        raise UserError("the activation is not the one of the weights", where=_where(config), got=mismatch[0])
+            fix = "pip install transformers" if "transformers" in str(error) else "install it"
+            problem = f"the teacher {config.model} needs a package that is not installed"
+            raise UserError(problem, where=where, got=error, fix=fix) from None
+    for warning in caught:
+        if "QuickGELU mismatch" in str(warning.message):
+            raise UserError("the activation is not the one of the weights", where=where, got=warning.message)
     preprocess = model.visual.preprocess_cfg
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
-        raise UserError("the teacher's input is not square", where=_where(config), got=f"{height} x {width}")
-    mean, std = (tuple(float(value) for value in preprocess[name]) for name in ("mean", "std"))
+        raise UserError("the teacher's input is not square", where=where, got=f"{height} x {width}")
+    mean = tuple(float(value) for value in preprocess["mean"])
     style = CropStyle(
         size_px=height,
         fill_rgb=tuple(round(255 * value) for value in mean),  # type: ignore[arg-type]
         interpolation="bilinear" if preprocess["interpolation"] == "bilinear" else "bicubic",
         resize_mode=preprocess.get("resize_mode") or "shortest",
     )
-    model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, architecture, mean, std, style)  # type: ignore[arg-type]
+    std = tuple(float(value) for value in preprocess["std"])
+    return LoadedModel(model.eval().requires_grad_(False), tokenizer, architecture, mean, std, style)  # type: ignore[arg-type]
 
 
 def read_architecture(config: TeacherConfig) -> dict[str, Any]:
-    """Return the model config of a teacher, without any weights.
+    """Return the model config that a teacher's name stands for, without any weights.
 
     Raises:
         UserError: an unknown name, a folder without a config, or a hub that does not answer.
@@ -119,89 +111,60 @@ def read_architecture(config: TeacherConfig) -> dict[str, Any]:
     if name.startswith(LOCAL_DIR):
         file = find_local(name) / CONFIG_FILE
         try:
-            architecture = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
+            architecture: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
         except FileNotFoundError:
-            raise UserError(
-                "this is no folder of an open_clip model",
-                where=file.parent,
-                expected=CONFIG_FILE,
-                fix="check teacher.model",
-            ) from None
+            problem = "this is no folder of an open_clip model"
+            raise UserError(problem, where=file.parent, expected=CONFIG_FILE, fix="check teacher.model") from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise UserError("this is no open_clip model config", where=file, got=error) from None
         return architecture
     if name.startswith(HF_HUB):
         try:
-            with _unlogged():
+            with unlogged():
                 return open_clip.get_model_config(name)
         except Exception as error:
             # The hub's client raises classes of its own; whichever it is, the model is out of reach.
-            raise UserError(
-                "the model cannot be fetched from the hub",
-                where=f"teacher.model {name}",
-                got=" ".join(str(error).split())[:200],
-                fix="check the name and the network, or download the repository and use local-dir:",
-            ) from None
+            reason = " ".join(str(error).split())[:200]
+            fix = "check the name and the network, or download the repository and use local-dir:"
+            problem = "the model cannot be fetched from the hub"
+            raise UserError(problem, where=f"teacher.model {name}", got=reason, fix=fix) from None
     architecture = open_clip.get_model_config(name)
     if architecture is None:
-        known = {model for model, _ in open_clip.list_pretrained()}
-        raise UserError(
-            "open_clip has no such model",
-            where="teacher.model",
-            expected=f"{nearest(name, known)}; or {HF_HUB}owner/name; or {LOCAL_DIR}folder",
-            got=name,
-        )
+        known = nearest(name, {model for model, _ in open_clip.list_pretrained()})
+        expected = f"{known}; or {HF_HUB}owner/name; or {LOCAL_DIR}folder"
+        raise UserError("open_clip has no such model", where="teacher.model", expected=expected, got=name)
     return architecture
 
 
 def _check_weights_named(config: TeacherConfig, architecture: dict[str, Any]) -> None:
     """Raise unless exactly one key names the weights, and they were trained with the model's activation."""
-    name, pretrained = config.model, config.pretrained
+    name, pretrained, where = config.model, config.pretrained, "teacher.pretrained"
     if name.startswith((LOCAL_DIR, HF_HUB)):
         if pretrained not in (None, RANDOM):
-            raise UserError(
-                "the weights are named twice",
-                where=f"teacher.pretrained {pretrained}",
-                expected=f"null, since {name} holds its weights (or {RANDOM})",
-            )
-        folder = find_local(name)
-        found = [p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES] if name.startswith(LOCAL_DIR) else [folder]
-        if pretrained is None and not found:
-            raise UserError(
-                "the folder holds no weights", where=folder, expected=" or ".join(f"*{s}" for s in WEIGHT_SUFFIXES)
-            )
+            expected = f"null, since {name} holds its weights (or {RANDOM})"
+            raise UserError("the weights are named twice", where=f"{where} {pretrained}", expected=expected)
+        if pretrained is None and name.startswith(LOCAL_DIR):
+            folder = find_local(name)
+            if not any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir()):
+                expected = " or ".join(f"*{suffix}" for suffix in WEIGHT_SUFFIXES)
+                raise UserError("the folder holds no weights", where=folder, expected=expected)
         return
-    tags = sorted(tag for model, tag in open_clip.list_pretrained() if model == name)
+    published, twin = open_clip.list_pretrained(), f"{name}-quickgelu"
+    tags = sorted(tag for model, tag in published if model == name)
     if pretrained is None:
-        raise UserError(
-            f"the weights of {name} are not named",
-            where="teacher.pretrained",
-            expected=f"one of {', '.join(tags) or 'no published tag'}; a weight file; or {RANDOM}",
-        )
-    if pretrained == RANDOM:
-        return
+        expected = f"one of {', '.join(tags) or 'no published tag'}; a weight file; or {RANDOM}"
+        raise UserError(f"the weights of {name} are not named", where=where, expected=expected)
     if pretrained in tags:
-        twin = f"{name}-quickgelu"
-        if not architecture.get("quick_gelu") and (twin, pretrained) in open_clip.list_pretrained():
-            raise UserError(
-                f"the weights {pretrained} were trained with QuickGELU, which {name} does not have",
-                where="teacher.model",
-                expected=twin,
-                got=name,
-                fix=f"set teacher.model to {twin}",
-            )
-        return
-    if not Path(pretrained).is_file():
-        raise UserError(
-            f"{name} has no such weights",
-            where="teacher.pretrained",
-            expected=f"{nearest(pretrained, tags) if tags else 'no published tag'}; a weight file; or {RANDOM}",
-            got=pretrained,
-        )
+        if not architecture.get("quick_gelu") and (twin, pretrained) in published:
+            problem = f"the weights {pretrained} were trained with QuickGELU, which {name} does not have"
+            raise UserError(problem, where="teacher.model", expected=twin, got=name, fix=f"set teacher.model to {twin}")
+    elif pretrained != RANDOM and not Path(pretrained).is_file():
+        expected = f"{nearest(pretrained, tags) if tags else 'no published tag'}; a weight file; or {RANDOM}"
+        raise UserError(f"{name} has no such weights", where=where, expected=expected, got=pretrained)
 
 
 def _tokenizer_paths(config: TeacherConfig, architecture: dict[str, Any]) -> dict[str, str]:
-    """Return the word list in the model's folder by absolute path: open_clip looks in the working directory."""
+    """Return the absolute path of a word list in the model's folder: open_clip looks in the working directory."""
     bpe_path = architecture.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
     if bpe_path is None or not config.model.startswith(LOCAL_DIR):
         return {}
@@ -212,8 +175,8 @@ def _tokenizer_paths(config: TeacherConfig, architecture: dict[str, Any]) -> dic
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
-    """Silence libraries, whose reports of a failed download become one error of ours."""
+def unlogged() -> Iterator[None]:
+    """Suppress log lines: what libraries report of a download that fails becomes one error of ours."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -222,16 +185,15 @@ def _unlogged() -> Iterator[None]:
         logging.disable(before)
 
 
-def _where(config: TeacherConfig) -> str:
-    return f"teacher {config.model}" + (f", pretrained {config.pretrained}" if config.pretrained else "")
-
-
-TEXT_BATCH = 64
-"""Texts of one forward pass."""
+@torch.inference_mode()
+def encode_texts(model: Any, tokens: Int64[Tensor, "n T"], device: torch.device) -> Float32[Tensor, "n D"]:
+    """Return the unit-norm embeddings of tokenised texts, in fp32 on the model's device."""
+    parts = [model.encode_text(chunk.to(device)).float() for chunk in tokens.split(TEXT_BATCH)]
+    return functional.normalize(torch.cat(parts), dim=-1)
 
 
 class TextSide:
-    """A frozen open_clip model without its image tower; raises as `load_model`."""
+    """A frozen open_clip model without its image tower, which is let go as soon as the weights are hashed."""
 
     def __init__(self, config: TeacherConfig, device: str) -> None:
         loaded = load_model(config)
@@ -242,14 +204,12 @@ class TextSide:
         self._device = torch.device(device)
         self.width = int(loaded.architecture["embed_dim"])
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Float32[Tensor, "n D"]:
         """Return the unit-norm embeddings of texts, cut at the model's context length, in fp32 on the CPU."""
         if not texts:
             return torch.zeros(0, self.width)
-        tokens = self._tokenizer(list(texts))
-        parts = [self._model.encode_text(chunk.to(self._device)).float() for chunk in tokens.split(TEXT_BATCH)]
-        return functional.normalize(torch.cat(parts), dim=-1).cpu()
+        return encode_texts(self._model, self._tokenizer(list(texts)), self._device).cpu()
 
     def provenance(self) -> dict[str, object]:
+        """Return what decides the embeddings, in plain JSON types."""
         return {"name": "open_clip", "weights_sha256": self._sha256, "batch_size": TEXT_BATCH}

@@ -1,6 +1,6 @@
-"""open_clip's image towers, opened up: one pass gives the image embedding and the maps that regions are cut from.
+"""open_clip's image towers, opened up: one pass gives the image's embedding and the maps that regions are cut from.
 
-Every region ends in the joint image-text space by the tower's own last layers:
+The tower's own last layers take each region to the joint image-text space:
 
 ModifiedResNet  `c4`: RoIAlign of the stride-16 map to twice the attention pool's grid, last stage, attention pool;
                 `c5`: RoIAlign of the last map to the attention pool's grid, attention pool.
@@ -43,18 +43,18 @@ class Tower(Protocol):
         ...
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
-        """Return one embedding [R, D] (any norm) per level, of rois [R, 5] in input pixels."""
+        """Return one embedding [R, D] (any norm) per level of rois [R, 5] in input pixels."""
         ...
 
     def head(self) -> VisualHead | None:
-        """Return the layers from a cell of the last map to the joint space; None if cells do not go alone."""
+        """Return the layers from a cell of the last map to the joint space; None if cells do not go one by one."""
         ...
 
 
 def open_tower(visual: Any, image_size_px: int, own_size_px: int) -> Tower:
-    """Open `model.visual` for whole images of another size than its crops.
+    """Return the tower of open_clip's `model.visual`, for whole images of another size than its crops.
 
-    Weights are shared with `visual`; only position embeddings are interpolated (bicubic), in a copy.
+    Weights are shared with `visual`; only position embeddings are interpolated (bicubic), in a copy of their own.
 
     Raises:
         UserError: the size does not suit the tower, or the tower is of none of the three kinds.
@@ -75,20 +75,19 @@ def open_tower(visual: Any, image_size_px: int, own_size_px: int) -> Tower:
 
 
 class ResNetTower:
-    """CLIP's own ResNet; its maps are C4 (stride 16) and C5 (stride 32); its attention pool gives joint vectors."""
+    """CLIP's own ResNet, whose attention pool lands in the joint space."""
 
     levels: tuple[str, ...] = ("c4", "c5")
 
     def __init__(self, visual: Any, image_size_px: int) -> None:
-        self._visual, self._whole_pool = visual, visual.attnpool
+        self._visual = visual
         self._grid = _grid_of(visual.attnpool.positional_embedding)
-        if image_size_px // RESNET_STRIDE != self._grid:
-            self._whole_pool = _with_shared_weights(visual.attnpool)
-            _interpolate_positions(self._whole_pool, image_size_px // RESNET_STRIDE)
+        self._whole_pool = _with_grid(visual.attnpool, image_size_px // RESNET_STRIDE)
 
     def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        found = self._visual.forward_intermediates(pixels, indices=[3, 4], intermediates_only=True)
-        c4, c5 = found["image_intermediates"]
+        # C4 has stride 16, C5 stride 32.
+        stages = self._visual.forward_intermediates(pixels, indices=[3, 4], intermediates_only=True)
+        c4, c5 = stages["image_intermediates"]
         return self._whole_pool(c5), (c4, c5)
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
@@ -98,7 +97,7 @@ class ResNetTower:
         return self._visual.attnpool(self._visual.layer4(fine)), self._visual.attnpool(coarse)
 
     def head(self) -> VisualHead:
-        """Value and output projection of the attention pool, without its position embeddings."""
+        # Value and output projection of the attention pool, without its position embeddings.
         pool = self._visual.attnpool
         value, projection = (_matrix(layer.weight.T, layer.bias) for layer in (pool.v_proj, pool.c_proj))
         return VisualHead(projection, value=value)
@@ -110,18 +109,16 @@ class ViTTower:
     levels: tuple[str, ...] = ("tokens",)
 
     def __init__(self, visual: Any, image_size_px: int) -> None:
-        self._visual, self._stride = visual, visual.patch_size[0]
+        self._stride = visual.patch_size[0]
         self._grid = _grid_of(visual.positional_embedding)
-        if image_size_px // self._stride != self._grid:
-            self._visual = _with_shared_weights(visual)
-            _interpolate_positions(self._visual, image_size_px // self._stride)
+        self._visual = _with_grid(visual, image_size_px // self._stride)
 
     def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        found = self._visual.forward_intermediates(pixels, indices=1)
-        return found["image_features"], (found["image_intermediates"][-1],)
+        output = self._visual.forward_intermediates(pixels, indices=1)
+        return output["image_features"], (output["image_intermediates"][-1],)
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
-        """The mean of a region takes the place of the class token."""
+        # The mean of a region takes the place of the class token.
         tokens = _align(maps[-1], rois, self._grid, self._stride).flatten(2).transpose(1, 2)
         visual = self._visual
         if visual.attn_pool is not None:
@@ -134,8 +131,8 @@ class ViTTower:
         return (pooled @ visual.proj,)
 
     def head(self) -> VisualHead | None:
-        """A learned pool (CoCa) mixes its cells, so it has none."""
         visual = self._visual
+        # A learned pool (CoCa) mixes its cells.
         if visual.attn_pool is not None or visual.proj is None:
             return None
         norm = torch.stack([visual.ln_post.weight, visual.ln_post.bias]).detach().float().cpu().numpy()
@@ -143,7 +140,7 @@ class ViTTower:
 
 
 class TimmTower:
-    """A timm trunk with open_clip's projection: convolutional, or a transformer with any pooling (SigLIP)."""
+    """A timm trunk with open_clip's projection; its map is what the trunk's head pools (also by attention: SigLIP)."""
 
     levels: tuple[str, ...] = ("features",)
 
@@ -152,6 +149,9 @@ class TimmTower:
             visual = _with_shared_weights(visual)
             visual.set_input_size(image_size_px)
         self._visual, self._trunk = visual, visual.trunk
+        # None for a trunk that keeps maps instead of tokens.
+        self._num_prefix_tokens: int | None = getattr(self._trunk, "num_prefix_tokens", None)
+        self._channels_last = getattr(self._trunk, "output_fmt", "NCHW") == "NHWC"
         weight = next(visual.parameters())
         with torch.inference_mode():
             probe = torch.zeros(1, 3, image_size_px, image_size_px, dtype=weight.dtype, device=weight.device)
@@ -164,47 +164,36 @@ class TimmTower:
         return self._visual.head(self._trunk.forward_head(features)), (self._map(features),)
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
-        """For transformers the mean of a region takes the place of each prefix token."""
         aligned = _align(maps[-1], rois, self._grid, self._stride)
-        if self._prefix is not None:
-            tokens = aligned.flatten(2).transpose(1, 2)
-            prefix = tokens.mean(1, keepdim=True).expand(-1, self._prefix, -1)
-            features = torch.cat([prefix, tokens], dim=1)
-        else:
+        if self._num_prefix_tokens is None:
             features = aligned.permute(0, 2, 3, 1) if self._channels_last else aligned
+        else:
+            # The mean of a region takes the place of each prefix token.
+            tokens = aligned.flatten(2).transpose(1, 2)
+            prefix = tokens.mean(1, keepdim=True).expand(-1, self._num_prefix_tokens, -1)
+            features = torch.cat([prefix, tokens], dim=1)
         return (self._visual.head(self._trunk.forward_head(features)),)
 
     def head(self) -> None:
-        """Trunks pool in ways of their own."""
-
-    @property
-    def _prefix(self) -> int | None:
-        """Number of tokens before the patches', or None for a trunk that keeps maps."""
-        return getattr(self._trunk, "num_prefix_tokens", None)
-
-    @property
-    def _channels_last(self) -> bool:
-        return getattr(self._trunk, "output_fmt", "NCHW") == "NHWC"
+        """Return None: trunks pool in ways of their own."""
 
     def _map(self, features: Tensor) -> Tensor:
         if features.ndim == 4:
             return features.permute(0, 3, 1, 2) if self._channels_last else features
-        tokens = features[:, self._prefix or 0 :]
+        tokens = features[:, self._num_prefix_tokens or 0 :]
         side = math.isqrt(tokens.shape[1])
         return tokens.transpose(1, 2).unflatten(2, (side, side)).contiguous()
 
 
 def _matrix(weight: Tensor, bias: Tensor | None) -> np.ndarray:
-    """Return float32 [C + 1, D]: weight [C, D], and bias [D] or zeros as the last row."""
+    """Return weight [C, D] over bias [D], or zeros, as float32 [C + 1, D]."""
     last = weight.new_zeros(weight.shape[1]) if bias is None else bias
     return torch.cat([weight, last[None]]).detach().float().cpu().numpy()
 
 
-def _align(spatial_map: Tensor, rois: Tensor, cells: int, stride: int | float) -> Tensor:
-    """Align rois in input pixels to [R, C, cells, cells]."""
-    return roi_align(
-        spatial_map, rois.to(spatial_map.dtype), cells, spatial_scale=1 / stride, sampling_ratio=0, aligned=True
-    )
+def _align(features: Tensor, rois: Tensor, cells: int, stride: float) -> Tensor:
+    rois = rois.to(features.dtype)
+    return roi_align(features, rois, cells, spatial_scale=1 / stride, sampling_ratio=0, aligned=True)
 
 
 def _grid_of(positions: Tensor) -> int:
@@ -212,27 +201,26 @@ def _grid_of(positions: Tensor) -> int:
     return math.isqrt(len(positions) - 1)
 
 
-def _with_shared_weights(module: Any) -> Any:
-    """Copy a module, but keep its parameters and buffers as the same tensors."""
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)
-
-
-def _interpolate_positions(module: Any, side: int) -> None:
-    """Resize position embeddings to [1 + side², C]; the first, of the pooled or class token, stays."""
+def _with_grid(module: Any, side: int) -> Any:
+    """Return the module with position embeddings [1 + side², C]; the first, of the pooled or class token, stays."""
     positions = module.positional_embedding.detach()
     old = _grid_of(positions)
+    if side == old:
+        return module
     grid = positions[1:].float().T.reshape(1, -1, old, old)
-    resized = functional.interpolate(grid, (side, side), mode="bicubic", antialias=True, align_corners=False)
-    resized = resized.flatten(2)[0].T.to(positions.dtype)
-    module.positional_embedding = nn.Parameter(torch.cat([positions[:1], resized]), requires_grad=False)
+    grid = functional.interpolate(grid, (side, side), mode="bicubic", antialias=True, align_corners=False)
+    module = _with_shared_weights(module)
+    resized = torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)])
+    module.positional_embedding = nn.Parameter(resized, requires_grad=False)
+    return module
+
+
+def _with_shared_weights(module: Any) -> Any:
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
 
 
 def _check_size(image_size_px: int, stride: int) -> None:
     if image_size_px % stride:
-        raise UserError(
-            "the whole images' side does not suit the image tower",
-            where="teacher.image_size_px",
-            expected=f"a multiple of {stride}",
-            got=image_size_px,
-        )
+        problem = "the whole images' side does not suit the image tower"
+        expected = f"a multiple of {stride}"
+        raise UserError(problem, where="teacher.image_size_px", expected=expected, got=image_size_px)
