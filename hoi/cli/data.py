@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from hoi.cli.program import Config, Overrides, app, group, local_path, pipeline, verb
-from hoi.errors import UserError
+from hoi.errors import UserError, command
 
 
 @verb("new", "hoi new mine --images photos/ --phrases phrases.txt")
@@ -36,12 +36,13 @@ def new(
     """Write a checked pipeline file for a folder of images and a list of phrases."""
     from hoi.project.new import Project, write_project
 
-    given = {"NAME": name or named, "--images FOLDER": images, "--phrases FILE": phrases}
-    missing = [option for option, value in given.items() if not value]
-    if missing:
-        raise UserError(f"hoi new needs {', '.join(missing)}", fix="hoi new NAME --images FOLDER --phrases FILE")
+    name = name or named
+    if not (name and images and phrases):
+        missing = [what for what, value in (("name", name), ("images", images), ("phrases", phrases)) if not value]
+        fix = command("new", config=None, name=name or "NAME", images=images or "FOLDER", phrases=phrases or "FILE")
+        raise UserError(f"a new project needs {' and '.join(missing)}", fix=fix)
     paths = str(local_path(images)), str(local_path(phrases))
-    report = write_project(Project(str(name or named), *paths, detector, instances, clip), out)
+    report = write_project(Project(name, *paths, detector, instances, clip), out)
     print(report)
     return 1 if report.num_errors else 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,26 +22,30 @@ def demo(config: Config = None, overrides: Overrides = None) -> None:
     from hoi.cache.build.run import build_cache
 
     with pipeline(config, overrides) as settings:
-        seconds: dict[str, float] = {}
-        start = time.monotonic()
-        print("== teacher cache ==", flush=True)
-        print(build_cache(settings), flush=True)
-        seconds["teacher cache"] = time.monotonic() - start
-        from hoi.training import train
+        with _timed("teacher cache"):
+            print(build_cache(settings), flush=True)
+        with _timed("train"):
+            from hoi.training import train
 
-        start = time.monotonic()
-        print("\n== train ==", flush=True)
-        print(train.main(settings), flush=True)
-        seconds["train"] = time.monotonic() - start
-        from hoi.evaluation import evaluate
+            print(train.main(settings), flush=True)
+        with _timed("evaluate"):
+            from hoi.evaluation import evaluate
 
-        start = time.monotonic()
-        print("\n== evaluate ==", flush=True)
-        print(evaluate.main(settings), flush=True)
-        seconds["evaluate"] = time.monotonic() - start
-        spent = " + ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-        print(f"\n{spent} = {sum(seconds.values()):.0f} s")
-        say_next("report")
+            found = evaluate.main(settings)
+            print(found, flush=True)
+        if found.rows:
+            from hoi.report import build
+
+            print(f"\n{build.main(settings)}", flush=True)
+        say_next("app" if found.rows else "quality")
+
+
+@contextmanager
+def _timed(stage: str) -> Iterator[None]:
+    print(f"== {stage} ==", flush=True)
+    start = time.monotonic()
+    yield
+    print(f"{stage}: {time.monotonic() - start:.0f} s\n", flush=True)
 
 
 @verb("teacher-cache", "hoi teacher-cache --config mine.yaml")
@@ -82,8 +88,9 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     from hoi.evaluation import evaluate as stage
 
     with pipeline(config, overrides) as settings:
-        print(stage.main(settings), flush=True)
-        say_next("report")
+        found = stage.main(settings)
+        print(found, flush=True)
+        say_next("report" if found.rows else "quality")
 
 
 @verb("sweep", "hoi sweep --config examples/ablation.yaml")
@@ -132,7 +139,8 @@ def report(
     from hoi.report.build import main
 
     with pipeline(config, overrides) as settings:
-        print(main(settings, out, sweep))
+        print(main(settings, out, sweep), flush=True)
+        say_next("app")
 
 
 @verb("audit", "hoi audit --config mine.yaml")

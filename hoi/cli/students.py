@@ -21,6 +21,7 @@ from hoi.cli.program import (
     given,
     local_path,
     pipeline,
+    say_next,
     verb,
 )
 
@@ -80,7 +81,11 @@ def predict(
             pictures=not no_pictures,
             device=device,
         )
-    print(report)
+    print(report, flush=True)
+    if report.num_images and len(images) == 1 and Path(images[0]).exists():
+        folder = images[0] if Path(images[0]).is_dir() else Path(images[0]).parent
+        lines = str(out / "predictions.jsonl")
+        say_next("check-page", config=None, predictions=lines, images=folder, out=str(out / "check"), serve=True)
     return report.exit_code
 
 
@@ -104,7 +109,9 @@ def checkpoint(
     from hoi.prediction.export import make_checkpoint
 
     with pipeline(config, overrides) as settings:
-        print(make_checkpoint(settings, student, seed, out, models, onnx))
+        report = make_checkpoint(settings, student, seed, out, models, onnx)
+        print(report, flush=True)
+        say_next("app", config=None, checkpoint=report.folder)
 
 
 @verb("app", "hoi app --checkpoint outputs/mine/checkpoints/best --port 9000")
