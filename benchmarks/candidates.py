@@ -1,9 +1,9 @@
-"""Ten candidates of one image scored by a vision language model: one pass over the image for all, or one for each.
+"""Score ten candidates of one image by a vision language model: one pass over the image for all, or one each.
 
     python -m benchmarks.candidates                 # both models: two minutes
     python -m benchmarks.candidates qwen2_vl --rounds 9
 
-`qwen2_vl` is a small Qwen2-VL with random weights that sees a picture as about as many tokens as the published ones do;
+`qwen2_vl` is a small Qwen2-VL with random weights that sees a picture as about as many tokens as published ones do;
 `coca` is open_clip's CoCa ViT-B/32 with random weights. On the CPU, or with --device cuda.
 """
 
@@ -28,23 +28,23 @@ CASES = ("qwen2_vl", "coca")
 ALONE = "image and question alone"
 SIZE_HW = (480, 640)
 IMAGE_SIDE_PX = 448
-"""Of a square with as many pixels as the model takes of a picture: 256 tokens, 28 px each way."""
+"""Side of a square with as many pixels as the model takes: 256 tokens of 28 x 28."""
 WIDTH, LAYERS = 256, 8
 NUM_ROUNDS = 5
 QUESTION = "What is the person doing with the object?"
 CANDIDATES = [
-    f"a person {verb} a {thing}"
-    for thing in ("horse", "dog")
+    f"a person {verb} a {obj}"
+    for obj in ("horse", "dog")
     for verb in ("riding", "holding", "walking", "feeding", "washing")
 ]
 
 
 def measure(case: str, device: str, num_rounds: int = NUM_ROUNDS) -> str:
-    """The table of one model."""
+    """Return the tables of one model."""
     if case == "coca":
         config = VlmConfig(backend="coca", model="coca_ViT-B-32", pretrained="random")
         return _compare_calls(case, build_vlm(config, device), None, device, num_rounds)
-    # What transformers needs is only imported for it.
+    # Imports transformers.
     from tests.fakes.models import write_vlm
 
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def measure(case: str, device: str, num_rounds: int = NUM_ROUNDS) -> str:
 
 @torch.inference_mode()
 def _compare_passes(case: str, model: TransformersModel, device: str, num_rounds: int) -> str:
-    """The model's passes alone, on inputs that are prepared already."""
+    """Compare passes of the model on prepared inputs."""
     bare, inputs = model.model, model.inputs(_picture(), QUESTION)
     texts = model.tokens(inputs, CANDIDATES)
 
@@ -85,7 +85,7 @@ def _compare_passes(case: str, model: TransformersModel, device: str, num_rounds
 
 
 def _compare_calls(case: str, model: VisionLanguageModel, question: str | None, device: str, num_rounds: int) -> str:
-    """As the cache asks, from pixels to numbers: all candidates in one call, or one call for each."""
+    """Compare calls from pixels to log-likelihoods, as stage one makes them."""
     picture = _picture()
     ways = {
         "one call": lambda: model.log_likelihoods([picture], [CANDIDATES], question),
@@ -103,7 +103,7 @@ def _table(title: str, rounds: Rounds, comparisons: list[tuple[str, str]]) -> st
 
 
 def _picture() -> np.ndarray:
-    """A smooth picture of a photograph's size; what it shows does not change the time."""
+    """Return a smooth picture of a photograph's size; its content does not change the time."""
     height, width = SIZE_HW
     down, across = np.mgrid[:height, :width]
     waves = [np.sin(down / 31 + shift) + np.cos(across / 47 - shift) for shift in range(3)]
@@ -111,7 +111,7 @@ def _picture() -> np.ndarray:
 
 
 def _waited(way: Callable[[], object], device: str) -> Callable[[], object]:
-    """The same, and until a GPU has done it."""
+    """Return the call with a wait for the GPU."""
 
     def call() -> None:
         way()
@@ -122,7 +122,6 @@ def _waited(way: Callable[[], object], device: str) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Prints a table for each case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -1,8 +1,8 @@
-"""How often the checking page's 95 % intervals hold the truth, on made-up files whose every verdict is known.
+"""Measure how often the check page's 95 % intervals contain the truth, on simulated files with known verdicts.
 
     python -m benchmarks.checking [--files 60]
 
-Letters: N triplets, K phrases.
+Shapes: N triplets, K phrases.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ SIZES = ((1, 50), (5, 50), (20, 50), (79, 50), (20, 200))
 NAMES = ("precision", "AP", "precision of a phrase", "AP of a phrase", "mean AP")
 
 
-def draw_file(shape: str, num_phrases: int, dice: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A way in which right and wrong can lie to phrases [N], scores [N] and verdicts [N]."""
-    sizes = np.maximum(3, np.exp(dice.normal(4, 1, num_phrases))).astype(int)
+def draw_file(shape: str, num_phrases: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sample phrases [N], scores [N] and verdicts [N]; `shape` says how the verdicts follow the scores."""
+    sizes = np.maximum(3, np.exp(rng.normal(4, 1, num_phrases))).astype(int)
     phrase = np.repeat(np.arange(num_phrases), sizes)
-    score = dice.beta(0.6, 1.5, len(phrase))
+    score = rng.beta(0.6, 1.5, len(phrase))
     if shape == "step":
-        chance = np.where(score > dice.uniform(0.1, 0.9, num_phrases)[phrase], 0.95, 0.05)
+        chance = np.where(score > rng.uniform(0.1, 0.9, num_phrases)[phrase], 0.95, 0.05)
     elif shape == "flat":
         chance = np.full(len(phrase), 0.3)
     else:
         slope, middle, spread = {"logistic": (6, 0.5, 1), "steep": (15, 0.6, 2), "rare": (8, 0.9, 1)}.get(
             shape, (4, -0.3, 1)
         )
-        chance = 1 / (1 + np.exp(-(slope * (score - middle) + dice.normal(0, spread, num_phrases)[phrase])))
-    return phrase, score, dice.random(len(phrase)) < chance
+        chance = 1 / (1 + np.exp(-(slope * (score - middle) + rng.normal(0, spread, num_phrases)[phrase])))
+    return phrase, score, rng.random(len(phrase)) < chance
 
 
 def coverage(shape: str, num_phrases: int, num_marks: int, num_files: int) -> dict[str, tuple[float, float]]:
-    """Share of intervals that hold the truth, and their mean width, by what they are of."""
+    """Return the share of intervals that contain the truth, and their mean width, by NAMES."""
     held, widths = defaultdict(list), defaultdict(list)
 
-    def note(name: str, found: Estimate | None, truth: float) -> None:
-        if found is not None:
-            held[name].append(found.low - 1e-9 <= truth <= found.high + 1e-9)
-            widths[name].append(found.high - found.low)
+    def note(name: str, interval: Estimate | None, truth: float) -> None:
+        if interval is not None:
+            held[name].append(interval.low - 1e-9 <= truth <= interval.high + 1e-9)
+            widths[name].append(interval.high - interval.low)
 
     for seed in range(num_files):
         phrase, score, right = draw_file(shape, num_phrases, np.random.default_rng(seed))
@@ -69,16 +69,16 @@ def _ap(right: np.ndarray, score: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Prints the table of docs/app.md: least to most over the shapes, and the widths."""
+    """Print coverage and widths, smallest to largest over the shapes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=60, help="of each kind (default: %(default)s)")
     num_files = parser.parse_args().files
     print(f"{'phrases, marks':16}" + "".join(f"{name:>26}" for name in NAMES))
     for num_phrases, num_marks in SIZES:
-        found = [coverage(shape, num_phrases, num_marks, num_files) for shape in SHAPES]
+        by_shape = [coverage(shape, num_phrases, num_marks, num_files) for shape in SHAPES]
         cells = []
         for name in NAMES:
-            shares, widths = zip(*(each[name] for each in found if name in each), strict=True)
+            shares, widths = zip(*(each[name] for each in by_shape if name in each), strict=True)
             cells.append(f"{min(shares):.2f}-{max(shares):.2f} wide {min(widths):.2f}-{max(widths):.2f}")
         print(f"{f'{num_phrases}, {num_marks}':16}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
 

@@ -1,6 +1,6 @@
-"""The evaluators on synthetic sets of full size: HICO-DET's rule against a plain loop over predictions, and V-COCO's.
+"""Time the evaluators on synthetic sets of full size: HICO-DET's rule and a plain loop over predictions, and V-COCO's.
 
-Reading and checking the same predictions as JSON lines stands beside them: it takes longer than scoring them.
+Reading and checking the same predictions as JSON lines takes longer than scoring them, and is measured, too.
 
 python -m benchmarks.evaluation
 """
@@ -26,14 +26,14 @@ HICO_IMAGES, HICO_TRUTHS, HICO_PREDICTIONS, NUM_INTERACTIONS = 9_658, 33_405, 27
 VCOCO_IMAGES, VCOCO_PERSONS, VCOCO_ROWS = 4_946, 12_000, 44_000
 NUM_ROUNDS = 3
 SHARE_NEAR_TRUTH = 0.5
-"""Predictions that are a truth, moved by a few pixels; the others lie anywhere."""
+"""Share of predictions that are a truth, moved by a few pixels; the others are anywhere."""
 
 
 def measure(num_rounds: int = NUM_ROUNDS) -> str:
-    """The ratio table; the plain loop must agree with the product first.
+    """Return the ratio table.
 
     Raises:
-        ValueError: it does not.
+        ValueError: The plain loop and the evaluator disagree.
     """
     predictions, labels = hico_set()
     rare = np.zeros(NUM_INTERACTIONS, bool)
@@ -78,7 +78,7 @@ def _sizes() -> np.ndarray:
 
 
 def _write_lines(predictions: Triplets, folder: Path) -> Path:
-    """Triplets to a file of JSON lines, 0-based inclusive."""
+    """Write triplets as JSON lines, 0-based inclusive."""
     names, inclusive = _names(), np.array([0, 0, 1, 1])
     columns = (predictions.image, predictions.boxes_h - inclusive, predictions.boxes_o - inclusive)
     rows = zip(*(column.tolist() for column in (*columns, predictions.interaction, predictions.score)), strict=True)
@@ -91,7 +91,7 @@ def _write_lines(predictions: Triplets, folder: Path) -> Path:
 
 
 def hico_set() -> tuple[Triplets, HoiLabels]:
-    """Predictions and truth of HICO-DET's test split in size; a few interactions hold most of the truth."""
+    """Return predictions and truth of the size of HICO-DET's test split; a few interactions have most of the truth."""
     rng = np.random.default_rng(0)
     popularity = 1 / np.arange(1, NUM_INTERACTIONS + 1)
     interaction = rng.choice(NUM_INTERACTIONS, HICO_TRUTHS, p=popularity / popularity.sum())
@@ -114,7 +114,7 @@ def hico_set() -> tuple[Triplets, HoiLabels]:
 
 
 def vcoco_set() -> tuple[vcoco.VcocoPredictions, VcocoTruth]:
-    """Rows and persons of V-COCO's test split in size."""
+    """Return rows and persons of the size of V-COCO's test split."""
     rng = np.random.default_rng(1)
     num_actions, num_roles = len(vcoco.ACTIONS), len(vcoco.ACTION_ROLES)
     role_boxes = _boxes(rng, VCOCO_PERSONS * num_roles).reshape(VCOCO_PERSONS, num_roles, 4)
@@ -139,7 +139,7 @@ def vcoco_set() -> tuple[vcoco.VcocoPredictions, VcocoTruth]:
 
 
 def plain_loop(predictions: Triplets, labels: HoiLabels) -> np.ndarray:
-    """The official rule, one prediction after the other, as evaluators are usually written: float64 [K]."""
+    """Return AP by the official rule, one prediction after the other, as evaluators usually do: float64 [K]."""
     truths: dict[tuple[int, int], list[int]] = {}
     for row, key in enumerate(zip(labels.image.tolist(), labels.interaction.tolist(), strict=True)):
         truths.setdefault(key, []).append(row)
@@ -147,8 +147,8 @@ def plain_loop(predictions: Triplets, labels: HoiLabels) -> np.ndarray:
     for k in range(NUM_INTERACTIONS):
         rows = np.flatnonzero(predictions.interaction == k)
         rows = rows[np.lexsort((predictions.image[rows], -predictions.score[rows]))]
-        is_true, found = np.zeros(len(rows), bool), set[int]()
-        for place, row in enumerate(rows.tolist()):
+        is_true, taken = np.zeros(len(rows), bool), set[int]()
+        for position, row in enumerate(rows.tolist()):
             candidates = truths.get((int(predictions.image[row]), k))
             if candidates is None:
                 continue
@@ -159,9 +159,9 @@ def plain_loop(predictions: Triplets, labels: HoiLabels) -> np.ndarray:
                 labels.boxes_o[candidates].astype(np.float64),
             )
             best = int(iou.argmax())
-            if iou[best] >= 0.5 and candidates[best] not in found:
-                found.add(candidates[best])
-                is_true[place] = True
+            if iou[best] >= 0.5 and candidates[best] not in taken:
+                taken.add(candidates[best])
+                is_true[position] = True
         num_positives = int((labels.interaction == k).sum())
         if num_positives and len(rows):
             num_true = np.cumsum(is_true)

@@ -1,9 +1,9 @@
-"""Stage one's task, one shard from image files to a finished file, against its bare forward passes and the usual way.
+"""Compare stage one's task, from image files to a finished shard, with its bare forward passes and the usual way.
 
     python -m benchmarks.extraction                       # every case
     python -m benchmarks.extraction world ViT-B-16-quickgelu --rounds 5
 
-With the threads that a worker has (one); decoding has a second core where there is one.
+It has the one thread of a worker; decoding uses a second core if there is one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CLIPS = ("ViT-B-16-quickgelu", "RN50-quickgelu")
 CASES = (WORLD, *CLIPS, DETECTOR)
 NUM_IMAGES = {WORLD: 64, DETECTOR: 2}
 NUM_PHOTOGRAPHS = 8
-"""Images of the other cases, a full batch of them: a forward pass of ViT-B/16 takes a tenth of a second per crop."""
+"""Images of the other cases; a forward pass of ViT-B/16 takes a tenth of a second per crop."""
 NUM_ROUNDS = 3
 ENCODERS = ("encode_crops", "encode_images", "encode_regions")
 
@@ -54,7 +54,7 @@ Call = Callable[[], object]
 
 
 def measure(case: str, device: str, num_rounds: int = NUM_ROUNDS, num_images: int | None = None) -> str:
-    """The ratio table of one case."""
+    """Return the ratio table of one case."""
     num = num_images or NUM_IMAGES.get(case, NUM_PHOTOGRAPHS)
     with tempfile.TemporaryDirectory() as folder:
         if case == WORLD:
@@ -118,10 +118,9 @@ def _compare(title: str, config: PipelineConfig, num_rounds: int) -> str:
 
 @contextmanager
 def recorded_forwards(extractor: Any) -> Iterator[list[Call]]:
-    """Notes each forward pass that the extractor makes, with a copy of its tensors, as a call that repeats it alone.
+    """Record the extractor's forward passes, with copies of their tensors, as calls that repeat them.
 
-    A detector that looks boxes up makes none. A call of torchvision's network includes what its `forward` does beside:
-    resizing and suppression.
+    A detector that looks boxes up has none. A call of torchvision's network includes resizing and suppression.
     """
     forwards: list[Call] = []
     teacher, detector = extractor._teacher, extractor._detector
@@ -161,9 +160,9 @@ def recorded_forwards(extractor: Any) -> Iterator[list[Call]]:
 
 
 class UsualWay:
-    """One PIL crop, the model's own transform and one forward pass per pair and margin; images one by one.
+    """One PIL crop, the model's own transform and one forward pass per pair and margin, image by image.
 
-    It gives less than stage one: no crops of single boxes, no similarities, and nothing is written.
+    It does less than stage one: no crops of single boxes, no similarities, and nothing is written.
     """
 
     def __init__(self, held: Held) -> None:
@@ -174,13 +173,13 @@ class UsualWay:
         self._transform = image_transform_v2(PreprocessCfg(**self._model.visual.preprocess_cfg), is_train=False)
 
     def over(self, image_ids: list[str], read: Callable[[int], np.ndarray]) -> Call:
-        """The call that goes through the images."""
+        """Return a call that extracts these images."""
         return lambda: [self._image(image_id, read(row)) for row, image_id in enumerate(image_ids)]
 
     @torch.inference_mode()
     def _image(self, image_id: str, image: np.ndarray) -> list[torch.Tensor]:
-        found = self._detector.detect([image], [image_id])[0]
-        unions = union_boxes(found.boxes_xyxy, pair_detections(found, self._person, self._config.pairs))
+        detections = self._detector.detect([image], [image_id])[0]
+        unions = union_boxes(detections.boxes_xyxy, pair_detections(detections, self._person, self._config.pairs))
         picture, crop = Image.fromarray(image), self._config.teacher.crop
         embeddings = [self._encode(picture)]
         for margin in crop.margins:
@@ -194,7 +193,6 @@ class UsualWay:
 
 
 def main() -> None:
-    """The cases that the command line names, on every device that is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default all")
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)

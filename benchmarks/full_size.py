@@ -1,7 +1,7 @@
-"""Images and settings for measuring stage one with models of full size, when there are no weights to download.
+"""Images and settings for measuring stage one with models of full size and random weights.
 
-Weights are random: they cost what trained ones do. Detections are looked up, so that the number of pairs is a real one;
-where the detector itself is measured, its random head is biased towards two classes, so that it finds pairs.
+Random weights take the time of trained ones. Detections are looked up, so that there are as many pairs as usual; where
+the detector itself is measured, its random head is biased towards two classes, so that it finds pairs.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PHOTOGRAPHS = "HOI_CHECK_DATA"
 """Environment variable that names a folder with `photos/images`, `instances.json` and `detections_yolox_nano.json`."""
 PHOTOGRAPHS_VOCABULARY = Path("examples/photographs_vocabulary.yaml")
 SIDE_PX = 640
-"""Of drawn scenes, the usual size of photographs."""
+"""Side of drawn scenes: the usual size of photographs."""
 BATCH_SIZE = 16
-"""Few crops of few images: a batch of 128 would be mostly padding, on both sides of the ratio."""
+"""Small, because a batch of 128 would be mostly padding on both sides of the ratio."""
 DETECTOR = "fasterrcnn_resnet50_fpn_v2"
 CATEGORIES = {1: "person", 37: "sports ball"}
 BIASES = {1: 4.0, 37: 3.0}
@@ -36,13 +36,12 @@ BIASES = {1: 4.0, 37: 3.0}
 
 
 def full_size_pipeline(folder: Path, clip: str, num_images: int, device: str, detector: str) -> PipelineConfig:
-    """A pipeline of one split `test` on a few images of full size, all of them in one shard.
+    """Return a pipeline of one split `test` on a few images of full size, all in one shard.
 
     Args:
         folder: For images, weights and shards.
         clip: open_clip's name of the teacher.
-        num_images: Photographs where `HOI_CHECK_DATA` names some, else drawn scenes.
-        device: `cpu` or `cuda`.
+        num_images: Photographs if `HOI_CHECK_DATA` is set, else drawn scenes.
         detector: `precomputed` or `torchvision`.
     """
     root = os.environ.get(PHOTOGRAPHS)
@@ -74,23 +73,23 @@ def full_size_pipeline(folder: Path, clip: str, num_images: int, device: str, de
 
 
 def image_kind() -> str:
-    """What the images are, for a table's title."""
+    """Return what the images are, for a title."""
     return "photographs" if PHOTOGRAPHS in os.environ else f"scenes at {SIDE_PX} px"
 
 
 def _link_photographs(root: Path, folder: Path, num_images: int) -> dict[str, str]:
-    """Photographs on which a person and one of the vocabulary's objects were found, spread over the folder."""
+    """Link photographs that show a person and an object of the vocabulary."""
     instances = json.loads((root / "instances.json").read_text())
     objects = {entry["object"].replace("_", " ") for entry in read_yaml(PHOTOGRAPHS_VOCABULARY)}
     names = {category["id"]: category["name"] for category in instances["categories"]}
-    found: dict[Any, set[str]] = {}
+    detected: dict[Any, set[str]] = {}
     for detection in json.loads((root / "detections_yolox_nano.json").read_text()):
         if detection["score"] >= PairsConfig().min_score:
-            found.setdefault(detection["image_id"], set()).add(names[detection["category_id"]])
+            detected.setdefault(detection["image_id"], set()).add(names[detection["category_id"]])
     paired = [
         image["file_name"]
         for image in instances["images"]
-        if "person" in (seen := found.get(image["id"], set())) and seen & (objects - {"person"})
+        if "person" in (seen := detected.get(image["id"], set())) and seen & (objects - {"person"})
     ]
     (folder / "images").mkdir()
     for name in paired[:: max(1, len(paired) // num_images)][:num_images]:
@@ -99,7 +98,7 @@ def _link_photographs(root: Path, folder: Path, num_images: int) -> dict[str, st
 
 
 def _draw(folder: Path, num_images: int) -> dict[str, str]:
-    """Scenes of the embedded world, enlarged, with their annotated boxes for detections."""
+    """Draw enlarged scenes of the embedded world; their annotated boxes are the detections."""
     (folder / "images").mkdir()
     listed, results = [], []
     for index in range(num_images):

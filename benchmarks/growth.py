@@ -1,4 +1,4 @@
-"""The cache at the size of HICO-DET, its reader's memory as images grow tenfold, and a split of ten million images.
+"""Measure the cache at the size of HICO-DET, its reader's memory with ten times the images, and ten million images.
 
     python -m benchmarks.growth [--full] [--folder FOLDER]
 
@@ -47,11 +47,11 @@ SAMPLE_S = 0.02
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the synthetic caches are.
+    """Sizes of the synthetic caches.
 
     Args:
-        num_images, images_per_shard: Of the split that is written, verified, opened and read.
-        many_images, many_per_shard: Of the split that is planned, sealed and opened.
+        num_images, images_per_shard: Of the split to write, verify, open and read.
+        many_images, many_per_shard: Of the split to plan, seal and open.
     """
 
     num_images: int
@@ -66,14 +66,14 @@ FULL = Sizes(47_776, 64, 10_000_000, 500)
 
 @dataclass(frozen=True)
 class Figure:
-    """What one process took.
+    """Time and memory of one process.
 
     Args:
         seconds: Without start and imports.
-        cpu_seconds: Of all threads; on a machine that others use too, this says more.
-        num_bytes: Written or read, in files; 0 where there are none.
-        peak_mb: Highest resident size, with imports and with pages of mapped files.
-        anonymous_mb: Highest resident size without pages of files, sampled.
+        cpu_seconds: Of all threads; says more on a busy machine.
+        num_bytes: Of the files written or read.
+        peak_mb: Peak resident size, with imports and mapped files.
+        anonymous_mb: Peak resident size without pages of files, sampled.
     """
 
     seconds: float
@@ -84,7 +84,7 @@ class Figure:
 
 
 def measured(work: Callable[..., int], *arguments: Any) -> Figure:
-    """Runs a function that returns a number of bytes in a fresh process."""
+    """Run a function that returns a number of bytes in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_watched, work, arguments).result()
 
@@ -114,12 +114,11 @@ def _resident_mb(key: str) -> float:
 
 
 def nothing() -> int:
-    """What the imports alone take."""
     return 0
 
 
 def verify_cache(folder: Path) -> int:
-    """Sizes, hashes and tables of every file, by the product's own verb."""
+    """Verify sizes, hashes and tables of every file."""
     problems = verify_split(folder / SPLIT)
     if problems:
         raise ValueError("; ".join(map(str, problems)))
@@ -127,13 +126,13 @@ def verify_cache(folder: Path) -> int:
 
 
 def open_cache(folder: Path) -> int:
-    """Opens the split, and says how large the files are that it reads."""
+    """Open the split; return the size of the files it reads."""
     path = CacheSplit.open(folder, SPLIT, mode="mapped").folder
     return sum((path / name).stat().st_size for name in (BANK_NAME, INDEX_NAME, MANIFEST_NAME))
 
 
 def read_epoch(folder: Path, mode: Mode) -> int:
-    """Every image once, in shuffled batches of 32."""
+    """Read every image once, in shuffled batches of 32."""
     split = CacheSplit.open(folder, SPLIT, mode=mode)
     num_images = sum(batch.num_images for batch in split.batches(BATCH_IMAGES, np.random.default_rng(0)))
     if num_images != split.num_images:
@@ -148,19 +147,19 @@ def _num_bytes(folder: Path) -> int:
 
 
 def plan_many(num_images: int, images_per_shard: int) -> int:
-    """A list of ids, which a data set holds in any case, to a plan; the list is part of the memory."""
+    """Plan shards for a list of ids, which counts in the memory."""
     plan_shards([image_name(row) for row in range(num_images)], SPLIT, Path(SPLIT), images_per_shard)
     return 0
 
 
 def seal_many(folder: Path) -> int:
-    """Receipts to index and manifest: every shard's header and small columns are read."""
+    """Write index and manifest; every shard's header and small columns are read."""
     seal_split(folder)
     return sum((folder / SPLIT / name).stat().st_size for name in (INDEX_NAME, MANIFEST_NAME))
 
 
 def read_and_write_manifest(folder: Path) -> int:
-    """The manifest read, all files that it lists looked for, and written again."""
+    """Read the manifest, look for all files it lists, and write it again."""
     manifest = read_manifest(folder / SPLIT)
     assert manifest is not None
     assert has_all_files(folder / SPLIT, manifest)
@@ -169,7 +168,7 @@ def read_and_write_manifest(folder: Path) -> int:
 
 
 def measure(sizes: Sizes, folder: Path) -> Iterator[str]:
-    """Lines of the report, as they are ready; the folder is filled."""
+    """Yield the lines of the report; the caches are written below the folder."""
     few, usual, many = folder / "few", folder / "usual", folder / "many"
     tenth = sizes.num_images // 10
     yield f"{'':44}  seconds    CPU s        MB   peak MB   anonymous MB"

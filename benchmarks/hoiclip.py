@@ -1,7 +1,7 @@
-"""HOICLIP's student from the cache, and the same with detector and CLIP run online: seconds of an epoch, peak memory.
+"""Compare HOICLIP's student from the cache with detector and CLIP run online: seconds of an epoch, peak memory.
 
-Each way runs in a process of its own, one after the other, on the same few images; online, their pixels lie ready,
-which favours it. The first epoch of a process is not measured. Memory is what no file backs, as in benchmarks.memory.
+Each way runs in a process of its own on the same few images; online, their pixels are in memory, which favours it. The
+first epoch of a process is not measured. Memory is anonymous memory, as in benchmarks.memory.
 
     python -m benchmarks.hoiclip [--images 32] [--rounds 3] [--map 0]
 
@@ -38,7 +38,6 @@ STUDENT = HoiclipConfig(method="hoiclip", width=128, layers=2, heads=4, feedforw
 
 
 def main() -> None:
-    """Prints the table, or in a process of its own one way's figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -80,15 +79,15 @@ def _config(folder: str, num_images: int, image_size_px: int) -> PipelineConfig:
 
 
 def _in_a_process(way: str, folder: str, given: argparse.Namespace) -> dict[str, list[float]]:
-    own = ["--here", way, "--folder", folder]
-    same = ["--images", str(given.images), "--rounds", str(given.rounds), "--map", str(given.map)]
-    command = [sys.executable, "-m", "benchmarks.hoiclip", *own, *same]
+    here = ["--here", way, "--folder", folder]
+    options = ["--images", str(given.images), "--rounds", str(given.rounds), "--map", str(given.map)]
+    command = [sys.executable, "-m", "benchmarks.hoiclip", *here, *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _figures(config: PipelineConfig, way: str, num_rounds: int) -> dict[str, object]:
-    """Seconds of each measured epoch, and the most memory of the whole process."""
+    """Return the seconds of each measured epoch, and the peak memory of the process."""
     torch.set_num_threads(1)
     peak, is_done = 0, threading.Event()
 

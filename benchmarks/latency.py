@@ -1,4 +1,4 @@
-"""One image through `Predictor` against the bare forward passes of its parts: detector, CLIP and student.
+"""Compare one image through `Predictor` with the bare forward passes of detector, CLIP and student.
 
 python -m benchmarks.latency                      # the embedded world's models, an untrained student
 python -m benchmarks.latency --checkpoint DIR     # a checkpoint of one's own, on the world's scenes
@@ -28,13 +28,13 @@ from hoi.students.base import build_student
 CONFIG = "pipeline.yaml"
 NUM_ROUNDS = 60
 NUM_IMAGES = 40
-"""Scenes among which those with a usual number of pairs are chosen: at a tenth, half and nine tenths of them."""
+"""Scenes to choose from: those at a tenth, half and nine tenths by number of pairs are measured."""
 SHARES = (0.1, 0.5, 0.9)
 PREDICTOR, BARE = "Predictor", "bare forward passes"
 
 
 def untrained(folder: Path) -> Path:
-    """A checkpoint of the pipeline file's student as it is before training: weights do not change the time."""
+    """Write a checkpoint of an untrained student: weights do not change the time."""
     config = load_config(CONFIG)
     name, vocabulary = choose_student(config), load_vocabulary(config.dataset)
     extractor = Extractor(config, vocabulary, "cpu")
@@ -45,7 +45,7 @@ def untrained(folder: Path) -> Path:
 
 
 def measure(predictor: Predictor, num_rounds: int) -> str:
-    """The ratio tables of a few images."""
+    """Return the ratio tables of a few images."""
     source = open_images(load_config(CONFIG).dataset, "test")
     images = [source.read(row) for row in range(NUM_IMAGES)]
     num_pairs = [len({(t.human_idx, t.object_idx) for t in result.triplets}) for result in predictor.predict(images)]
@@ -82,7 +82,6 @@ def _compare(predictor: Predictor, image: np.ndarray, num_rounds: int) -> tuple[
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--checkpoint", help="default: the world's models and an untrained student")
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)

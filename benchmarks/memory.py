@@ -1,8 +1,8 @@
-"""Peak memory of stage one on a few images and on ten times as many: anonymous pages of a fresh process for each.
+"""Measure peak memory of stage one on a few images and on ten times as many, in a fresh process each.
 
     python -m benchmarks.memory [--images 40] [--shard 40]
 
-Pages of files (libraries, weights that are mapped) are left out: the system takes them back when it needs them. Linux.
+Counted are anonymous pages (Linux): the system can drop pages of files, such as libraries and mapped weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INTERVAL_S = 0.01
 
 
 def measure(num_images: int = NUM_IMAGES, images_per_shard: int = IMAGES_PER_SHARD) -> str:
-    """A table of peaks, and their ratio."""
+    """Return the table of peaks and their ratio."""
     peaks = {number: _peak_of_process(number, images_per_shard) for number in (num_images, FACTOR * num_images)}
     few, many = peaks.values()
     rows = [f"{number:8d}  {peak / 1e6:8.0f}" for number, peak in peaks.items()]
@@ -40,7 +40,7 @@ def measure(num_images: int = NUM_IMAGES, images_per_shard: int = IMAGES_PER_SHA
 
 
 def _peak_of_process(num_images: int, images_per_shard: int) -> int:
-    """Stage one in a process of its own, to the most anonymous memory that it had, in bytes."""
+    """Run stage one in a process; return its peak in bytes."""
     arguments = ["--images", str(num_images), "--shard", str(images_per_shard), "--here"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", *arguments], check=True, stdout=subprocess.PIPE, text=True
@@ -49,7 +49,7 @@ def _peak_of_process(num_images: int, images_per_shard: int) -> int:
 
 
 def peak_here(num_images: int, images_per_shard: int) -> int:
-    """Runs stage one in this process, and watches its memory meanwhile."""
+    """Run stage one in this process; return its peak in bytes."""
     from hoi.cache.build.run import build_cache
 
     peak, is_done = 0, threading.Event()
@@ -75,7 +75,7 @@ def peak_here(num_images: int, images_per_shard: int) -> int:
 
 
 def anonymous_bytes() -> int:
-    """Resident memory of this process that no file backs."""
+    """Return this process's resident memory that no file backs."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -83,7 +83,6 @@ def anonymous_bytes() -> int:
 
 
 def main() -> None:
-    """Prints the table, or in a process of `_peak_of_process` the peak."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--images", type=int, default=NUM_IMAGES)
     parser.add_argument("--shard", type=int, default=IMAGES_PER_SHARD)

@@ -1,10 +1,10 @@
-"""What the label-free estimate is worth: against average precision, where there are labels to tell.
+"""Compare label-free estimates with average precision, where there are labels.
 
     hoi quality --branches --sample 100 OVERRIDES     then
     python -m benchmarks.quality OUTPUT
 
-reads OUTPUT's quality.json, results.json and per_class.json. Two questions: over methods, does a measure order them as
-mAP does; and over phrases, does it order one method's phrases as their AP does? Spearman's correlation answers both.
+reads OUTPUT's quality.json, results.json and per_class.json, and prints Spearman's correlations: of each measure with
+mAP over methods, and of the best score with AP over the phrases of each method.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEACHER = "direct_clip"
 
 
 def main(folder: Path) -> str:
-    """A folder of results to two tables."""
+    """Return the two tables of a folder of results."""
     quality, results = read_json(folder / "quality.json"), read_json(folder / "results.json")
     ap = {row["name"]: row["full"] for row in results if row["seed"] in (None, 0)}
     by_phrase = {row["interaction"]: {each["name"]: each["percent"] for each in row["ap"]} for row in _classes(folder)}
@@ -55,7 +55,7 @@ def _classes(folder: Path) -> list[dict[str, Any]]:
 
 
 def _row(name: str) -> str:
-    """A scorer's name in quality.json to its row of the result table."""
+    """Return the row of the result table of a scorer of quality.json."""
     return name.removeprefix("student/")
 
 

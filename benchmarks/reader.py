@@ -1,8 +1,8 @@
-"""A shuffled epoch of the cache's reader, in both modes, against plain gathers of the same rows and bytes.
+"""Compare a shuffled epoch of the cache's reader, in both modes, with plain gathers of the same rows and bytes.
 
     python -m benchmarks.reader
 
-The plain gathers take the same fields, and know beforehand which rows; the reader works them out from image numbers.
+The plain gathers take the same fields and know the rows beforehand; the reader computes them from image numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from hoi.vocabulary import PERSON, Vocabulary
 
 AXES = {"K": 600, "D": 512, "M": 1, "L": 1}
 MAP_AXES = {"C": 768, "H": 14, "W": 14}
-"""Of a ViT-B-16's last map at 224 pixels: 301 KB per image, where all else of it takes 61 KB."""
+"""Of a ViT-B-16's last map at 224 pixels: 301 KB per image; everything else is 61 KB."""
 NUM_IMAGES_WITH_MAP = 600
 NUM_IMAGES, MEAN_PAIRS, DETECTIONS = 4000, 15, 9
 IMAGES_PER_SHARD = 64
@@ -49,17 +49,11 @@ NUM_ROUNDS = 15
 SPLIT, SHUFFLE_SEED = "train", 0
 
 Rows = list[tuple[str, np.ndarray]]
-"""What one batch gathers: (field, rows of the split)."""
+"""Of one batch: (field, rows of the split)."""
 
 
 def measure(num_images: int = NUM_IMAGES, num_rounds: int = NUM_ROUNDS, with_map: bool = False) -> str:
-    """The ratio table of a synthetic cache of that many images, in a temporary folder.
-
-    Args:
-        num_images: Of the split.
-        num_rounds: Of the comparison.
-        with_map: Whether spatial maps are cached and asked for as well.
-    """
+    """Return the ratio table of a synthetic cache, with cached spatial maps if `with_map`."""
     torch.set_num_threads(1)
     extra = ("spatial_map",) if with_map else ()
     with tempfile.TemporaryDirectory() as folder:
@@ -91,11 +85,7 @@ def measure(num_images: int = NUM_IMAGES, num_rounds: int = NUM_ROUNDS, with_map
 
 
 def write_cache(folder: Path, num_images: int, axes: Mapping[str, int] = AXES) -> int:
-    """A complete split of random signals with these axes; pairs per image vary about the mean.
-
-    Returns:
-        Bytes of its shards.
-    """
+    """Write a complete split of random signals with these axes; return the bytes of its shards."""
     rng = np.random.default_rng(0)
     path = folder / SPLIT
     path.mkdir()
@@ -146,7 +136,7 @@ def write_cache(folder: Path, num_images: int, axes: Mapping[str, int] = AXES) -
 
 
 def rows_of_batches(split: CacheSplit, extra: Sequence[str] = ()) -> Iterator[Rows]:
-    """What each batch of the epoch gathers, in the reader's own order."""
+    """Yield the rows of each batch of the epoch, in the reader's order."""
     for batch in split.batches(BATCH_IMAGES, np.random.default_rng(SHUFFLE_SEED)):
         images, pairs = batch.image_rows.numpy(), batch.pair_rows.numpy()
         humans, objects = batch.rows_h.numpy(), batch.rows_o.numpy()
@@ -164,7 +154,7 @@ def rows_of_batches(split: CacheSplit, extra: Sequence[str] = ()) -> Iterator[Ro
 
 
 def gather(tables: Mapping[str, np.ndarray], wanted: list[Rows]) -> int:
-    """Every batch's rows to float32 tensors, which are dropped; returns how many there were."""
+    """Gather the rows of every batch as float32 tensors; return the number of tensors."""
     return sum(len([torch.from_numpy(tables[name][rows]).float() for name, rows in batch]) for batch in wanted)
 
 

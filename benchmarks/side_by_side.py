@@ -1,4 +1,4 @@
-"""Ways of doing one thing to the ratios of their times; in turn, so that a busy machine slows all alike."""
+"""Time several ways of doing one thing in turn, so that a busy machine slows all alike, and print ratios."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Rounds:
-    """Times of the ways, one per round.
-
-    Args:
-        seconds: Way to its time in each round.
-    """
+    """Seconds of each way, one per round."""
 
     seconds: Mapping[str, Sequence[float]]
 
     def ratios(self, way: str, reference: str) -> list[float]:
-        """Time of one way over that of another, round by round, ascending."""
+        """Return the time of one way over that of another by round, ascending."""
         return sorted(a / b for a, b in zip(self.seconds[way], self.seconds[reference], strict=True))
 
 
 def run_in_turn(ways: Mapping[str, Callable[[], object]], num_rounds: int) -> Rounds:
-    """Runs every way once unmeasured, then all of them in each round, in alternating order."""
+    """Run every way once unmeasured, then all of them in each round, in alternating order."""
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -37,7 +33,7 @@ def run_in_turn(ways: Mapping[str, Callable[[], object]], num_rounds: int) -> Ro
 
 
 def ratio_table(title: str, rounds: Rounds, comparisons: Sequence[tuple[str, str]]) -> str:
-    """Rounds to text: for each (way, reference) the median ratio, its range over the rounds, and median seconds."""
+    """Format for each (way, reference) the median ratio, its range over the rounds, and median seconds."""
     names = [f"{way} / {reference}" for way, reference in comparisons]
     width = max(map(len, names))
     num_rounds = len(next(iter(rounds.seconds.values())))

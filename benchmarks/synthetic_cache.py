@@ -1,4 +1,4 @@
-"""Complete splits of random signals, written shard by shard with the calls that stage one makes."""
+"""Write complete splits of random signals, shard by shard, with the calls of stage one."""
 
 from __future__ import annotations
 
@@ -39,22 +39,17 @@ NUM_DETECTIONS, MEAN_PAIRS = 9, 15
 THIN_AXES = {"K": 1, "D": 1, "M": 1, "L": 1}
 THIN_DETECTIONS, THIN_PAIRS = 2, 1
 POOL_VALUES = 1 << 21
-"""Random numbers that all features are cut from."""
+"""Random numbers that all features are slices of."""
 
 Tables = dict[str, np.ndarray]
 
 
 def image_name(row: int) -> str:
-    """The id of an image."""
     return f"image-{row:08d}.jpg"
 
 
 def write_split(folder: Path, num_images: int, images_per_shard: int) -> int:
-    """Signals of the usual width, K 600 and D 512; pairs per image vary about 15.
-
-    Returns:
-        Bytes of the shards.
-    """
+    """Write signals of the usual widths, K 600 and D 512, with 15 pairs per image on average; return the bytes."""
     pool = np.random.default_rng(0).normal(size=POOL_VALUES).astype(np.float16)
 
     def tables(image_ids: Sequence[str]) -> Tables:
@@ -67,12 +62,9 @@ def write_split(folder: Path, num_images: int, images_per_shard: int) -> int:
 
 
 def write_thin_shards(folder: Path, num_images: int, images_per_shard: int) -> int:
-    """Narrow signals (K = D = 1), two detections and one pair per image, for a split of very many shards; no seal.
+    """Write narrow signals (K = D = 1, two detections and one pair per image) without manifest; return the bytes.
 
-    What is per image, and so the index, is as large as in a real cache. The disk is not asked to sync.
-
-    Returns:
-        Bytes of the shards.
+    Columns per image, and so the index, are as large as in a real cache. Files are not synced to disk.
     """
     with patch.object(os, "fsync", lambda descriptor: None):
         return write_shards(folder, num_images, images_per_shard, THIN_AXES, _thin_tables)
@@ -85,16 +77,11 @@ def write_shards(
     axes: dict[str, int],
     tables: Callable[[Sequence[str]], Tables],
 ) -> int:
-    """A split with all its shards, which is not sealed yet.
+    """Write all shards of a split, without manifest; return their bytes.
 
     Args:
-        folder: Of the cache.
-        num_images, images_per_shard: Its plan.
-        axes: Size of every letter.
-        tables: Image ids to the tables of a shard.
-
-    Returns:
-        Bytes of the shards.
+        axes: Sizes by letter.
+        tables: Returns the tables of a shard of these image ids.
     """
     path = folder / SPLIT
     plan = plan_shards([image_name(row) for row in range(num_images)], SPLIT, path, images_per_shard)
@@ -121,10 +108,7 @@ def write_shards(
 
 
 def seal_split(folder: Path) -> None:
-    """All shards are there: index and manifest, as the driver writes them.
-
-    Receipts are read from beside the shards, as by a driver that takes up what is finished.
-    """
+    """Write index and manifest from the receipts beside the shards, as a resuming driver does."""
     path = folder / SPLIT
     bank = read_bank_receipt(path)
     assert bank is not None

@@ -1,10 +1,10 @@
-"""An epoch of the multi-level student from the cache, against batches that lie ready, and against the teacher online.
+"""Compare an epoch of the multi-level student from the cache with batches in memory and with the teacher online.
 
-The teacher is the pipeline's own, then a CLIP of full size with random weights: what it costs does not depend on them.
+The teacher is the pipeline's own, then a CLIP of full size; its random weights take the time of trained ones.
 
     python -m benchmarks.training
 
-Takes the pipeline file's own cache if there is one that fits, else builds a small one in a temporary folder.
+Reads the pipeline file's cache if there is one, else builds a small one in a temporary folder.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from hoi.training.loop import BatchSource, fit
 CONFIG = "pipeline.yaml"
 STUDENT = "student"
 ONLINE_IMAGES = 128
-"""Few: the teacher takes seconds for them."""
+"""Few, because the teacher takes seconds for them."""
 NUM_ROUNDS = 5
 FULL_SIZE = {"model": "ViT-B-16-quickgelu", "pretrained": "random", "image_size_px": None, "batch_size": 16}
-"""At its own 224 pixels. Small batches, as the last is padded."""
+"""At its own 224 pixels, in small batches, because the last is padded."""
 FULL_SIZE_IMAGES, FULL_SIZE_ROUNDS = 6, 1
-"""Every image costs it seconds, in the cache's build, an unmeasured run, and each round."""
+"""Every image takes seconds, in the build, the unmeasured run and each round."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ class FirstImages:
     def batches(
         self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
-        """See `BatchSource`."""
         rows = np.arange(self.num_images) if rng is None else rng.permutation(self.num_images)
         for start in range(0, self.num_images, batch_images):
             yield self.split.batch(rows[start : start + batch_images], extra)
@@ -58,7 +57,7 @@ class FirstImages:
 
 @dataclass(frozen=True)
 class ReadyBatches:
-    """Batches that were assembled beforehand; they come as they are, so an epoch of one seed is the cache's own."""
+    """Batches assembled beforehand, in the order of the cache's epoch."""
 
     ready: list[PairBatch]
     num_images: int
@@ -66,15 +65,14 @@ class ReadyBatches:
     def batches(
         self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
-        """See `BatchSource`."""
         return iter(self.ready)
 
 
 @dataclass(frozen=True)
 class OnlineTeacher:
-    """Detector and teacher over the pixels of every batch; pixels lie ready, which favours it.
+    """Detector and teacher over the pixels of every batch; the pixels are in memory, which favours it.
 
-    What it finds is dropped, and the same signals come from `source`: to assemble them would take longer.
+    Its results are dropped and the same signals taken from `source`: assembling them would take longer.
     """
 
     extractor: Extractor
@@ -89,7 +87,6 @@ class OnlineTeacher:
     def batches(
         self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
-        """See `BatchSource`."""
         for batch in self.source.batches(batch_images, rng, extra):
             rows = batch.image_rows.tolist()
             self.extractor.extract([self.image_ids[row] for row in rows], [self.images[row] for row in rows])
@@ -97,7 +94,7 @@ class OnlineTeacher:
 
 
 def measure(config: PipelineConfig, num_rounds: int = NUM_ROUNDS) -> str:
-    """The ratio table of a pipeline's student."""
+    """Return the ratio table of a pipeline's student."""
     try:
         split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
     except UserError as error:
@@ -128,7 +125,7 @@ def _measure(config: PipelineConfig, split: CacheSplit, num_rounds: int) -> str:
 
 
 def measure_full_size(config: PipelineConfig, num_rounds: int = FULL_SIZE_ROUNDS) -> str:
-    """The ratio table of the same pipeline with a full-size CLIP of random weights and one crop margin."""
+    """Return the ratio table with a full-size CLIP of random weights and one crop margin."""
     torch.set_num_threads(config.train.threads)
     teacher = {**config.teacher.model_dump(), **FULL_SIZE, "crop": {"mode": "square"}}
     with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +156,7 @@ def _epochs(
 
 
 def _ready(source: BatchSource, config: PipelineConfig) -> ReadyBatches:
-    """The batches of the first epoch, in the order that `fit` draws for it."""
+    """Return the batches of the first epoch in the order of `fit`."""
     batches = list(source.batches(config.train.batch_images, np.random.default_rng((config.train.seeds[0], 0))))
     return ReadyBatches(batches, source.num_images)
 
@@ -171,7 +168,7 @@ def _epoch(config: PipelineConfig, split: CacheSplit, source: BatchSource) -> No
 
 
 def _small(config: PipelineConfig, folder: str, num_images: int) -> PipelineConfig:
-    """The same pipeline on the first images of its training split, without dask."""
+    """Return the pipeline on the first images of its training split, without dask."""
     dataset = config.dataset.model_copy(update={"splits": {config.train.split: num_images}})
     cache = config.cache.model_copy(update={"folder": str(Path(folder) / "cache"), "scheduler": "synchronous"})
     return config.model_copy(update={"dataset": dataset, "cache": cache})

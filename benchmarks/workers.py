@@ -1,10 +1,10 @@
-"""Two workers against one: the shards of the world through the pool that stage one uses, both pools warm.
+"""Compare two workers with one: shards of the world in the pool of stage one, both pools warm.
 
     python -m benchmarks.workers [--rounds 3] [--shards 8] [--images 64]
 
-Start-up is left out: each pool has built all the shards once before anything is measured, so its workers hold their
-models. On a machine with fewer than two free cores the ratio says nothing. A worker on a CPU keeps to the threads it
-was given; the second ratio binds the one worker to one core as well, so that dask's own threads find no other, either.
+Each pool builds all shards once before it is measured, so that its workers have loaded their models. The ratio needs
+two free cores. A worker on a CPU keeps to its threads; the second ratio also binds the one worker, with dask's threads, to
+one core.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from hoi.config import PipelineConfig, load_config
 CONFIG = "pipeline.yaml"
 NUM_ROUNDS = 3
 NUM_SHARDS = 8
-"""Even, so that two workers end together."""
+"""Even, so that two workers finish together."""
 IMAGES_PER_SHARD = 64
 WAYS = {"1 worker": (1, False), "1 worker on 1 core": (1, True), "2 workers": (2, False)}
-"""Name to number of workers, and whether they share one core."""
+"""Number of workers, and whether they are bound to one core."""
 
 
 def measure(
     num_rounds: int = NUM_ROUNDS, num_shards: int = NUM_SHARDS, images_per_shard: int = IMAGES_PER_SHARD
 ) -> str:
-    """The ratio table."""
+    """Return the ratio table."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         ways = {}
         for name, (number, on_one_core) in WAYS.items():
@@ -49,7 +49,7 @@ def measure(
                 ],
             )
             cores = os.sched_getaffinity(0)
-            # Workers inherit what the process that starts them is bound to.
+            # Workers inherit the cores of the process that starts them.
             os.sched_setaffinity(0, {min(cores)} if on_one_core else cores)
             pool = stack.enter_context(open_pool(config.cache))
             os.sched_setaffinity(0, cores)
@@ -61,7 +61,7 @@ def measure(
 
 
 def build_all(pool: Pool, config: PipelineConfig) -> None:
-    """Builds every shard of the training split, whether it is there or not."""
+    """Build every shard of the training split again."""
     plan, config_json = plan_split(config, "train"), config.model_dump_json()
     tasks = []
     for s in plan.shards:
@@ -73,7 +73,6 @@ def build_all(pool: Pool, config: PipelineConfig) -> None:
 
 
 def main() -> None:
-    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
     parser.add_argument("--shards", type=int, default=NUM_SHARDS)

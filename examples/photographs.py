@@ -1,9 +1,9 @@
-"""V-COCO pairs of a few COCO photographs to the annotation lines of a `folder` data set.
+"""Convert V-COCO pairs of COCO photographs to the annotation lines of a `folder` dataset.
 
 Usage: python3 examples/photographs.py PHOTOS OUT
 
 Reads PHOTOS/vcoco_pairs.json, `{"images": [{"file_name", "pairs": [{"h", "o", "action", "object"}]}]}` with xyxy boxes,
-and writes OUT/annotations.jsonl. Stage three alone reads it.
+and writes OUT/annotations.jsonl, which stage three alone reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Converts every pair; the role in V-COCO's action name (`hold obj`) is dropped."""
+    """Convert every pair, without the role in V-COCO's action name (`hold obj`)."""
     if len(sys.argv) != 3:
         sys.exit("usage: python3 examples/photographs.py PHOTOS OUT")
     photos, out = Path(sys.argv[1]), Path(sys.argv[2])

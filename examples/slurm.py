@@ -1,9 +1,9 @@
-"""Stage one with one SLURM job per worker, through dask-jobqueue (`pip install dask-jobqueue`; tried with 0.9).
+"""Run stage one with one SLURM job per worker, by dask-jobqueue (`pip install dask-jobqueue`; tried with 0.9).
 
     python examples/slurm.py --config hico.yaml --jobs 8 --queue gpu [--account NAME] [section.key=value ...]
 
-Run it where the workers can reach this machine, in the folder in which they are to start. Jobs may begin, end and be
-preempted one by one. `--show` prints the job script and ends.
+Run it where the workers can reach this machine, in the folder they are to start in. Jobs may start, end and be
+preempted one by one. `--show` prints the job script alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hoi.errors import run_program
 
 
 def build() -> None:
-    """Submits the jobs, waits for the first worker, and builds; the jobs end with it."""
+    """Submit the jobs, wait for the first worker, and build; the jobs end with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="pipeline.yaml")
     parser.add_argument("--jobs", type=int, default=4, help="workers, each with one GPU (default: %(default)s)")
