@@ -3,8 +3,8 @@
     python -m benchmarks.workers [--rounds 3] [--shards 8] [--images 64]
 
 Each pool builds all shards once before it is measured, so that its workers have loaded their models. The ratio needs
-two free cores. A worker on a CPU keeps to its threads; the second ratio also binds the one worker, with dask's threads, to
-one core.
+two free cores. A worker on a CPU keeps to its threads; the second ratio also binds the one worker, with dask's threads,
+to one core.
 """
 
 from __future__ import annotations
