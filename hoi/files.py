@@ -108,6 +108,25 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_text(path: str | Path, expected: str, fix: str = "check the path", encoding: str = "utf-8") -> str:
+    """Return the content of a user's text file.
+
+    Args:
+        expected: What it should hold, for messages.
+
+    Raises:
+        UserError: it is missing, a folder, or no text.
+    """
+    try:
+        return Path(path).read_text(encoding=encoding)
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=path, expected=expected, fix=fix) from None
+    except IsADirectoryError:
+        raise UserError("this is a folder", where=path, expected=f"a file: {expected}", fix=fix) from None
+    except UnicodeDecodeError:
+        raise UserError("this is not a text file", where=path, expected=f"{expected}, in UTF-8") from None
+
+
 def write_json(path: Path, plain: Any, sort_keys: bool = True) -> None:
     """Write plain data to a readable JSON file, atomically; equal data gives equal bytes.
 

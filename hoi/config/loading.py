@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from hoi.config.pipeline import PipelineConfig, StudentConfig
 from hoi.config.section import Section, StudentSettings
 from hoi.errors import UserError
+from hoi.files import read_text
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -26,63 +27,38 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=deep)
-        line = key_node.start_mark.line + 1
+        key, line = loader.construct_object(key_node, deep=deep), key_node.start_mark.line + 1
+        file = key_node.start_mark.name
         if not isinstance(key, str | int | float | bool | None):
-            raise UserError(
-                "a key is no name", where=f"{key_node.start_mark.name}, line {line}", expected="key: value", got=key
-            )
+            raise UserError("a key is not a name", where=f"{file}, line {line}", expected="key: value", got=key)
         if key in seen:
-            raise UserError(
-                f"duplicate key '{key}'",
-                where=f"{key_node.start_mark.name}, lines {seen[key]} and {line}",
-                fix="keep one of the two",
-            )
+            where = f"{file}, lines {seen[key]} and {line}"
+            raise UserError(f"duplicate key '{key}'", where=where, fix="keep one of the two")
         seen[key] = line
     return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
 
 
-def _number_resolver() -> None:
-    _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-    _UniqueKeyLoader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+0123456789."),
-    )
-
-
-_number_resolver()
+_EXPONENT = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789."))
 
 
 def parse_yaml(text: str, name: str) -> Any:
     """Parse strict YAML; a syntax error or duplicate key is a UserError that gives the line."""
+    loader = _UniqueKeyLoader(text)
+    loader.name = name
     try:
-        loader = _UniqueKeyLoader(text)
-        loader.name = name
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
+        return loader.get_single_data()
     except yaml.YAMLError as error:
-        raise UserError(
-            "this is not valid YAML", where=name, got=str(error).replace("\n", " "), fix="mend the line"
-        ) from None
+        got = str(error).replace("\n", " ")
+        raise UserError("this is not valid YAML", where=name, got=got, fix="mend the line") from None
+    finally:
+        loader.dispose()
 
 
 def read_yaml(path: str | Path) -> Any:
     """Read a strict YAML file."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            "there is no such file", where=path, fix="check the path (CONFIG=… for a pipeline file)"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError("this is not a text file", where=path, expected="YAML in UTF-8") from None
-    except IsADirectoryError:
-        raise UserError("this is a folder", where=path, expected="a YAML file") from None
-    return parse_yaml(text, str(path))
+    return parse_yaml(read_text(path, "YAML", "check the path (--config FILE for a pipeline file)"), str(path))
 
 
 AnySection = TypeVar("AnySection", bound=Section)

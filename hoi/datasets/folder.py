@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from hoi.config import FolderDataset
 from hoi.datasets import Dataset
-from hoi.datasets.images import list_images, read_image
+from hoi.datasets.images import hash_point, list_images, read_image
 from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.vocabulary import Vocabulary
 
 
 def split_of(image_id: str, shares: dict[str, float]) -> str:
     """Return the split of an image by a hash of its name alone, so that adding images never moves others."""
-    point = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") / 2**64
-    upper = 0.0
+    point, upper = hash_point(image_id), 0.0
     for split, share in shares.items():
         upper += share
         if point < upper:

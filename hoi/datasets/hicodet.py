@@ -20,8 +20,9 @@ import numpy as np
 
 from hoi.config import HicodetDataset
 from hoi.datasets import Dataset
-from hoi.datasets.images import list_images, read_image
+from hoi.datasets.images import hash_point, list_images, read_image
 from hoi.errors import UserError
+from hoi.files import read_text
 from hoi.vocabulary import Vocabulary
 
 DATA = Path(__file__).parent / "data"
@@ -139,20 +140,12 @@ def read_image_list(path: str) -> tuple[str, ...]:
     Raises:
         UserError: no such file, no text, no name in it, a name twice, or a name that leaves the image folder.
     """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError("there is no such list of images", where=path, fix="set dataset.image_lists") from None
-    except UnicodeDecodeError:
-        raise UserError("this is not a text file", where=path, expected="image names, one a line") from None
+    text = read_text(path, "image names, one a line", "set dataset.image_lists")
+    lines = [line.strip() for line in text.splitlines()]
     for number, name in enumerate(lines, start=1):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise UserError(
-                "a listed image lies outside the image folder",
-                where=f"{path}, line {number}",
-                expected="a file name",
-                got=name,
-            )
+            where = f"{path}, line {number}"
+            raise UserError("a listed image is outside the image folder", where=where, expected="a file name", got=name)
     names = tuple(line for line in lines if line)
     if not names:
         raise UserError("this list names no image", where=path, expected="image names, one a line", got="none")
@@ -167,7 +160,7 @@ def is_in_split(image_id: str, split: str, shares: dict[str, float]) -> bool:
 
     `train` grows from one end of [0, 1) and `validation` from the other, so a share moves no image of the other.
     """
-    point = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") / 2**64
+    point = hash_point(image_id)
     return point >= 1.0 - shares[split] if split == "validation" else point < shares[split]
 
 

@@ -7,6 +7,7 @@ Ghostscript. The size is checked before a pixel is decoded.
 from __future__ import annotations
 
 import errno
+import hashlib
 import warnings
 from contextlib import suppress
 from functools import lru_cache
@@ -142,6 +143,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     tops = [top for top in (1.0, 255.0, 65535.0) if top >= most and (top > 1 or image.mode == "F")]
     top = tops[0] if tops else most
     return Image.fromarray((grey.clip(0, top) * (255.0 / top)).astype(np.uint8))
+
+
+def hash_point(image_id: str) -> float:
+    """Return a point of [0, 1) that depends on the id alone, so that a share of a split is always the same images."""
+    return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") / 2**64
 
 
 @lru_cache(maxsize=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 from hoi.config import VcocoDataset
 from hoi.datasets import Dataset
 from hoi.datasets.coco import COCO_OBJECTS
-from hoi.datasets.images import read_image
+from hoi.datasets.images import hash_point, read_image
 from hoi.errors import UserError
+from hoi.files import read_text
 from hoi.prompts import a_object
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 
@@ -103,7 +103,7 @@ class VcocoImages:
         self.image_ids = [
             str(number)
             for number in split_ids()[split]
-            if (listed is None or number in listed) and _point(number) < share
+            if (listed is None or number in listed) and hash_point(str(number)) < share
         ]
 
     def path(self, row: int) -> Path:
@@ -116,10 +116,6 @@ class VcocoImages:
         return read_image(self.path(row), self._max_image_pixels)
 
 
-def _point(number: int) -> float:
-    return int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:8], "big") / 2**64
-
-
 @lru_cache(maxsize=8)
 def read_id_list(path: str) -> frozenset[int]:
     """Return the COCO image ids of a text file, one a line; empty lines are skipped.
@@ -127,12 +123,7 @@ def read_id_list(path: str) -> frozenset[int]:
     Raises:
         UserError: no such file, a line that is no id, or an image that V-COCO does not have.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError("there is no such list of images", where=path, fix="set dataset.image_list") from None
-    except UnicodeDecodeError:
-        raise UserError("this is not a text file", where=path, expected="COCO image ids, one a line") from None
+    lines = read_text(path, "COCO image ids, one a line", "set dataset.image_list").splitlines()
     every = set(split_ids()["trainval"]) | set(split_ids()["test"])
     for number, line in enumerate(lines, start=1):
         if line.strip() and not (line.strip().isdecimal() and int(line) in every):

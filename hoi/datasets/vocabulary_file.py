@@ -24,6 +24,7 @@ from hoi.config.loading import read_yaml
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.errors import UserError, nearest
+from hoi.files import read_text
 from hoi.prompts import a_object, spaced, verb_ing
 from hoi.vocabulary import NO_OBJECT, PERSON, Vocabulary
 
@@ -276,14 +277,7 @@ def _refuse_repeated(entries: list[Entry]) -> None:
 
 
 def _read_lines(path: str) -> list[Entry]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError("there is no such file of phrases", where=path, fix="check the path") from None
-    except IsADirectoryError:
-        raise UserError("this is a folder", where=path, expected="a file of phrases, one a line") from None
-    except UnicodeDecodeError:
-        raise UserError("this is not a text file", where=path, expected="phrases in UTF-8, one a line") from None
+    lines = read_text(path, "phrases, one a line", encoding="utf-8-sig").splitlines()
     entries, classes = [], {}
     for number, line in enumerate(lines, start=1):
         text, where = line.partition("#")[0].strip(), f"{path}, line {number}"

@@ -15,6 +15,7 @@ from hoi.config import DatasetSettings, GroundTruthDetectorConfig, PrecomputedDe
 from hoi.datasets import dataset_of
 from hoi.detectors import keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
+from hoi.files import file_sha256, read_text
 from hoi.prompts import spaced
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary
@@ -37,7 +38,7 @@ class PrecomputedDetector:
         self._found = _group(_read_json(config.results, "detector.results"), config.results, images, label_of)
         content = {"images": sorted(images.items()), "categories": sorted(categories.items())}
         self._digests = {
-            "results_sha256": hashlib.sha256(Path(config.results).read_bytes()).hexdigest(),
+            "results_sha256": file_sha256(Path(config.results)),
             "instances_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         }
 
@@ -72,10 +73,8 @@ class PrecomputedDetector:
 
 def _read_json(path: str, key: str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError("there is no such file", where=path, fix=f"check {key}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_text(path, "JSON", f"check {key}"))
+    except json.JSONDecodeError as error:
         raise UserError("this is not valid JSON", where=path, got=error, fix=f"check {key}") from None
 
 

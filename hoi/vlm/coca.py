@@ -31,6 +31,7 @@ from torch.nn import functional
 from hoi.config import TeacherConfig, VlmConfig
 from hoi.crops import cut_crop, whole_image_window
 from hoi.errors import UserError
+from hoi.machine import mixed
 from hoi.provenance import library_versions
 from hoi.teachers.loading import LoadedModel, load_model
 from hoi.vlm import Likelihoods
@@ -73,7 +74,6 @@ def resized_positions(positions: Tensor, side: int) -> Tensor:
 YES, NO = "yes", "no"
 MAX_KEPT_TEXTS = 4096
 """Texts whose states are kept; a vocabulary's phrases are far fewer."""
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class CocaModel:
@@ -246,8 +246,7 @@ class CocaModel:
         return [row[: row.index(self._end)] if self._end in row else row for row in written]
 
     def _autocast(self) -> torch.autocast:
-        dtype = _AUTOCAST[self._config.precision]
-        return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+        return mixed(self._config.precision, self._device)
 
 
 def _load(config: VlmConfig) -> tuple[LoadedModel, SimpleTokenizer]:

@@ -125,11 +125,8 @@ class VlmExtractor:
         if settings.image_scores:
             present = [self._present(self._labels(signals)) for signals, _ in chunk]
             for record, (found, sums) in zip(records, self._score(images, present, captions), strict=True):
-                record["vlm_scores"], record["vlm_asked"] = (
-                    found.scores.astype(np.float16),
-                    found.asked.astype(np.uint8),
-                )
-                record["vlm_log_likelihood"] = sums
+                scores, asked = found.scores.astype(np.float16), found.asked.astype(np.uint8)
+                record |= {"vlm_scores": scores, "vlm_asked": asked, "vlm_log_likelihood": sums}
         if settings.pair_scores:
             for record, (signals, image) in zip(records, chunk, strict=True):
                 record["vlm_pair_scores"] = self._of_pairs(signals, image, teacher)
@@ -160,62 +157,55 @@ class VlmExtractor:
         self, images: Sequence[np.ndarray], present: Sequence[np.ndarray], captions: Sequence[str] | None
     ) -> list[tuple[Confidences, np.ndarray]]:
         """Return confidences and sums of log-probabilities, float32 [K], of images or crops and the classes in each."""
-        rows = [
-            candidate_rows(self._vocabulary, classes, self._settings.no_interaction == "asked") for classes in present
-        ]
-        asked = [place for place, own in enumerate(rows) if len(own)]
-        nothing = Confidences(np.zeros(len(self._vocabulary), np.float32), np.zeros(len(self._vocabulary), bool))
-        result = [(nothing, np.zeros(len(self._vocabulary), np.float32)) for _ in rows]
-        if not asked:
-            return result
-        own_rows = [rows[place] for place in asked]
-        own_captions = [captions[place] for place in asked] if captions is not None else None
-        found = self._score_candidates([images[place] for place in asked], own_rows, own_captions)
-        for place, answer in zip(asked, found, strict=True):
-            result[place] = answer
+        with_no_interaction = self._settings.no_interaction == "asked"
+        rows = [candidate_rows(self._vocabulary, classes, with_no_interaction) for classes in present]
+        asked = [place for place, candidates in enumerate(rows) if len(candidates)]
+        num = len(self._vocabulary)
+        nothing = Confidences(np.zeros(num, np.float32), np.zeros(num, bool)), np.zeros(num, np.float32)
+        result = [nothing] * len(rows)
+        if asked:
+            images, rows = [images[place] for place in asked], [rows[place] for place in asked]
+            captions = captions and [captions[place] for place in asked]
+            for place, answer in zip(asked, self._score_candidates(images, rows, captions), strict=True):
+                result[place] = answer
         return result
 
     def _score_candidates(
         self, images: Sequence[np.ndarray], rows: Sequence[np.ndarray], captions: Sequence[str] | None
-    ) -> list[tuple[Confidences, np.ndarray]]:
+    ) -> Iterator[tuple[Confidences, np.ndarray]]:
         settings, vocabulary, phrases = self._settings, self._vocabulary, self.phrases
         with_product = {"no_interaction": settings.no_interaction}
-        texts = [[phrases.phrases[row] for row in own] for own in rows]
+        texts = [[phrases.phrases[row] for row in candidates] for candidates in rows]
         no_sums = np.zeros(len(vocabulary), np.float32)
         if settings.scoring == "yes_no":
-            questions = [[settings.yes_no_question.format(phrase=text) for text in own] for own in texts]
-            yes = self._model.yes_probabilities(images, questions)
-            return [
-                (confidences_by_yes(p, own, vocabulary, **with_product), no_sums)
-                for p, own in zip(yes, rows, strict=True)
-            ]
+            questions = [[settings.yes_no_question.format(phrase=text) for text in each] for each in texts]
+            for yes, candidates in zip(self._model.yes_probabilities(images, questions), rows, strict=True):
+                yield confidences_by_yes(yes, candidates, vocabulary, **with_product), no_sums
+            return
         if settings.scoring == "free_text":
             if settings.question is not None:
-                said: Sequence[str] = self._model.answers(images, settings.question)
-            else:
-                said = self._model.captions(images) if captions is None else captions
-            return [
-                (confidences_by_text(text, own, vocabulary, self._lexicon, **with_product), no_sums)
-                for text, own in zip(said, rows, strict=True)
-            ]
-        result = []
+                captions = self._model.answers(images, settings.question)
+            elif captions is None:
+                captions = self._model.captions(images)
+            for text, candidates in zip(captions, rows, strict=True):
+                yield confidences_by_text(text, candidates, vocabulary, self._lexicon, **with_product), no_sums
+            return
         likelihoods = self._model.log_likelihoods(images, texts, settings.question)
-        for found, own in zip(likelihoods, rows, strict=True):
+        for found, candidates in zip(likelihoods, rows, strict=True):
+            sums = no_sums.copy()
+            sums[candidates] = found.log_likelihood
             confidences = confidences_by_likelihood(
                 found,
-                own,
+                candidates,
                 vocabulary,
                 length=settings.scoring,
                 temperature=settings.temperature,
                 group=settings.group,
-                blank=Likelihoods(phrases.prior_log_likelihood[own], phrases.num_tokens[own]),
+                blank=Likelihoods(phrases.prior_log_likelihood[candidates], phrases.num_tokens[candidates]),
                 prior_weight=settings.prior_weight,
                 **with_product,
             )
-            sums = no_sums.copy()
-            sums[own] = found.log_likelihood
-            result.append((confidences, sums))
-        return result
+            yield confidences, sums
 
     def _of_pairs(self, signals: ImageSignals, image: np.ndarray, teacher: Mapping[str, Any]) -> np.ndarray:
         """Return float16 [P, K]: each pair's union crop asked about its object; equal questions are asked once."""

@@ -57,20 +57,16 @@ def vocabulary_lexicon(vocabulary: Vocabulary, synonyms: Mapping[str, Iterable[s
     Args:
         synonyms: More words by the name of a verb or object, in all forms that are to be found.
     """
-    more = synonyms or {}
     verbs = {form: verb for verb in vocabulary.verbs if verb != NO_INTERACTION for form in _verb_forms(verb)}
     objects = {
         form: name for name in vocabulary.objects if name not in (PERSON, NO_OBJECT) for form in _noun_forms(name)
     }
-    for name, words in more.items():
-        for word in words:
-            if name in vocabulary.verbs:
-                verbs[word.lower()] = name
-            elif name in vocabulary.objects:
-                objects[word.lower()] = name
+    for name, words in (synonyms or {}).items():
+        forms = verbs if name in vocabulary.verbs else objects if name in vocabulary.objects else {}
+        forms |= {word.lower(): name for word in words}
     phrases: dict[str, tuple[tuple[str, str], ...]] = {}
-    further = vocabulary.synonyms or ((),) * len(vocabulary)
-    for pair, phrase, others in zip(vocabulary.interactions, vocabulary.phrases, further, strict=True):
+    synonyms_of = vocabulary.synonyms or ((),) * len(vocabulary)
+    for pair, phrase, others in zip(vocabulary.interactions, vocabulary.phrases, synonyms_of, strict=True):
         for text in (*((phrase,) if phrase else ()), *others):
             words = " ".join(_words(text))
             phrases[words] = (*phrases.get(words, ()), pair)
@@ -205,7 +201,7 @@ def confidences_by_likelihood(
     Args:
         rows: Interactions of the candidates, without duplicates.
         blank: The same texts' likelihoods on a blank image; needed if `prior_weight` is not 0.
-        no_interaction: See `fill_no_interaction`; if it is a candidate itself, its own score stays.
+        no_interaction: As in `confidences_by_yes`.
     """
     x = _log_probability(likelihoods, length)
     if prior_weight:
@@ -219,18 +215,7 @@ def confidences_by_likelihood(
     else:
         groups = vocabulary.object_of[rows] if group == "object" else np.zeros(len(rows), np.int64)
         scores = grouped_softmax(x, groups)
-    return _confidences(scores, rows, vocabulary, no_interaction)
-
-
-def confidences_by_yes(
-    probabilities: Float[np.ndarray, " n"],
-    rows: Int64[np.ndarray, " n"],
-    vocabulary: Vocabulary,
-    *,
-    no_interaction: NoInteraction = "skip",
-) -> Confidences:
-    """Return p(yes) / (p(yes) + p(no)) of each candidate's question as confidences."""
-    return _confidences(np.asarray(probabilities, np.float64), rows, vocabulary, no_interaction)
+    return confidences_by_yes(scores, rows, vocabulary, no_interaction=no_interaction)
 
 
 def confidences_by_text(
@@ -244,26 +229,31 @@ def confidences_by_text(
     """Return 1 for the candidates that a caption or an answer says, 0 for others."""
     said = said_interactions(text, lexicon)
     scores = np.array([vocabulary.interactions[row] in said for row in rows], np.float64)
-    return _confidences(scores, rows, vocabulary, no_interaction)
+    return confidences_by_yes(scores, rows, vocabulary, no_interaction=no_interaction)
 
 
-def fill_no_interaction(
-    scores: Float[np.ndarray, " K"], asked: Bool[np.ndarray, " K"], vocabulary: Vocabulary, mode: NoInteraction
-) -> tuple[Float[np.ndarray, " K"], Bool[np.ndarray, " K"]]:
-    """Return scores and mask with a score for `no_interaction`, if it was no candidate itself.
+def confidences_by_yes(
+    probabilities: Float[np.ndarray, " n"],
+    rows: Int64[np.ndarray, " n"],
+    vocabulary: Vocabulary,
+    *,
+    no_interaction: NoInteraction = "skip",
+) -> Confidences:
+    """Return the probabilities of the candidates, p(yes) / (p(yes) + p(no)) say, as confidences.
 
-    `skip` and `asked` leave it as it is; `product` gives it the product of (1 - score) over the asked verbs of its
-    object, and marks it as asked if there is such a verb.
+    Args:
+        no_interaction: `product` scores it with the product of (1 - score) over the asked verbs of its object, where it
+            is no candidate itself and there is such a verb; otherwise only candidates have a score.
     """
-    if mode != "product":
-        return scores, asked
-    scores, asked = scores.copy(), asked.copy()
-    verbs = asked & ~vocabulary.is_no_interaction
-    for row in np.flatnonzero(vocabulary.is_no_interaction & ~asked):
-        others = verbs & (vocabulary.object_of == vocabulary.object_of[row])
-        if others.any():
-            scores[row], asked[row] = np.prod(1 - scores[others]), True
-    return scores, asked
+    scores, asked = np.zeros(len(vocabulary), np.float64), np.zeros(len(vocabulary), bool)
+    scores[rows], asked[rows] = np.clip(np.asarray(probabilities, np.float64), 0.0, 1.0), True
+    if no_interaction == "product":
+        verbs = asked & ~vocabulary.is_no_interaction
+        for row in np.flatnonzero(vocabulary.is_no_interaction & ~asked):
+            others = verbs & (vocabulary.object_of == vocabulary.object_of[row])
+            if others.any():
+                scores[row], asked[row] = np.prod(1 - scores[others]), True
+    return Confidences(scores.astype(np.float32), asked)
 
 
 def grouped_softmax(x: Float[np.ndarray, " n"], groups: Int64[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -279,12 +269,3 @@ def grouped_softmax(x: Float[np.ndarray, " n"], groups: Int64[np.ndarray, " n"])
 def _log_probability(likelihoods: Likelihoods, length: Length) -> Float[np.ndarray, " n"]:
     total = likelihoods.log_likelihood.astype(np.float64)
     return total if length == "sum" else total / np.maximum(likelihoods.num_tokens, 1)
-
-
-def _confidences(
-    scores: Float[np.ndarray, " n"], rows: Int64[np.ndarray, " n"], vocabulary: Vocabulary, mode: NoInteraction
-) -> Confidences:
-    every, asked = np.zeros(len(vocabulary), np.float64), np.zeros(len(vocabulary), bool)
-    every[rows], asked[rows] = np.clip(scores, 0.0, 1.0), True
-    every, asked = fill_no_interaction(every, asked, vocabulary, mode)
-    return Confidences(every.astype(np.float32), asked)

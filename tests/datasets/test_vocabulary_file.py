@@ -99,7 +99,7 @@ def test_what_cannot_be_meant_is_refused_by_its_place(tmp_path: Path, text: str,
 
 
 def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file of phrases"):
+    with pytest.raises(UserError, match="there is no such file"):
         read_vocabulary(str(tmp_path / "none.txt"))
     (tmp_path / "picture.txt").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(UserError, match="not a text file"):

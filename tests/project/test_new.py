@@ -129,7 +129,7 @@ def test_an_object_that_the_detector_lacks_is_an_error(place: Path) -> None:
     [
         ({"name": "../mine"}, "a file and a folder will have this name"),
         ({"images": "/nowhere"}, "no such folder of images"),
-        ({"phrases": "/nowhere"}, "no such file of phrases"),
+        ({"phrases": "/nowhere"}, "there is no such file"),
         ({"clip": "ViT-B-16"}, "the CLIP is not understood"),
         ({"clip": "local-dir:a${HOME}"}, "a pipeline file cannot name this"),
     ],
