@@ -187,7 +187,7 @@ class LinearConfig(StudentSettings):
 
 class LinearStudent(Student):
     def __init__(self, config: LinearConfig, bank: TextBank, vocabulary: Vocabulary, axes: dict[str, int]) -> None:
-        super().__init__()
+        super().__init__(config, vocabulary)
         self.layer = torch.nn.Linear(bank.text_embedding.shape[1], len(vocabulary))
         self.scale = bank.logit_scale
 
