@@ -101,7 +101,8 @@ def sweep(
     overrides: Overrides = None,
 ) -> int:
     """Train a grid or list of students and seeds against one cache, and write one table."""
-    from hoi.sweeps.run import load_sweep, main
+    from hoi.sweeps.plan import load_sweep
+    from hoi.sweeps.run import main
 
     table = main(load_sweep(pipeline_file(config, "sweep"), list(overrides or ())))
     print(table)
@@ -116,7 +117,8 @@ def bench(
     overrides: Overrides = None,
 ) -> int:
     """Train and evaluate the named rows over worlds and seeds, to outputs/bench."""
-    from hoi.sweeps.bench import load_bench, main
+    from hoi.sweeps.bench import main
+    from hoi.sweeps.plan import load_bench
 
     report = main(load_bench(pipeline_file(config, "bench"), list(overrides or ())))
     print(report)

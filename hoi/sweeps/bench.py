@@ -1,8 +1,6 @@
 """The named rows over worlds and seeds: each world's teacher cache, its students, and what they are worth.
 
 Every world is a sweep of its own (stages/sweep.py), so what is finished is kept and a failed run stops no other.
-
-    python -m hoi.sweeps.bench [--config examples/bench.yaml] [section.key=value ...]
 """
 
 from __future__ import annotations
@@ -17,9 +15,7 @@ import torch
 from hoi.cache.build import run as teacher_cache
 from hoi.cache.build.models import ExtractorFactory
 from hoi.cache.read.split import open_split
-from hoi.cli.command_line import stage_parser
 from hoi.config import PipelineConfig
-from hoi.errors import run_program
 from hoi.evaluation.audit import audit_row
 from hoi.evaluation.grading import Grader
 from hoi.evaluation.rows import Comparison, Headroom, ResultRow, compare, from_plain, headroom, to_plain
@@ -29,7 +25,7 @@ from hoi.machine import choose_device
 from hoi.matching import CEILING
 from hoi.provenance import commit, library_versions
 from hoi.sweeps import run as sweep
-from hoi.sweeps.plan import Bench, Sweep, load_bench
+from hoi.sweeps.plan import Bench, Sweep
 from hoi.sweeps.run import grading_digest
 from hoi.sweeps.table import SweepTable
 
@@ -200,15 +196,3 @@ def _markdown(bench: Bench, worlds: list[World]) -> str:
         lines = "\n".join(f"- {line}" for line in (*world.differences(), *world.failures()))
         parts += [f"## World {world.seed}", f"{world.title}.", table, lines]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def _command() -> int:
-    parser = stage_parser("The named rows over worlds and seeds. Run it again to go on.", "bench file", DEFAULT)
-    parsed = parser.parse_args()
-    report = main(load_bench(parsed.config, parsed.overrides))
-    print(report)
-    return 1 if report.has_failed else 0
-
-
-if __name__ == "__main__":
-    run_program(_command)

@@ -3,8 +3,6 @@
 A run is its settings: rows that differ only in how they are scored share one, whatever they are called, and what is
 finished is never done again. A run that fails is listed with its reason and stops nothing; the exit code is then 1.
 Runs go where `cache.scheduler` says, as shards do; workers of a cluster must see cache and output under the same paths.
-
-    python -m hoi.sweeps.run --config examples/ablation.yaml [section.key=value ...]
 """
 
 from __future__ import annotations
@@ -23,14 +21,13 @@ from hoi.cache.build.pool import open_pool
 from hoi.cache.build.tasks import Pool, Task
 from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.split import CacheSplit, open_split
-from hoi.cli.command_line import stage_parser
 from hoi.config import PipelineConfig
-from hoi.errors import UserError, run_program
+from hoi.errors import UserError
 from hoi.evaluation.grading import Grader, Run, annotation_hashes, is_labelled, zero_shot_splits
 from hoi.evaluation.rows import ResultRow, from_plain, to_plain
 from hoi.files import json_sha256, read_json, write_json
 from hoi.machine import choose_device
-from hoi.sweeps.plan import Sweep, SweepRow, load_sweep
+from hoi.sweeps.plan import Sweep, SweepRow
 from hoi.sweeps.table import SweepTable
 from hoi.training.runs import RunFolder
 from hoi.training.train import check_annotations, open_source, open_training_split, run_settings, train_run
@@ -351,15 +348,3 @@ def _gather(plan: Plan, errors: dict[Path, str], num_trained: int) -> SweepTable
 
 def _with_all_rows(sweep: Sweep) -> PipelineConfig:
     return sweep.config.model_copy(update={"students": {row.name: row.student for row in sweep.rows}})
-
-
-def _command() -> int:
-    parser = stage_parser("A sweep of students against one cache. Run it again to go on.", "sweep file", DEFAULT)
-    parsed = parser.parse_args()
-    table = main(load_sweep(parsed.config, parsed.overrides))
-    print(table)
-    return 1 if table.failed else 0
-
-
-if __name__ == "__main__":
-    run_program(_command)

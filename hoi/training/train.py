@@ -1,9 +1,7 @@
 """Stage two: every student and seed of the pipeline file to trained weights, from the cache alone.
 
 No image, detector or teacher is opened. Labels are read for `supervision: labels` only, whose code alone imports them.
-
-    python -m hoi.training.train [--config pipeline.yaml] [section.key=value ...]
-    torchrun --nproc_per_node=N -m hoi.training.train ...    on N GPUs, or with N processes on a CPU
+Under `torchrun --nproc_per_node=N -m hoi train` each of N processes takes its share of every batch.
 """
 
 from __future__ import annotations
@@ -20,9 +18,8 @@ import torch
 from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.sources import FirstImages, training_source
 from hoi.cache.read.split import CacheSplit
-from hoi.cli.command_line import stage_config
 from hoi.config import PipelineConfig, StudentSettings, TrainConfig
-from hoi.errors import UserError, run_program
+from hoi.errors import UserError
 from hoi.machine import choose_device, choose_precision
 from hoi.matching import LabelTargets
 from hoi.provenance import commit, library_versions
@@ -31,10 +28,7 @@ from hoi.students.base import Student, build_student
 from hoi.training.distributed import (
     ALONE,
     Group,
-    end_with_group,
-    is_first_process,
     join,
-    one_voice,
 )
 from hoi.training.loop import BatchSource, fit
 from hoi.training.runs import RunFolder, check_tensorboard
@@ -345,15 +339,3 @@ def check_annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
                 fix="annotate some of its images, or choose another split",
             )
     return train_labels, tune_labels
-
-
-def _command() -> None:
-    with one_voice():
-        report = main(stage_config("Stage two: the teacher cache to trained students. Run it again to go on."))
-    if is_first_process():
-        print(report)
-    end_with_group()
-
-
-if __name__ == "__main__":
-    run_program(_command)

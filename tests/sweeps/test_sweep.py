@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from hoi.cache.build import run as teacher_cache
+from hoi.cli import run_verb
 from hoi.errors import UserError
 from hoi.evaluation import evaluate
 from hoi.sweeps import run as sweep
@@ -97,12 +98,11 @@ def test_what_is_finished_is_kept_whatever_it_is_called(tmp_path: Path, cache: d
 
 
 def test_a_run_that_fails_is_listed_with_its_reason_and_stops_nothing(
-    tmp_path: Path, cache: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"name": "broken", "train": {"learning_rate": 1e30, "batch_images": 2}}, *ROWS]
     path = sweep_file(tmp_path, cache, rows=rows)
-    monkeypatch.setattr("sys.argv", ["sweep", "--config", str(path), "train.epochs=2", "train.seeds=[0]"])
-    assert sweep._command() == 1
+    assert run_verb(["sweep", "--config", str(path), "train.epochs=2", "train.seeds=[0]"]) == 1
     assert "failed: broken seed 0: the loss is no longer finite" in capsys.readouterr().out
     rows_written = {row["name"]: row for row in written(tmp_path)["rows"]}
     assert rows_written["broken"]["means"]["full"] is None
