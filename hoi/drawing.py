@@ -1,6 +1,6 @@
-"""Human-object pairs drawn over their image: two boxes, the link between them, and a readable label.
+"""Draw human-object pairs over their image: two boxes, the link between them, and a readable label.
 
-Letters: P pairs. Boxes are `xyxy` in pixels of the image; sizes and places are in pixels, too.
+Boxes are `xyxy`; boxes, sizes and places are in pixels of the image.
 """
 
 from __future__ import annotations
@@ -19,154 +19,28 @@ Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "Arial.ttf")
-"""Asked for letters beyond ASCII, which the font inside Pillow lacks."""
+"""For letters beyond ASCII, which the font inside Pillow lacks."""
 
-
-def ink_on(colour: str) -> str:
-    """A ground, `#rrggbb`, to black or white, whichever is read better on it (WCAG 2's relative luminance)."""
-    parts = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return "#000000" if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else "#ffffff"
-
-
-def add_legend(picture: Image.Image, lines: Sequence[tuple[str, str, str]]) -> Image.Image:
-    """A picture to a taller one, with a strip below that has room for every text.
-
-    Args:
-        picture: RGB.
-        lines: Colour, what stands on it (a number), and text, in the order of reading; none leaves the picture alone.
-    """
-    if not lines:
-        return picture
-    size_px = min(max(13, round(mean_side(picture.size) / 34)), max(13, picture.width // 12))
-    font = font_for("".join(number + text for _, number, text in lines), size_px)
-    badge = max(label_size(number, False, font)[0] for _, number, _ in lines)
-    height = label_size("1", False, font)[1]
-    gap = 0.4 * height
-    texts = [_wrapped(text, font, picture.width - badge - 4 * gap) for _, _, text in lines]
-    column = badge + 4 * gap + max(font.getlength(part) for parts in texts for part in parts)
-    fit = max(1, int((picture.width - gap) // column))
-    num_columns = min(len(lines), fit) if all(len(parts) == 1 for parts in texts) else 1
-    num_rows = -(-len(lines) // num_columns)
-    tops = np.cumsum([gap, *(height * len(parts) + gap for parts in texts[:num_rows])])
-    taller = Image.new("RGB", (picture.width, picture.height + round(tops[-1])), "#ffffff")
-    taller.paste(picture)
-    pen = ImageDraw.Draw(taller)
-    for place, ((colour, number, _), parts) in enumerate(zip(lines, texts, strict=True)):
-        x, y = gap + (place // num_rows) * column, picture.height + float(tops[place % num_rows])
-        draw_label(pen, number, None, colour, (x, y, x + badge, y + height), font)
-        anchor = "lm" if _has_anchors(font) else None
-        for row, part in enumerate(parts):
-            pen.text((x + badge + gap, y + height * (row + 0.5)), part, fill="#000000", font=font, anchor=anchor)
-    return taller
-
-
-def _wrapped(text: str, font: Font, width_px: float) -> list[str]:
-    """A text to lines that fit a width, broken between words; a word that does not fit alone is cut."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width_px:
-            lines.append(fitted(word, font, width_px))
-        else:
-            lines[-1] = fitted(longer, font, width_px)
-    return lines
-
-
-def draw_label(
-    pen: ImageDraw.ImageDraw, text: str, verdict: Verdict | None, colour: str, place: Box, font: Font
-) -> None:
-    x1, y1, x2, y2 = place
-    height = y2 - y1
-    ink = ink_on(colour)
-    pen.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=height / 5, fill=colour, outline="#000000")
-    left = x1 + 0.3 * height
-    if verdict is not None:
-        _draw_sign(pen, verdict, (left, y1 + 0.28 * height, left + 0.44 * height, y1 + 0.72 * height), ink)
-        left += 0.65 * height
-    pen.text((left, (y1 + y2) / 2), text, fill=ink, font=font, anchor="lm" if _has_anchors(font) else None)
-
-
-def _draw_sign(pen: ImageDraw.ImageDraw, verdict: Verdict, box: Box, ink: str) -> None:
-    """A tick, a cross or a ring, so that colour is not all that tells."""
-    x1, y1, x2, y2 = box
-    width = max(2, round((x2 - x1) / 5))
-    if verdict == "right":
-        pen.line([(x1, (y1 + y2) / 2), (x1 + 0.38 * (x2 - x1), y2), (x2, y1)], fill=ink, width=width, joint="curve")
-    elif verdict == "wrong":
-        pen.line([(x1, y1), (x2, y2)], fill=ink, width=width)
-        pen.line([(x1, y2), (x2, y1)], fill=ink, width=width)
-    else:
-        pen.ellipse(box, outline=ink, width=width)
-
-
-@lru_cache(maxsize=32)
-def _load_font(name: str | None, size_px: int) -> Font | None:
-    try:
-        return ImageFont.load_default(size_px) if name is None else ImageFont.truetype(name, size_px)
-    except OSError:
-        return None
-
-
-def font_for(text: str, size_px: int) -> Font:
-    names: tuple[str | None, ...] = (None,) if text.isascii() else (*_WIDE_FONTS, None)
-    return next(font for font in (_load_font(name, size_px) for name in names) if font is not None)
-
-
-def _has_anchors(font: Font) -> bool:
-    return isinstance(font, ImageFont.FreeTypeFont)
-
-
-def fitted(text: str, font: Font, width_px: float) -> str:
-    """A text to as much of it as fits a width, on one line."""
-    text = " ".join(text.split())
-    if not text or font.getlength(text) <= width_px:
-        return text
-    keep = next((n for n in range(len(text) - 1, 0, -1) if font.getlength(text[:n] + "..") <= width_px), 0)
-    return text[:keep].rstrip() + ".." if keep else ""
-
-
-def label_size(text: str, has_sign: bool, font: Font) -> Point:
-    """Width and height of a label, with room for a sign where it has one."""
-    _, top, _, bottom = font.getbbox("Ag|")
-    height = 1.45 * (bottom - top)
-    return (float(np.ceil(font.getlength(text) + (1.3 if has_sign else 0.6) * height)), float(np.ceil(height)))
-
-
-def mean_side(image_size: tuple[int, int]) -> float:
-    return (image_size[0] * image_size[1]) ** 0.5
-
-
-__all__ = [
-    "Box",
-    "DrawnPair",
-    "Verdict",
-    "colour_of",
-    "covered_share",
-    "draw_pairs",
-    "fit_longest_side",
-    "place_labels",
-]
 
 VERDICT_COLOURS: dict[Verdict, str] = {"right": "#009e73", "wrong": "#d55e00", "missed": "#56b4e9"}
 PAIR_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
-"""Of pairs without a verdict, one after the other. Both sets are Okabe and Ito's, told apart by all kinds of sight."""
+"""Of pairs without a verdict, in turn. Both sets are Okabe and Ito's, which colour-blind people can tell apart."""
 _SEAM = "#000000a0"
-"""Under every line, so that it shows on any ground."""
+"""Drawn under every line, so that it shows on any background."""
 _SMOOTH_UP_TO_PX = 2048
-"""Longest side at which lines are drawn twice as large and scaled down."""
+"""Longest side up to which lines are drawn twice as large and scaled down."""
 
 
 @dataclass(frozen=True)
 class DrawnPair:
-    """One pair as it is to be drawn.
+    """One pair to draw.
 
     Args:
-        human_xyxy, object_xyxy: The boxes; equal for what a person does alone, which is drawn as one box.
+        human_xyxy, object_xyxy: Equal for what a person does alone, which is drawn as one box.
         text: Of the label; empty for none.
-        verdict: Its colour, line (dashed where missed) and sign; None for a colour of its own.
-        colour: `#rrggbb` in place of that, so that what one person does looks alike.
-        at_link: Whether the label belongs in the middle of the link, as a short number does.
+        verdict: Sets colour, line (dashed where missed) and sign.
+        colour: `#rrggbb`, in place of the verdict's or the next of `PAIR_COLOURS`.
+        at_link: Whether the label is placed at the middle of the link, as a short number is.
     """
 
     human_xyxy: Box
@@ -182,19 +56,15 @@ class DrawnPair:
 
 
 def draw_pairs(image: Image.Image | np.ndarray, pairs: Sequence[DrawnPair]) -> Image.Image:
-    """Image and its pairs to a new RGB picture of the same size; the image stays as it is.
+    """Draw pairs over an image, PIL or uint8 [H, W, 3], and return a new RGB picture of the same size.
 
-    The first pairs count most: they lie on top, and their labels take the best places. No label covers another one; one
-    that finds no room is left out, its boxes are not.
-
-    Args:
-        image: PIL image, or uint8 [H, W, 3].
-        pairs: P, possibly none.
+    The first pairs lie on top, and their labels take the best places. No label covers another; one that finds no room
+    is left out, its boxes are not.
     """
     picture = (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
     if not pairs:
         return picture
-    line = max(2.0, mean_side(picture.size) / 165)
+    line = max(2.0, _mean_side(picture.size) / 165)
     font, labels, places = _layout(picture.size, pairs)
     colours = [colour_of(pair, number) for number, pair in enumerate(pairs)]
 
@@ -209,12 +79,12 @@ def draw_pairs(image: Image.Image | np.ndarray, pairs: Sequence[DrawnPair]) -> I
     pen = ImageDraw.Draw(picture)
     for pair, text, colour, place in zip(pairs, labels, colours, places, strict=True):
         if place is not None and text:
-            draw_label(pen, text, pair.verdict, colour, place, font)
+            _draw_label(pen, text, pair.verdict, colour, place, font)
     return picture
 
 
 def covered_share(image_size: tuple[int, int], pairs: Sequence[DrawnPair]) -> float | None:
-    """How much of a picture the labels of its pairs would cover, in [0, 1]; None where one finds no room, or is cut."""
+    """Return the share of a picture that its pairs' labels would cover; None where one finds no room or is cut."""
     _, labels, places = _layout(image_size, pairs)
     whole = [" ".join(pair.text.split()) for pair in pairs]
     if labels != whole or any(text and place is None for text, place in zip(labels, places, strict=True)):
@@ -224,12 +94,12 @@ def covered_share(image_size: tuple[int, int], pairs: Sequence[DrawnPair]) -> fl
 
 
 def _layout(image_size: tuple[int, int], pairs: Sequence[DrawnPair]) -> tuple[Font, list[str], list[Box | None]]:
-    """The font, what each label says of its text, and where it lies."""
-    font = font_for("".join(pair.text for pair in pairs), max(11, round(mean_side(image_size) / 22)))
-    room = {has_sign: image_size[0] - label_size("", has_sign, font)[0] for has_sign in (True, False)}
-    labels = [fitted(pair.text, font, room[pair.verdict is not None]) for pair in pairs]
+    # The font, each label's text as far as it fits, and its place.
+    font = _font_for("".join(pair.text for pair in pairs), max(11, round(_mean_side(image_size) / 22)))
+    room = {has_sign: image_size[0] - _label_size("", has_sign, font)[0] for has_sign in (True, False)}
+    labels = [_fitted(pair.text, font, room[pair.verdict is not None]) for pair in pairs]
     sizes = [
-        label_size(text, pair.verdict is not None, font) if text else (0.0, 0.0)
+        _label_size(text, pair.verdict is not None, font) if text else (0.0, 0.0)
         for text, pair in zip(labels, pairs, strict=True)
     ]
     wishes = [_wishes(pair, size) for pair, size in zip(pairs, sizes, strict=True)]
@@ -239,7 +109,7 @@ def _layout(image_size: tuple[int, int], pairs: Sequence[DrawnPair]) -> tuple[Fo
 def fit_longest_side(
     image: Image.Image | np.ndarray, pairs: Sequence[DrawnPair], side_px: int
 ) -> tuple[Image.Image, list[DrawnPair]]:
-    """Image and pairs to the same with a longest side of `side_px`, so that lines and letters come out alike."""
+    """Resize an image and its pairs to a longest side of `side_px`, so that lines and letters come out alike."""
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     factor = side_px / max(picture.size)
     width, height = (max(1, round(side * factor)) for side in picture.size)
@@ -255,7 +125,7 @@ def fit_longest_side(
 
 
 def colour_of(pair: DrawnPair, number: int) -> str:
-    """A pair and its number in the picture to its colour."""
+    """Return the colour of a pair from its number in the picture."""
     if pair.colour is not None:
         return pair.colour
     return PAIR_COLOURS[number % len(PAIR_COLOURS)] if pair.verdict is None else VERDICT_COLOURS[pair.verdict]
@@ -264,11 +134,11 @@ def colour_of(pair: DrawnPair, number: int) -> str:
 def place_labels(
     sizes: Sequence[Point], wishes: Sequence[Sequence[Point]], image_size: tuple[int, int]
 ) -> list[Box | None]:
-    """Sizes of labels to places inside the image that do not overlap.
+    """Place labels inside the image without overlap.
 
     Args:
         sizes: Width and height of each label.
-        wishes: Top left corners that each label would like, best first; they are moved into the image.
+        wishes: Top left corners for each label, best first; they are moved into the image.
         image_size: Width and height.
 
     Returns:
@@ -300,19 +170,16 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _wishes(pair: DrawnPair, size: Point) -> list[Point]:
-    """Above or below both boxes, the object, the human; then at the link's middle."""
+    # Above or below both boxes, the object, the human; then at the link's middle.
     width, height = size
-    both = _union(pair.human_xyxy, pair.object_xyxy)
+    human, obj = pair.human_xyxy, pair.object_xyxy
+    both = (min(human[0], obj[0]), min(human[1], obj[1]), max(human[2], obj[2]), max(human[3], obj[3]))
     corners: list[Point] = []
-    for x1, y1, x2, y2 in (both, pair.object_xyxy, pair.human_xyxy):
+    for x1, y1, x2, y2 in (both, obj, human):
         corners += [(x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2)]
     x, y = _middle(pair)
     middle = (x - width / 2, y - height / 2)
     return [middle, *corners] if pair.at_link else [*corners, middle]
-
-
-def _union(a: Box, b: Box) -> Box:
-    return (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
 
 
 def _centre(box: Box) -> Point:
@@ -326,26 +193,26 @@ def _middle(pair: DrawnPair) -> Point:
 def _draw_lines(
     pen: ImageDraw.ImageDraw, pair: DrawnPair, colour: str, label: Box | None, line: float, scale: int
 ) -> None:
-    """Boxes, link and, for a label that lies apart, a thread to it; a dark seam keeps them visible on any ground."""
+    # Boxes, link and, for a label that lies apart, a thread to it.
     alone = pair.human_xyxy == pair.object_xyxy
     boxes = [pair.human_xyxy] if alone else [pair.human_xyxy, pair.object_xyxy]
     paths = [[(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)] for x1, y1, x2, y2 in boxes]
     if not alone:
         paths.append([_centre(pair.human_xyxy), _centre(pair.object_xyxy)])
+    is_apart = False
+    if label is not None:
+        x1, y1, x2, y2 = label
+        is_apart = not any(_overlap((x1 - line, y1 - line, x2 + line, y2 + line), box) for box in boxes)
     dash = 4 * line if pair.verdict == "missed" else None
     for stroke, width in ((_SEAM, line + 2), (colour, line)):
         for path in paths:
             _stroke(pen, path, stroke, width, scale, dash)
-        if label is not None and not any(_overlap(_grown(label, line), box) for box in boxes):
+        if is_apart:
             _stroke(pen, [_centre(label), _middle(pair)], stroke, width / 2, scale, None)
         for box in [] if alone else boxes:
             x, y = _centre(box)
             radius = line * 1.6 + (width - line) / 2
             pen.ellipse([scale * edge for edge in (x - radius, y - radius, x + radius, y + radius)], fill=stroke)
-
-
-def _grown(box: Box, by: float) -> Box:
-    return (box[0] - by, box[1] - by, box[2] + by, box[3] + by)
 
 
 def _stroke(
@@ -360,3 +227,113 @@ def _stroke(
         for begin, end in pieces.tolist():
             ends = [x1 + (x2 - x1) * begin, y1 + (y2 - y1) * begin, x1 + (x2 - x1) * end, y1 + (y2 - y1) * end]
             pen.line([scale * at for at in ends], fill=colour, width=max(1, round(width * scale)), joint="curve")
+
+
+def ink_on(colour: str) -> str:
+    """Return black or white, whichever is more readable on `#rrggbb` (by WCAG 2's relative luminance)."""
+    parts = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return "#000000" if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else "#ffffff"
+
+
+def add_legend(picture: Image.Image, lines: Sequence[tuple[str, str, str]]) -> Image.Image:
+    """Add a strip below an RGB picture with a line for each colour, the number on it, and its text."""
+    if not lines:
+        return picture
+    size_px = min(max(13, round(_mean_side(picture.size) / 34)), max(13, picture.width // 12))
+    font = _font_for("".join(number + text for _, number, text in lines), size_px)
+    badge = max(_label_size(number, False, font)[0] for _, number, _ in lines)
+    height = _label_size("1", False, font)[1]
+    gap = 0.4 * height
+    texts = [_wrapped(text, font, picture.width - badge - 4 * gap) for _, _, text in lines]
+    column = badge + 4 * gap + max(font.getlength(part) for parts in texts for part in parts)
+    fit = max(1, int((picture.width - gap) // column))
+    num_columns = min(len(lines), fit) if all(len(parts) == 1 for parts in texts) else 1
+    num_rows = -(-len(lines) // num_columns)
+    tops = np.cumsum([gap, *(height * len(parts) + gap for parts in texts[:num_rows])])
+    taller = Image.new("RGB", (picture.width, picture.height + round(tops[-1])), "#ffffff")
+    taller.paste(picture)
+    pen = ImageDraw.Draw(taller)
+    for place, ((colour, number, _), parts) in enumerate(zip(lines, texts, strict=True)):
+        x, y = gap + (place // num_rows) * column, picture.height + float(tops[place % num_rows])
+        _draw_label(pen, number, None, colour, (x, y, x + badge, y + height), font)
+        anchor = "lm" if _has_anchors(font) else None
+        for row, part in enumerate(parts):
+            pen.text((x + badge + gap, y + height * (row + 0.5)), part, fill="#000000", font=font, anchor=anchor)
+    return taller
+
+
+def _wrapped(text: str, font: Font, width_px: float) -> list[str]:
+    # Broken between words; a word that does not fit alone is cut.
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width_px:
+            lines.append(_fitted(word, font, width_px))
+        else:
+            lines[-1] = _fitted(longer, font, width_px)
+    return lines
+
+
+def _draw_label(
+    pen: ImageDraw.ImageDraw, text: str, verdict: Verdict | None, colour: str, place: Box, font: Font
+) -> None:
+    x1, y1, x2, y2 = place
+    height = y2 - y1
+    ink = ink_on(colour)
+    pen.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=height / 5, fill=colour, outline="#000000")
+    left = x1 + 0.3 * height
+    if verdict is not None:
+        _draw_sign(pen, verdict, (left, y1 + 0.28 * height, left + 0.44 * height, y1 + 0.72 * height), ink)
+        left += 0.65 * height
+    pen.text((left, (y1 + y2) / 2), text, fill=ink, font=font, anchor="lm" if _has_anchors(font) else None)
+
+
+def _draw_sign(pen: ImageDraw.ImageDraw, verdict: Verdict, box: Box, ink: str) -> None:
+    # A tick, a cross or a ring, so that colour is not the only difference.
+    x1, y1, x2, y2 = box
+    width = max(2, round((x2 - x1) / 5))
+    if verdict == "right":
+        pen.line([(x1, (y1 + y2) / 2), (x1 + 0.38 * (x2 - x1), y2), (x2, y1)], fill=ink, width=width, joint="curve")
+    elif verdict == "wrong":
+        pen.line([(x1, y1), (x2, y2)], fill=ink, width=width)
+        pen.line([(x1, y2), (x2, y1)], fill=ink, width=width)
+    else:
+        pen.ellipse(box, outline=ink, width=width)
+
+
+@lru_cache(maxsize=32)
+def _load_font(name: str | None, size_px: int) -> Font | None:
+    try:
+        return ImageFont.load_default(size_px) if name is None else ImageFont.truetype(name, size_px)
+    except OSError:
+        return None
+
+
+def _font_for(text: str, size_px: int) -> Font:
+    names: tuple[str | None, ...] = (None,) if text.isascii() else (*_WIDE_FONTS, None)
+    return next(font for font in (_load_font(name, size_px) for name in names) if font is not None)
+
+
+def _has_anchors(font: Font) -> bool:
+    return isinstance(font, ImageFont.FreeTypeFont)
+
+
+def _fitted(text: str, font: Font, width_px: float) -> str:
+    """Return as much of a text as fits a width, on one line."""
+    text = " ".join(text.split())
+    if not text or font.getlength(text) <= width_px:
+        return text
+    keep = next((n for n in range(len(text) - 1, 0, -1) if font.getlength(text[:n] + "..") <= width_px), 0)
+    return text[:keep].rstrip() + ".." if keep else ""
+
+
+def _label_size(text: str, has_sign: bool, font: Font) -> Point:
+    """Return width and height of a label, with room for a sign where it has one."""
+    _, top, _, bottom = font.getbbox("Ag|")
+    height = 1.45 * (bottom - top)
+    return (float(np.ceil(font.getlength(text) + (1.3 if has_sign else 0.6) * height)), float(np.ceil(height)))
+
+
+def _mean_side(image_size: tuple[int, int]) -> float:
+    return (image_size[0] * image_size[1]) ** 0.5

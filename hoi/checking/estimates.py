@@ -53,12 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Result:
-    """What the marks say of a phrase, or of all.
-
-    Args:
-        precision: None without a mark.
-        ap: None below two marks.
-    """
+    """What the marks say of a phrase, or of all: no precision without a mark, no AP below two."""
 
     num_triplets: int
     num_marked: int
@@ -69,13 +64,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """What the marks say.
-
-    Args:
-        phrases: K.
-        together: Every triplet, in one ranking.
-        mean_ap: Over the phrases that have an AP; None where there is none.
-    """
+    """What the marks say of K phrases, of all triplets in one ranking, and the mean over phrases that have an AP."""
 
     phrases: list[Result]
     together: Result
@@ -98,7 +87,6 @@ def estimate(
         score: [N], of which only the order counts.
         stratum: int64 [N], from which marks were drawn alike.
         marked, right: bool [N]; `right` is read where `marked` is True.
-        seed: Of the sampled verdicts.
     """
     rows = [np.flatnonzero(phrase == k) for k in range(num_phrases)]
     everything = np.arange(len(phrase))
@@ -167,12 +155,12 @@ def rank_share(phrase: np.ndarray, score: np.ndarray, num_phrases: int) -> np.nd
 
 
 def _height(share: np.ndarray) -> np.ndarray:
-    """Scale places in a ranking, 0 the top, to mean 0 and spread 1, steep at the top."""
+    # Places in a ranking, 0 the top, scaled to mean 0 and spread 1, steep at the top.
     return (2 / 3 - np.sqrt(share)) / np.sqrt(1 / 18)
 
 
 def _fit(design: np.ndarray, right: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Fit the regression: the most likely parameters [P], a factor [P, P] of their covariance, and the log evidence."""
+    # The most likely parameters [P], a factor [P, P] of their covariance, and the log evidence.
     values, precisions = np.zeros(len(prior)), prior**-2
     for _ in range(STEPS):
         chance = _logistic(design @ values)
@@ -219,10 +207,7 @@ def wilson(share: float, num: float) -> tuple[float, float]:
 
 
 def ranked_precision(right: np.ndarray) -> np.ndarray:
-    """Return the mean precision at each right triplet, float64 [S], of verdicts by falling score, bool [S, N].
-
-    0 without a right one.
-    """
+    """Return the mean precision at the right ones of verdicts by falling score, bool [S, N]: float64 [S], 0 without."""
     num_right = np.cumsum(right, axis=1)
     at_each = num_right / np.arange(1, right.shape[1] + 1)
     return (at_each * right).sum(1) / np.maximum(num_right[:, -1:].sum(1), 1)

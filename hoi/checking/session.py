@@ -36,14 +36,12 @@ MARKS_OF_A_BIG_PHRASE = 4
 
 @dataclass(frozen=True)
 class Candidates:
-    """The predictions of a file, in its order, without those of no interaction.
+    """The N predictions of a file, in its order, without those of no interaction.
 
     Args:
-        image_ids: N.
         boxes_h, boxes_o: float64 [N, 4], pixel edges xyxy.
         interactions: The K pairs of verb and object in the file.
         phrase: int64 [N], rows of `interactions`.
-        score: float64 [N].
     """
 
     image_ids: list[str]
@@ -70,7 +68,6 @@ def read_candidates(path: Path, vocabulary: Vocabulary | None = None, *, inclusi
     Those of no interaction are left out: nobody can judge one without all other phrases in mind.
 
     Args:
-        path: Gzipped or not.
         vocabulary: Names the `interaction` of lines without `verb` and `object`; None where all have them.
         inclusive: Whether box corners are pixels that belong to the box, as in HICO-DET's predictions.
 
@@ -124,10 +121,10 @@ class Sample:
     """Which triplets are to be marked.
 
     Args:
-        stratum: int64 [N], of each triplet, 0..H-1; the strata of a phrase follow each other by rank.
+        stratum: int64 [N], of each triplet; the strata of a phrase follow each other by rank.
         group: int64 [H], the phrase of a stratum, or K for those of the phrases that share one.
         num_marks: int64 [H], triplets drawn from a stratum.
-        asked: int64 [n], the drawn rows in the order of asking: the first of every stratum, then the second.
+        asked: The drawn rows, int64, in the order of asking: the first of every stratum, then the second.
     """
 
     stratum: np.ndarray
@@ -142,12 +139,11 @@ class Sample:
 
 
 def draw_sample(phrase: np.ndarray, score: np.ndarray, num_phrases: int, num_marks: int, seed: int) -> Sample:
-    """Draw the triplets to be marked; the same for the same arguments.
+    """Draw the triplets to be marked, all N where there are fewer; the same for the same arguments.
 
     Args:
         phrase: int64 [N], 0..K-1.
         score: [N], of which only the order counts; ties stay in the order of the rows.
-        num_marks: All N are drawn where there are fewer.
     """
     sizes = np.bincount(phrase, minlength=num_phrases)
     group_of = _groups(sizes, num_marks)[phrase]
@@ -175,7 +171,7 @@ def draw_sample(phrase: np.ndarray, score: np.ndarray, num_phrases: int, num_mar
 
 
 def _groups(sizes: np.ndarray, num_marks: int) -> np.ndarray:
-    """Return each phrase's group, int64 [K]: its own row, or K for the small phrases that share one."""
+    # Each phrase's group, int64 [K]: its own row, or K for the small phrases that share one.
     groups = np.arange(len(sizes))
     if MIN_MARKS * np.count_nonzero(sizes) > num_marks:
         largest = np.argsort(-sizes, kind="stable")[: max(1, num_marks // MARKS_OF_A_BIG_PHRASE) - 1]
@@ -184,7 +180,7 @@ def _groups(sizes: np.ndarray, num_marks: int) -> np.ndarray:
 
 
 def _allocate(sizes: np.ndarray, num_marks: int) -> np.ndarray:
-    """Divide marks among groups by the square root of their sizes: at least two each, at most the size."""
+    # By the square root of the groups' sizes: at least two each, at most the size.
     marks = np.minimum(sizes, MIN_MARKS)
     for _ in range(max(0, min(num_marks, int(sizes.sum())) - int(marks.sum()))):
         wanting = np.where(marks < sizes, np.sqrt(sizes) / (marks + 1), -1.0)
@@ -193,7 +189,6 @@ def _allocate(sizes: np.ndarray, num_marks: int) -> np.ndarray:
 
 
 def _cut(rows: np.ndarray, num_marks: int) -> list[tuple[np.ndarray, int]]:
-    """Cut ranked rows into strata, and give each its number of marks."""
     num = min(MAX_STRATA, max(1, num_marks // MIN_MARKS))
     edges = np.ceil(len(rows) * (np.arange(num + 1) / num) ** 2).astype(int)
     parts, left, begin = [], num_marks, 0
@@ -208,13 +203,7 @@ def _cut(rows: np.ndarray, num_marks: int) -> list[tuple[np.ndarray, int]]:
 
 @dataclass(frozen=True)
 class SessionKey:
-    """What was asked, so that marks are never read as answers to something else.
-
-    Args:
-        predictions_sha256: Of the file of predictions.
-        num_marks: Triplets to be marked.
-        seed: Of the draw.
-    """
+    """What was asked, so that marks are never read as answers to something else."""
 
     predictions_sha256: str
     num_marks: int
@@ -222,11 +211,7 @@ class SessionKey:
 
 
 class Session:
-    """One person's marks on a sample of predictions.
-
-    Args:
-        save: Writes the marks, whole or not at all; called after every one.
-    """
+    """One person's marks on a sample of predictions; `save` writes them, whole or not at all, after every one."""
 
     def __init__(self, candidates: Candidates, key: SessionKey, save: Callable[[Any], None]) -> None:
         self.candidates, self._key, self._save = candidates, key, save
@@ -235,11 +220,7 @@ class Session:
         self.marks: dict[int, Verdict] = {}
 
     def resume(self, plain: Any, where: Path) -> None:
-        """Take up the marks of a file that `save` wrote.
-
-        Raises:
-            UserError: it is no such file, or its marks are on other predictions or another draw.
-        """
+        """Take up the marks of a file that `save` wrote, or refuse those on other predictions or another draw."""
         rows = set(self.sample.asked.tolist())
         try:
             if (plain["format"], plain["version"]) != (FORMAT, VERSION):
@@ -276,7 +257,6 @@ class Session:
 
         Raises:
             ValueError: the triplet is not in the sample.
-            UserError: the disk is full or cannot be written; the mark is not kept.
         """
         if row not in self.sample.asked:
             raise ValueError(f"triplet {row} is not in the sample")
@@ -330,7 +310,7 @@ def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
 
 
 def results_table(results: Results, phrases: list[str]) -> list[dict[str, Any]]:
-    """Return results as plain rows: all together, the mean over phrases, then each phrase with marks, by size."""
+    """Return plain rows: all together, the mean over phrases, then each phrase with marks, by size."""
 
     def row(name: str, result: Result) -> dict[str, Any]:
         shares = {key: None if (value := getattr(result, key)) is None else vars(value) for key in ("precision", "ap")}

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 from safetensors.torch import load as load_tensors
@@ -51,13 +50,7 @@ MAKE = "make it again with hoi checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's folder, read and checked except for its models.
-
-    Args:
-        record: `checkpoint.json`.
-        config: Its pipeline file with one student, and models where they lie here.
-        vocabulary, bank: Interactions and their texts.
-    """
+    """A checkpoint's folder, read and checked except for its models, which `config` names where they lie here."""
 
     folder: Path
     record: dict[str, Any]
@@ -85,7 +78,8 @@ class Checkpoint:
         """Read a checkpoint's folder.
 
         Args:
-            overrides: `section.key=value` of detector, pairs and teacher, such as where a large model lies here.
+            overrides: `section.key=value` of detector, pairs and teacher, such as `teacher.model=local-dir:FOLDER` for
+                a CLIP that was too large to be copied.
 
         Raises:
             UserError: no checkpoint, another version, a missing or damaged file, or a wrong override.
@@ -98,22 +92,19 @@ class Checkpoint:
         for override in overrides:
             _apply(plain, override)
         tables, about = load((folder / TEXT_NAME).read_bytes()), record["text"]
+        head = {name.removeprefix("visual."): value for name, value in tables.items() if name.startswith("visual.")}
         bank = TextBank(
             tables["text_embedding"],
             about["logit_scale"],
             about["logit_bias"],
             tuple(tuple(texts) for texts in about["prompts"]),
-            _visual_head(tables),
+            VisualHead(**head) if head else None,
         )
         config = parse_config(plain, str(folder / RECORD_NAME))
         return cls(folder, record, config, Vocabulary.from_dict(record["vocabulary"]), bank)
 
     def student(self) -> Student:
-        """Load the trained student, in evaluation mode on the CPU.
-
-        Raises:
-            UserError: the weights do not fit the settings.
-        """
+        """Load the trained student, in evaluation mode on the CPU."""
         student = build_student(self.config.students[self.name], self.bank, self.vocabulary, self.axes)
         path = self.folder / STUDENT_NAME
         try:
@@ -124,14 +115,7 @@ class Checkpoint:
         return student.eval().requires_grad_(False)
 
     def check_models(self, provenance: Mapping[str, Any]) -> None:
-        """Raise if detector or CLIP are not those that the checkpoint was made with.
-
-        Args:
-            provenance: `Extractor.provenance()` of what was loaded.
-
-        Raises:
-            UserError: names the model and what differs.
-        """
+        """Raise if `Extractor.provenance()` of detector or CLIP is not that of the checkpoint's."""
         for part, word in MODELS.items():
             expected, actual = (
                 {key: value for key, value in plain[part].items() if key not in FREE[part]}
@@ -146,12 +130,6 @@ class Checkpoint:
                     got=", ".join(f"{key} {_short(actual.get(key))}" for key in differing),
                     fix=f"name the right one: {part}.{'model' if part == 'teacher' else 'weights'}=...",
                 )
-
-
-def _visual_head(tables: Mapping[str, np.ndarray]) -> VisualHead | None:
-    if "visual.projection" not in tables:
-        return None
-    return VisualHead(tables["visual.projection"], tables.get("visual.value"), tables.get("visual.norm"))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -17,14 +17,7 @@ from hoi.config import PipelineConfig
 from hoi.errors import UserError, nearest
 from hoi.evaluation.audit import detector_training_data, teacher_training_data
 from hoi.files import LOCAL_DIR, find_local, read_json, remove_file, write_atomically
-from hoi.prediction.checkpoint import (
-    FORMAT,
-    MODELS,
-    RECORD_NAME,
-    STUDENT_NAME,
-    TEXT_NAME,
-    VERSION,
-)
+from hoi.prediction.checkpoint import FORMAT, MODELS, RECORD_NAME, STUDENT_NAME, TEXT_NAME, VERSION
 from hoi.prediction.onnx import export_student
 from hoi.records import TextBank
 from hoi.students.base import Student
@@ -46,12 +39,9 @@ class CheckpointParts:
     """What a checkpoint is made of.
 
     Args:
-        config: The pipeline that the student was trained with.
-        name, seed: Of the student in it.
-        bank, vocabulary, axes: Of the signals that it reads.
-        models: What detector and CLIP say of themselves (`Extractor.provenance`).
+        models: Provenance of detector and CLIP, as `Extractor.provenance` gives it.
         trained: Images, pairs, versions and commit of the training, for the card.
-        figures: Its metrics from stage three, or None.
+        figures: Metrics from stage three, or None.
     """
 
     config: PipelineConfig
@@ -91,8 +81,7 @@ def make_checkpoint(
     """Write a finished training run as a checkpoint; an equal one that is there already is left alone.
 
     Args:
-        student: None for `choose_student`'s.
-        seed: None for the first of `train.seeds`.
+        student, seed: None for `choose_student`'s, and for the first of `train.seeds`.
         out: The folder; None for `OUTPUT/checkpoints/STUDENT`.
         models: Whether detector and CLIP are copied; `auto` copies files of one's own up to `MAX_COPIED_BYTES`.
         onnx: Whether to write the student as an ONNX file, too.
@@ -150,11 +139,7 @@ def choose_student(config: PipelineConfig, name: str | None = None) -> str:
 
 
 def save_checkpoint(parts: CheckpointParts, folder: Path, models: Models = "auto") -> CheckpointReport:
-    """Write a checkpoint's files, the record last; equal parts give equal bytes.
-
-    Raises:
-        UserError: the folder holds something else, or cannot be written.
-    """
+    """Write a checkpoint's files, the record last; equal parts give equal bytes."""
     ours = (folder / RECORD_NAME).is_file() or (folder / STUDENT_NAME).is_file()
     if folder.is_dir() and any(folder.iterdir()) and not ours:
         raise UserError(
@@ -163,11 +148,11 @@ def save_checkpoint(parts: CheckpointParts, folder: Path, models: Models = "auto
             expected="an empty folder, or a checkpoint",
             fix="give another --out",
         )
-    copies = {} if models == "refer" else dict(_copies(parts.config, None if models == "copy" else MAX_COPIED_BYTES))
+    copies = {} if models == "refer" else _copies(parts.config, None if models == "copy" else MAX_COPIED_BYTES)
     state = {name: value.detach().cpu().contiguous() for name, value in parts.student.state_dict().items()}
     files = {STUDENT_NAME: save_tensors(state), TEXT_NAME: _text_file(parts.bank)}
     for copied in copies.values():
-        files |= {name: path.read_bytes() for name, path in copied.files.items()}
+        files |= {name: path.read_bytes() for name, path in copied.items()}
     record = _record(parts, copies)
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
@@ -191,40 +176,34 @@ def _text_file(bank: TextBank) -> bytes:
     return save({name: np.ascontiguousarray(value, np.float32) for name, value in tables.items()})
 
 
-@dataclass(frozen=True)
-class _Copied:
-    """A model's file or folder: its place in the checkpoint, and its files by their names there."""
-
-    place: str
-    files: dict[str, Path]
-
-
 def _places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
-    """Yield the keys of detector and teacher that name a file or folder of this machine, and their values."""
+    # Keys of detector and teacher that name a file or folder of this machine, and their values.
     for part in MODELS:
         for key, value in getattr(config, part).model_dump(mode="json").items():
             if isinstance(value, str) and find_local(value).exists() and ("/" in value or "." in value):
                 yield f"{part}.{key}", value
 
 
-def _copies(config: PipelineConfig, max_bytes: int | None) -> Iterator[tuple[str, _Copied]]:
+def _copies(config: PipelineConfig, max_bytes: int | None) -> dict[str, dict[str, Path]]:
+    """Return the files to copy, by their names in the checkpoint, for each key whose model is copied."""
+    copies = {}
     for key, value in _places(config):
         source = find_local(value)
-        # A detectron2 config may name other files, and precomputed boxes belong to images that are elsewhere.
+        # A detectron2 config may name other files, and boxes that are looked up belong to images that are elsewhere.
         is_looked_up = config.detector.is_looked_up and key.startswith("detector.")
         if source.suffix in (".yaml", ".yml") or is_looked_up:
             continue
         paths = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
-        if max_bytes is not None and sum(path.stat().st_size for path in paths) > max_bytes:
-            continue
-        place = f"models/{key.split('.')[0]}/{source.name}"
-        if source.is_dir():
-            yield key, _Copied(place, {f"{place}/{path.relative_to(source).as_posix()}": path for path in paths})
-        else:
-            yield key, _Copied(place, {place: source})
+        if max_bytes is None or sum(path.stat().st_size for path in paths) <= max_bytes:
+            copies[key] = {f"{_place(key, value)}{path.as_posix()[len(source.as_posix()) :]}": path for path in paths}
+    return copies
 
 
-def _record(parts: CheckpointParts, copies: Mapping[str, _Copied]) -> dict[str, Any]:
+def _place(key: str, value: str) -> str:
+    return f"models/{key.split('.')[0]}/{find_local(value).name}"
+
+
+def _record(parts: CheckpointParts, copies: Mapping[str, object]) -> dict[str, Any]:
     config, bank = parts.config.model_dump(mode="json"), parts.bank
     config["students"] = {parts.name: config["students"][parts.name]}
     # `auto` was decided when the cache was built, and the student knows the vectors of that precision.
@@ -244,7 +223,10 @@ def _record(parts: CheckpointParts, copies: Mapping[str, _Copied]) -> dict[str, 
         },
         "models": {part: parts.models[part] for part in MODELS},
         "places": {
-            key: {"copy": copies[key].place if key in copies else None, "was": _absolute(value)}
+            key: {
+                "copy": _place(key, value) if key in copies else None,
+                "was": (LOCAL_DIR if value.startswith(LOCAL_DIR) else "") + str(find_local(value).resolve()),
+            }
             for key, value in _places(parts.config)
         },
         "trained": parts.trained,
@@ -252,13 +234,8 @@ def _record(parts: CheckpointParts, copies: Mapping[str, _Copied]) -> dict[str, 
     }
 
 
-def _absolute(value: str) -> str:
-    prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
-    return prefix + str(find_local(value).resolve())
-
-
 def _figures(config: PipelineConfig, name: str, seed: int) -> dict[str, Any] | None:
-    """Return the metrics that stage three found for this very student, or None."""
+    # The metrics that stage three found for this very student.
     output = Path(config.output)
     try:
         rows, summary = read_json(output / "results.json") or [], read_json(output / "summary.json") or {}
@@ -274,13 +251,7 @@ def _figures(config: PipelineConfig, name: str, seed: int) -> dict[str, Any] | N
 
 
 def model_card(record: dict[str, Any], config: PipelineConfig, vocabulary: Vocabulary) -> str:
-    """Return a checkpoint's card, Markdown.
-
-    Args:
-        record: What goes into checkpoint.json.
-        config: With paths as they were at training.
-        vocabulary: Of the student.
-    """
+    """Return a checkpoint's card, Markdown."""
     name, trained = record["name"], record["trained"]
     settings = config.students[name]
     labels = "None. It learned from frozen CLIP's scores of the training images."

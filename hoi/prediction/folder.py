@@ -39,12 +39,7 @@ MAX_NAME_BYTES = 180
 
 @dataclass(frozen=True)
 class Source:
-    """An image or video file.
-
-    Args:
-        name: Path below the folder that the user named, with forward slashes: `file_name` of its predictions.
-        path: Where it lies.
-    """
+    """An image or video file; `name` is its path below the folder that the user named, with forward slashes."""
 
     name: str
     path: Path
@@ -64,13 +59,7 @@ class Source:
 
 @dataclass
 class SourceList:
-    """Files to predict.
-
-    Args:
-        sources: Each file once, sorted by name within each argument.
-        refused: Names and reasons of what is named like an image and is none.
-        ignored: Other files in the folders that were searched.
-    """
+    """Files to predict, names and reasons of what only looks like an image, and other files that were found."""
 
     sources: list[Source] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
@@ -81,10 +70,7 @@ def find_sources(arguments: Sequence[str], leave_out: Path | None = None) -> Sou
     """List the files that paths name: a file as it is, a folder with all below it, a glob pattern with its matches.
 
     A file that is named is read whatever its suffix; inside folders the suffix decides. Links to folders are not
-    followed, so a circular link cannot trap the search.
-
-    Args:
-        leave_out: A folder that is not searched: where results go.
+    followed, and the folder `leave_out`, where results go, is not searched.
 
     Raises:
         UserError: nothing is there, or two files would have one name.
@@ -159,11 +145,7 @@ def _below(folder: Path, root: Path, leave_out: Path | None, listed: SourceList)
 
 
 class PredictionFolder:
-    """A folder of results; made by `open`.
-
-    Args:
-        inclusive: Whether box corners are pixels that belong to the box, as in HICO-DET's predictions.
-    """
+    """A folder of results; made by `open`."""
 
     def __init__(self, path: Path, vocabulary: Vocabulary, inclusive: bool) -> None:
         self.path, self.vocabulary = path, vocabulary
@@ -181,6 +163,7 @@ class PredictionFolder:
 
         Args:
             settings: Everything that decides the results, as plain data.
+            inclusive: Whether box corners are pixels that belong to the box, as in HICO-DET's predictions.
 
         Raises:
             UserError: the folder holds results of other settings, or something else, or another run writes there.

@@ -50,10 +50,9 @@ class ScoringStudent(nn.Module):
     the process at operators that get no row.
 
     Args:
-        student: In evaluation mode.
         object_mask: bool [O, K].
         exponent: γ of the prior.
-        extra: Names of the extra fields that it scores with.
+        extra: Names of the extra fields that the student scores with.
     """
 
     object_mask: Tensor
@@ -100,13 +99,7 @@ def _padded(name: str, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ExportedStudent:
-    """An ONNX file's bytes, and how closely it follows torch.
-
-    Args:
-        difference: Largest absolute difference between its scores and torch's.
-        share: The same relative to the largest score of its batch.
-        num_compared: Batches compared, of other sizes than the exported one.
-    """
+    """An ONNX file's bytes, and the largest absolute and relative difference between its scores and torch's."""
 
     data: bytes
     difference: float
@@ -140,11 +133,7 @@ def export_student(folder: Path) -> ExportedStudent:
 
 
 def check_exportable(name: str, settings: StudentSettings) -> None:
-    """Raise if a student's method has no ONNX form.
-
-    Raises:
-        UserError: its attention runs over the pairs of each image, and ONNX's exporter would fix their number.
-    """
+    """Raise if a student's method has no ONNX form: attention over pairs, whose number the exporter would fix."""
     if settings.method not in EXPORTED:
         raise UserError(
             f"a student of the method '{settings.method}' has no ONNX form",
@@ -182,7 +171,6 @@ def _export(scoring: ScoringStudent, example: tuple[Tensor, ...], names: Sequenc
 
 
 def _compare(data: bytes, scoring: ScoringStudent, checkpoint: Checkpoint, names: Sequence[str]) -> tuple[float, float]:
-    """Return the largest absolute and relative difference between torch's scores and the file's."""
     runtime = import_module("onnxruntime")
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     wanted = {each.name for each in session.get_inputs()}

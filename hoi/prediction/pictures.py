@@ -23,19 +23,11 @@ MAX_LABELS, MAX_COVERED = 5, 0.12
 
 
 def draw_result(
-    image: np.ndarray,
-    result: ImageResult,
-    vocabulary: Vocabulary,
-    *,
-    max_pairs: int = MAX_PAIRS,
-    legend: bool = True,
+    image: np.ndarray, result: ImageResult, vocabulary: Vocabulary, *, max_pairs: int = MAX_PAIRS, legend: bool = True
 ) -> Image.Image:
     """Draw an image, uint8 [H, W, 3], with its best pairs; `no_interaction` is not drawn.
 
-    Args:
-        vocabulary: Its phrases are used where it has some.
-        max_pairs: Pairs drawn, at most.
-        legend: Whether a legend may be added below; a video's frames must keep their size.
+    Without `legend` nothing is added below, so that a video's frames keep their size.
     """
     pairs = shown_pairs(result, vocabulary, max_pairs)
     longest = max(result.size_hw)

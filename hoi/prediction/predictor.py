@@ -9,7 +9,7 @@ Shapes: B images, N detections, P pairs, K interactions, D joint width of the te
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -43,16 +43,14 @@ PAIR_FIELDS = ("union_embedding", "union_similarity", "union_feature")
 
 @dataclass(frozen=True, slots=True)
 class HoiTriplet:
-    """One scored ⟨human, verb, object⟩. Boxes are pixel edges xyxy of the upright image.
+    """One scored ⟨human, verb, object⟩.
 
     Args:
-        human_xyxy, object_xyxy: Equal for what a person does alone.
+        human_xyxy, object_xyxy: Pixel edges of the upright image; equal for what a person does alone.
         human_score, object_score: The detector's confidence.
-        verb, object: Names of the vocabulary.
         phrase: The interaction in words.
-        interaction_idx: Row of the vocabulary's interactions.
         score: The student's, detection prior included.
-        teacher_score: Direct CLIP's for the same pair and interaction, as the row `direct_clip` of stage three.
+        teacher_score: Direct CLIP's, as in the row `direct_clip` of stage three.
         human_idx, object_idx: Rows of the image's detections.
     """
 
@@ -71,21 +69,12 @@ class HoiTriplet:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        plain = {name: getattr(self, name) for name in self.__slots__}
-        return {**plain, "human_xyxy": list(self.human_xyxy), "object_xyxy": list(self.object_xyxy)}
+        return {**asdict(self), "human_xyxy": list(self.human_xyxy), "object_xyxy": list(self.object_xyxy)}
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What was predicted in one image.
-
-    Args:
-        image_id: Its name.
-        size_hw: Pixels of the upright image.
-        detections: All of the detector's, by falling score.
-        object_names: N names, of each detection's class.
-        triplets: By falling score.
-    """
+    """What was predicted in an upright image: detections with their N class names, and triplets, by falling score."""
 
     image_id: str
     size_hw: tuple[int, int]
@@ -127,7 +116,6 @@ def batch_of(signals: Sequence[ImageSignals], extra: Sequence[str], no_object_id
     """Collate signals of B ≥ 1 images to a float32 batch on the CPU, equal to `CacheSplit.batch` of the same images.
 
     Args:
-        signals: With features as float16, as a cache keeps them.
         extra: Extra fields that a student names; one that the signals lack raises when it is read.
         no_object_idx: Object label of a pair of a human with itself; None where there are no such pairs.
     """
@@ -205,9 +193,6 @@ def blank_signals(axes: Mapping[str, int]) -> ImageSignals:
 class Predictor:
     """A checkpoint, ready to predict. Calls change nothing in it, so several threads may share one.
 
-    Args:
-        device: `auto`, `cpu` or `cuda`.
-
     Raises:
         UserError: models that cannot be loaded or are not the checkpoint's, or a student that reads what a single
             image does not have.
@@ -240,15 +225,7 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> Predictor:
-        """Load a checkpoint's folder.
-
-        Args:
-            overrides: `section.key=value` of detector, pairs and teacher, such as `teacher.model=local-dir:FOLDER` for
-                a CLIP that was too large to be copied.
-
-        Raises:
-            UserError: see `Checkpoint.open` and `Predictor`.
-        """
+        """Load a checkpoint's folder; see `Checkpoint.open` for the overrides."""
         return cls(Checkpoint.open(folder, overrides), device)
 
     def __call__(
@@ -265,12 +242,7 @@ class Predictor:
         top: int | None = None,
         threshold: float = 0.0,
     ) -> list[ImageResult]:
-        """Predict images, in their order.
-
-        Args:
-            image_ids: None for file names, and numbers for images that have none.
-            top: Triplets kept of each image, at most; None for all.
-            threshold: Least score of a triplet that is kept.
+        """Predict images, in their order, and keep of each the `top` triplets that score at least `threshold`.
 
         Raises:
             UnreadableImage: a path that cannot be read as an image; the text is the reason.
@@ -322,12 +294,8 @@ class Predictor:
         detections = signals.detections
         boxes: list[BoxXyxy] = [(x1, y1, x2, y2) for x1, y1, x2, y2 in detections.boxes_xyxy.tolist()]
         confidences = detections.scores.tolist()
-        columns = (
-            signals.pairs_ho[pairs].tolist(),
-            scored.interaction[rows].tolist(),
-            scored.score[rows].tolist(),
-            teacher[rows].tolist(),
-        )
+        arrays = (signals.pairs_ho[pairs], scored.interaction[rows], scored.score[rows], teacher[rows])
+        columns = [array.tolist() for array in arrays]
         triplets = [
             HoiTriplet(
                 boxes[human_idx],

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ class PredictReport:
         num_now: Files read by this run.
         unreadable: Names and reasons.
         ignored: Files in the folders that are not named like images.
-        files: Written.
     """
 
     num_images: int
@@ -93,11 +93,9 @@ def predict(
     Args:
         images: Image files, folders, glob patterns and videos.
         out: The folder of results; of an earlier run only with the same settings.
-        top: Triplets kept of each image, at most; None for all.
-        threshold: Least score of a triplet that is kept.
+        top, threshold: Triplets kept of each image: so many at most, that score so much at least.
         batch: Images that are predicted together.
         shown: Pairs drawn in a picture, at most.
-        pictures: Whether to draw.
 
     Raises:
         UserError: no such path, results of other settings in `out`, other models than the checkpoint's, or a full disk.
@@ -162,7 +160,6 @@ class _Run:
         return Predictor(self.checkpoint, self.device)
 
     def predict(self, sources: Sequence[Source]) -> None:
-        """Predict images in batches, then videos; each file gets its line in the journal."""
         if not sources:
             return
         max_pixels = max_pixels_of(self.checkpoint.config)
@@ -204,31 +201,26 @@ class _Run:
             yield batch
 
     def _read_ahead(self, sources: Sequence[Source], max_pixels: int, bar: tqdm) -> Iterator[tuple[Source, np.ndarray]]:
+        queue = iter(sources)
+        waiting: deque[tuple[Source, Future[np.ndarray | str]]] = deque()
         with ThreadPoolExecutor(1, "reader") as pool:
-            waiting: deque[tuple[Source, Future[np.ndarray]]] = deque()
-            queue = iter(sources)
             while True:
-                while len(waiting) < READ_AHEAD and (source := next(queue, None)) is not None:
-                    waiting.append((source, pool.submit(read_image, source.path, max_pixels)))
+                for source in islice(queue, READ_AHEAD - len(waiting)):
+                    waiting.append((source, pool.submit(_read, source.path, max_pixels)))
                 if not waiting:
                     return
                 source, future = waiting.popleft()
-                try:
-                    yield source, future.result()
-                    continue
-                except UnreadableImage as error:
-                    reason = str(error)
-                except MemoryError:
-                    reason = "there is not enough memory for it"
-                except OSError as error:
-                    reason = f"the system could not read it ({' '.join(str(error).split())})"
-                self.folder.add_unreadable(source, reason)
-                bar.update(1)
+                image = future.result()
+                if isinstance(image, str):
+                    self.folder.add_unreadable(source, image)
+                    bar.update(1)
+                else:
+                    yield source, image
 
     def _predict_batch(
         self, batch: list[tuple[Source, np.ndarray]]
     ) -> Iterator[tuple[Source, np.ndarray, ImageResult]]:
-        """Predict a batch; where memory does not suffice, one image at a time."""
+        # Where memory does not suffice, one image at a time.
         sources, images = [source for source, _ in batch], [pixels for _, pixels in batch]
         try:
             results = self._results(images, [source.name for source in sources])
@@ -242,3 +234,15 @@ class _Run:
                 self.folder.add_unreadable(sources[0], reason)
             return
         yield from zip(sources, images, results, strict=True)
+
+
+def _read(path: Path, max_pixels: int) -> np.ndarray | str:
+    """Return an image's pixels, or the reason why there are none."""
+    try:
+        return read_image(path, max_pixels)
+    except UnreadableImage as error:
+        return str(error)
+    except MemoryError:
+        return "there is not enough memory for it"
+    except OSError as error:
+        return f"the system could not read it ({' '.join(str(error).split())})"

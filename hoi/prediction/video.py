@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,7 @@ CODECS = ("libx264", "h264", "mpeg4")
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame.
-
-    Args:
-        number: From 0.
-        time_s: Since the video's start.
-        pixels: uint8 [H, W, 3] RGB, upright.
-    """
+    """One upright frame, uint8 [H, W, 3] RGB; numbers count from 0, and the time from the video's start."""
 
     number: int
     time_s: float
@@ -55,14 +49,10 @@ def load_av() -> ModuleType:
 
 
 class VideoReader:
-    """A video's frames, one after the other.
-
-    Args:
-        max_pixels: Width × height above which it is refused.
+    """Reads a video's frames, one after the other.
 
     Raises:
-        UnreadableImage: no video, or too large; `frames` raises it where a video breaks off.
-        UserError: PyAV is not installed.
+        UnreadableImage: it is no video, or has more than `max_pixels` a frame.
     """
 
     def __init__(self, path: Path, max_pixels: int) -> None:
@@ -85,11 +75,7 @@ class VideoReader:
             raise UnreadableImage(f"{width} x {height} pixels, more than the limit of {max_pixels}")
 
     def frames(self) -> Iterator[Frame]:
-        """Yield all frames, then close the video.
-
-        Raises:
-            UnreadableImage: it breaks off; says after how many frames.
-        """
+        """Yield all frames, then close the video; raise UnreadableImage where it breaks off."""
         number = 0
         with self._container:
             try:
@@ -118,9 +104,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._stream is not None and kind is None:
             self._container.mux(self._stream.encode(None))
         self._container.close()
@@ -162,10 +146,6 @@ def predict_video(
         predict: Takes frames and their names.
         draw: Takes a frame, its result, and whether a legend may be added below; None to draw nothing.
         batch_size: Frames predicted together.
-        max_pixels: Of a frame.
-
-    Raises:
-        UserError: PyAV is not installed, or a file cannot be written.
     """
     drawn = folder.video_of(source.name, ".mp4")
     part = drawn.with_name(f".{drawn.name}.part")

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
-from hoi.boxes import box_iou
 from hoi.records import Detections
 
 MIN_PAIRS = 5
@@ -28,7 +27,6 @@ MOST = 0.5
 """Share of a phrase's score above which one image is said to hold most of it."""
 TOP = 20
 """Best pairs of a phrase over which that share is taken."""
-SAME_IOU = 0.5
 LIMITS = (
     "None of this is accuracy. A scorer may agree with its teacher, score mirrored images alike, and be wrong each "
     "time: mistakes of the teacher and of the detector are not seen here.",
@@ -42,42 +40,21 @@ MEASURE_NAMES = {"teacher": "with CLIP", "flip": "mirrored"}
 
 def agreement(
     first: Float[np.ndarray, "P K"], second: Float[np.ndarray, "P K"], admitted: Bool[np.ndarray, "P K"]
-) -> dict[str, float | None]:
-    """Compare two scores of the same pairs: mean rank correlation over interactions, and share of equal best ones."""
-    ranks = [rank for rank in rank_agreement(first, second, admitted) if rank is not None]
-    return {"rank": float(np.mean(ranks)) if ranks else None, "same_first": same_first(first, second, admitted)}
-
-
-def rank_agreement(
-    first: Float[np.ndarray, "P K"], second: Float[np.ndarray, "P K"], admitted: Bool[np.ndarray, "P K"]
-) -> list[float | None]:
-    """Return Spearman's correlation of two scores of the same pairs, for each interaction.
-
-    Returns:
-        K numbers in [-1, 1]; None with fewer than `MIN_PAIRS` pairs, or where either scores all pairs alike.
-    """
-    return [spearman(first[admitted[:, k], k], second[admitted[:, k], k]) for k in range(first.shape[1])]
+) -> float | None:
+    """Return the rank correlation of two scores of the same pairs, mean over interactions that have one."""
+    ranks = [spearman(first[rows, k], second[rows, k]) for k, rows in enumerate(admitted.T)]
+    known = [rank for rank in ranks if rank is not None]
+    return float(np.mean(known)) if known else None
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Return the correlation of the ranks, ties sharing theirs; None where it has no meaning."""
+    """Return the correlation of the ranks; None below `MIN_PAIRS`, or where either scores all alike."""
     if len(first) < MIN_PAIRS:
         return None
     ranks = [rankdata(values) for values in (first, second)]
     if any(np.ptp(values) == 0 for values in ranks):
         return None
     return float(np.corrcoef(*ranks)[0, 1])
-
-
-def same_first(
-    first: Float[np.ndarray, "P K"], second: Float[np.ndarray, "P K"], admitted: Bool[np.ndarray, "P K"]
-) -> float | None:
-    """Return the share of pairs with two or more admitted interactions whose best one is the same; None without any."""
-    rows = np.flatnonzero(admitted.sum(1) > 1)
-    if not len(rows):
-        return None
-    best = [np.where(admitted[rows], values[rows], -np.inf).argmax(1) for values in (first, second)]
-    return float((best[0] == best[1]).mean())
 
 
 def mirror(image: np.ndarray, detections: Detections) -> tuple[np.ndarray, Detections]:
@@ -88,33 +65,19 @@ def mirror(image: np.ndarray, detections: Detections) -> tuple[np.ndarray, Detec
     return np.ascontiguousarray(image[:, ::-1]), Detections(boxes, detections.scores, detections.labels)
 
 
-def share_found_again(expected: Sequence[Detections], found: Sequence[Detections]) -> float | None:
-    """Return the share of expected detections that have a found one of the same class at IoU 0.5; None without any."""
-    hits: list[bool] = []
-    for ours, theirs in zip(expected, found, strict=True):
-        same = box_iou(ours.boxes_xyxy, theirs.boxes_xyxy) >= SAME_IOU
-        same &= ours.labels[:, None] == theirs.labels[None]
-        hits += [bool(row.any()) for row in same]
-    return float(np.mean(hits)) if hits else None
-
-
 @dataclass(frozen=True)
 class PhraseCoverage:
     """What a split holds of one interaction.
 
     Args:
-        num_images: Images with a pair of its object.
-        num_pairs: Such pairs.
-        above: Such pairs with a final score of at least each of `THRESHOLDS`.
-        num_images_above: Images of those that reach the first.
-        best_score: Of any pair; 0 without one.
+        num_images, num_pairs: With its object.
+        above: Of these, pairs with a final score of at least each of `THRESHOLDS`.
         top_image_share: Largest share that one image has of the score of the `TOP` best pairs.
     """
 
     num_images: int
     num_pairs: int
     above: tuple[int, ...]
-    num_images_above: int
     best_score: float
     top_image_share: float
 
@@ -152,7 +115,6 @@ def coverage(
                 num_images=len(np.unique(of_images)),
                 num_pairs=len(rows),
                 above=tuple(int((of_pairs >= threshold).sum()) for threshold in THRESHOLDS),
-                num_images_above=len(np.unique(of_images[of_pairs >= THRESHOLDS[0]])),
                 best_score=float(of_pairs.max(initial=0.0)),
                 top_image_share=float(mass.max() / mass.sum()) if mass.sum() > 0 else 0.0,
             )
@@ -177,18 +139,15 @@ def format_quality(content: dict[str, Any]) -> str:
         f"{content['num_pairs']} pairs, "
         f"{100 * largest['share_of_pairs']:.0f} % of them with {largest['name']}"
     )
-    overall = [["", *MEASURE_NAMES.values(), *(f"same best: {name}" for name in MEASURE_NAMES.values())]]
+    overall = [["", *MEASURE_NAMES.values()]]
     for name, of in scorers.items():
-        measures = [of["measures"].get(key, {}) for key in MEASURE_NAMES]
-        overall.append(
-            [name, *(_cell(m.get("rank")) for m in measures), *(_percent(m.get("same_first")) for m in measures)]
-        )
+        ranks = [of["measures"].get(key, {}).get("rank") for key in MEASURE_NAMES]
+        overall.append([name, *("–" if rank is None else f"{rank:.2f}" for rank in ranks)])
     student = next(iter(scorers))
     lines = [["phrase", "images", "pairs", *(f">= {at:g}" for at in THRESHOLDS), "best", "note"]]
     for phrase, of in zip(content["phrases"], scorers[student]["phrases"], strict=True):
         counts = map(str, (of["num_images"], of["num_pairs"], *of["above"].values()))
         lines.append([phrase, *counts, _score(of["best_score"]), "; ".join(of["notes"])])
-    again = content["detections_found_again"]
     parts = [
         head,
         "rank correlation over the pairs of each phrase, mean over phrases (1: the same order, 0: none); "
@@ -196,23 +155,14 @@ def format_quality(content: dict[str, Any]) -> str:
         _table(overall),
         f"each phrase, by {student}: pairs of its object, and those of at least so high a final score",
         _table(lines),
-        *([] if again is None else [f"the detector finds {100 * again:.0f} % of its boxes again in mirrored images"]),
         "limits\n" + "\n".join(f"  {limit}" for limit in content["limits"]),
     ]
     return "\n\n".join(parts)
 
 
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
 def _score(value: float) -> str:
     # Scores of a phrase may be far below 0.01 and yet tell its pairs apart.
     return f"{value:.2f}" if value >= 0.1 or not value else f"{value:.1g}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

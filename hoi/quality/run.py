@@ -20,22 +20,13 @@ from tqdm import tqdm
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig
 from hoi.datasets import UnreadableImage, open_images
-from hoi.detectors import Detector, build_detector
 from hoi.errors import UserError
 from hoi.evaluation.baselines import DirectClip, direct_settings
 from hoi.extraction import Extractor
 from hoi.files import write_json
 from hoi.machine import choose_device
 from hoi.prediction.predictor import batch_of
-from hoi.quality.measures import (
-    LIMITS,
-    agreement,
-    coverage,
-    format_quality,
-    mirror,
-    most_frequent,
-    share_found_again,
-)
+from hoi.quality.measures import LIMITS, agreement, coverage, format_quality, mirror, most_frequent
 from hoi.records import Detections, PairBatch
 from hoi.scoring import Scorer, extra_of
 from hoi.training.train import run_folder
@@ -75,7 +66,7 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Scored:
-    """All pairs of a split: scores [P, K] by candidate without the prior, the prior, admitted interactions, images."""
+    """All P pairs of a split: scores [P, K] by candidate, the prior that they lack, and admitted interactions."""
 
     scores: dict[str, np.ndarray]
     prior: np.ndarray
@@ -85,26 +76,25 @@ class _Scored:
 
 
 @dataclass(frozen=True)
-class _SampledImage:
+class _Mirrored:
+    """A mirrored image of the sample, and the rows of its pairs in the split."""
+
     image_id: str
     pixels: np.ndarray
     detections: Detections
     pairs: np.ndarray
-    """Rows of the split's pairs."""
 
 
-class GivenDetections:
+@dataclass(frozen=True)
+class _GivenDetections:
     """A detector that returns the detections it was given, by image."""
 
-    def __init__(self, by_image: dict[str, Detections]) -> None:
-        self._by_image = by_image
+    by_image: dict[str, Detections]
 
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        """See `hoi.detectors.Detector`."""
-        return [self._by_image[image_id] for image_id in image_ids]
+        return [self.by_image[image_id] for image_id in image_ids]
 
     def provenance(self) -> dict[str, object]:
-        """See `hoi.detectors.Detector`."""
         return {"name": "given"}
 
 
@@ -114,9 +104,6 @@ def measure_quality(config: PipelineConfig, sample: int = 24, branches: bool = F
     Args:
         sample: Images that are mirrored; 0 for none.
         branches: Whether each branch of a student is measured as well.
-
-    Raises:
-        UserError: no cache, no trained student, or a split without a pair.
     """
     if sample < 0:
         raise UserError("this number is too small", where="--sample", expected="0 or more", got=sample)
@@ -135,9 +122,9 @@ def measure_quality(config: PipelineConfig, sample: int = 24, branches: bool = F
     for name, candidate in candidates.items():
         scores, measures = scored.scores[name], {}
         if name != TEACHER:
-            measures["teacher"] = agreement(scores, scored.scores[TEACHER], scored.admitted)
+            measures["teacher"] = {"rank": agreement(scores, scored.scores[TEACHER], scored.admitted)}
         if images:
-            measures["flip"] = agreement(scores[rows], mirrored[name], scored.admitted[rows])
+            measures["flip"] = {"rank": agreement(scores[rows], mirrored[name], scored.admitted[rows])}
         final = scores * (scored.prior**candidate.exponent)[:, None]
         phrases = [each.to_dict() for each in coverage(final, scored.admitted, scored.image)]
         scorers[name] = {"measures": measures, "phrases": phrases}
@@ -150,7 +137,6 @@ def measure_quality(config: PipelineConfig, sample: int = 24, branches: bool = F
         "num_pairs": split.num_pairs,
         "num_images_looked_at_again": len(images),
         "largest_object": {"name": split.vocabulary.objects[object_idx], "share_of_pairs": share},
-        "detections_found_again": _share_found_again(config, split, images),
         "phrases": split.vocabulary.names,
         "scorers": scorers,
         "limits": list(LIMITS),
@@ -199,8 +185,8 @@ def _score(split: CacheSplit, candidates: dict[str, _Candidate], extra: Sequence
     )
 
 
-def _sample(config: PipelineConfig, split: CacheSplit, scored: _Scored, num: int) -> list[_SampledImage]:
-    """Read images with pairs, evenly spaced over the split; unreadable ones are left out."""
+def _sample(config: PipelineConfig, split: CacheSplit, scored: _Scored, num: int) -> list[_Mirrored]:
+    """Read and mirror images with pairs, evenly spaced over the split; unreadable ones are left out."""
     if not num:
         return []
     with_pair = np.flatnonzero(np.diff(split.pair_offsets) > 0)
@@ -216,7 +202,7 @@ def _sample(config: PipelineConfig, split: CacheSplit, scored: _Scored, num: int
             continue
         here = slice(*split.detection_offsets[row : row + 2])
         detections = Detections(split.boxes_xyxy[here], split.scores[here], split.labels[here])
-        images.append(_SampledImage(image_id, pixels, detections, np.flatnonzero(scored.image == row)))
+        images.append(_Mirrored(image_id, *mirror(pixels, detections), np.flatnonzero(scored.image == row)))
     return images
 
 
@@ -225,30 +211,14 @@ def _score_mirrored(
     split: CacheSplit,
     candidates: dict[str, _Candidate],
     extra: Sequence[str],
-    images: Sequence[_SampledImage],
+    images: Sequence[_Mirrored],
 ) -> dict[str, np.ndarray]:
-    """Return each candidate's scores of the images' pairs when the images are mirrored, [P, K]."""
-    mirrored = {each.image_id: mirror(each.pixels, each.detections) for each in images}
-    given = GivenDetections({image_id: detections for image_id, (_, detections) in mirrored.items()})
+    given = _GivenDetections({image.image_id: image.detections for image in images})
     device = choose_device(config.cache.device, "cache.device").type
     extractor = Extractor(config, split.vocabulary, device, split.text_bank, few_images=True, detector=given)
     scores: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
-    for image_id, (pixels, _) in tqdm(mirrored.items(), "mirrored", unit="image", disable=None, leave=False):
-        batch = batch_of(extractor.extract([image_id], [pixels]), extra, split.vocabulary.no_object_idx)
+    for image in tqdm(images, "mirrored", unit="image", disable=None, leave=False):
+        batch = batch_of(extractor.extract([image.image_id], [image.pixels]), extra, split.vocabulary.no_object_idx)
         for name, candidate in candidates.items():
             scores[name].append(candidate.score(batch))
     return {name: np.concatenate(parts) for name, parts in scores.items()}
-
-
-def _share_found_again(config: PipelineConfig, split: CacheSplit, images: Sequence[_SampledImage]) -> float | None:
-    if not images or config.detector.is_looked_up:
-        return None
-    device = choose_device(config.cache.device, "cache.device").type
-    detector: Detector = build_detector(config.detector, split.vocabulary, device, config.dataset)
-    expected, found = [], []
-    for image in images:
-        kept = image.detections.select(image.detections.scores >= config.pairs.min_score)
-        pixels, detections = mirror(image.pixels, kept)
-        expected.append(detections)
-        found += detector.detect([pixels], [image.image_id])
-    return share_found_again(expected, found)

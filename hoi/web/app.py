@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from hoi.web.server import (
     PORT,
     Refused,
     RequestLimiter,
-    as_data_uri,
+    as_jpeg,
     make_app,
     open_socket,
     read_upload,
@@ -33,11 +34,7 @@ MAX_MEGAPIXELS = 50.0
 
 
 class PredictPage:
-    """Predicts uploads, one at a time.
-
-    Args:
-        max_megapixels: Of an image, checked before it is decoded.
-    """
+    """Predicts uploads, one at a time; the size of an image is checked before it is decoded."""
 
     def __init__(self, predictor: Predictor, max_upload_mb: float, max_megapixels: float) -> None:
         self._predictor = predictor
@@ -74,7 +71,8 @@ class PredictPage:
         except MemoryError:
             raise Refused(413, "this image needs more memory than there is") from None
         result = self._predictor.predict([pixels], [name])[0]
-        return {"result": result.to_dict(), "picture": as_data_uri(pixels)}
+        picture = base64.b64encode(as_jpeg(pixels)).decode()
+        return {"result": result.to_dict(), "picture": f"data:image/jpeg;base64,{picture}"}
 
 
 def serve_app(
@@ -87,12 +85,7 @@ def serve_app(
     max_upload_mb: float = MAX_UPLOAD_MB,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> None:
-    """Serve the predictor's page until it is stopped.
-
-    Args:
-        host: The address to listen at; the default is reached from this machine only.
-        port: 0 takes a free one.
-        allow_hosts: Extra host names that the page may be called by.
+    """Serve the predictor's page until it is stopped; by default for this machine only.
 
     Raises:
         UserError: a limit, the models or the address is wrong.

@@ -1,7 +1,4 @@
-"""The checking page: mark a sample of predictions as right or wrong; precision and AP of all follow, with intervals.
-
-docs/app.md has the method.
-"""
+"""The checking page: mark a sample of predictions, and estimate precision and AP of all. docs/app.md has the method."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from hoi.checking.estimates import Estimate
 from hoi.checking.session import VERDICTS, Candidates, Session, SessionKey, read_candidates, results_table
 from hoi.config import PipelineConfig
 from hoi.datasets import ImageSource, UnreadableImage, load_vocabulary, open_images
@@ -42,11 +40,7 @@ Shown = tuple[bytes, tuple[int, int]] | str
 
 
 class MarkingPage:
-    """Serves one session of marks; each mark is on disk before it counts.
-
-    Args:
-        export: Writes annotations, checked predictions and results; returns their names.
-    """
+    """Serves one session of marks; `export` writes its results and returns their paths."""
 
     def __init__(self, session: Session, read: ReadImage, export: Callable[[], list[str]]) -> None:
         self._session, self._read, self._export = session, read, export
@@ -153,12 +147,7 @@ class MarkingPage:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What the marks say.
-
-    Args:
-        rows: Of `results_table`, fractions.
-        files: Written.
-    """
+    """What the marks say: the rows of `results_table`, in fractions, and the files written."""
 
     rows: list[dict[str, Any]]
     num_marked: int
@@ -173,16 +162,10 @@ class CheckReport:
         ]
         for row in self.rows:
             marked = f"{row['num_right']} / {row['num_marked']}" if "num_marked" in row else ""
-            shares = "".join(f"{_percent(row[key]):>20}" for key in ("precision", "ap"))
-            lines.append(f"{row['name']:{width}}{row.get('num_triplets', ''):>10}{marked:>10}{shares}")
+            shares = ("–" if row[key] is None else str(Estimate(**row[key])) for key in ("precision", "ap"))
+            cells = f"{row.get('num_triplets', ''):>10}{marked:>10}" + "".join(f"{share:>20}" for share in shares)
+            lines.append(f"{row['name']:{width}}{cells}")
         return "\n".join([*lines, f"wrote {', '.join(self.files)}"])
-
-
-def _percent(share: dict[str, float] | None) -> str:
-    if share is None:
-        return "–"
-    value, low, high = (100 * share[key] for key in ("value", "low", "high"))
-    return f"{value:.0f} ({low:.0f} to {high:.0f})"
 
 
 def check_page(
@@ -207,10 +190,8 @@ def check_page(
         config: Pipeline file of that dataset, whose vocabulary tells the interactions' names where lines lack them.
         split: Of that dataset; None for `evaluation.split`.
         out: Folder of marks and results; marks of an earlier call continue there.
-        number: Triplets to mark.
-        seed: Of their draw.
-        open_page: Whether the page is served first; until it is stopped.
-        host, port, allow_hosts: See `serve_app`.
+        number, seed: Of the triplets to mark.
+        open_page: Whether the page is served first, until it is stopped.
 
     Raises:
         UserError: an option, a prediction or the folder of marks is wrong.

@@ -7,13 +7,11 @@ request is used as a path. docs/app.md lists the limits.
 from __future__ import annotations
 
 import asyncio
-import base64
 import socket
 import sys
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from io import BytesIO
 from ipaddress import ip_address
 from typing import Any
@@ -27,26 +25,16 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import hoi
 from hoi.errors import UserError
 
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
 HEADERS = {
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -56,20 +44,13 @@ HEADERS = {
 }
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 PACKAGE = "hoi.web"
-STATIC = {
-    "app.css": "text/css",
-    "scene.js": "text/javascript",
-    "talk.js": "text/javascript",
-    "look.js": "text/javascript",
-    "check.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
-}
 HOST, PORT = "127.0.0.1", 8008
 STOP_S = 5
 MAX_CONNECTIONS = 64
 MEGABYTE = 1_000_000
 UPLOAD_TIMEOUT_S = 60.0
 MAX_WAITING = 4
+"""Requests that wait for the models, each with its upload in memory."""
 NAME_HEADER = "x-file-name"
 """Percent-encoded, since headers are ASCII."""
 MAX_NAME_LENGTH = 255
@@ -87,9 +68,7 @@ class Refused(Exception):
 class Guard:
     """Wraps the application: refuses foreign hosts and origins, and adds the security headers to every answer.
 
-    Args:
-        names: Host names that the page may be called by, besides `localhost` and any numeric address. Whoever owns a
-            name can point it here; an address cannot be pointed elsewhere.
+    Allowed are `localhost`, the names given, and any numeric address, which unlike a name cannot be pointed elsewhere.
     """
 
     def __init__(self, app: ASGIApp, names: Iterable[str] = ()) -> None:
@@ -130,15 +109,9 @@ class Guard:
         try:
             parts = urlsplit(f"//{host}")
             name, _ = parts.hostname or "", parts.port
+            return name in self._names or ip_address(name) is not None
         except ValueError:
             return False
-        if name in self._names:
-            return True
-        try:
-            ip_address(name)
-        except ValueError:
-            return False
-        return True
 
 
 def make_app(
@@ -150,15 +123,13 @@ def make_app(
     """Return the application: both pages, their static files, and the routes that answer them.
 
     Args:
-        routes: Of the pages that are open.
-        student: What the predictor's page says of its student; None says how to start that page.
-        checking: Whether the checking page is open; otherwise it says how to start it.
-        allow_hosts: Host names that it may be called by, besides `localhost`.
+        student: What the predictor's page says of its student; None where that page is not open.
+        checking: Whether the checking page is open.
+        allow_hosts: Extra host names that it may be called by.
     """
     environment = Environment(
         loader=PackageLoader(PACKAGE, "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    contents = {name: files(PACKAGE).joinpath("static", name).read_bytes() for name in STATIC}
 
     def page(name: str, **values: Any) -> HTMLResponse:
         return HTMLResponse(environment.get_template(name).render(version=hoi.__version__, **values))
@@ -169,39 +140,23 @@ def make_app(
     async def check(_: Request) -> Response:
         return page("check.html", is_open=checking)
 
-    async def static(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in contents:
-            raise Refused(404, "there is no such file")
-        return Response(contents[name], media_type=STATIC[name])
-
-    pages = [Route("/", look), Route("/check", check), Route("/static/{name}", static)]
-    handlers = {Refused: _refused, UserError: _user_error, Exception: _failed}
+    static = Mount("/static", StaticFiles(packages=[(PACKAGE, "static")]))
+    pages = [Route("/", look), Route("/check", check), static]
+    handlers = dict.fromkeys((Refused, UserError, Exception), _answer_error)
     # The guard is outermost, so that answers to errors have its headers, too.
     return Guard(Starlette(routes=[*pages, *routes], exception_handlers=handlers), allow_hosts)
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, Refused):
-        raise error
-    # Closed, since the rest of a body that was not read would be taken for the next request.
-    return JSONResponse({"error": error.reason}, error.status, headers={"Connection": "close"})
-
-
-async def _user_error(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 500)
-
-
-async def _failed(_: Request, __: Exception) -> JSONResponse:
-    return JSONResponse({"error": "this failed; the terminal that serves the page has the reason"}, 500)
+async def _answer_error(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, Refused):
+        # Closed, since the rest of a body that was not read would be taken for the next request.
+        return JSONResponse({"error": error.reason}, error.status, headers={"Connection": "close"})
+    failed = "this failed; the terminal that serves the page has the reason"
+    return JSONResponse({"error": str(error) if isinstance(error, UserError) else failed}, 500)
 
 
 def upload_name(request: Request) -> str:
-    """Return the file name of an upload, for display and for the result.
-
-    Raises:
-        Refused: it is a path, too long, or holds control characters.
-    """
+    """Return the file name of an upload, or refuse a path, a very long name, and control characters."""
     name = unquote(request.headers.get(NAME_HEADER, "image"), errors="replace")
     if not name or len(name) > MAX_NAME_LENGTH:
         raise Refused(400, f"the file name is refused: 1 to {MAX_NAME_LENGTH} letters are expected")
@@ -213,11 +168,7 @@ def upload_name(request: Request) -> str:
 
 
 async def read_upload(request: Request, max_bytes: int) -> bytes:
-    """Read the body of a request, and no more than the limit.
-
-    Raises:
-        Refused: it is announced or found to be larger, empty, broken off, or too slow.
-    """
+    """Read the body of a request, or refuse one that is too large, as announced or as read, empty, cut or slow."""
     too_large = Refused(413, f"the file is larger than {max_bytes / MEGABYTE:g} MB")
     announced = request.headers.get("content-length")
     if announced is not None and (not announced.isdecimal() or int(announced) > max_bytes):
@@ -242,21 +193,16 @@ async def read_upload(request: Request, max_bytes: int) -> bytes:
 
 
 class RequestLimiter:
-    """Lets one request at a time use the models, a few wait, and refuses others before their body is read.
+    """Lets one request at a time use the models, `MAX_WAITING` wait, and refuses others before they are read."""
 
-    Args:
-        max_waiting: Each waiting request holds its upload in memory.
-    """
-
-    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
-        self._max_admitted = 1 + max_waiting
+    def __init__(self) -> None:
         self._num_admitted = 0
         self.turn = asyncio.Lock()
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
         """Hold a place, running or waiting, or raise Refused where all are taken."""
-        if self._num_admitted >= self._max_admitted:
+        if self._num_admitted > MAX_WAITING:
             raise Refused(503, "the server is busy with other images: try again in a moment")
         self._num_admitted += 1
         try:
@@ -274,17 +220,8 @@ def as_jpeg(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def as_data_uri(pixels: np.ndarray) -> str:
-    """Encode an image as a JPEG in a `data:` address."""
-    return "data:image/jpeg;base64," + base64.b64encode(as_jpeg(pixels)).decode()
-
-
 def open_socket(host: str, port: int) -> socket.socket:
-    """Open a socket that listens at an address; port 0 takes a free one.
-
-    Raises:
-        UserError: the address is taken, forbidden, or not of this machine.
-    """
+    """Open a socket that listens at an address; port 0 takes a free one."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)

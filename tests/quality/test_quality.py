@@ -19,7 +19,6 @@ def test_everything_is_measured_without_a_label(trained: PipelineConfig, monkeyp
     content = json.loads(report.path.read_text())
     assert content["labels_read"] is None
     assert content["num_images_looked_at_again"] == 2
-    assert 0 < content["detections_found_again"] <= 1
     assert {"first", "best", "best/global", "best/human_object", "direct_clip"} <= set(content["scorers"])
     for name, scorer in content["scorers"].items():
         assert set(scorer["measures"]) == {"flip"} | ({"teacher"} if name != "direct_clip" else set())
@@ -29,7 +28,7 @@ def test_everything_is_measured_without_a_label(trained: PipelineConfig, monkeyp
     # CLIP's scores of a mirrored scene differ a little.
     flip = content["scorers"]["direct_clip"]["measures"]["flip"]
     assert flip["rank"] is None or 0.5 < flip["rank"] < 1
-    for text in ("limits", "never seen", "2 images were mirrored", "again in mirrored images"):
+    for text in ("limits", "never seen", "2 images were mirrored"):
         assert text in str(report)
 
 
@@ -37,15 +36,15 @@ def test_a_mirror_that_changes_nothing_gives_the_cached_scores(
     trained: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quality, "mirror", lambda image, detections: (image, detections))
-    for scorer in measure_quality(trained, sample=4).content["scorers"].values():
-        assert scorer["measures"]["flip"]["same_first"] == 1
-        assert scorer["measures"]["flip"]["rank"] in (None, pytest.approx(1, abs=1e-2))
+    ranks = [
+        each["measures"]["flip"]["rank"] for each in measure_quality(trained, sample=4).content["scorers"].values()
+    ]
+    assert ranks == pytest.approx([1] * 3, abs=1e-2)
 
 
 def test_without_a_sample_no_image_is_opened(trained: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "open_images", lambda *_: pytest.fail("an image was asked for"))
     report = measure_quality(trained, sample=0)
-    assert report.content["detections_found_again"] is None
     assert "no image was mirrored" in str(report)
 
 
