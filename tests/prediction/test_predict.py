@@ -309,7 +309,7 @@ def test_a_hundred_odd_files_are_read_or_refused_with_a_reason(
 ) -> None:
     folder, out = tmp_path / "odd", tmp_path / "out"
     folder.mkdir()
-    good, bad, either = odd_files(folder, open_images(trained.dataset, "test").read(0))
+    good, bad, either = odd_files(folder, open_images(trained.dataset, "test").read(0)[::3, ::3])
     assert len(good | bad | either) >= 100
     report = run(folder, out, shown=1)
     refused = {each["file_name"]: each["reason"] for each in lines(out / "unreadable.jsonl")}
