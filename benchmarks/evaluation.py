@@ -17,7 +17,7 @@ from benchmarks.side_by_side import ratio_table, run_in_turn
 from hoi.boxes import min_pair_iou
 from hoi.evaluation import hico, vcoco
 from hoi.evaluation.hico import PROTOCOLS
-from hoi.evaluation.predictions import Images, Reader
+from hoi.evaluation.predictions import PredictionReader
 from hoi.json_lines import read_json_lines
 from hoi.labels.vcoco_files import VcocoTruth
 from hoi.records import HoiLabels, Triplets
@@ -43,7 +43,7 @@ def measure(num_rounds: int = NUM_ROUNDS) -> str:
     if not np.allclose(ap, plain_loop(predictions, labels), rtol=0, atol=1e-12):
         raise ValueError("the plain loop gives other average precisions")
     with tempfile.TemporaryDirectory() as folder:
-        path, reader = _write_lines(predictions, Path(folder)), Reader(Images(_names(), _sizes()), clip=True)
+        path, reader = _write_lines(predictions, Path(folder)), PredictionReader(_names(), _sizes(), clip=True)
         rounds = run_in_turn(
             {
                 "hico.evaluate": lambda: hico.evaluate(predictions, labels, NUM_INTERACTIONS, rare),

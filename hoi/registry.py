@@ -118,3 +118,6 @@ VLM_BACKENDS: Registry[Any] = Registry(
         "transformers": "hoi.vlm.transformers_model:TransformersModel",
     },
 )
+
+# An entry is a `hoi.evaluation.rows.Metric`, reported by the datasets that name it in `METRICS`.
+METRICS: Registry[Any] = Registry("metric", {"vcoco": "hoi.evaluation.vcoco:VcocoRoles"})

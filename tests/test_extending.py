@@ -13,7 +13,7 @@ from hoi import registry
 from hoi.cache.build.run import build_cache
 from hoi.config import PipelineConfig, parse_config
 from hoi.errors import UserError
-from hoi.evaluation import evaluate
+from hoi.evaluation.evaluate import evaluate
 from hoi.registry import Registry
 from hoi.training import train
 from tests.fakes import plugin
@@ -55,7 +55,7 @@ def test_one_of_each_from_outside_runs_all_stages(tables: None, tmp_path: Path) 
     assert PipelineConfig.model_validate_json(config.model_dump_json()) == config
     build_cache(config)
     train.main(config)
-    report = evaluate.main(config)
+    report = evaluate(config)
     rows = {row.name: row for row in report.rows}
     assert rows.keys() >= {"student", "direct_clip", "vlm_image"}
     assert rows["student"].means["full"] > 0

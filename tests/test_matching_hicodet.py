@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hoi.datasets.hicodet import hicodet_vocabulary, unseen
-from hoi.evaluation.zero_shot import drop_unseen
-from hoi.labels.hicodet import read_annotations
+from hoi.labels.hicodet_files import read_annotations
+from hoi.labels.zero_shot import drop_unseen
 from hoi.matching import label_targets, match_pairs
 from hoi.records import HoiLabels, PairBatch
 

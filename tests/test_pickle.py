@@ -14,7 +14,7 @@ import torch
 
 from hoi.config import Detectron2DetectorConfig
 from hoi.errors import UserError
-from hoi.evaluation.converters import read_vsrl
+from hoi.evaluation.predictions import read_vsrl
 from hoi.weights import read_weights
 
 ROOT = Path(__file__).parents[1]

@@ -80,26 +80,24 @@ def read_candidates(path: Path, vocabulary: Vocabulary | None = None, *, inclusi
     if not kept:
         raise UserError("there is no prediction to check", where=path, expected="at least one line")
     pairs = [pairs[row] for row in kept]
-    records = Records(path, [records.rows[row] for row in kept], [records.lines[row] for row in kept])
+    records = records.select(kept)
     interactions = sorted(set(pairs))
     row_of = {pair: k for k, pair in enumerate(interactions)}
     edge = np.array([0, 0, 1, 1]) * inclusive
-    image_ids: list[str] = records.of_type("file_name", (str,), "text")
     return Candidates(
-        image_ids,
+        records.texts("file_name"),
         records.boxes("human_xyxy") + edge,
         records.boxes("object_xyxy") + edge,
         interactions,
         np.array([row_of[pair] for pair in pairs], np.int64),
-        records.numbers("score", "a finite number"),
+        records.numbers("score"),
     )
 
 
 def _interactions(records: Records, vocabulary: Vocabulary | None) -> list[tuple[str, str]]:
     unnamed = next((i for i, row in enumerate(records.rows) if "verb" not in row or "object" not in row), None)
     if unnamed is None:
-        columns = (records.of_type(key, (str,), "text") for key in ("verb", "object"))
-        return list(zip(*columns, strict=True))
+        return list(zip(records.texts("verb"), records.texts("object"), strict=True))
     if vocabulary is None:
         raise UserError(
             "a prediction does not name its verb and object",

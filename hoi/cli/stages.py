@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from hoi.cli.program import Config, Overrides, local_path, pipeline, pipeline_file, say_next, verb
+from hoi.errors import command
 
 
 @verb("demo", "hoi demo", "hoi demo train.seeds=[0] train.epochs=5")
@@ -29,14 +30,14 @@ def demo(config: Config = None, overrides: Overrides = None) -> None:
 
             print(train.main(settings), flush=True)
         with _timed("evaluate"):
-            from hoi.evaluation import evaluate
+            from hoi.evaluation.evaluate import evaluate, short_table
 
-            found = evaluate.main(settings)
-            print(found, flush=True)
+            found = evaluate(settings)
+            print(f"{short_table(found)}\nthe whole table: {command('eval')}", flush=True)
         if found.rows:
-            from hoi.report import build
+            from hoi.report.build import write_report
 
-            print(f"\n{build.main(settings)}", flush=True)
+            print(f"\n{write_report(settings)}", flush=True)
         say_next("app" if found.rows else "quality")
 
 
@@ -85,10 +86,10 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
 @verb("eval", "hoi eval --config mine.yaml")
 def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     """Stage three: average precision of students and baselines."""
-    from hoi.evaluation import evaluate as stage
+    from hoi.evaluation.evaluate import evaluate as run
 
     with pipeline(config, overrides) as settings:
-        found = stage.main(settings)
+        found = run(settings)
         print(found, flush=True)
         say_next("report" if found.rows else "quality")
 
@@ -138,10 +139,10 @@ def report(
     ] = None,
 ) -> None:
     """Write the results as one self-contained page: tables, curves, pictures."""
-    from hoi.report.build import main
+    from hoi.report.build import write_report
 
     with pipeline(config, overrides) as settings:
-        print(main(settings, out, sweep), flush=True)
+        print(write_report(settings, out, sweep), flush=True)
         say_next("app")
 
 
@@ -155,11 +156,10 @@ def audit(
     ] = None,
 ) -> None:
     """Say which labels, splits and training data touched the results."""
-    from hoi.evaluation.audit import format_result, main
+    from hoi.evaluation.audit import run_audit
 
     with pipeline(config, overrides) as settings:
-        print(format_result(main(settings, training_images)))
-        print(f"wrote {Path(settings.output) / 'audit.json'}")
+        print(run_audit(settings, training_images))
 
 
 @verb("quality", "hoi quality --config mine.yaml --sample 48")

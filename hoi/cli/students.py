@@ -18,7 +18,6 @@ from hoi.cli.program import (
     Overrides,
     Port,
     Student,
-    given,
     local_path,
     pipeline,
     say_next,
@@ -188,43 +187,55 @@ def check_page(
 def score(
     dataset: Annotated[Literal["hicodet", "vcoco", "world", "folder"], typer.Option(help="whose rule")],
     annotations: Annotated[
-        str, typer.Option(help="the data set's file; of a folder JSON lines, of the world a pipeline file")
+        Path,
+        typer.Option(
+            parser=local_path, help="the data set's file; of a folder JSON lines, of the world a pipeline file"
+        ),
     ],
-    predictions: Annotated[str, typer.Option(help="JSON lines, gzipped or not")],
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="where to write the scores")] = None,
+    predictions: Annotated[Path, typer.Option(parser=local_path, help="JSON lines, gzipped or not")],
+    json: Annotated[
+        Path | None, typer.Option(parser=local_path, metavar="FILE", help="where to write the scores")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="HICO-DET and the world: whose rule")] = "official",
     known_object: Annotated[
-        str | None, typer.Option(metavar="ANNO_MAT", help="HICO's anno.mat: score the known-object setting")
+        Path | None,
+        typer.Option(parser=local_path, metavar="ANNO_MAT", help="HICO's anno.mat: score the known-object setting"),
     ] = None,
     images: Annotated[
-        str | None, typer.Option(metavar="FILE", help="text file of image names: only those count (HICO-DET)")
+        Path | None,
+        typer.Option(parser=local_path, metavar="FILE", help="text file of image names: only those count (HICO-DET)"),
     ] = None,
     instances: Annotated[
-        str | None, typer.Option(help="COCO's instances (V-COCO; default: instances*.json beside the annotations)")
+        Path | None,
+        typer.Option(
+            parser=local_path, help="COCO's instances (V-COCO; default: instances*.json beside the annotations)"
+        ),
     ] = None,
     format: Annotated[str, typer.Option(help="of the predictions: lines, gen-vlkt, qpic, pvic, vsrl")] = "lines",
     clip: Annotated[
         bool, typer.Option("--clip", help="cut boxes to their image; otherwise one that lies outside is an error")
     ] = False,
-    save_lines: Annotated[str | None, typer.Option(metavar="FILE", help="also write the predictions there")] = None,
+    save_lines: Annotated[
+        Path | None, typer.Option(parser=local_path, metavar="FILE", help="also write the predictions there")
+    ] = None,
 ) -> None:
     """Average precision of anybody's predictions, by the data set's official rule or a named other one.
 
     Formats, options and figures: docs/predictions.md.
     """
-    from hoi.evaluation.score import main
+    from hoi.evaluation.score import score as run
 
-    words = given(
-        dataset=dataset,
-        annotations=annotations,
-        predictions=predictions,
-        json=json,
+    report = run(
+        dataset,
+        annotations,
+        predictions,
+        format=format,
         protocol=protocol,
         known_object=known_object,
         images=images,
         instances=instances,
-        format=format,
         clip=clip,
+        json=json,
         save_lines=save_lines,
     )
-    print(main(words))
+    print(report)

@@ -21,8 +21,8 @@ class DatasetSettings(Section):
     """A `hoi.datasets.Dataset`: images and names."""
     LABELS: ClassVar[str | None] = None
     """A `hoi.labels.LabelReader`, which `hoi.labels` alone imports; None where there are never any labels."""
-    EVALUATION: ClassVar[str | None] = None
-    """A further evaluation of the dataset's own; see `hoi.evaluation.grading`."""
+    METRICS: ClassVar[tuple[str, ...]] = ()
+    """What is reported beside mean average precision: names of `hoi.registry.METRICS`."""
     CHECK: ClassVar[str | None] = None
     """What `hoi doctor` looks at; None for a sample of the images."""
     inclusive_boxes: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class WorldDataset(DatasetSettings):
     """The embedded world: drawn scenes, nothing to download."""
 
     IMPLEMENTATION = "hoi.datasets.world:World"
-    LABELS = "hoi.labels:WorldLabels"
+    LABELS = "hoi.labels.world:WorldLabels"
     CHECK = "hoi.project.dataset_checks:check_world"
 
     name: Literal["world"]
@@ -67,7 +67,7 @@ class FolderDataset(DatasetSettings):
     """A folder of photographs and a vocabulary of verb-object phrases; annotations, where there are any, only score."""
 
     IMPLEMENTATION = "hoi.datasets.folder:Folder"
-    LABELS = "hoi.labels:FolderLabels"
+    LABELS = "hoi.labels.folder:FolderLabels"
     CHECK = "hoi.project.dataset_checks:check_folder"
 
     name: Literal["folder"]
@@ -132,7 +132,7 @@ class VcocoDataset(DatasetSettings):
 
     IMPLEMENTATION = "hoi.datasets.vcoco:Vcoco"
     LABELS = "hoi.labels.vcoco:VcocoLabels"
-    EVALUATION = "hoi.evaluation.grading:vcoco_evaluation"
+    METRICS = ("vcoco",)
     CHECK = "hoi.project.dataset_checks:check_vcoco"
     inclusive_boxes = True
     scores_interactions = False

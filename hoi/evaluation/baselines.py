@@ -1,45 +1,49 @@
-"""What needs no training, as scorers of the same cached pairs: the detector alone, and CLIP asked directly.
+"""Rows that need no training, as scorers of the same cached pairs; `BASELINES` is the table of them.
 
-Letters: B images, P pairs, K interactions, M crop margins.
+Shapes: P pairs, K interactions, M crop margins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
-from hoi.config import VlmConfig
+from hoi.cache.read.split import CacheSplit
+from hoi.config import PipelineConfig, VlmConfig
 from hoi.evaluation.hico import match, score_matches
-from hoi.records import BranchScores, HoiLabels, PairBatch, TextBank
+from hoi.records import BranchScores, HoiLabels, PairBatch, TextBank, Triplets
 from hoi.scoring import Scorer, extra_of, gated, score_split
 from hoi.vocabulary import Vocabulary
 
-Form = Literal["softmax", "object_softmax", "sigmoid"]
-
+PRIOR, PLAIN, TUNED, GATED = "detector_prior", "direct_clip", "direct_clip_tuned", "direct_clip_gated"
+VLM_IMAGE, VLM_PAIRS = "vlm_image", "vlm_pairs"
 TEMPERATURES = (1.0, 0.5, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+EXPONENTS = (1.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.4, 2.0, 2.8)
+"""γ of (s_h · s_o)^γ, the plain product first; 2.8 is published for HICO-DET (spatially-conditioned-graphs)."""
+GATE_EXPONENTS = (0.5, 0.25, 1.0)
+"""Tried on validation for direct CLIP; the students' own is fixed in the pipeline file."""
+
+Form = Literal["softmax", "object_softmax", "sigmoid"]
 
 
 @dataclass(frozen=True)
 class DetectorPrior:
-    """Knows boxes and classes only: every interaction that an object admits is equally likely.
-
-    Args:
-        vocabulary: Says which interactions an object admits.
-    """
+    """Knows boxes and classes only: every interaction that an object admits is equally likely."""
 
     vocabulary: Vocabulary
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to one score a pair, spread over its object's interactions."""
+        """Spread one score a pair over its object's interactions."""
         admitted = _admitted(batch, self.vocabulary).float()
-        return {"detector_prior": admitted / admitted.sum(-1, keepdim=True).clamp(min=1)}
+        return {PRIOR: admitted / admitted.sum(-1, keepdim=True).clamp(min=1)}
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,25 @@ class DirectSetting:
     form: Form
     temperature: float
     margin: int | None
+
+    def to_dict(self, exponent: float, margins: Sequence[float]) -> dict[str, Any]:
+        """Return the settings of a result row, with the crop margin as the factor that it is."""
+        margin = "mean" if self.margin is None else margins[self.margin]
+        return {**asdict(self), "margin": margin, "score_exponent": exponent}
+
+
+def direct_settings(bank: TextBank, num_margins: int) -> list[DirectSetting]:
+    """Return every reading of direct CLIP, the plainest first: the teacher's own form and scale, on the first margin.
+
+    Args:
+        bank: A logit bias (SigLIP) makes sigmoid the teacher's own form and adds it to the choice.
+        num_margins: M.
+    """
+    forms: tuple[Form, ...] = ("softmax", "object_softmax")
+    if bank.logit_bias is not None:
+        forms = ("sigmoid", *forms)
+    margins: tuple[int | None, ...] = (*range(num_margins), None) if num_margins > 1 else (0,)
+    return [DirectSetting(form, t, margin) for form, margin, t in product(forms, margins, TEMPERATURES)]
 
 
 @dataclass(frozen=True)
@@ -75,13 +98,13 @@ class DirectClip:
     name: str
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to scores from the union crop of each pair."""
+        """Score the union crop of each pair."""
         similarity = batch.union_similarity.float()
         margin = self.setting.margin
         return {self.name: self.read(similarity.mean(1) if margin is None else similarity[:, margin], batch)}
 
     def read(self, similarity: Float[Tensor, "P K"], batch: PairBatch) -> Float[Tensor, "P K"]:
-        """Cosines of each pair, from whatever picture, to scores in [0, 1], float64."""
+        """Turn cosines of each pair, from whatever picture, into scores in [0, 1], float64."""
         logits = (self.bank.logit_scale * similarity + (self.bank.logit_bias or 0.0)) / self.setting.temperature
         # In float64 a softmax over hundreds of classes keeps the order of scores that float32 would round to zero.
         logits = logits.double()
@@ -95,16 +118,12 @@ class DirectClip:
 
 @dataclass(frozen=True)
 class DirectClipLevels:
-    """What the whole image adds to the crops, without training.
-
-    Args:
-        crop: Direct CLIP on union crops; its setting reads the whole image as well.
-    """
+    """What the whole image adds to the crops, without training; the setting of `crop` reads the whole image as well."""
 
     crop: DirectClip
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to the crop's rows, `NAME_image` (the whole image's score at each of its pairs) and `NAME_product`."""
+        """Return the crop's row, `NAME_image` (the whole image's score at each of its pairs) and `NAME_product`."""
         crops = self.crop.branch_scores(batch)
         name = self.crop.name
         image = self.crop.read(batch.image_similarity.float()[batch.pair_image], batch)
@@ -113,20 +132,14 @@ class DirectClipLevels:
 
 @dataclass(frozen=True)
 class GatedDirectClip:
-    """Direct CLIP with the competition gate that a student may use: what of a student's gain needs no training.
-
-    Args:
-        crop: Direct CLIP on union crops.
-        gate_exponent: See `hoi.scoring.gated`.
-        name: Row name of its scores.
-    """
+    """Direct CLIP with the competition gate that a student may use: what of a student's gain needs no training."""
 
     crop: DirectClip
-    gate_exponent: float
+    gate_exponent: float  # see hoi.scoring.gated
     name: str
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to the gated scores of the union crops."""
+        """Gate the scores of the union crops."""
         scores = self.crop.branch_scores(batch)[self.crop.name]
         vocabulary = self.crop.vocabulary
         is_real = _admitted(batch, vocabulary) & torch.from_numpy(~vocabulary.is_no_interaction).to(scores.device)
@@ -135,31 +148,25 @@ class GatedDirectClip:
 
 @dataclass(frozen=True)
 class DirectVlm:
-    """A vision language model in the place of a student: its confidences as they are cached, 0 where it was not asked.
+    """A vision language model in place of a student: its confidences as they are cached, 0 where it was not asked."""
 
-    Args:
-        vlm: The pass's name.
-        image: Row name of its confidences in the whole image, given to each pair; None where it has none.
-        pairs: Row name of its confidences in each pair's union crop; None where it has none.
-    """
-
-    vlm: str
-    image: str | None
-    pairs: str | None
+    vlm: str  # the pass's name
+    image: str | None  # row name of its confidences in the whole image, given to each pair; None where it has none
+    pairs: str | None  # row name of its confidences in each pair's union crop; None where it has none
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Those that there are."""
+        """Names of the rows that there are."""
         return tuple(row for row in (self.image, self.pairs) if row is not None)
 
     @property
     def scoring_fields(self) -> tuple[str, ...]:
         """See `hoi.scoring.extra_of`."""
         named = {"vlm_scores": self.image, "vlm_pair_scores": self.pairs}
-        return tuple(f"{self.vlm}/{own}" for own, row in named.items() if row is not None)
+        return tuple(f"{self.vlm}/{table}" for table, row in named.items() if row is not None)
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to the rows that there are."""
+        """Return the rows that there are."""
         rows = {}
         if self.image is not None:
             rows[self.image] = batch.extra[f"{self.vlm}/vlm_scores"][batch.pair_image]
@@ -169,66 +176,36 @@ class DirectVlm:
 
 
 def direct_vlms(vlms: Mapping[str, VlmConfig]) -> list[DirectVlm]:
-    """The passes of a pipeline file to their rows, `vlm_image` and `vlm_pairs`; those of further passes are
-    `vlm_image/NAME` and `vlm_pairs/NAME`."""
-    images = [name for name, settings in vlms.items() if settings.image_scores]
-    pairs = [name for name, settings in vlms.items() if settings.pair_scores]
+    """Return a scorer for each pass; the first has the rows `vlm_image` and `vlm_pairs`, others `vlm_image/NAME`."""
+    asked = {
+        VLM_IMAGE: [name for name, settings in vlms.items() if settings.image_scores],
+        VLM_PAIRS: [name for name, settings in vlms.items() if settings.pair_scores],
+    }
 
-    def row(kind: str, names: list[str], name: str) -> str | None:
-        if name not in names:
+    def row(kind: str, name: str) -> str | None:
+        if name not in asked[kind]:
             return None
-        return kind if name == names[0] else f"{kind}/{name}"
+        return kind if name == asked[kind][0] else f"{kind}/{name}"
 
-    found = [DirectVlm(name, row("vlm_image", images, name), row("vlm_pairs", pairs, name)) for name in vlms]
-    return [scorer for scorer in found if scorer.scoring_fields]
+    scorers = [DirectVlm(name, row(VLM_IMAGE, name), row(VLM_PAIRS, name)) for name in vlms]
+    return [scorer for scorer in scorers if scorer.rows]
 
 
 def _admitted(batch: PairBatch, vocabulary: Vocabulary) -> Tensor:
     return torch.from_numpy(vocabulary.object_mask).to(batch.labels_o.device)[batch.labels_o]
 
 
-def direct_settings(bank: TextBank, num_margins: int) -> list[DirectSetting]:
-    """Every reading of direct CLIP, the plainest first: the teacher's own form and scale, on the first margin.
-
-    Args:
-        bank: A logit bias (SigLIP) makes sigmoid the teacher's own form and adds it to the choice.
-        num_margins: M.
-    """
-    forms: tuple[Form, ...] = ("softmax", "object_softmax")
-    if bank.logit_bias is not None:
-        forms = ("sigmoid", *forms)
-    margins: tuple[int | None, ...] = (*range(num_margins), None) if num_margins > 1 else (0,)
-    return [DirectSetting(form, t, margin) for form, margin, t in product(forms, margins, TEMPERATURES)]
-
-
-def setting_knobs(setting: DirectSetting, exponent: float, margins: tuple[float, ...]) -> dict[str, Any]:
-    """The knobs that made a row, with the crop margin as the factor that it is."""
-    margin = "mean" if setting.margin is None else margins[setting.margin]
-    return {**asdict(setting), "margin": margin, "score_exponent": exponent}
-
-
-EXPONENTS = (1.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.4, 2.0, 2.8)
-"""γ of (s_h · s_o)^γ, the plain product first; 2.8 is published for HICO-DET (spatially-conditioned-graphs)."""
-
-
 @dataclass(frozen=True)
 class Tuned:
-    """The best of a grid.
+    """The best of a grid."""
 
-    Args:
-        choice: Row of the scorers that were tried.
-        exponent: γ.
-        quality: mAP on the tuning split, as a fraction.
-        num_tried: Size of the grid.
-    """
-
-    choice: int
-    exponent: float
-    quality: float
+    choice: int  # row of the scorers that were tried
+    exponent: float  # γ
+    quality: float  # mAP on the tuning split, as a fraction
     num_tried: int
 
     def to_dict(self, split: str) -> dict[str, Any]:
-        """What a result row says of its tuning."""
+        """Return what a result row says of its tuning."""
         return {"tuned_on": split, "tuned_full": round(100 * self.quality, 4), "num_tried": self.num_tried}
 
 
@@ -255,12 +232,7 @@ class Tuner:
         self._matches = match(detected, labels, len(vocabulary), protocol="official")
 
     def tune(self, scorers: Iterable[Scorer], name: str) -> Tuned:
-        """Scorers × exponents to the pair with the best mAP; among equals the first tried, so the plainest.
-
-        Args:
-            scorers: The settings to choose from.
-            name: Which of their rows is judged.
-        """
+        """Return the scorer and exponent with the best mAP of the row `name`; among equals the first tried."""
         tried: list[Tuned] = []
         unmarked = np.zeros(len(self.vocabulary), bool)
         for choice, scorer in enumerate(scorers):
@@ -279,3 +251,112 @@ class _DetectionScore:
     def branch_scores(self, batch: PairBatch) -> BranchScores:
         shape = (batch.num_pairs, batch.image_similarity.shape[1])
         return {"detection": torch.ones(shape, device=batch.scores_h.device)}
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """The evaluated split, as a baseline sees it."""
+
+    config: PipelineConfig
+    split: CacheSplit
+
+    def tuner(self) -> Tuner:
+        """Open another split, whose labels tune."""
+
+    def score(self, scorer: Scorer, exponent: float) -> dict[str, Triplets]:
+        """Score the whole split, by row name."""
+
+
+Rows = Iterator[tuple[str, Triplets, dict[str, Any]]]
+"""Row name, triplets and settings."""
+
+
+def _prior(scoring: Scoring) -> Rows:
+    for name, triplets in scoring.score(DetectorPrior(scoring.split.vocabulary), 1.0).items():
+        yield name, triplets, {"score_exponent": 1.0}
+
+
+def _direct_clip(scoring: Scoring) -> Rows:
+    (setting, *_), margins = _settings(scoring), scoring.config.teacher.crop.margins
+    scorer = DirectClipLevels(DirectClip(scoring.split.text_bank, scoring.split.vocabulary, setting, PLAIN))
+    for name, triplets in scoring.score(scorer, 1.0).items():
+        yield name, triplets, setting.to_dict(1.0, margins)
+
+
+def _vlms(scoring: Scoring) -> Rows:
+    for scorer in direct_vlms(scoring.config.vlms):
+        for name, triplets in scoring.score(scorer, 1.0).items():
+            yield name, triplets, {"vlm": scorer.vlm, "score_exponent": 1.0}
+
+
+def _tuned_clip(scoring: Scoring) -> Rows:
+    split, margins, tune_split = (
+        scoring.split,
+        scoring.config.teacher.crop.margins,
+        scoring.config.evaluation.tune_split,
+    )
+    scorers = [DirectClip(split.text_bank, split.vocabulary, setting, TUNED) for setting in _settings(scoring)]
+    bar = tqdm(scorers, desc="tuning direct CLIP", unit="setting", disable=None, leave=False)
+    best = scoring.tuner().tune(bar, TUNED)
+    chosen = scorers[best.choice].setting
+    settings = {**chosen.to_dict(best.exponent, margins), **best.to_dict(tune_split)}
+    yield TUNED, scoring.score(scorers[best.choice], best.exponent)[TUNED], settings
+
+    # The gate weighs a pair's scores against its rivals', so it wants a temperature of its own.
+    alike = [s for s in scorers if (s.setting.form, s.setting.margin) == (chosen.form, chosen.margin)]
+    gates = [GatedDirectClip(scorer, exponent, GATED) for scorer in alike for exponent in GATE_EXPONENTS]
+    best_gate = scoring.tuner().tune(gates, GATED)
+    gate = gates[best_gate.choice]
+    settings = gate.crop.setting.to_dict(best_gate.exponent, margins) | {"gate_exponent": gate.gate_exponent}
+    # What form and margin were chosen among counts as well.
+    tried = {**best_gate.to_dict(tune_split), "num_tried": best.num_tried + best_gate.num_tried}
+    yield GATED, scoring.score(gate, best_gate.exponent)[GATED], {**settings, **tried}
+
+
+def _settings(scoring: Scoring) -> list[DirectSetting]:
+    return direct_settings(scoring.split.text_bank, scoring.split.axes["M"])
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Some rows of the result table."""
+
+    score: Callable[[Scoring], Rows]
+    about: dict[str, str]  # row name → what it is; of the second vision language model on, NAME/PASS
+    is_tuned: bool = False  # by labels of `evaluation.tune_split`; left out where it has none
+
+
+BASELINES = (
+    Baseline(_prior, {PRIOR: "boxes and classes alone; every interaction of an object is equally likely"}),
+    Baseline(
+        _direct_clip,
+        {
+            PLAIN: "the frozen teacher asked about each pair's union crop, as it comes",
+            "direct_clip_image": "the frozen teacher's scores of the whole image, given to each of its pairs",
+            "direct_clip_product": "union crop times whole image",
+        },
+    ),
+    Baseline(
+        _vlms,
+        {
+            VLM_IMAGE: "the vision language model's confidences in the whole image, given to each of its pairs",
+            VLM_PAIRS: "the vision language model asked about each pair's union crop",
+        },
+    ),
+    Baseline(
+        _tuned_clip,
+        {
+            TUNED: "the frozen teacher on union crops, read as labels say is best for it",
+            GATED: "the same, with the students' training-free gate on top",
+        },
+        is_tuned=True,
+    ),
+)
+"""In the order of the result table. `hoi.config` keeps students from taking these names."""
+ABOUT = {name: about for baseline in BASELINES for name, about in baseline.about.items()}
+
+
+def baseline_names(vlms: Mapping[str, VlmConfig]) -> list[str]:
+    """Return the row names of all baselines of a pipeline file, those of its passes last."""
+    fixed = [name for name in ABOUT if name not in (VLM_IMAGE, VLM_PAIRS)]
+    return [*fixed, *(row for scorer in direct_vlms(vlms) for row in scorer.rows)]

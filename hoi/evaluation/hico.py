@@ -1,18 +1,19 @@
-"""Scored triplets and annotated pairs to average precision by HICO-DET's official rule, or by a named other one.
+"""Average precision by HICO-DET's official rule, or by a named other one.
 
-Matching (which truth a prediction would take) does not depend on scores, ranking does: `match` once, `rank` often.
-Boxes are pixel-edge, so the official widths `x2 - x1 + 1` of 1-based inclusive corners are plain widths of
+Matching (which truth a prediction would take) does not depend on scores, ranking does: `match` once, `score_matches`
+often. Boxes are pixel-edge, so the official widths `x2 - x1 + 1` of 1-based inclusive corners are plain widths of
 `(x1 - 1, y1 - 1, x2, y2)`, and intersections over union are the same numbers.
 
-Letters: R predictions, G truth rows, K interactions, I images, O object classes.
+Shapes: R predictions, G truth rows, K interactions, I images.
 
 Source: ywchao/ho-rcnn, evaluation/; hitachi-rd-cv/qpic, datasets/hico_eval.py; fredzzhang/pocket, utils/meters.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,17 +27,11 @@ ProtocolName = Literal["official", "qpic", "pocket"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """Where the public evaluators differ.
+    """Where the public evaluators differ."""
 
-    Args:
-        levels: float64 [11] recalls at which precision is read; their last bits decide, as recall is often a level.
-        strict: Whether an IoU of exactly 0.5 fails.
-        empty_images: Whether predictions in images without any annotated pair count, as false positives.
-    """
-
-    levels: np.ndarray
-    strict: bool
-    empty_images: bool
+    levels: np.ndarray  # float64 [11] recalls at which precision is read; their last bits decide
+    strict: bool  # whether an IoU of exactly 0.5 fails
+    empty_images: bool  # whether predictions in images without any annotated pair count, as false positives
 
 
 # 0:0.1:1 and numpy.arange(0, 1.1, 0.1) hold 0.30000000000000004, 0.6000000000000001 and 0.7000000000000001, which
@@ -53,22 +48,15 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclass(frozen=True)
 class HicoResult:
-    """Average precision of every interaction, as fractions.
+    """Average precision of every interaction, as fractions."""
 
-    Args:
-        ap: float64 [K]; 0 where `num_positives` is 0.
-        num_positives: int64 [K] annotated instances. Interactions without any are in no mean.
-        is_rare: bool [K].
-        is_no_interaction: bool [K].
-    """
-
-    ap: np.ndarray
-    num_positives: np.ndarray
-    is_rare: np.ndarray
-    is_no_interaction: np.ndarray
+    ap: np.ndarray  # float64 [K]; 0 where num_positives is 0
+    num_positives: np.ndarray  # int64 [K] annotated instances; interactions without any are in no mean
+    is_rare: np.ndarray  # bool [K]
+    is_no_interaction: np.ndarray  # bool [K]
 
     def mean(self, chosen: np.ndarray) -> float | None:
-        """Mean AP over the chosen (bool [K]) interactions that have truth; None where there is none."""
+        """Return the mean AP over the chosen (bool [K]) interactions that have truth; None where there is none."""
         counted = chosen & (self.num_positives > 0)
         return float(self.ap[counted].mean()) if counted.any() else None
 
@@ -88,16 +76,32 @@ class HicoResult:
     def without_no_interaction(self) -> float | None:
         return self.mean(~self.is_no_interaction)
 
-    def unseen_seen(self, is_unseen: np.ndarray) -> tuple[float | None, float | None]:
-        """Means over a zero-shot split's unseen (bool [K]) and its seen interactions."""
-        return self.mean(is_unseen), self.mean(~is_unseen)
+
+def zero_shot_means(result: HicoResult, splits: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Return unseen, seen and full means of each zero-shot split, as fractions.
+
+    Args:
+        result: On any vocabulary.
+        splits: Name → the ids of unseen interactions.
+    """
+    means: dict[str, dict[str, Any]] = {}
+    for name, ids in splits.items():
+        is_unseen = np.isin(np.arange(len(result.ap)), ids)
+        means[name] = {
+            "unseen": result.mean(is_unseen),
+            "seen": result.mean(~is_unseen),
+            "full": result.full,
+            "num_unseen": int((is_unseen & (result.num_positives > 0)).sum()),
+            "num_unseen_instances": int(result.num_positives[is_unseen].sum()),
+        }
+    return means
 
 
 def known_object_images(image_labels: np.ndarray, object_of: np.ndarray) -> np.ndarray:
-    """Image-level labels [I, K] to bool [I, K]: whether any interaction with that interaction's object is in the image.
+    """Return whether any interaction with each interaction's object is in the image, bool [I, K].
 
     Args:
-        image_labels: bool, True where the image is labelled positive.
+        image_labels: bool [I, K], True where the image is labelled positive.
         object_of: int64 [K], each interaction's object class.
     """
     holds = np.zeros((len(image_labels), int(object_of.max()) + 1), bool)
@@ -114,7 +118,7 @@ def match(
     protocol: ProtocolName,
     allowed: np.ndarray | None = None,
 ) -> Matches:
-    """Predictions and truth to what each prediction would hit.
+    """Find the truth that each prediction would hit.
 
     Args:
         predictions, labels: Of the same split; `image` is its row.
@@ -186,10 +190,9 @@ def score_matches(
     no_interaction: np.ndarray,
     images: np.ndarray | None = None,
 ) -> HicoResult:
-    """Scores [R] of matched predictions to average precision, over all images or the given ones (bool [I])."""
+    """Return the average precision of matched predictions with these scores [R], over all images or some (bool [I])."""
     num_positives = matches.num_positives(images)
-    ranking = rank(matches, score, images)
-    ap = average_precision(ranking, num_positives, matches.levels)
+    ap = average_precision(rank(matches, score, images), num_positives, matches.levels)
     return HicoResult(ap, num_positives, rare, no_interaction)
 
 
@@ -203,15 +206,12 @@ def evaluate(
     protocol: ProtocolName = "official",
     allowed: np.ndarray | None = None,
 ) -> HicoResult:
-    """Predictions and truth of a split to average precision.
+    """Return the average precision of a split's predictions.
 
     Args:
-        predictions, labels: Of the same split.
-        num_interactions: K.
+        predictions, labels, num_interactions, protocol, allowed: As in `match`.
         rare: bool [K], interactions with fewer than 10 training instances.
         no_interaction: bool [K], for the mean without them; None where the interactions hold none.
-        protocol: `official`, `qpic` or `pocket`.
-        allowed: bool [I, K] from `known_object_images` for the known-object setting; None for the default setting.
     """
     matches = match(predictions, labels, num_interactions, protocol=protocol, allowed=allowed)
     if no_interaction is None:

@@ -1,49 +1,76 @@
-"""Anybody's prediction files to triplets or V-COCO rows, checked; docs/predictions.md describes the formats.
+"""Files of predictions: our own JSON lines, and the result files of other repositories; docs/predictions.md.
 
-Letters: R predictions, I images, K interactions, N rows of V-COCO.
+Formats of others, known from their public code (none of it is used):
+
+- `gen-vlkt` (YueLiao/gen-vlkt, `--json_file`): a JSON text of Python's `str({'preds': ..., 'gts': ...})`; per image
+  `filename`, `predictions` [{bbox}], `hoi_prediction` [{subject_id, object_id, category_id = interaction, score}].
+- `qpic` (hitachi-rd-cv/qpic's records, as CDN names the images): a list of the same, boxes with `category_id` = COCO
+  class from 0, and pairs with `category_id` = verb from 0.
+- `pvic` (fredzzhang/upt and pvic, `--cache` on HICO-DET): a folder of detections_01.mat to detections_80.mat in HICO's
+  alphabetical order of objects, `all_boxes` [interactions of the object, images] of rows (human, object, score).
+- `vsrl` (vsrl_eval's pickle, as QPIC, GEN-VLKT, UPT and PViC write it for V-COCO): `image_id`, `person_box`,
+  `{action}_agent` and `{action}_{role}` [x1, y1, x2, y2, score].
+
+Boxes stay as they are, as those repositories hand them to the official evaluator.
+
+Shapes: R predictions, I images, K interactions.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+import pickle
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hoi.datasets.coco import COCO_OBJECTS
+from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.datasets.vcoco import KEYS
 from hoi.errors import UserError, nearest
 from hoi.evaluation.vcoco import VcocoPredictions
-from hoi.json_lines import Records
+from hoi.json_lines import Records, read_json_file, read_json_lines
+from hoi.labels.hicodet_files import load_mat
 from hoi.records import Triplets
 
 MAX_BEYOND = 1.0
 """Detectors regress beyond the border, and evaluators score such boxes as they are. A box that lies wholly outside, or
 reaches further beyond a border than the image is wide or high, is more likely one of another image or scale."""
+TRIPLET_KEYS = ("file_name", "human_xyxy", "object_xyxy", "interaction", "score")
+_NAN = re.compile(r"\bnan\b")
+_NUMPY_SCALAR = re.compile(r"\bnp\.\w+\(([^()]*)\)")
 
 
 @dataclass(frozen=True)
-class Images:
-    """The images that predictions may name.
+class PredictionReader:
+    """Turns records into arrays, and checks them against the images that they may name.
 
     Args:
-        names: I names or ids; the order decides between equal scores.
-        size_hw: int [I, 2], pixels, or None where the annotations do not say.
+        names: I names or ids; their order decides between equal scores.
+        size_hw: int [I, 2], pixels; None where the annotations do not say.
+        inclusive: Whether corners are pixels that belong to the box; else they are pixel edges.
+        clip: Whether boxes are cut to their image; else one that lies outside is refused.
     """
 
     names: Sequence[str] | Sequence[int]
     size_hw: np.ndarray | None
+    inclusive: bool = True
+    clip: bool = False
 
-    def rows_of(self, records: Records, key: str) -> np.ndarray:
-        """Names in the records to rows of the images, int64 [R].
+    def image_rows(self, records: Records, key: str) -> np.ndarray:
+        """Return the row of each record's image, int64 [R].
 
         Raises:
-            UserError: a record names an image that is not among them.
+            UserError: a record names another image.
         """
         kind = int if key == "image_id" else str
         values = records.of_type(key, (kind,), "a number" if kind is int else "text")
-        row_of = dict(zip(self.names, range(len(self.names)), strict=True))
+        row_of = {name: row for row, name in enumerate(self.names)}
         rows = [row_of.get(value, -1) for value in values]
         if -1 in rows:
             wrong = rows.index(-1)
@@ -51,36 +78,16 @@ class Images:
             records.refuse_row(wrong, key, "is no image of the annotations", known)
         return np.array(rows, np.int64)
 
-
-@dataclass(frozen=True)
-class Reader:
-    """How boxes of a file are understood.
-
-    Args:
-        images: Those that predictions may name.
-        inclusive: Whether corners are pixels that belong to the box; else they are pixel edges.
-        clip: Whether boxes are cut to their image, and those that lie outside are accepted.
-    """
-
-    images: Images
-    inclusive: bool = True
-    clip: bool = False
-
     def boxes(self, records: Records, key: str, image: np.ndarray) -> np.ndarray:
-        """Boxes of the records to pixel edges, float64 [R, 4].
-
-        Args:
-            records: R of them.
-            key: Of the box.
-            image: int64 [R], row of the images.
+        """Return pixel-edge boxes, float64 [R, 4]; `image` is the row of each one's image.
 
         Raises:
             UserError: a box is malformed, reversed, or lies outside its image.
         """
         edges = records.boxes(key) + np.array([0, 0, 1, 1]) * self.inclusive
-        if self.images.size_hw is None:
+        if self.size_hw is None:
             return edges
-        size_wh = self.images.size_hw[image][:, ::-1]
+        size_wh = self.size_hw[image][:, ::-1]
         if self.clip:
             return np.clip(edges, 0, np.tile(size_wh, 2))
         untouched = (edges[:, 2:] <= 0) | (edges[:, :2] >= size_wh)
@@ -88,80 +95,63 @@ class Reader:
         outside = np.flatnonzero((untouched | far).any(axis=1))
         if len(outside):
             row = int(outside[0])
-            name, (width, height) = self.images.names[image[row]], size_wh[row]
+            name, (width, height) = self.names[image[row]], size_wh[row]
             expected = f"a box in the {width} x {height} pixels of {name} (--clip cuts boxes to their image)"
             records.refuse_row(row, key, "lies outside the image", expected)
         return edges
 
-    def num_beyond(self, boxes: np.ndarray, image: np.ndarray) -> int:
-        """How many pixel-edge boxes [R, 4] reach over the border of their image by more than a pixel."""
-        if self.images.size_hw is None:
+    def num_beyond(self, predictions: Triplets | VcocoPredictions) -> int:
+        """Count the boxes that reach over the border of their image by more than a pixel."""
+        if self.size_hw is None:
             return 0
-        size_wh = self.images.size_hw[image][:, ::-1]
-        return int(((boxes[:, :2] < -1) | (boxes[:, 2:] > size_wh + 1)).any(axis=1).sum())
+        size_wh = self.size_hw[predictions.image][:, ::-1]
+        both = (predictions.boxes_h, predictions.boxes_o)
+        return sum(int(((b[:, :2] < -1) | (b[:, 2:] > size_wh + 1)).any(axis=1).sum()) for b in both)
 
     def triplets(self, records: Records, num_interactions: int) -> Triplets:
-        """`{file_name, human_xyxy, object_xyxy, interaction, score}` to triplets, rows in the order of the file.
+        """Read `{file_name, human_xyxy, object_xyxy, interaction, score}`, rows in the order of the file.
 
         Raises:
             UserError: a record is wrong, named by its line.
         """
-        image = self.images.rows_of(records, "file_name")
+        image = self.image_rows(records, "file_name")
         expected = f"a whole number of 0..{num_interactions - 1}"
-        interaction = _small_ints(records.of_type("interaction", (int,), expected))
-        wrong = np.flatnonzero((interaction < 0) | (interaction >= num_interactions))
-        if len(wrong):
-            records.refuse_row(int(wrong[0]), "interaction", "is out of range", expected)
-        return Triplets(
-            image,
-            self.boxes(records, "human_xyxy", image),
-            self.boxes(records, "object_xyxy", image),
-            interaction,
-            records.numbers("score", "a finite number"),
-        )
+        given = records.of_type("interaction", (int,), expected)
+        wrong = next((row for row, k in enumerate(given) if not 0 <= k < num_interactions), None)
+        if wrong is not None:
+            records.refuse_row(wrong, "interaction", "is out of range", expected)
+        boxes_h, boxes_o = (self.boxes(records, key, image) for key in ("human_xyxy", "object_xyxy"))
+        return Triplets(image, boxes_h, boxes_o, np.array(given, np.int64), records.numbers("score"))
 
     def vcoco(self, records: Records) -> VcocoPredictions:
-        """`{image_id, human_xyxy, object_xyxy or null, scores {29 keys}}` to V-COCO rows.
+        """Read `{image_id, human_xyxy, object_xyxy or null, scores {29 keys}}`.
 
         Raises:
             UserError: a record is wrong, named by its line.
         """
-        image = self.images.rows_of(records, "image_id")
-        has_object = np.array([thing is not None for thing in records.column("object_xyxy")], bool)
-        rows = np.flatnonzero(has_object)
-        with_object = Records(
-            records.path, [records.rows[i] for i in rows], [records.lines[i] for i in rows], records.word
-        )
+        image = self.image_rows(records, "image_id")
+        has_object = np.array([box is not None for box in records.column("object_xyxy")], bool)
+        with_object = records.select(np.flatnonzero(has_object).tolist())
         boxes_o = np.zeros((len(records), 4))
         boxes_o[has_object] = self.boxes(with_object, "object_xyxy", image[has_object])
-        return VcocoPredictions(
-            image, self.boxes(records, "human_xyxy", image), boxes_o, has_object, _vcoco_scores(records)
-        )
-
-
-def _small_ints(values: list[int]) -> np.ndarray:
-    """Whole numbers to int64; one that does not fit is as wrong as -1."""
-    try:
-        return np.array(values, np.int64)
-    except OverflowError:
-        return np.array([value if abs(value) < 2**62 else -1 for value in values], np.int64)
+        boxes_h, scores = self.boxes(records, "human_xyxy", image), _vcoco_scores(records)
+        return VcocoPredictions(image, boxes_h, boxes_o, has_object, scores)
 
 
 def _vcoco_scores(records: Records) -> np.ndarray:
     expected = f"the 29 keys {KEYS[0]}, {KEYS[1]}, ..., {KEYS[-1]}"
     scores = records.of_type("scores", (dict,), expected)
-    columns = Records(records.path, scores, records.lines, records.word)
-    known = set(KEYS)
     for row, given in enumerate(scores):
-        if given.keys() != known:
+        if given.keys() != set(KEYS):
             lacking = [key for key in KEYS if key not in given]
-            got = f"no {lacking[0]}" if lacking else f"also {next(iter(given.keys() - known))}"
+            got = f"no {lacking[0]}" if lacking else f"also {next(iter(given.keys() - set(KEYS)))}"
             raise UserError("the scores have other keys", where=records.where(row), expected=expected, got=got)
-    return np.stack([columns.numbers(key, "a finite number") for key in KEYS], axis=1)
+    columns = Records(records.path, scores, records.lines, records.word)
+    return np.stack([columns.numbers(key) for key in KEYS], axis=1)
 
 
 def prediction_lines(triplets: Triplets, file_names: Sequence[str], *, inclusive: bool) -> bytes:
-    """Triplets to gzipped JSON lines, by image, then in their own order; equal triplets give equal bytes.
+    """Return gzipped JSON lines by image, then in the triplets' own order; equal triplets give equal bytes.
 
     Args:
         triplets: Pixel-edge boxes.
@@ -177,9 +167,157 @@ def prediction_lines(triplets: Triplets, file_names: Sequence[str], *, inclusive
         triplets.interaction[order].tolist(),
         triplets.score[order].tolist(),
     )
-    keys = ("file_name", "human_xyxy", "object_xyxy", "interaction", "score")
     lines = [
-        json.dumps(dict(zip(keys, (file_names[image], *values), strict=True)), ensure_ascii=False)
+        json.dumps(dict(zip(TRIPLET_KEYS, (file_names[image], *values), strict=True)), ensure_ascii=False)
         for image, *values in zip(*columns, strict=True)
     ]
     return gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0)
+
+
+def _read_gen_vlkt(path: Path, names: Sequence[str]) -> Records:
+    return _of_images(path, lambda boxes, pair: int(pair["category_id"]))
+
+
+def _read_qpic(path: Path, names: Sequence[str]) -> Records:
+    # Verbs that HICO does not have with the object are only counted. QPIC itself keeps no image names, CDN does.
+    vocabulary = hicodet_vocabulary()
+    row_of = {pair: k for k, pair in enumerate(vocabulary.interactions)}
+
+    def interaction(boxes: list[Any], pair: dict[str, Any]) -> int | None:
+        obj, verb = boxes[pair["object_id"]]["category_id"], pair["category_id"]
+        if not (0 <= obj <= len(COCO_OBJECTS) and 0 <= verb < len(vocabulary.verbs)):
+            raise ValueError(f"object {obj}, verb {verb}")
+        return row_of.get((vocabulary.verbs[verb], COCO_OBJECTS[obj] if obj < len(COCO_OBJECTS) else ""))
+
+    return _of_images(path, interaction)
+
+
+def _of_images(path: Path, interaction: Callable[[list[Any], dict[str, Any]], int | None]) -> Records:
+    images = read_json_file(path, "predictions")
+    if isinstance(images, str):
+        # What Python printed, nearly JSON; never evaluated.
+        try:
+            images = json.loads(_NAN.sub("NaN", _NUMPY_SCALAR.sub(r"\1", images)).replace("'", '"'))
+        except ValueError as error:
+            raise UserError("this result file is no JSON", where=path, got=error) from None
+    if isinstance(images, dict):
+        images = images.get("preds")
+    if not isinstance(images, list):
+        raise UserError("this result file holds no list of images", where=path, expected="preds, or a list")
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    num_left_out = 0
+    for number, image in enumerate(images, start=1):
+        try:
+            name, boxes = image["filename"], image["predictions"]
+            for pair in image["hoi_prediction"]:
+                human, obj = int(pair["subject_id"]), int(pair["object_id"])
+                if not (0 <= human < len(boxes) and 0 <= obj < len(boxes)):
+                    raise ValueError(f"a pair of boxes {human} and {obj}, there are {len(boxes)}")
+                k = interaction(boxes, pair)
+                if k is None:
+                    num_left_out += 1
+                    continue
+                values = (name, boxes[human]["bbox"], boxes[obj]["bbox"], k, pair["score"])
+                rows.append(dict(zip(TRIPLET_KEYS, values, strict=True)))
+                numbers.append(number)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                "a result is not understood",
+                where=f"{path}, image {number}",
+                expected="filename, predictions [{bbox}], hoi_prediction [{subject_id, object_id, category_id, score}]",
+                got=f"no {error}" if isinstance(error, KeyError) else error,
+            ) from None
+    return Records(path, rows, numbers, "image", num_left_out)
+
+
+def _read_pvic(folder: Path, names: Sequence[str]) -> Records:
+    # The columns are the images in the order of the annotation file.
+    vocabulary = hicodet_vocabulary()
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    for obj in range(len(vocabulary.objects)):
+        path = folder / f"detections_{obj + 1:02d}.mat"
+        interactions = np.flatnonzero(vocabulary.object_of == obj)
+        cells = load_mat(path, ["all_boxes"])["all_boxes"]
+        if cells.shape != (len(interactions), len(names)):
+            shape = f"{len(interactions)} x {len(names)} (interactions of {vocabulary.objects[obj]})"
+            raise UserError(
+                "this file has another shape", where=path, expected=f"all_boxes of {shape}", got=cells.shape
+            )
+        for k, image in zip(*np.nonzero(np.vectorize(np.size, otypes=[int])(cells)), strict=True):
+            for values in cells[k, image].tolist():
+                if len(values) != 9:
+                    raise UserError("a row has not 9 numbers", where=f"{path}, image {image + 1}", got=len(values))
+                row = (names[image], values[:4], values[4:8], int(interactions[k]), values[8])
+                rows.append(dict(zip(TRIPLET_KEYS, row, strict=True)))
+                numbers.append(int(image) + 1)
+    return Records(folder, rows, numbers, "image")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Numbers, texts, lists and dicts only: nothing that a file names is ever imported or called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "CacheTemplate":  # UPT's and PViC's dict
+            return dict
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_vsrl(path: Path) -> Records:
+    """Read vsrl_eval's pickled rows; a key that a row lacks scores 0.
+
+    Raises:
+        UserError: the file holds anything but plain numbers, texts, lists and dicts, or a row has two objects, or one
+            for some of its roles and none for others.
+    """
+    try:
+        with open(path, "rb") as file:
+            given = _PlainUnpickler(file, encoding="latin1").load()
+    except FileNotFoundError:
+        raise UserError("there is no such file of predictions", where=path) from None
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        expected = "a pickled list of plain dicts, as vsrl_eval reads"
+        raise UserError("this pickle is refused", where=path, expected=expected, got=error) from None
+    if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
+        raise UserError("this pickle holds no list of dicts", where=path)
+    rows = [_vsrl_row(row, f"{path}, row {number}") for number, row in enumerate(given, start=1)]
+    return Records(path, rows, list(range(1, len(rows) + 1)), "row")
+
+
+def _vsrl_row(given: dict[str, Any], where: str) -> dict[str, Any]:
+    scores: dict[str, float] = {}
+    scored: dict[tuple[float, ...] | None, None] = {}
+    others: dict[tuple[float, ...] | None, None] = {}
+    try:
+        for key in KEYS:
+            scores[key] = 0.0
+            if key.endswith("_agent"):
+                scores[key] = given.get(key, 0.0)
+            elif key in given:
+                *box, scores[key] = given[key]
+                place = tuple(box) if np.isfinite(box).all() and any(box) else None
+                (scored if scores[key] > 0 else others)[place] = None
+        human, image_id = given["person_box"], given["image_id"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError("a row is not understood", where=where, expected="vsrl_eval's row", got=error) from None
+    if len(scored) > 1:
+        got = "an object for some roles and none for others" if None in scored else f"{len(scored)} objects"
+        raise UserError("a row has several objects", where=where, expected="one object, or none, a row", got=got)
+    # A box counts without a score, too: an empty one is right where the truth has none, by scenario 1.
+    box_o = next(iter(scored or {place: None for place in others if place is not None}), None)
+    object_xyxy = None if box_o is None else list(box_o)
+    return {"image_id": image_id, "human_xyxy": human, "object_xyxy": object_xyxy, "scores": scores}
+
+
+def _read_lines(path: Path, names: Sequence[Any]) -> Records:
+    return read_json_lines(path)
+
+
+# Dataset → format → reader of a file, given the names of the images in the order of the annotations.
+FORMATS: dict[str, dict[str, Callable[[Path, Sequence[Any]], Records]]] = {
+    "hicodet": {"lines": _read_lines, "gen-vlkt": _read_gen_vlkt, "qpic": _read_qpic, "pvic": _read_pvic},
+    "vcoco": {"lines": _read_lines, "vsrl": lambda path, names: read_vsrl(path)},
+    "world": {"lines": _read_lines},
+    "folder": {"lines": _read_lines},
+}

@@ -1,6 +1,6 @@
-"""Matched predictions and their scores to average precision: who comes first, who is a true positive, what it is worth.
+"""Rank matched predictions by score, and read average precision off the ranking.
 
-Letters: R predictions, G truth rows, K interactions, I images.
+Shapes: R predictions, G truth rows, K interactions, I images.
 
 Source: ywchao/ho-rcnn, evaluation/.
 """
@@ -14,59 +14,42 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Matches:
-    """What each prediction would hit if no better one came first.
+    """What each prediction would hit if no better one came first."""
 
-    Args:
-        image, interaction: int64 [R], of the predictions.
-        truth: int64 [R], the truth row with the largest min(IoU_h, IoU_o) of the same image and interaction; its
-            value means nothing where `is_hit` is False.
-        is_hit: bool [R], whether that overlap passes 0.5.
-        counts: bool [R], whether the protocol and setting look at the prediction at all.
-        truth_image, truth_interaction: int64 [G].
-        num_interactions: K.
-        levels: float64 [11] recalls at which precision is read.
-    """
-
-    image: np.ndarray
-    interaction: np.ndarray
-    truth: np.ndarray
-    is_hit: np.ndarray
-    counts: np.ndarray
-    truth_image: np.ndarray
-    truth_interaction: np.ndarray
+    image: np.ndarray  # int64 [R]
+    interaction: np.ndarray  # int64 [R]
+    truth: np.ndarray  # int64 [R], truth row of the same image and interaction with the largest min(IoU_h, IoU_o)
+    is_hit: np.ndarray  # bool [R], whether that overlap passes 0.5; elsewhere `truth` means nothing
+    counts: np.ndarray  # bool [R], whether the protocol and setting look at the prediction at all
+    truth_image: np.ndarray  # int64 [G]
+    truth_interaction: np.ndarray  # int64 [G]
     num_interactions: int
-    levels: np.ndarray
+    levels: np.ndarray  # float64 [11] recalls at which precision is read
 
     def num_positives(self, images: np.ndarray | None = None) -> np.ndarray:
-        """Annotated instances of each interaction, int64 [K], in the given images (bool [I]) or all."""
+        """Count the annotated instances of each interaction, int64 [K], in the given images (bool [I]) or all."""
         rows = slice(None) if images is None else images[self.truth_image]
         return np.bincount(self.truth_interaction[rows], minlength=self.num_interactions)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Counted predictions by interaction and falling score.
+    """Counted predictions by interaction and falling score."""
 
-    Args:
-        rows: int64 [R'], rows of the predictions.
-        is_true: bool [R'], true positives.
-        starts: int64 [K + 1], interaction k is `rows[starts[k]:starts[k + 1]]`.
-    """
-
-    rows: np.ndarray
-    is_true: np.ndarray
-    starts: np.ndarray
+    rows: np.ndarray  # int64 [R'], rows of the predictions
+    is_true: np.ndarray  # bool [R'], true positives
+    starts: np.ndarray  # int64 [K + 1], interaction k is rows[starts[k]:starts[k + 1]]
 
 
 def rank(matches: Matches, score: np.ndarray, images: np.ndarray | None = None) -> Ranking:
-    """Scores [R] to predictions by falling score within their interaction; ties by image, then by row.
+    """Rank predictions by falling score within their interaction; ties go by image, then by row.
 
     A truth is found once: by the first in this order that would hit it. Later ones are false positives; none turns to
     the truth with the next largest overlap.
 
     Args:
         matches: Of the same rows as `score`.
-        score: Only its order within an interaction matters.
+        score: [R]; only its order within an interaction matters.
         images: bool [I], the images whose predictions are ranked; None for all.
     """
     rows = np.flatnonzero(matches.counts if images is None else matches.counts & images[matches.image])
@@ -81,7 +64,7 @@ def rank(matches: Matches, score: np.ndarray, images: np.ndarray | None = None) 
 
 
 def average_precision(ranking: Ranking, num_positives: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Ranked true and false positives to the mean over `levels` of the best precision at that recall or more.
+    """Return the mean over `levels` of the best precision at that recall or more.
 
     Args:
         ranking: Of K interactions.
@@ -109,7 +92,7 @@ def average_precision(ranking: Ranking, num_positives: np.ndarray, levels: np.nd
 
 
 def _positives_to_reach(levels: np.ndarray, num_positives: np.ndarray) -> np.ndarray:
-    """The smallest n ≥ 1 with n / num_positives ≥ level in float64, int64 [K, 11]; beyond reach without positives."""
+    # The smallest n ≥ 1 with n / num_positives ≥ level in float64, int64 [K, 11]; beyond reach without positives.
     total = np.maximum(num_positives, 1)[:, None]
     needed = np.maximum(np.floor(levels * total).astype(np.int64) - 1, 1)
     for _ in range(3):

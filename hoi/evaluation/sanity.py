@@ -1,10 +1,10 @@
-"""Is a cache sane? Detector and teacher against the labels of the evaluated split, before anything is trained on them.
+"""Sanity gates between stages one and two: detector and teacher against the labels of the evaluated split.
 
-Labels judge here and choose nothing: no threshold, setting or checkpoint follows from a sanity gate. One warns far
-below what is published, and stops where a figure is no better than with the images mixed up: boxes in another frame,
-classes in another order, or weights that are not the model's.
+Labels only judge here: no threshold, setting or checkpoint follows from a gate. A gate warns where a figure is far
+below what is published, and stops where it is no better than with the images shuffled: boxes in another frame, classes
+in another order, or weights that are not the model's. The result is written to sanity.json beside the results.
 
-Letters: I images, K interactions, N boxes, P pairs.
+Shapes: I images, K interactions, N boxes or pairs.
 
 Source: the average precision of images is HICO's own (ywchao/hico_benchmark, utils/eval_pr_score_label.m), but here
 each image without an annotated pair of an interaction is a negative.
@@ -13,64 +13,72 @@ each image without an annotated pair of an interaction is a negative.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from hoi.cache.plan import splits_of
+from hoi.cache.read.split import CacheSplit, open_split
+from hoi.config import PipelineConfig
+from hoi.errors import command
 from hoi.evaluation.hico import PROTOCOLS, match
 from hoi.evaluation.ranking import Ranking, average_precision
+from hoi.files import read_json, write_json
+from hoi.labels import has_labels, load_labels
 from hoi.records import HoiLabels, Triplets
 from hoi.vocabulary import Vocabulary
 
+FILE_NAME = "sanity.json"
 PUBLISHED = 0.355
 SOURCE = "CLIP on HICO's test images, Wan & Tuytelaars, WACV 2024"
 TEACHER_FLOOR = PUBLISHED / 2
+# Recall at IoU 0.5. Our own choice, as nothing is published; COCO detectors find most people and handled objects.
 HUMAN_FLOOR, OBJECT_FLOOR = 0.5, 0.3
-"""Of recall at IoU 0.5. Ours, as nothing is published; COCO detectors find most people and things that they handle."""
+# Shares of the images above which a gate warns.
 MOST_UNREADABLE, MOST_WITHOUT_PAIR = 0.01, 0.25
-"""Shares of the images above which a gate warns."""
-NUM_SHUFFLES = 20
-"""Times that images are mixed up; the largest figure among them is what chance may give."""
+NUM_SHUFFLES = 20  # the largest figure over so many shuffles of the images is taken as chance
+NOT_ASKED = -1.0  # below every score: an image in which an interaction was no candidate is ranked last
 
 Level = Literal["ok", "warning", "stop"]
 
 
 @dataclass(frozen=True)
 class SanityGate:
-    """One thing that was looked at.
+    """The verdict on one part of the cache."""
 
-    Args:
-        name: `images`, `detector`, `teacher`, or that of a pass of `vlms`.
-        level: `stop` where nothing that is trained on this cache could mean anything.
-        said: The figures, for people.
-        figures: The same for machines; shares are fractions.
-        fix: What to look at; None where all is well.
-    """
-
-    name: str
-    level: Level
+    name: str  # images, detector, teacher, or the name of a pass of `vlms`
+    level: Level  # stop: nothing that is trained on this cache could mean anything
     said: str
-    figures: dict[str, Any]
+    figures: dict[str, Any]  # shares are fractions
     fix: str | None = None
 
     def __str__(self) -> str:
         line = f"{self.level:<8}{self.name}: {self.said}"
         return line if self.fix is None else f"{line} · next: {self.fix}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The plain form that goes into JSON."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class SanityReport:
+    """All gates, in the order of the flow."""
+
+    split: str | None  # whose labels were read; None where there are none
+    gates: tuple[SanityGate, ...]
+    file: Path
+
+    @property
+    def stops(self) -> bool:
+        """Whether a figure is at chance."""
+        return any(gate.level == "stop" for gate in self.gates)
+
+    def __str__(self) -> str:
+        unjudged = [] if self.split else ["no annotations: detector and teacher are not judged"]
+        return "\n".join([*map(str, self.gates), *unjudged])
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A share with what it is to be compared with.
-
-    Args:
-        value: Measured.
-        chance: The largest with the images mixed up.
-        floor: Far below what a sane cache has.
-    """
+    """A share, the largest that shuffled images gave, and the floor below which a gate warns."""
 
     value: float
     chance: float
@@ -78,7 +86,7 @@ class Figure:
 
     @property
     def level(self) -> Level:
-        """`stop` only where chance itself is far from sane, so that the two can be told apart."""
+        """`stop` only where chance itself is below the floor, so that the two can be told apart."""
         if self.chance < self.floor and self.value <= self.chance:
             return "stop"
         return "warning" if self.value < self.floor or self.chance >= self.floor else "ok"
@@ -86,34 +94,73 @@ class Figure:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes or pairs of a split, laid flat.
+    """Boxes or pairs of a split, laid flat."""
 
-    Args:
-        image: int64 [N], row of the split.
-        label: int64 [N], row of the vocabulary's objects; of a pair, its object's.
-        first, second: float32 [N, 4], of a pair the human and the object, otherwise the same.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
+    image: np.ndarray  # int64 [N], row of the split
+    label: np.ndarray  # int64 [N], row of the vocabulary's objects; of a pair, its object's
+    first: np.ndarray  # float32 [N, 4], the box, or the human's of a pair
+    second: np.ndarray  # float32 [N, 4], the box again, or the object's of a pair
 
     def __len__(self) -> int:
         return len(self.image)
 
     def distinct(self) -> Boxes:
-        """Without repetitions: a box is annotated anew for each of its interactions."""
+        """Drop repetitions: a box is annotated anew for each of its interactions."""
         table = np.column_stack([self.image, self.label, self.first.astype(np.float64), self.second])
         _, rows = np.unique(table, axis=0, return_index=True)
         return Boxes(self.image[rows], self.label[rows], self.first[rows], self.second[rows])
 
 
+def check_sanity(config: PipelineConfig) -> SanityReport:
+    """Judge detector and teacher on the evaluated split, and images and pairs on all splits; write sanity.json.
+
+    Raises:
+        UserError: no cache, a cache of other settings, or wrong annotations.
+    """
+    splits = {name: open_split(config, name) for name in splits_of(config)}
+    name, file = config.evaluation.split, Path(config.output) / FILE_NAME
+    gates = [images_gate({key: (split.is_readable, np.diff(split.pair_offsets)) for key, split in splits.items()})]
+    judged = None
+    labels = load_labels(config.dataset, name) if has_labels(config.dataset, name) else None
+    if labels is not None and len(labels):
+        judged = name
+        gates += _judge(splits[name], labels, [key for key, vlm in config.vlms.items() if vlm.image_scores])
+    content: dict[str, Any] = {
+        "gates": [asdict(gate) for gate in gates],
+        "labels_read": judged,
+        "fingerprint": splits[name].fingerprint,
+    }
+    write_json(file, content)
+    return SanityReport(judged, tuple(gates), file)
+
+
+def read_sanity(file: Path) -> SanityReport:
+    """Read back what `check_sanity` wrote."""
+    content = read_json(file)
+    return SanityReport(content["labels_read"], tuple(SanityGate(**gate) for gate in content["gates"]), file)
+
+
+def _judge(split: CacheSplit, labels: HoiLabels, passes: list[str]) -> list[SanityGate]:
+    image = np.repeat(np.arange(split.num_images), np.diff(split.detection_offsets))
+    detections = Boxes(image, split.labels, split.boxes_xyxy, split.boxes_xyxy)
+    human, obj = split.pairs_ho.T
+    pairs = Boxes(image[human], split.labels[obj], split.boxes_xyxy[human], split.boxes_xyxy[obj])
+    similarity, scale, vocabulary = split.table("image_similarity"), split.text_bank.logit_scale, split.vocabulary
+    gates = [
+        detector_gate(detections, pairs, labels, vocabulary, split.num_images),
+        teacher_gate(similarity, scale, split.is_readable, labels, vocabulary),
+    ]
+    for name in passes:
+        scores, asked = (split.table(f"{name}/{table}") for table in ("vlm_scores", "vlm_asked"))
+        gates.append(vlm_gate(name, scores, asked, similarity, scale, split.is_readable, labels, vocabulary))
+    return gates
+
+
 def images_gate(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> SanityGate:
-    """Shares of unreadable images and of images without a pair, and pairs per image.
+    """Judge the shares of unreadable images and of images without a pair.
 
     Args:
-        splits: By name: bool [I], whether an image could be read, and int64 [I], its pairs.
+        splits: By name: bool [I], whether an image could be read, and int64 [I], its number of pairs.
     """
     figures = {
         name: {
@@ -133,7 +180,7 @@ def images_gate(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> SanityGate:
         fix = "the detector's weights and classes, precomputed boxes, pairs.min_score"
         return SanityGate("images", "stop", f"{said}: nothing pairs up", figures, fix)
     if any(of["unreadable"] > MOST_UNREADABLE or of["without_pair"] > MOST_WITHOUT_PAIR for of in figures.values()):
-        fix = "the reasons that hoi cache info lists, the detector's weights, pairs.min_score"
+        fix = f"the reasons that {command('cache info')} lists, the detector's weights, pairs.min_score"
         return SanityGate("images", "warning", said, figures, fix)
     return SanityGate("images", "ok", said, figures)
 
@@ -141,10 +188,10 @@ def images_gate(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> SanityGate:
 def detector_gate(
     detections: Boxes, pairs: Boxes, labels: HoiLabels, vocabulary: Vocabulary, num_images: int
 ) -> SanityGate:
-    """Shares of the annotated humans, objects and pairs that a cached box or pair of the class meets at IoU 0.5.
+    """Judge recall: the shares of annotated humans, objects and pairs that a cached one of the class meets at IoU 0.5.
 
-    Only what takes part in an interaction is annotated, so a box without annotation need not be wrong: recall can be
-    measured, precision cannot. That of pairs bounds what any student can reach, and has no floor.
+    Only boxes that take part in an interaction are annotated, so precision cannot be measured. Recall of pairs bounds
+    what any student can reach, and has no floor.
     """
     objects = vocabulary.object_of[labels.interaction]
     people = Boxes(labels.image, np.full(len(labels), vocabulary.person_idx), labels.boxes_h, labels.boxes_h)
@@ -158,68 +205,124 @@ def detector_gate(
     steps = np.unique(np.linspace(1, max(num_images - 1, 1), NUM_SHUFFLES).astype(int))
     figures = {}
     num_annotated = {}
-    for name, (annotated, found, floor) in measured.items():
+    for name, (annotated, cached, floor) in measured.items():
         truth = annotated.distinct()
         num_annotated[name] = len(truth)
         if not len(truth):
             continue
-        others = (Boxes((found.image + step) % num_images, found.label, found.first, found.second) for step in steps)
-        chance = max(_recall(truth, moved, vocabulary) for moved in others)
-        figures[name] = Figure(_recall(truth, found, vocabulary), chance, floor)
+        moved = (Boxes((cached.image + s) % num_images, cached.label, cached.first, cached.second) for s in steps)
+        chance = max(_recall(truth, boxes, vocabulary) for boxes in moved)
+        figures[name] = Figure(_recall(truth, cached, vocabulary), chance, floor)
     said = ", ".join(f"{100 * of.value:.1f} % of {num_annotated[name]} {name}s" for name, of in figures.items())
     plain = {"recall": {name: asdict(of) for name, of in figures.items()}, "num_annotated": num_annotated}
     fix = "the detector's weights and classes, the frame of precomputed boxes, images of another size than annotated"
     judged = [figures[name] for name in ("human", "object") if name in figures]
-    return judge("detector", f"IoU 0.5 with a cached box or pair: {said}", judged, plain, fix)
+    return _gate("detector", f"IoU 0.5 with a cached box or pair: {said}", judged, plain, fix)
+
+
+def _recall(truth: Boxes, cached: Boxes, vocabulary: Vocabulary) -> float:
+    asked = Triplets(truth.image, truth.first, truth.second, truth.label, np.zeros(len(truth)))
+    there = HoiLabels(cached.image, cached.first, cached.second, cached.label)
+    return float(match(asked, there, len(vocabulary.objects), protocol="official").is_hit.mean())
 
 
 def teacher_gate(
     similarity: np.ndarray, logit_scale: float, is_readable: np.ndarray, labels: HoiLabels, vocabulary: Vocabulary
 ) -> SanityGate:
-    """Readable images ranked by the teacher for each interaction, against the image-level labels: mean AP.
+    """Judge the teacher's ranking of whole images for each interaction by its mean AP against image-level labels.
 
     The published figure does not say how scores were read, so the better of two readings counts: the cosine, and its
     softmax over all interactions.
 
     Args:
-        similarity: [I, K] cosine of whole images.
+        similarity: [I, K] cosines of whole images.
         logit_scale: Of the softmax.
         is_readable: bool [I].
         labels: At least one; an image is positive for the interactions of its annotated pairs.
-        vocabulary: K interactions.
     """
-    present = positives(labels, len(is_readable), vocabulary)[is_readable]
+    present = _present(labels, len(is_readable), vocabulary)[is_readable]
     logits = logit_scale * similarity[is_readable].astype(np.float64)
-    readings = {"softmax": logits - np.logaddexp.reduce(logits, axis=1, keepdims=True), "cosine": logits}
-    orders = {name: np.argsort(-scores, axis=0, kind="stable") for name, scores in readings.items()}
-    found = {name: mean_ap(order, present) for name, order in orders.items()}
-    best = max(found, key=lambda name: found[name])
-    dice = np.random.default_rng(0)
-    chance = max(mean_ap(orders[best], dice.permutation(present)) for _ in range(NUM_SHUFFLES))
-    figure = Figure(found[best], chance, TEACHER_FLOOR)
+    figure, best, by_reading = _rank_images({"softmax": _log_softmax(logits), "cosine": logits}, present)
     plain = {
-        "image_level_map": {**asdict(figure), "by_reading": found},
+        "image_level_map": {**asdict(figure), "by_reading": by_reading},
         "published": {"value": PUBLISHED, "source": SOURCE},
         "num_images": len(present),
         "num_interactions": int(present.any(0).sum()),
     }
     said = (
         f"image-level mAP {100 * figure.value:.1f} ({best}) over {plain['num_interactions']} interactions, by chance "
-        f"{100 * chance:.1f}; published for HICO-DET: {100 * PUBLISHED:.1f} ({SOURCE})"
+        f"{100 * figure.chance:.1f}; published for HICO-DET: {100 * PUBLISHED:.1f} ({SOURCE})"
     )
     fix = "the teacher's weights, its activation (-quickgelu), crops and prompts, the order of the annotated classes"
-    return judge("teacher", said, [figure], plain, fix)
+    return _gate("teacher", said, [figure], plain, fix)
 
 
-def positives(labels: HoiLabels, num_images: int, vocabulary: Vocabulary) -> np.ndarray:
-    """bool [I, K]: which interactions an image's annotated pairs do."""
+def vlm_gate(
+    name: str,
+    scores: np.ndarray,
+    asked: np.ndarray,
+    similarity: np.ndarray,
+    logit_scale: float,
+    is_readable: np.ndarray,
+    labels: HoiLabels,
+    vocabulary: Vocabulary,
+) -> SanityGate:
+    """Judge a pass's confidences like the teacher's scores, over the interactions that it was asked in any image.
+
+    CLIP's scores are ranked on the same interactions twice: as they are, and with the images last in which the pass was
+    not asked, which the detector alone has told it.
+
+    Args:
+        name: Of the pass.
+        scores, asked: [I, K].
+        similarity, logit_scale, is_readable, labels: As in `teacher_gate`.
+    """
+    asked = asked[is_readable] > 0
+    columns = asked.any(0)
+    asked = asked[:, columns]
+    present = _present(labels, len(is_readable), vocabulary)[is_readable][:, columns]
+    confidence = np.where(asked, scores[is_readable][:, columns].astype(np.float64), NOT_ASKED)
+    clip = np.exp(_log_softmax(logit_scale * similarity[is_readable].astype(np.float64)))[:, columns]
+    readings = {name: confidence, "clip": clip, "clip_where_asked": np.where(asked, clip, NOT_ASKED)}
+    figure, _, by_reading = _rank_images(readings, present, judged=name)
+    plain = {
+        "image_level_map": {**asdict(figure), "by_reading": by_reading},
+        "num_images": len(present),
+        "num_interactions": int(present.any(0).sum()),
+        "num_candidates": float(asked.sum(1).mean()),
+    }
+    said = (
+        f"image-level mAP {100 * figure.value:.1f} over {plain['num_interactions']} interactions that it was asked, "
+        f"{plain['num_candidates']:.1f} of an image, by chance {100 * figure.chance:.1f}; CLIP on the same "
+        f"{100 * by_reading['clip']:.1f}, where asked {100 * by_reading['clip_where_asked']:.1f}"
+    )
+    return _gate(name, said, [figure], plain, f"the weights, phrases and scoring under vlms.{name}")
+
+
+def _present(labels: HoiLabels, num_images: int, vocabulary: Vocabulary) -> np.ndarray:
     present = np.zeros((num_images, len(vocabulary)), bool)
     present[labels.image, labels.interaction] = True
     return present
 
 
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+
+def _rank_images(
+    readings: dict[str, np.ndarray], present: np.ndarray, judged: str | None = None
+) -> tuple[Figure, str, dict[str, float]]:
+    """Return the figure of the judged reading (None for the best one), its name, and the mean AP of every reading."""
+    orders = {name: np.argsort(-scores, axis=0, kind="stable") for name, scores in readings.items()}
+    by_reading = {name: mean_ap(order, present) for name, order in orders.items()}
+    name = judged or max(by_reading, key=lambda name: by_reading[name])
+    rng = np.random.default_rng(0)
+    chance = max(mean_ap(orders[name], rng.permutation(present)) for _ in range(NUM_SHUFFLES))
+    return Figure(by_reading[name], chance, TEACHER_FLOOR), name, by_reading
+
+
 def mean_ap(order: np.ndarray, present: np.ndarray) -> float:
-    """Ranked images of each interaction to the mean average precision over those that are in any image, 0 without any.
+    """Return the mean average precision over the interactions that are in any image, 0 without any.
 
     Args:
         order: int64 [I, K], rows of the images, best first.
@@ -233,23 +336,7 @@ def mean_ap(order: np.ndarray, present: np.ndarray) -> float:
     return float(ap[num_positives > 0].mean()) if num_positives.any() else 0.0
 
 
-def _recall(truth: Boxes, found: Boxes, vocabulary: Vocabulary) -> float:
-    """Share of the true boxes or pairs that some found one of the same image and class meets."""
-    asked = Triplets(truth.image, truth.first, truth.second, truth.label, np.zeros(len(truth)))
-    there = HoiLabels(found.image, found.first, found.second, found.label)
-    return float(match(asked, there, len(vocabulary.objects), protocol="official").is_hit.mean())
-
-
-def judge(name: str, said: str, figures: list[Figure], plain: dict[str, Any], fix: str) -> SanityGate:
-    """Figures to the gate that the worst of them gives.
-
-    Args:
-        name: Of the gate.
-        said: The figures in words.
-        figures: What is judged.
-        plain: For machines.
-        fix: What to look at where one is bad.
-    """
+def _gate(name: str, said: str, figures: list[Figure], plain: dict[str, Any], fix: str) -> SanityGate:
     levels = {figure.level for figure in figures}
     if "stop" in levels:
         return SanityGate(name, "stop", f"{said}: no better than with the images mixed up", plain, fix)
@@ -258,59 +345,3 @@ def judge(name: str, said: str, figures: list[Figure], plain: dict[str, Any], fi
     if all(figure.value >= figure.floor or figure.chance >= figure.floor for figure in figures):
         return SanityGate(name, "warning", f"{said}: too few images to tell from chance", plain)
     return SanityGate(name, "warning", f"{said}: far too low", plain, fix)
-
-
-NOT_ASKED = -1.0
-"""Below every score: an image where an interaction was no candidate comes last."""
-
-
-def vlm_gate(
-    name: str,
-    scores: np.ndarray,
-    asked: np.ndarray,
-    similarity: np.ndarray,
-    logit_scale: float,
-    is_readable: np.ndarray,
-    labels: HoiLabels,
-    vocabulary: Vocabulary,
-) -> SanityGate:
-    """Readable images ranked by a pass's confidences, against the image-level labels: mean AP.
-
-    Over the interactions that it was asked in any image. CLIP's cosines are ranked on the same interactions twice: as
-    they are, and with the images last where the pass was not asked, which the detector alone has told it.
-
-    Args:
-        name: Of the pass.
-        scores, asked: [I, K].
-        similarity: [I, K], CLIP's cosines of whole images.
-        logit_scale: Of CLIP's softmax.
-        is_readable: bool [I].
-        labels: At least one.
-        vocabulary: K interactions.
-    """
-    asked = asked[is_readable] > 0
-    columns = asked.any(0)
-    present = positives(labels, len(is_readable), vocabulary)[is_readable][:, columns]
-    asked = asked[:, columns]
-    said = np.where(asked, scores[is_readable][:, columns].astype(np.float64), NOT_ASKED)
-    logits = logit_scale * similarity[is_readable].astype(np.float64)
-    clip = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, columns]
-    readings = {name: said, "clip": clip, "clip_where_asked": np.where(asked, clip, NOT_ASKED)}
-    orders = {reading: np.argsort(-of, axis=0, kind="stable") for reading, of in readings.items()}
-    found = {reading: mean_ap(order, present) for reading, order in orders.items()}
-    dice = np.random.default_rng(0)
-    chance = max(mean_ap(orders[name], dice.permutation(present)) for _ in range(NUM_SHUFFLES))
-    figure = Figure(found[name], chance, TEACHER_FLOOR)
-    plain = {
-        "image_level_map": {**asdict(figure), "by_reading": found},
-        "num_images": len(present),
-        "num_interactions": int(present.any(0).sum()),
-        "num_candidates": float(asked.sum(1).mean()),
-    }
-    text = (
-        f"image-level mAP {100 * figure.value:.1f} over {plain['num_interactions']} interactions that it was asked, "
-        f"{plain['num_candidates']:.1f} of an image, by chance {100 * chance:.1f}; CLIP on the same "
-        f"{100 * found['clip']:.1f}, where asked {100 * found['clip_where_asked']:.1f}"
-    )
-    fix = f"the weights, phrases and scoring under vlms.{name}"
-    return judge(name, text, [figure], plain, fix)

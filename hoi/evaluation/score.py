@@ -1,181 +1,176 @@
-"""Anybody's predictions to average precision: `hoi score`; docs/predictions.md describes the files."""
+"""Average precision of anybody's predictions: `hoi score`; docs/predictions.md describes the files."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from argparse import Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from hoi.cli.command_line import Parser
 from hoi.config import load_config
 from hoi.datasets import dataset_of, load_vocabulary, open_images
-from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare
-from hoi.errors import UserError, nearest, run_program
-from hoi.evaluation.converters import read_gen_vlkt, read_pvic, read_qpic, read_vsrl
-from hoi.evaluation.hico import PROTOCOLS, HicoResult, known_object_images, match, score_matches
-from hoi.evaluation.predictions import Images, Reader
-from hoi.evaluation.summaries import Score, summarise_hico, summarise_vcoco
+from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare, unseen
+from hoi.errors import UserError, nearest
+from hoi.evaluation.hico import PROTOCOLS, HicoResult, known_object_images, match, score_matches, zero_shot_means
+from hoi.evaluation.predictions import FORMATS, PredictionReader
 from hoi.evaluation.vcoco import VcocoPredictions
 from hoi.evaluation.vcoco import evaluate as evaluate_vcoco
-from hoi.evaluation.zero_shot import zero_shot_means
-from hoi.files import write_atomically, write_json
-from hoi.json_lines import Records, check_record, read_bytes, read_json_lines
-from hoi.json_lines import read_json_lines_line_labels as read_label_lines
+from hoi.files import file_sha256, write_atomically, write_json
+from hoi.json_lines import Records, read_bytes
 from hoi.labels import load_labels, rare_mask
-from hoi.labels.hicodet import read_annotations
-from hoi.labels.hicodet_mat import read_image_labels
+from hoi.labels.folder import read_annotation_lines
+from hoi.labels.hicodet_files import read_annotations, read_image_labels
 from hoi.labels.vcoco_files import join_instances, read_labels
 from hoi.provenance import commit, library_versions
 from hoi.records import HoiLabels, Triplets
 from hoi.vocabulary import NO_INTERACTION, Vocabulary
 
-FORMATS = {
-    "hicodet": ("lines", "gen-vlkt", "qpic", "pvic"),
-    "vcoco": ("lines", "vsrl"),
-    "world": ("lines",),
-    "folder": ("lines",),
-}
-ONLY_HICODET = ("known_object", "images")
-SHOWN = 5
-"""Pairs left out that are named; of more, the number."""
-TINY_PX = 2.0
-"""An object box below this, pixel edge to pixel edge, stands for no object in some result files."""
+MEANS = ("full", "rare", "non_rare", "without_no_interaction")
+NUM_SHOWN = 5  # pairs left out that are named; of more, the number
+TINY_PX = 2.0  # an object box below this, edge to edge, stands for no object in some result files
 
 
-def main(arguments: Sequence[str] | None = None) -> Score:
-    """Command line arguments to the scores, written to `--json` whole or not at all.
+@dataclass
+class ScoreReport:
+    """Figures of a file of predictions; fractions are written, percents printed."""
+
+    content: dict[str, Any]  # what goes into the JSON file
+    lines: list[str]
+    notices: list[str] = field(default_factory=list)  # what a reader of the figures should know
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines, *(f"note: {notice}" for notice in self.notices)])
+
+
+@dataclass(frozen=True)
+class _Options:
+    annotations: Path
+    predictions: Path
+    format: str
+    protocol: str
+    known_object: Path | None
+    images: Path | None
+    instances: Path | None
+    clip: bool
+    save_lines: Path | None
+
+    def reader(self, names: Sequence[Any], size_hw: np.ndarray | None, *, inclusive: bool) -> PredictionReader:
+        if self.clip and size_hw is None:
+            raise UserError(
+                "boxes cannot be cut to images of unknown size",
+                where=self.annotations,
+                expected="annotations with image sizes",
+                fix="leave --clip out, or cut the boxes beforehand",
+            )
+        return PredictionReader(names, size_hw, inclusive, self.clip)
+
+
+def score(
+    dataset: str,
+    annotations: Path,
+    predictions: Path,
+    *,
+    format: str = "lines",
+    protocol: str = "official",
+    known_object: Path | None = None,
+    images: Path | None = None,
+    instances: Path | None = None,
+    clip: bool = False,
+    json: Path | None = None,
+    save_lines: Path | None = None,
+) -> ScoreReport:
+    """Score a file of predictions by the dataset's official rule or a named other one.
+
+    Args:
+        dataset: A key of `FORMATS`.
+        annotations: The dataset's file; of a folder JSON lines, of the world a pipeline file.
+        predictions: A file in `format`.
+        format: One of `FORMATS[dataset]`.
+        protocol: One of `PROTOCOLS`; not of V-COCO.
+        known_object: HICO's anno.mat, to score the known-object setting (HICO-DET).
+        images: A text file of image names: only those count (HICO-DET).
+        instances: COCO's instances with V-COCO's boxes; None for `instances*.json` beside the annotations.
+        clip: Cut boxes to their image; otherwise one that lies outside is an error.
+        json: Where to write the scores, whole or not at all.
+        save_lines: Where to write the predictions as JSON lines.
 
     Raises:
         UserError: an option, the annotations or a prediction is wrong.
     """
-    options = _parser().parse_args(arguments)
-    _check(options)
-    rules = {"hicodet": _score_hicodet, "vcoco": _score_vcoco, "world": _score_world, "folder": _score_folder}
-    score = rules[options.dataset](options)
-    files = {
-        name: getattr(options, name) for name in ("annotations", "predictions", "known_object", "images", "instances")
+    _check_choice("dataset", dataset, FORMATS)
+    _check_choice("format", format, FORMATS[dataset])
+    _check_choice("protocol", protocol, PROTOCOLS)
+    foreign = {
+        "known-object": dataset != "hicodet" and known_object is not None,
+        "images": dataset != "hicodet" and images is not None,
+        "protocol": dataset == "vcoco" and protocol != "official",
+        "instances": dataset != "vcoco" and instances is not None,
     }
-    score.content |= {
-        "dataset": options.dataset,
-        "notices": score.notices,
-        "inputs": {name: _input(Path(path)) for name, path in files.items() if path is not None},
+    for name, is_foreign in foreign.items():
+        if is_foreign:
+            raise UserError(f"--{name} is no option of {dataset}", fix="leave it out")
+    options = _Options(annotations, predictions, format, protocol, known_object, images, instances, clip, save_lines)
+    report = RULES[dataset](options)
+    inputs = {"annotations": annotations, "predictions": predictions, "known_object": known_object, "images": images}
+    inputs["instances"] = report.content.pop("instances", instances)
+    report.content |= {
+        "dataset": dataset,
+        "notices": report.notices,
+        "inputs": {name: _hashed(Path(path)) for name, path in inputs.items() if path is not None},
         "versions": library_versions(("numpy", "scipy")),
         "commit": commit(),
     }
-    if options.json is not None:
-        write_json(Path(options.json), score.content)
-    return score
+    if json is not None:
+        write_json(Path(json), report.content)
+    return report
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m hoi.evaluation.score",
-        description="Average precision of a file of predictions, by the data set's official rule or a named other one.",
-        epilog="Formats, options and figures: docs/predictions.md",
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.shape = "--dataset NAME --annotations FILE --predictions FILE --json OUT [...]"
-    add = parser.add_argument
-    add("--dataset", required=True, choices=tuple(FORMATS))
-    add(
-        "--annotations", required=True, help="the data set's file; of a folder JSON lines, of the world a pipeline file"
-    )
-    add("--predictions", required=True, help="JSON lines, .gz or not")
-    add("--json", help="where to write the scores")
-    add("--protocol", choices=tuple(PROTOCOLS), default="official", help="whose rule (HICO-DET and the world)")
-    add("--known-object", metavar="ANNO_MAT", help="HICO's anno.mat: score the known-object setting")
-    add("--images", metavar="FILE", help="text file of image names: only those count (HICO-DET)")
-    add("--instances", help="COCO's instances with V-COCO's boxes (default: instances*.json beside the annotations)")
-    add(
-        "--format",
-        default="lines",
-        help="of the predictions: " + "; ".join(f"{d}: {', '.join(f)}" for d, f in FORMATS.items()),
-    )
-    add("--clip", action="store_true", help="cut boxes to their image; otherwise one that lies outside is an error")
-    add("--save-lines", metavar="FILE", help="also write the predictions as JSON lines: the converter")
-    return parser
+def _check_choice(option: str, value: str, known: Mapping[str, Any]) -> None:
+    if value not in known:
+        raise UserError(f"there is no such {option}", where=f"--{option}", expected=" or ".join(known), got=value)
 
 
-def _check(options: Namespace) -> None:
-    if options.format not in FORMATS[options.dataset]:
-        raise UserError(
-            f"{options.dataset} has no such format of predictions",
-            where="--format",
-            expected=" or ".join(FORMATS[options.dataset]),
-            got=options.format,
-        )
-    foreign = [name for name in ONLY_HICODET if options.dataset != "hicodet" and getattr(options, name) is not None]
-    foreign += ["protocol"] if options.dataset == "vcoco" and options.protocol != "official" else []
-    foreign += ["instances"] if options.dataset != "vcoco" and options.instances is not None else []
-    if foreign:
-        raise UserError(f"--{foreign[0].replace('_', '-')} is no option of {options.dataset}", fix="leave it out")
+def _hashed(path: Path) -> dict[str, str]:
+    return {"path": str(path)} if path.is_dir() else {"path": str(path), "sha256": file_sha256(path)}
 
 
-def _score_hicodet(options: Namespace) -> Score:
-    annotations = read_annotations(options.annotations, "test2015")
-    names, vocabulary = annotations.file_names, hicodet_vocabulary()
-    counts = _counted_images(options.images, names)
-    allowed = None if options.known_object is None else _allowed(Path(options.known_object), names, vocabulary)
-    reader = _reader(Images(names, annotations.size_hw), options, inclusive=True)
-    records = _read_hicodet_predictions(options, names)
+def _score_hicodet(options: _Options) -> ScoreReport:
+    annotations, vocabulary = read_annotations(options.annotations, "test2015"), hicodet_vocabulary()
+    names = annotations.file_names
+    counts = None if options.images is None else _counted_images(options.images, names)
+    allowed = None if options.known_object is None else _allowed(options.known_object, names, vocabulary)
+    reader = options.reader(names, annotations.size_hw, inclusive=True)
+    records = FORMATS["hicodet"][options.format](options.predictions, names)
     predictions = reader.triplets(records, len(vocabulary))
     labels = HoiLabels(annotations.image, annotations.boxes_h, annotations.boxes_o, annotations.interaction)
 
     settings: dict[str, HicoResult] = {}
-    for setting in ("default",) if allowed is None else ("default", "known_object"):
-        matches = match(
-            predictions,
-            labels,
-            len(vocabulary),
-            protocol=options.protocol,
-            allowed=allowed if setting == "known_object" else None,
-        )
+    for setting, where in {"default": None, **({} if allowed is None else {"known_object": allowed})}.items():
+        matches = match(predictions, labels, len(vocabulary), protocol=options.protocol, allowed=where)
         settings[setting] = score_matches(matches, predictions.score, rare(), vocabulary.is_no_interaction, counts)
     num = len(predictions) if counts is None else int(counts[predictions.image].sum())
     num_images = len(names) if counts is None else int(counts.sum())
-    score = summarise_hico(settings, options.protocol, num_images, num, len(predictions) - num)
-    score.content["zero_shot"] = zero_shot_means(list(settings.values())[-1], tuple(UNSEEN_SHA256))
-    score.notices += [f"left out of the annotations: {what}" for what in annotations.dropped[:SHOWN]]
-    if len(annotations.dropped) > SHOWN:
-        score.notices.append(f"left out of the annotations: {len(annotations.dropped) - SHOWN} more pairs")
-    if records.left_out:
-        score.notices.append(f"{records.left_out} pairs of a verb and an object make no interaction and were left out")
-    _save_lines(options, records)
-    return _with_notices(score, reader, predictions)
-
-
-def _reader(images: Images, options: Namespace, *, inclusive: bool) -> Reader:
-    if options.clip and images.size_hw is None:
-        raise UserError(
-            "boxes cannot be cut to images of unknown size",
-            where=options.annotations,
-            expected="annotations with image sizes",
-            fix="leave --clip out, or cut the boxes beforehand",
+    report = _summarise(settings, options.protocol, num_images, num, len(predictions) - num)
+    splits = {name: unseen(name) for name in UNSEEN_SHA256}
+    report.content["zero_shot"] = zero_shot_means(list(settings.values())[-1], splits)
+    report.notices += [f"left out of the annotations: {what}" for what in annotations.dropped[:NUM_SHOWN]]
+    if len(annotations.dropped) > NUM_SHOWN:
+        report.notices.append(f"left out of the annotations: {len(annotations.dropped) - NUM_SHOWN} more pairs")
+    if records.num_left_out:
+        report.notices.append(
+            f"{records.num_left_out} pairs of a verb and an object make no interaction and were left out"
         )
-    return Reader(images, inclusive, options.clip)
+    return _finish(report, options, reader, records, predictions)
 
 
-def _read_hicodet_predictions(options: Namespace, names: Sequence[str]) -> Records:
-    path = Path(options.predictions)
-    if options.format == "pvic":
-        return read_pvic(path, names)
-    return {"lines": read_json_lines, "gen-vlkt": read_gen_vlkt, "qpic": read_qpic}[options.format](path)
-
-
-def _counted_images(path: str | None, names: Sequence[str]) -> np.ndarray | None:
-    """A text file of image names to bool [I]; None for all."""
-    if path is None:
-        return None
+def _counted_images(path: Path, names: Sequence[str]) -> np.ndarray:
     row_of = {name: row for row, name in enumerate(names)}
     counts = np.zeros(len(names), bool)
-    for number, line in enumerate(
-        read_bytes(Path(path), "image names").decode("utf-8", "replace").split("\n"), start=1
-    ):
-        name = line.strip()
+    lines = read_bytes(path, "image names").decode("utf-8", "replace").split("\n")
+    for number, name in enumerate(map(str.strip, lines), start=1):
         if name and name not in row_of:
             where = f"{path}, line {number}"
             raise UserError("an image is not in the annotations", where=where, expected=nearest(name, names), got=name)
@@ -187,9 +182,7 @@ def _counted_images(path: str | None, names: Sequence[str]) -> np.ndarray | None
 
 
 def _allowed(path: Path, names: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:
-    """HICO's image-level labels to bool [I, K], where predictions count in the known-object setting."""
-    if not path.is_file():
-        raise UserError("there is no such file", where=path, expected="HICO's anno.mat")
+    # bool [I, K], where predictions count in the known-object setting.
     labels = read_image_labels(path, "test2015")
     row_of = {name: row for row, name in enumerate(labels.file_names)}
     missing = [name for name in names if name not in row_of]
@@ -203,39 +196,36 @@ def _allowed(path: Path, names: Sequence[str], vocabulary: Vocabulary) -> np.nda
     return known_object_images(labels.positive[[row_of[name] for name in names]], vocabulary.object_of)
 
 
-def _with_notices(score: Score, reader: Reader, predictions: Triplets | VcocoPredictions) -> Score:
-    if not len(predictions.image):
-        score.notices.append("the file holds no prediction, so every AP is 0")
-    if reader.images.size_hw is None:
-        score.notices.append("the annotations give no image sizes, so boxes outside an image were not looked for")
-    beyond = sum(reader.num_beyond(boxes, predictions.image) for boxes in (predictions.boxes_h, predictions.boxes_o))
-    if beyond:
-        score.notices.append(f"{beyond} boxes reach over the border of their image; they are scored as they are")
-    return score
-
-
-def _score_vcoco(options: Namespace) -> Score:
-    labels, path = read_labels(Path(options.annotations)), Path(options.predictions)
-    records = read_vsrl(path) if options.format == "vsrl" else read_json_lines(path)
+def _score_vcoco(options: _Options) -> ScoreReport:
+    labels = read_labels(options.annotations)
+    records = FORMATS["vcoco"][options.format](options.predictions, labels.image_ids)
     # First of all: predictions of another split are the likelier mistake than instances that lack it.
-    Images(labels.image_ids, None).rows_of(records, "image_id")
-    split = join_instances(labels, None if options.instances is None else Path(options.instances))
-    options.instances = str(split.instances)
-    reader = _reader(Images(labels.image_ids, split.size_hw), options, inclusive=True)
+    PredictionReader(labels.image_ids, None).image_rows(records, "image_id")
+    split = join_instances(labels, options.instances)
+    reader = options.reader(labels.image_ids, split.size_hw, inclusive=True)
     predictions = reader.vcoco(records)
-    score = summarise_vcoco(evaluate_vcoco(predictions, split.truth), len(labels.image_ids), len(records))
+    result = evaluate_vcoco(predictions, split.truth)
+    num = {"num_images": len(labels.image_ids), "num_predictions": len(records)}
+    content = {**result.to_dict(), **num, "instances": split.instances}
+    lines = [
+        f"vsrl_eval's rule: {len(labels.image_ids)} images, {len(records)} predictions",
+        f"{'':19}{'scenario 1':>12}{'scenario 2':>12}",
+    ]
+    for num_roles, suffix in ((25, ""), (24, "_24")):
+        s1, s2 = (_percent(content[f"role_ap_{scenario}{suffix}"]) for scenario in ("s1", "s2"))
+        lines.append(f"role AP, {num_roles} roles  {s1:>12}{s2:>12}")
+    report = ScoreReport(content, [*lines, f"{'agent AP':19}{_percent(result.agent):>12}"])
     tiny = predictions.has_object & (predictions.boxes_o[:, 2:] - predictions.boxes_o[:, :2] < TINY_PX).all(axis=1)
     if tiny.any():
-        score.notices.append(
+        report.notices.append(
             f"{int(tiny.sum())} rows have an object box of about a pixel; a row without object says null, and "
             "scenario 1 tells the two apart"
         )
-    _save_lines(options, records)
-    return _with_notices(score, reader, predictions)
+    return _finish(report, options, reader, records, predictions)
 
 
-def _score_world(options: Namespace) -> Score:
-    """The embedded world, or the folder of photographs, of a pipeline file: its evaluated split."""
+def _score_pipeline(options: _Options) -> ScoreReport:
+    """Score the evaluated split of a pipeline file: of the world, or of a folder of photographs."""
     config = load_config(options.annotations)
     if config.dataset.inclusive_boxes:
         raise UserError(
@@ -248,94 +238,121 @@ def _score_world(options: Namespace) -> Score:
     names, vocabulary = open_images(config.dataset, split).image_ids, load_vocabulary(config.dataset)
     image_hw = dataset_of(config.dataset).image_hw
     size_hw = None if image_hw is None else np.tile(image_hw, (len(names), 1))
-    reader = _reader(Images(names, size_hw), options, inclusive=False)
-    records = _with_interactions(read_json_lines(Path(options.predictions)), vocabulary)
+    reader = options.reader(names, size_hw, inclusive=False)
+    records = _with_interactions(FORMATS["world"][options.format](options.predictions, names), vocabulary)
     predictions = reader.triplets(records, len(vocabulary))
     matches = match(predictions, load_labels(config.dataset, split), len(vocabulary), protocol=options.protocol)
     is_rare = rare_mask(config.dataset, config.train.split)
     result = score_matches(matches, predictions.score, is_rare, vocabulary.is_no_interaction)
-    score = summarise_hico({"default": result}, options.protocol, len(names), len(predictions))
-    score.content["split"] = split
-    _save_lines(options, records)
-    return _with_notices(score, reader, predictions)
-
-
-def _score_folder(options: Namespace) -> Score:
-    """Annotations as JSON lines, such as the checking page writes: images and interactions are those that are named."""
-    lines, records = read_label_lines(Path(options.annotations)), read_json_lines(Path(options.predictions))
-    predicted = records.of_type("file_name", (str,), "text")
-    for where, record in lines:
-        named = record.get("file_name") if isinstance(record, dict) else None
-        check_record(record, where, {named} if isinstance(named, str) else set())
-    names = sorted({record["file_name"] for _, record in lines} | set(predicted))
-    texts = (records.of_type("verb", (str,), "text"), records.of_type("object", (str,), "text"))
-    annotated = [(record["verb"], record["object"]) for _, record in lines]
-    pairs = sorted({*annotated, *zip(*texts, strict=True)})
-    if not pairs:
-        raise UserError("there is neither an annotation nor a prediction", where=options.annotations)
-    rows = {name: row for row, name in enumerate(names)}
-    row_of = {pair: k for k, pair in enumerate(pairs)}
-    labels = HoiLabels(
-        np.array([rows[record["file_name"]] for _, record in lines], np.int64),
-        np.array([record["human_xyxy"] for _, record in lines], np.float32).reshape(-1, 4),
-        np.array([record["object_xyxy"] for _, record in lines], np.float32).reshape(-1, 4),
-        np.array([row_of[pair] for pair in annotated], np.int64),
-    )
-    interactions = [{**row, "interaction": row_of[row["verb"], row["object"]]} for row in records.rows]
-    reader = _reader(Images(names, None), options, inclusive=False)
-    predictions = reader.triplets(Records(records.path, interactions, records.lines, records.word), len(pairs))
-    matches = match(predictions, labels, len(pairs), protocol=options.protocol)
-    is_rare, is_no_interaction = np.zeros(len(pairs), bool), np.array([verb == NO_INTERACTION for verb, _ in pairs])
-    score = summarise_hico(
-        {"default": score_matches(matches, predictions.score, is_rare, is_no_interaction)},
-        options.protocol,
-        len(names),
-        len(predictions),
-    )
-    score.content["interactions"] = [f"{verb} {thing}" for verb, thing in pairs]
-    _save_lines(options, records)
-    return _with_notices(score, reader, predictions)
+    report = _summarise({"default": result}, options.protocol, len(names), len(predictions))
+    report.content["split"] = split
+    return _finish(report, options, reader, records, predictions)
 
 
 def _with_interactions(records: Records, vocabulary: Vocabulary) -> Records:
-    """Records that name `verb` and `object` to such with `interaction`."""
+    # Records may name `verb` and `object` in place of `interaction`.
     row_of = {pair: k for k, pair in enumerate(vocabulary.interactions)}
     rows = []
     for place, row in enumerate(records.rows):
         if "interaction" not in row and {"verb", "object"} <= row.keys():
             named = (row["verb"], row["object"])
             if not all(isinstance(name, str) for name in named) or named not in row_of:
+                text = " ".join(map(str, named))
                 raise UserError(
                     "a prediction names an unknown interaction",
                     where=records.where(place),
-                    expected=nearest(" ".join(map(str, named)), vocabulary.names),
-                    got=" ".join(map(str, named)),
+                    expected=nearest(text, vocabulary.names),
+                    got=text,
                 )
             row = {**row, "interaction": row_of[named]}
         rows.append(row)
     return Records(records.path, rows, records.lines, records.word)
 
 
-def _save_lines(options: Namespace, records: Records) -> None:
+def _score_folder(options: _Options) -> ScoreReport:
+    """Score against JSON lines, such as the checking page writes: images and interactions are those that are named."""
+    truth = read_annotation_lines(options.annotations)
+    records = FORMATS["folder"][options.format](options.predictions, [])
+    names = sorted({*truth.file_names, *records.texts("file_name")})
+    predicted = list(zip(records.texts("verb"), records.texts("object"), strict=True))
+    pairs = sorted({*truth.pairs, *predicted})
+    if not pairs:
+        raise UserError("there is neither an annotation nor a prediction", where=options.annotations)
+    row_of_name, row_of = {n: row for row, n in enumerate(names)}, {pair: k for k, pair in enumerate(pairs)}
+    labels = HoiLabels(
+        np.array([row_of_name[name] for name in truth.file_names], np.int64),
+        truth.boxes_h,
+        truth.boxes_o,
+        np.array([row_of[pair] for pair in truth.pairs], np.int64),
+    )
+    interactions = [{**row, "interaction": row_of[p]} for row, p in zip(records.rows, predicted, strict=True)]
+    reader = options.reader(names, None, inclusive=False)
+    predictions = reader.triplets(Records(records.path, interactions, records.lines, records.word), len(pairs))
+    matches = match(predictions, labels, len(pairs), protocol=options.protocol)
+    is_rare, is_no_interaction = np.zeros(len(pairs), bool), np.array([verb == NO_INTERACTION for verb, _ in pairs])
+    result = score_matches(matches, predictions.score, is_rare, is_no_interaction)
+    report = _summarise({"default": result}, options.protocol, len(names), len(predictions))
+    report.content["interactions"] = [f"{verb} {obj}" for verb, obj in pairs]
+    return _finish(report, options, reader, records, predictions)
+
+
+RULES = {"hicodet": _score_hicodet, "vcoco": _score_vcoco, "world": _score_pipeline, "folder": _score_folder}
+
+
+def _summarise(
+    settings: Mapping[str, HicoResult], protocol: str, num_images: int, num_predictions: int, num_elsewhere: int = 0
+) -> ScoreReport:
+    # The last setting is the one that was asked for.
+    setting, result = list(settings.items())[-1]
+    num_with_truth = int((result.num_positives > 0).sum())
+    content = {
+        **_means(result),
+        "ap": result.ap.tolist(),
+        "num_positives": result.num_positives.tolist(),
+        "num_interactions_with_truth": num_with_truth,
+        "protocol": protocol,
+        "setting": setting,
+        "num_images": num_images,
+        "num_predictions": num_predictions,
+        "num_predictions_elsewhere": num_elsewhere,
+    }
+    if setting != "default":
+        content["default"] = _means(settings["default"])
+    lines = [
+        f"{protocol} rule: {num_images} images, {int(result.num_positives.sum())} annotated interactions of "
+        f"{num_with_truth} kinds, {num_predictions} predictions",
+        f"{'':14}{'full':>8}{'rare':>8}{'non-rare':>10}{'without no_interaction':>24}",
+    ]
+    for name, of_setting in settings.items():
+        full, rare, non_rare, without = map(_percent, _means(of_setting).values())
+        lines.append(f"{name:14}{full:>8}{rare:>8}{non_rare:>10}{without:>24}")
+    return ScoreReport(content, lines)
+
+
+def _means(result: HicoResult) -> dict[str, float | None]:
+    return {name: getattr(result, name) for name in MEANS}
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _finish(
+    report: ScoreReport,
+    options: _Options,
+    reader: PredictionReader,
+    records: Records,
+    predictions: Triplets | VcocoPredictions,
+) -> ScoreReport:
+    """Write the lines that were asked for, and note what is odd about the boxes."""
     if options.save_lines is not None:
         text = "".join(json.dumps(row) + "\n" for row in records.rows)
         write_atomically(Path(options.save_lines), text.encode())
-
-
-def _input(path: Path) -> dict[str, str]:
-    """A file's name and hash; of a folder the name alone."""
-    if path.is_dir():
-        return {"path": str(path)}
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"path": str(path), "sha256": digest.hexdigest()}
-
-
-def _command() -> None:
-    print(main())
-
-
-if __name__ == "__main__":
-    run_program(_command)
+    if not len(predictions):
+        report.notices.append("the file holds no prediction, so every AP is 0")
+    if reader.size_hw is None:
+        report.notices.append("the annotations give no image sizes, so boxes outside an image were not looked for")
+    num_beyond = reader.num_beyond(predictions)
+    if num_beyond:
+        report.notices.append(f"{num_beyond} boxes reach over the border of their image; they are scored as they are")
+    return report

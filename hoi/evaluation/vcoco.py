@@ -1,8 +1,8 @@
-"""Scored person-object rows and V-COCO's annotated persons to agent AP and role AP, scenarios 1 and 2.
+"""V-COCO's agent AP and role AP, scenarios 1 and 2, of person-object rows or of triplets.
 
 Boxes are pixel-edge: vsrl_eval's inclusive corners (x2 = x1 + w - 1, widths + 1) are (x1, y1, x2 + 1, y2 + 1) here.
 
-Letters: N predicted rows, H annotated and other persons of the truth, A actions, Q action-role pairs.
+Shapes: N predicted rows, H annotated and other persons of the truth, A actions, Q action-role pairs.
 
 Source: s-gupta/v-coco, vsrl_eval.py. Ties in score go by row here, backwards there. Rows in an image without any person
 are false positives here; there they crash.
@@ -10,73 +10,89 @@ are false positives here; there they crash.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from hoi.boxes import row_iou
-from hoi.datasets.vcoco import (
-    ACTION_ROLES,
-    ACTIONS,
-    KEYS,
-    ROLES,
-)
+from hoi.cache.read.split import CacheSplit
+from hoi.config import PipelineConfig, VcocoDataset
+from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS, ROLES
+from hoi.evaluation.rows import ResultRow, align, mean_and_sd, rows_by_name, with_spread
+from hoi.labels.vcoco import find_label_files, vcoco_truth
 from hoi.labels.vcoco_files import VcocoTruth
+from hoi.records import Triplets
+from hoi.vocabulary import Vocabulary
 
 LEFT_OUT = "point"
 """31 test instances; papers report the mean over the other 24 action-role pairs."""
+FIGURES = {
+    "agent_ap": "agent",
+    "role_ap_s1_24": "S1",
+    "role_ap_s2_24": "S2",
+    "role_ap_s1": "S1, 25 roles",
+    "role_ap_s2": "S2, 25 roles",
+}
+"""Printed figures, by name and heading."""
 
 Scenario = Literal["scenario_1", "scenario_2"]
 
 
 @dataclass(frozen=True)
 class VcocoPredictions:
-    """Persons, each with an object or none, and what they do with it.
+    """Persons, each with an object or none, and what they do with it."""
 
-    Args:
-        image: int64 [N], row of the split.
-        boxes_h: float [N, 4].
-        boxes_o: float [N, 4], read where `has_object` is True.
-        has_object: bool [N].
-        scores: float [N, 29], by `KEYS`.
-    """
+    image: np.ndarray  # int64 [N], row of the split
+    boxes_h: np.ndarray  # float [N, 4]
+    boxes_o: np.ndarray  # float [N, 4], read where has_object is True
+    has_object: np.ndarray  # bool [N]
+    scores: np.ndarray  # float [N, 29], by KEYS
 
-    image: np.ndarray
-    boxes_h: np.ndarray
-    boxes_o: np.ndarray
-    has_object: np.ndarray
-    scores: np.ndarray
+    def __len__(self) -> int:
+        return len(self.image)
 
 
 @dataclass(frozen=True)
 class VcocoResult:
-    """Average precision as fractions.
+    """Average precision as fractions."""
 
-    Args:
-        agent_ap: float64 [A]; an action's agent score is the largest of its roles' scores.
-        role_ap_s1, role_ap_s2: float64 [Q], by `ACTION_ROLES`.
-        num_positives: int64 [A] persons that do the action, whether a role is boxed or not.
-    """
-
-    agent_ap: np.ndarray
-    role_ap_s1: np.ndarray
+    agent_ap: np.ndarray  # float64 [A]; an action's agent score is the largest of its roles' scores
+    role_ap_s1: np.ndarray  # float64 [Q], by ACTION_ROLES
     role_ap_s2: np.ndarray
-    num_positives: np.ndarray
+    num_positives: np.ndarray  # int64 [A] persons that do the action, whether a role is boxed or not
 
     @property
     def agent(self) -> float:
         return float(self.agent_ap.mean())
 
     def role(self, scenario: Scenario, num_roles: Literal[24, 25] = 24) -> float:
-        """Mean role AP: over 24 pairs as papers do, without `point`, or over all 25."""
+        """Return the mean role AP: over 24 pairs as papers do, without `point`, or over all 25."""
         ap = self.role_ap_s1 if scenario == "scenario_1" else self.role_ap_s2
         kept = [num_roles == 25 or action != LEFT_OUT for action, _ in ACTION_ROLES]
         return float(ap[np.array(kept)].mean())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain figures; `role_ap_s1` and `role_ap_s2` are over all 25 roles, `..._24` without `point`."""
+        role_ap = np.stack([self.role_ap_s1, self.role_ap_s2], axis=1).tolist()
+        return {
+            "agent_ap": self.agent,
+            "role_ap_s1": self.role("scenario_1", 25),
+            "role_ap_s2": self.role("scenario_2", 25),
+            "role_ap_s1_24": self.role("scenario_1", 24),
+            "role_ap_s2_24": self.role("scenario_2", 24),
+            "per_role": {
+                f"{action}_{role}": {"s1": s1, "s2": s2}
+                for (action, role), (s1, s2) in zip(ACTION_ROLES, role_ap, strict=True)
+            },
+            "per_agent": dict(zip(ACTIONS, self.agent_ap.tolist(), strict=True)),
+            "num_positives": dict(zip(ACTIONS, self.num_positives.tolist(), strict=True)),
+        }
+
 
 def evaluate(predictions: VcocoPredictions, truth: VcocoTruth) -> VcocoResult:
-    """Predictions and truth of a split to agent and role AP.
+    """Return agent and role AP of a split.
 
     A row belongs to the person that it overlaps most. It is a true positive if that overlap is at least 0.5, the person
     does the action, the role is right, and no row of higher score has found that person with this action and role. A
@@ -108,7 +124,7 @@ def evaluate(predictions: VcocoPredictions, truth: VcocoTruth) -> VcocoResult:
 
 
 def _best_person(predictions: VcocoPredictions, truth: VcocoTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows to the truth person with the largest IoU, that IoU, and whether the image has a person at all, each [N].
+    """Return the truth person with the largest IoU, that IoU, and whether the image has a person at all, each [N].
 
     The first person where none overlaps, as in vsrl_eval: whether the row is ignored hangs on that person.
     """
@@ -129,7 +145,7 @@ def _best_person(predictions: VcocoPredictions, truth: VcocoTruth) -> tuple[np.n
 
 
 def _average_precision(score: np.ndarray, is_hit: np.ndarray, person: np.ndarray, num_positives: int) -> float:
-    """Rows to all-point interpolated AP; of the hits on one person only the first counts."""
+    """Return all-point interpolated AP; of the hits on one person only the first counts."""
     if num_positives == 0:
         return 0.0
     order = np.argsort(-score, kind="stable")
@@ -138,3 +154,67 @@ def _average_precision(score: np.ndarray, is_hit: np.ndarray, person: np.ndarray
     position = hits[np.sort(first)]
     precision = np.arange(1, len(position) + 1) / (position + 1)
     return float(np.maximum.accumulate(precision[::-1]).sum() / num_positives)
+
+
+def vcoco_rows(triplets: Triplets, vocabulary: Vocabulary) -> VcocoPredictions:
+    """Gather triplets into one row for each human and object, and one without object for each human that acts alone.
+
+    A key for which a row has no triplet, because its object does not admit it, scores 0. A row without object scores
+    the four actions that have no role, and nothing else: no role is ever said to be unseen. [choice]
+
+    Args:
+        triplets: In any order.
+        vocabulary: Its verbs are names out of the evaluation's `KEYS`.
+
+    Returns:
+        Rows by image, those without object first, then by boxes.
+    """
+    key = np.array([KEYS.index(verb) for verb in vocabulary.verbs], np.int64)[vocabulary.verb_of]
+    has_object = np.array([name != vocabulary.no_object_idx for name in vocabulary.object_of.tolist()])
+    columns = np.column_stack(
+        [triplets.image, has_object[triplets.interaction], triplets.boxes_h, triplets.boxes_o]
+    ).astype(np.float64)
+    # A pair's triplets mostly follow each other: finding the runs first leaves a tenth of the rows to sort.
+    is_first = np.ones(len(columns), bool)
+    is_first[1:] = (columns[1:] != columns[:-1]).any(1)
+    rows, row_of_run = np.unique(columns[is_first], axis=0, return_inverse=True)
+    row_of = row_of_run.reshape(-1)[np.cumsum(is_first) - 1]
+    scores = np.zeros((len(rows), len(KEYS)))
+    # Two detections of one box may both admit a key: the likelier one counts.
+    np.maximum.at(scores, (row_of, key[triplets.interaction]), triplets.score.astype(np.float64))
+    return VcocoPredictions(rows[:, 0].astype(np.int64), rows[:, 2:6], rows[:, 6:10], rows[:, 1] == 1, scores)
+
+
+class VcocoRoles:
+    """V-COCO's own evaluation of every row; see `hoi.evaluation.rows.Metric`."""
+
+    def __init__(self, truth: VcocoTruth, num_images: int, vocabulary: Vocabulary) -> None:
+        self.truth, self.num_images, self.vocabulary = truth, num_images, vocabulary
+
+    @classmethod
+    def open(cls, config: PipelineConfig, split: CacheSplit) -> VcocoRoles | None:
+        dataset, name = config.dataset, config.evaluation.split
+        if not isinstance(dataset, VcocoDataset) or find_label_files(dataset, name) is None:
+            return None
+        return cls(vcoco_truth(dataset, name), split.num_images, split.vocabulary)
+
+    def figures(self, triplets: Triplets) -> dict[str, Any]:
+        rows = vcoco_rows(triplets, self.vocabulary)
+        num = {"num_images": self.num_images, "num_predictions": len(rows)}
+        return {**evaluate(rows, self.truth).to_dict(), **num}
+
+    @staticmethod
+    def summary(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+        records = []
+        for name, seeds in rows_by_name(rows).items():
+            record: dict[str, Any] = {"name": name, "num_seeds": len(seeds) if seeds[0].seed is not None else None}
+            for figure in FIGURES:
+                record[figure] = mean_and_sd([100 * row.extra["vcoco"][figure] for row in seeds])
+            records.append(record)
+        return records
+
+    @staticmethod
+    def table(summary: Sequence[dict[str, Any]]) -> str:
+        heading = "V-COCO's evaluation in percent, over 24 roles where no number is said, ± sd over seeds"
+        lines = [[r["name"], *(with_spread(r[figure], r["num_seeds"]) for figure in FIGURES)] for r in summary]
+        return f"{heading}\n{align(['', *map(with_spread, FIGURES.values())], lines)}"

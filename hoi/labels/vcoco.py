@@ -1,7 +1,4 @@
-"""V-COCO's annotations, joined to the images of a split by COCO id. Stage three, and supervised students, alone.
-
-Letters: K interactions.
-"""
+"""V-COCO's labels: its annotated persons and pairs, joined to the images of a split by COCO id."""
 
 from __future__ import annotations
 
@@ -17,34 +14,57 @@ from hoi.config import VcocoDataset
 from hoi.datasets.vcoco import VcocoImages, coco_id, vcoco_vocabulary
 from hoi.errors import UserError
 from hoi.labels import LabelReader
-from hoi.labels.vcoco_files import VcocoPairs, VcocoSplit, VcocoTruth, pairs_of_truth, read_pairs, read_vcoco
+from hoi.labels.vcoco_files import (
+    VcocoPairs,
+    VcocoSplit,
+    VcocoTruth,
+    join_instances,
+    pairs_of_truth,
+    read_labels,
+    read_pairs,
+)
 from hoi.records import HoiLabels
 
+# Split → V-COCO's label files, and fredzzhang's files that hold its images (the first that is there is read).
 PARTS = {"train": ("train",), "validation": ("val",), "trainval": ("train", "val"), "test": ("test",)}
-"""Split → V-COCO's label files of it."""
 PAIR_FILES = {
     "train": ("train", "trainval"),
     "validation": ("val", "trainval"),
     "trainval": ("trainval",),
     "test": ("test",),
 }
-"""Split → fredzzhang's files that hold its images, the first that is there to be read."""
 
 
-def find_label_files(config: VcocoDataset, split: str) -> list[Path] | None:
-    """V-COCO's own label files of a split, or None where one of them is not there."""
-    found = [path for part in PARTS[split] if (path := _find(config, f"vcoco_{part}")) is not None]
-    return found if len(found) == len(PARTS[split]) else None
+class VcocoLabels(LabelReader[VcocoDataset]):
+    """V-COCO's own label files, or fredzzhang's."""
 
+    def files(self) -> list[Path]:
+        folder, instances = self.settings.annotations, self.settings.instances
+        files = [] if folder is None else sorted(Path(folder).glob("*.json*"))
+        return files if instances is None else [*files, Path(instances)]
 
-def find_pair_file(config: VcocoDataset, split: str) -> Path | None:
-    """fredzzhang's file with the images of a split, or None."""
-    found = (_find(config, f"instances_vcoco_{part}") for part in PAIR_FILES[split])
-    return next((path for path in found if path is not None), None)
+    def load(self, split: str) -> HoiLabels:
+        """Return the annotated pairs of a split as interactions of its vocabulary.
+
+        Pairs outside the vocabulary are left out (`unspoken`); the V-COCO evaluation counts them all the same.
+
+        Raises:
+            UserError: there are no annotations, or they are wrong or lack an image.
+        """
+        interaction_of = {pair: k for k, pair in enumerate(vcoco_vocabulary(self.settings.vocabulary).interactions)}
+        parts = []
+        for pairs, row in _pairs_on_rows(self.settings, split):
+            names = zip(pairs.keys, pairs.objects, strict=True)
+            interaction = np.array([interaction_of.get(name, -1) for name in names], np.int64)
+            kept = (row >= 0) & (interaction >= 0)
+            parts.append((row[kept], pairs.boxes_h[kept], pairs.boxes_o[kept], interaction[kept]))
+        image, boxes_h, boxes_o, interaction = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        order = np.argsort(image, kind="stable")
+        return HoiLabels(image[order], boxes_h[order], boxes_o[order], interaction[order])
 
 
 def vcoco_truth(config: VcocoDataset, split: str) -> VcocoTruth:
-    """What the V-COCO evaluation counts of a split; `image` holds rows of `open_images`.
+    """Return what the V-COCO evaluation counts of a split; `image` holds rows of `open_images`.
 
     Raises:
         UserError: V-COCO's own label files or the boxes are not there, or lack an image of the split.
@@ -58,50 +78,44 @@ def vcoco_truth(config: VcocoDataset, split: str) -> VcocoTruth:
             got=config.annotations,
             fix="put V-COCO's own files there: its evaluation counts roles without a box, which other formats lack",
         )
-    rows = _rows(config, split)
-    parts = [_read_label_file(file, config.instances) for file in files]
+    rows, parts = _rows(config, split), [_read_once(file, config.instances) for file in files]
     _check_complete(config, split, rows, (number for part in parts for number in part.image_ids))
-    truths = [_on_rows(part, rows) for part in parts]
-    return VcocoTruth(**{f.name: np.concatenate([getattr(t, f.name) for t in truths]) for f in fields(VcocoTruth)})
-
-
-def vcoco_labels(config: VcocoDataset, split: str) -> HoiLabels:
-    """The annotated pairs of a split as interactions of its vocabulary.
-
-    Those that the vocabulary does not speak of are left out; with `vocabulary: all` there are none. See `unspoken`. The
-    V-COCO evaluation counts them all the same.
-
-    Raises:
-        UserError: there are no annotations, or they are wrong or lack an image.
-    """
-    interaction_of = {pair: k for k, pair in enumerate(vcoco_vocabulary(config.vocabulary).interactions)}
-    found = []
-    for pairs, row in _pairs_on_rows(config, split):
-        names = zip(pairs.keys, pairs.objects, strict=True)
-        interaction = np.array([interaction_of.get(name, -1) for name in names], np.int64)
-        kept = (row >= 0) & (interaction >= 0)
-        found.append((row[kept], pairs.boxes_h[kept], pairs.boxes_o[kept], interaction[kept]))
-    image, boxes_h, boxes_o, interaction = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    order = np.argsort(image, kind="stable")
-    return HoiLabels(image[order], boxes_h[order], boxes_o[order], interaction[order])
+    truths = []
+    for part in parts:
+        row = np.array([rows.get(number, -1) for number in part.image_ids], np.int64)[part.truth.image]
+        columns = {f.name: getattr(part.truth, f.name)[row >= 0] for f in fields(VcocoTruth)}
+        truths.append({**columns, "image": row[row >= 0]})
+    return VcocoTruth(**{f.name: np.concatenate([truth[f.name] for truth in truths]) for f in fields(VcocoTruth)})
 
 
 def unspoken(config: VcocoDataset, split: str) -> Counter[str]:
-    """Annotated pairs of a split that the vocabulary does not speak of, by name, as `carry_obj refrigerator`."""
+    """Count the annotated pairs of a split that the vocabulary lacks, by name, as `carry_obj refrigerator`."""
     spoken = set(vcoco_vocabulary(config.vocabulary).names)
     return Counter(
-        f"{key} {thing}"
+        f"{key} {obj}"
         for pairs, row in _pairs_on_rows(config, split)
-        for key, thing, image in zip(pairs.keys, pairs.objects, row, strict=True)
-        if image >= 0 and f"{key} {thing}" not in spoken
+        for key, obj, image in zip(pairs.keys, pairs.objects, row, strict=True)
+        if image >= 0 and f"{key} {obj}" not in spoken
     )
 
 
 def annotated_sizes(config: VcocoDataset, split: str) -> dict[str, tuple[int, int]]:
-    """Image ids to the height and width that V-COCO's boxes were drawn on; empty without its own label files."""
-    parts = [_read_label_file(file, config.instances) for file in find_label_files(config, split) or []]
+    """Return the (height, width) that V-COCO's boxes were drawn on, by image id; empty without its own label files."""
+    parts = [_read_once(file, config.instances) for file in find_label_files(config, split) or []]
     sizes = [zip(part.image_ids, part.size_hw.tolist(), strict=True) for part in parts]
     return {str(number): (height, width) for of_part in sizes for number, (height, width) in of_part}
+
+
+def find_label_files(config: VcocoDataset, split: str) -> list[Path] | None:
+    """Return V-COCO's own label files of a split, or None where one of them is not there."""
+    paths = [path for part in PARTS[split] if (path := _find(config, f"vcoco_{part}")) is not None]
+    return paths if len(paths) == len(PARTS[split]) else None
+
+
+def find_pair_file(config: VcocoDataset, split: str) -> Path | None:
+    """Return fredzzhang's file with the images of a split, or None."""
+    paths = (_find(config, f"instances_vcoco_{part}") for part in PAIR_FILES[split])
+    return next((path for path in paths if path is not None), None)
 
 
 def _find(config: VcocoDataset, stem: str) -> Path | None:
@@ -120,46 +134,34 @@ def _rows(config: VcocoDataset, split: str) -> dict[int, int]:
 
 
 @lru_cache(maxsize=4)
-def _read_label_file(labels: Path, instances: str | None) -> VcocoSplit:
-    try:
-        return read_vcoco(labels, None if instances is None else Path(instances))
-    except UserError as error:
-        fix = "set dataset.instances to COCO's instances JSON" if error.fix == "--instances FILE" else error.fix
-        raise UserError(error.what, where=error.where, expected=error.expected, got=error.got, fix=fix) from None
+def _read_once(labels: Path, instances: str | None) -> VcocoSplit:
+    path = None if instances is None else Path(instances)
+    return join_instances(read_labels(labels), path, fix="set dataset.instances to COCO's instances JSON")
 
 
 @lru_cache(maxsize=4)
-def _read_pair_file(path: Path) -> VcocoPairs:
+def _read_pairs_once(path: Path) -> VcocoPairs:
     return read_pairs(path)
 
 
-def _on_rows(part: VcocoSplit, rows: dict[int, int]) -> VcocoTruth:
-    row = np.array([rows.get(number, -1) for number in part.image_ids], np.int64)[part.truth.image]
-    columns = {f.name: getattr(part.truth, f.name)[row >= 0] for f in fields(VcocoTruth)}
-    return VcocoTruth(**{**columns, "image": row[row >= 0]})
-
-
 def _pairs_on_rows(config: VcocoDataset, split: str) -> list[tuple[VcocoPairs, np.ndarray]]:
-    """Each annotation file's pairs, with the row of each pair's image, -1 where the split does not have it.
-
-    V-COCO's own files are read where the folder has them, otherwise fredzzhang's.
-    """
+    # Each file's pairs, with the row of each pair's image, -1 where the split lacks it. V-COCO's own files come first.
     files, pair_file = find_label_files(config, split), find_pair_file(config, split)
     if files is not None:
-        parts = [pairs_of_truth(_read_label_file(file, config.instances)) for file in files]
+        parts = [pairs_of_truth(_read_once(file, config.instances)) for file in files]
     elif pair_file is not None:
-        parts = [_read_pair_file(pair_file)]
+        parts = [_read_pairs_once(pair_file)]
     else:
         raise UserError(
             f"there are no V-COCO annotations of split '{split}'",
             where="dataset.annotations",
             expected=f"a folder with {_label_file_names(split)}, or with instances_vcoco_{PAIR_FILES[split][-1]}.json",
             got=config.annotations,
-            fix="set dataset.annotations, or take the students with supervision: labels out",
+            fix="set dataset.annotations, or remove the students with supervision: labels",
         )
     rows = _rows(config, split)
     _check_complete(config, split, rows, (number for part in parts for number in part.image_ids))
-    return [(p, np.array([rows.get(number, -1) for number in p.image.tolist()], np.int64)) for p in parts]
+    return [(part, np.array([rows.get(n, -1) for n in part.image.tolist()], np.int64)) for part in parts]
 
 
 def _check_complete(config: VcocoDataset, split: str, rows: dict[int, int], annotated: Iterable[int]) -> None:
@@ -171,15 +173,3 @@ def _check_complete(config: VcocoDataset, split: str, rows: dict[int, int], anno
             got=f"no {missing[0]}",
             fix="put the complete files there, or keep only annotated images with dataset.image_list",
         )
-
-
-class VcocoLabels(LabelReader[VcocoDataset]):
-    """V-COCO's own label files, or fredzzhang's."""
-
-    def load(self, split: str) -> HoiLabels:
-        return vcoco_labels(self.settings, split)
-
-    def files(self) -> list[Path]:
-        folder, instances = self.settings.annotations, self.settings.instances
-        files = [] if folder is None else sorted(Path(folder).glob("*.json*"))
-        return files if instances is None else [*files, Path(instances)]

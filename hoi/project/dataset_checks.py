@@ -23,13 +23,13 @@ from hoi.datasets.images import list_images
 from hoi.datasets.vcoco import VcocoImages, split_ids
 from hoi.errors import UserError
 from hoi.labels import load_labels
-from hoi.labels.hicodet import HicodetAnnotations, find_annotations, read_half
+from hoi.labels.hicodet import find_annotations, read_half
+from hoi.labels.hicodet_files import HicodetAnnotations
 from hoi.labels.vcoco import (
     annotated_sizes,
     find_label_files,
     find_pair_file,
     unspoken,
-    vcoco_labels,
     vcoco_truth,
 )
 from hoi.registry import load_target
@@ -372,7 +372,7 @@ def _check_vcoco_annotations(config: VcocoDataset, split: str, sizes: dict[str, 
         fix = "set dataset.annotations to the folder of V-COCO's vcoco_*.json"
         yield Finding("warning", f"{split} has no annotations: nothing of it is scored or tuned", where, fix=fix)
         return
-    labels, outside = vcoco_labels(config, split), unspoken(config, split)
+    labels, outside = load_labels(config, split), unspoken(config, split)
     what = f"{split}: {len(labels)} annotated interactions on {len(np.unique(labels.image))} images"
     yield Finding("ok", f"{what}; {sum(outside.values())} more are outside the vocabulary", where)
     if own is None:

@@ -9,12 +9,12 @@ from hoi.cache.build.run import build_cache
 from hoi.cache.tools.estimate import plan
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from hoi.evaluation import audit
+from hoi.evaluation.audit import run_audit
 from hoi.files import file_sha256, json_sha256, read_json, write_atomically, write_json
 from hoi.labels import label_files
 from hoi.project import doctor
 from hoi.provenance import commit
-from hoi.report import build as report
+from hoi.report.build import write_report
 
 SAMPLED_IMAGES = 8
 """Images that are run through the models to tell what a cache will cost, before any of it is there."""
@@ -83,11 +83,11 @@ def run_published(config: PipelineConfig, *, heeds_gates: bool = True) -> None:
     _evaluate(config, progress, fingerprint)
     _heading("audit: what touched these results")
     if (Path(config.output) / "results.json").is_file():
-        print(f"{audit.format_result(audit.main(config))}\nwrote {Path(config.output) / 'audit.json'}")
+        print(run_audit(config))
     else:
         print("no annotations, so there is no average precision to audit")
     _heading("report: all of it as one page")
-    print(report.main(config), flush=True)
+    print(write_report(config), flush=True)
 
 
 def _heading(text: str) -> None:
@@ -134,14 +134,14 @@ def _estimate(config: PipelineConfig) -> None:
 def _judge(config: PipelineConfig, progress: Progress, heeds_gates: bool) -> str:
     """Return the cache's fingerprint, once its figures are better than chance."""
     from hoi.cache.read.split import open_split
-    from hoi.evaluation import gates as sanity
+    from hoi.evaluation import sanity
 
     file = Path(config.output) / sanity.FILE_NAME
     fingerprint = open_split(config, config.evaluation.split).fingerprint
     if progress.is_done("sanity", file, fingerprint):
-        print(f"{sanity.read(file)}\nmeasured before", flush=True)
+        print(f"{sanity.read_sanity(file)}\nmeasured before", flush=True)
         return fingerprint
-    measured = sanity.main(config)
+    measured = sanity.check_sanity(config)
     print(f"{measured}\nwrote {file}", flush=True)
     if not measured.stops:
         progress.note("sanity", fingerprint)
@@ -156,13 +156,13 @@ def _judge(config: PipelineConfig, progress: Progress, heeds_gates: bool) -> str
 
 
 def _evaluate(config: PipelineConfig, progress: Progress, fingerprint: str) -> None:
-    from hoi.evaluation import evaluate
+    from hoi.evaluation.evaluate import evaluate
 
     file = Path(config.output) / REPORT_NAME
     if progress.is_done("evaluate", file, fingerprint):
         print(f"{file.read_text(encoding='utf-8')}finished before · {file}", flush=True)
         return
-    text = f"{evaluate.main(config)}\n"
+    text = f"{evaluate(config)}\n"
     write_atomically(file, text.encode())
     print(f"{text}wrote {file}", flush=True)
     progress.note("evaluate", fingerprint)

@@ -1,6 +1,6 @@
-"""Triplets of chosen images to pictures with drawn pairs, as data URIs.
+"""Pictures of a few images with the pairs that student and teacher find, as data URIs.
 
-Letters: R triplets, I images, K interactions.
+Shapes: I images, K interactions.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image
 
 from hoi.datasets import ImageSource, UnreadableImage, open_images
 from hoi.drawing import Box, DrawnPair, Verdict, draw_pairs, fit_longest_side
 from hoi.errors import UserError
 from hoi.evaluation.ranking import Matches
 from hoi.records import HoiLabels, Triplets
-from hoi.report.methods import Bench
+from hoi.report.finished import FinishedEvaluation
 from hoi.report.plots import image_ap, image_disagreement, true_positives
 from hoi.report.tables import in_words
 from hoi.vocabulary import Vocabulary
@@ -26,24 +25,19 @@ from hoi.vocabulary import Vocabulary
 SIDE_PX = 440
 QUALITY = 80
 SHOWN_WITHOUT_TRUTH = 3
+NUM_EACH, NUM_RANDOM = 4, 6  # images with the largest lead, as many with the largest lag, and images drawn by lot
+CHOSEN = "Chosen, not typical."
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One method's picture of an image.
-
-    Args:
-        method: Its name.
-        uri: The picture, as data URI.
-        width, height: Of the picture, pixels.
-        lines: What is drawn: verdict (None without truth) and text, with the score of a prediction.
-    """
+    """One method's picture of an image."""
 
     method: str
     uri: str
-    width: int
+    width: int  # pixels
     height: int
-    lines: list[tuple[Verdict | None, str]]
+    lines: list[tuple[Verdict | None, str]]  # verdict (None without truth), and text with the score of a prediction
 
     @property
     def alt(self) -> str:
@@ -53,13 +47,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One image, as each method sees it.
-
-    Args:
-        image_id: Its key.
-        note: What is worth saying of it.
-        panels: One a method.
-    """
+    """One image, as each method sees it."""
 
     image_id: str
     note: str
@@ -67,15 +55,24 @@ class Exhibit:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is drawn of one method in one image: a pair, its verdict, and the words with the score."""
+class Gallery:
+    """Headings, each with its explanation and images."""
+
+    parts: list[tuple[str, str, list[Exhibit]]] = field(default_factory=list)
+    none_because: str = ""  # why there is nothing; empty where there is something
+    notes: list[str] = field(default_factory=list)  # what had to be left out
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """What is drawn of one method in one image, and the words with the score."""
 
     pair: DrawnPair
     line: str
 
 
-class Judge:
-    """Which of a method's predictions are shown, and what the truth says of them.
+class PairChooser:
+    """Chooses which of a method's predictions are shown, and says what the truth says of them.
 
     Args:
         vocabulary: Of the triplets.
@@ -86,8 +83,8 @@ class Judge:
         self.vocabulary, self.labels = vocabulary, labels
         self._is_real = ~vocabulary.is_no_interaction
 
-    def show(self, image: int, triplets: Triplets, matches: Matches | None) -> list[Shown]:
-        """The best-scored triplets of an image, as many as it has annotated interactions, and what they leave out.
+    def choose(self, image: int, triplets: Triplets, matches: Matches | None) -> list[ShownPair]:
+        """Return the best-scored triplets of an image, as many as it has annotated interactions, and what they miss.
 
         `no_interaction` is neither shown nor counted. Interactions of the same boxes, object and verdict are one pair.
 
@@ -101,42 +98,38 @@ class Judge:
         rows = rows[np.argsort(-triplets.score[rows], kind="stable")]
         if self.labels is None or matches is None:
             return self._group(triplets, rows[:SHOWN_WITHOUT_TRUTH], [None] * len(rows), with_score=True)
-        truths = np.flatnonzero(self.labels.image == image)
-        truths = truths[self._is_real[self.labels.interaction[truths]]]
-        rows = rows[: len(truths)]
-        is_true = self._true(image, triplets, matches)[rows]
-        verdicts: list[Verdict | None] = ["right" if right else "wrong" for right in is_true]
-        missed = truths[~np.isin(truths, matches.truth[rows[is_true]])]
-        shown = self._group(triplets, rows, verdicts, with_score=True)
         labels = self.labels
-        truth = Triplets(labels.image, labels.boxes_h, labels.boxes_o, labels.interaction, np.zeros(len(labels)))
-        return shown + self._group(truth, missed, ["missed"] * len(missed), with_score=False)
-
-    def _true(self, image: int, triplets: Triplets, matches: Matches) -> np.ndarray:
+        truths = np.flatnonzero(labels.image == image)
+        truths = truths[self._is_real[labels.interaction[truths]]]
+        rows = rows[: len(truths)]
         # Scores of other images decide nothing here, and to rank them all for each image takes long.
         here = np.flatnonzero(triplets.image == image)
         names = ("image", "interaction", "truth", "is_hit", "counts")
         part = replace(matches, **{name: getattr(matches, name)[here] for name in names})
         is_true = np.zeros(len(triplets), bool)
         is_true[here] = true_positives(part, triplets.score[here])
-        return is_true
+        verdicts: list[Verdict | None] = ["right" if right else "wrong" for right in is_true[rows]]
+        missed = truths[~np.isin(truths, matches.truth[rows[is_true[rows]]])]
+        truth = Triplets(labels.image, labels.boxes_h, labels.boxes_o, labels.interaction, np.zeros(len(labels)))
+        shown = self._group(triplets, rows, verdicts, with_score=True)
+        return shown + self._group(truth, missed, ["missed"] * len(missed), with_score=False)
 
     def _group(
         self, triplets: Triplets, rows: np.ndarray, verdicts: Sequence[Verdict | None], *, with_score: bool
-    ) -> list[Shown]:
+    ) -> list[ShownPair]:
         # Two detections may have the same box and another class.
         groups: dict[tuple[Box, Box, str, Verdict | None], list[int]] = {}
         for row, verdict in zip(rows.tolist(), verdicts, strict=False):
-            _, thing = self.vocabulary.interactions[triplets.interaction[row]]
-            key = (_box(triplets.boxes_h[row]), _box(triplets.boxes_o[row]), thing, verdict)
+            _, obj = self.vocabulary.interactions[triplets.interaction[row]]
+            key = (_box(triplets.boxes_h[row]), _box(triplets.boxes_o[row]), obj, verdict)
             groups.setdefault(key, []).append(row)
         shown = []
-        for (box_h, box_o, thing, verdict), members in groups.items():
+        for (box_h, box_o, obj, verdict), members in groups.items():
             verbs = [self.vocabulary.interactions[k][0] for k in triplets.interaction[members]]
-            words = in_words(f"{' + '.join(verbs)} {thing}")
+            words = in_words(f"{' + '.join(verbs)} {obj}")
             scores = ", ".join(f"{triplets.score[row]:#.2g}" for row in members)
             pair = DrawnPair(box_h, box_o, words, verdict)
-            shown.append(Shown(pair, f"{words} ({scores})" if with_score else words))
+            shown.append(ShownPair(pair, f"{words} ({scores})" if with_score else words))
         return shown
 
 
@@ -145,22 +138,8 @@ def _box(row: np.ndarray) -> Box:
     return (x1, y1, x2, y2)
 
 
-def make_panel(method: str, image: np.ndarray, shown: Sequence[Shown]) -> Panel:
-    """An image and what is to be shown of a method to its picture."""
-    picture = draw_pairs(*fit_longest_side(image, [one.pair for one in shown], SIDE_PX))
-    lines = [(one.pair.verdict, one.line) for one in shown]
-    return Panel(method, data_uri(picture), picture.width, picture.height, lines)
-
-
-def data_uri(picture: Image.Image) -> str:
-    """A picture to a WebP data URI."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def choose_images(lead: np.ndarray, num_each: int, num_random: int, seed: int = 0) -> Mapping[str, list[int]]:
-    """Each image's lead of the student over the teacher to the images that are shown.
+    """Choose the images that are shown, by the lead of the student over the teacher.
 
     Args:
         lead: float64 [I]; NaN for an image that cannot be compared.
@@ -177,67 +156,48 @@ def choose_images(lead: np.ndarray, num_each: int, num_random: int, seed: int = 
     return {"by lot": sorted(lot.tolist()), "ahead": ahead, "behind": behind}
 
 
-NUM_EACH, NUM_BY_LOT = 4, 6
-"""Images with the largest lead, as many with the largest lag, and images drawn by lot."""
-CHOSEN = "Chosen, not typical."
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """What there is to see.
-
-    Args:
-        parts: Heading, explanation and images of each part.
-        none_because: Why there is nothing; empty where there is something.
-        notes: What had to be left out.
-    """
-
-    parts: list[tuple[str, str, list[Exhibit]]] = field(default_factory=list)
-    none_because: str = ""
-    notes: list[str] = field(default_factory=list)
-
-
-def make_gallery(bench: Bench) -> Gallery:
-    """The shown student beside the teacher on a few images, or why there are none."""
+def make_gallery(finished: FinishedEvaluation) -> Gallery:
+    """Draw the shown student beside the teacher on a few images, or say why there are none."""
+    student, teacher = finished.student.name, finished.teacher.name
     try:
-        source = open_images(bench.config.dataset, bench.config.evaluation.split)
+        source = open_images(finished.config.dataset, finished.config.evaluation.split)
     except UserError as error:
         return Gallery(none_because=f"the images are not at hand: {error.what}")
-    if list(source.image_ids) != bench.split.image_ids:
+    if list(source.image_ids) != finished.split.image_ids:
         return Gallery(none_because="the images of the split are no longer those that were evaluated")
-    lead, notes = _leads(bench)
-    chosen = choose_images(lead, NUM_EACH, NUM_BY_LOT)
-    ahead = (
-        ("The largest differences", f"Images on which the two spread their scores most differently. {CHOSEN}")
-        if bench.matches is None
-        else (f"{bench.student.name} ahead", f"Images with the largest lead in that AP. {CHOSEN}")
-    )
+    lead, notes = _leads(finished)
+    chosen = choose_images(lead, NUM_EACH, NUM_RANDOM)
+    if finished.matches is None:
+        about = f"Images on which the two spread their scores most differently. {CHOSEN}"
+        ahead = ("The largest differences", about)
+    else:
+        ahead = (f"{student} ahead", f"Images with the largest lead in that AP. {CHOSEN}")
     parts = {
         "by lot": ("Drawn by lot", "Images drawn by lot from all that are not below."),
         "ahead": ahead,
-        "behind": (f"{bench.teacher.name} ahead", f"Images with the largest lag in that AP. {CHOSEN}"),
+        "behind": (f"{teacher} ahead", f"Images with the largest lag in that AP. {CHOSEN}"),
     }
     unreadable: list[str] = []
-    found = []
+    shown = []
     for key, (heading, text) in parts.items():
-        exhibits = [_exhibit(source, row, notes[row], bench, unreadable) for row in chosen[key]]
-        found.append((heading, text, [exhibit for exhibit in exhibits if exhibit is not None]))
+        exhibits = [_exhibit(source, row, notes[row], finished, unreadable) for row in chosen[key]]
+        shown.append((heading, text, [exhibit for exhibit in exhibits if exhibit is not None]))
     said = f"{len(unreadable)} images cannot be read, such as {unreadable[0]}" if unreadable else ""
-    if not any(exhibits for _, _, exhibits in found):
+    if not any(exhibits for _, _, exhibits in shown):
         return Gallery(none_because=said or "no image has a pair")
-    return Gallery(found, notes=[f"The gallery lacks pictures: {said}"] if said else [])
+    return Gallery(shown, notes=[f"The gallery lacks pictures: {said}"] if said else [])
 
 
-def _leads(bench: Bench) -> tuple[np.ndarray, list[str]]:
-    """How far student and teacher lie apart on each image, float64 [I] and in words; NaN where none is drawn."""
-    student, teacher, num_images = bench.student, bench.teacher, bench.split.num_images
-    if bench.matches is None:
+def _leads(finished: FinishedEvaluation) -> tuple[np.ndarray, list[str]]:
+    # How far student and teacher are apart on each image, float64 [I] and in words; NaN where none is drawn.
+    student, teacher, num_images = finished.student, finished.teacher, finished.split.num_images
+    if finished.matches is None:
         triplets = student.triplets
         lead = image_disagreement(triplets.image, triplets.score, teacher.triplets.score, num_images)
         lead[np.bincount(triplets.image, minlength=num_images) == 0] = np.nan
         return lead, [f"{100 * value:.0f} % of the scores' mass lies elsewhere" for value in lead]
-    is_real = ~bench.split.vocabulary.is_no_interaction
-    aps = [image_ap(bench.matches, method.triplets.score, num_images, is_real) for method in (student, teacher)]
+    is_real = ~finished.split.vocabulary.is_no_interaction
+    aps = [image_ap(finished.matches, m.triplets.score, num_images, is_real) for m in (student, teacher)]
     words = [
         f"AP within the image: {student.name} {100 * a:.0f}, {teacher.name} {100 * b:.0f}"
         for a, b in zip(*aps, strict=True)
@@ -245,16 +205,21 @@ def _leads(bench: Bench) -> tuple[np.ndarray, list[str]]:
     return aps[0] - aps[1], words
 
 
-def _exhibit(source: ImageSource, row: int, note: str, bench: Bench, unreadable: list[str]) -> Exhibit | None:
-    """One image under both methods; None, and its name and the reason in `unreadable`, where it cannot be read."""
+def _exhibit(
+    source: ImageSource, row: int, note: str, finished: FinishedEvaluation, unreadable: list[str]
+) -> Exhibit | None:
     try:
         image = source.read(row)
     except UnreadableImage as error:
         unreadable.append(f"{source.image_ids[row]}: {error}")
         return None
-    judge = Judge(bench.split.vocabulary, bench.labels)
-    panels = [
-        make_panel(method.name, image, judge.show(row, method.triplets, bench.matches))
-        for method in (bench.student, bench.teacher)
-    ]
+    chooser, panels = PairChooser(finished.split.vocabulary, finished.labels), []
+    for method in (finished.student, finished.teacher):
+        shown = chooser.choose(row, method.triplets, finished.matches)
+        picture = draw_pairs(*fit_longest_side(image, [one.pair for one in shown], SIDE_PX))
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=QUALITY)
+        uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+        lines = [(one.pair.verdict, one.line) for one in shown]
+        panels.append(Panel(method.name, uri, picture.width, picture.height, lines))
     return Exhibit(source.image_ids[row], note, panels)

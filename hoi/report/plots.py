@@ -1,6 +1,9 @@
-"""Numbers to inline SVG that takes its colours from the page: series 1 to 6 are the CSS classes `s1` to `s6`.
+"""Curves, calibration and differences, computed and drawn as inline SVG that takes its colours from the page.
 
-Plots are drawn in a box of fixed units and scaled by the page. Everything that is text is escaped.
+Series 1 to 6 are the CSS classes `s1` to `s6`. Plots are drawn in a box of fixed units and scaled by the page.
+Everything that is text is escaped.
+
+Shapes: R triplets, I images, K interactions, L recalls, N bins.
 """
 
 from __future__ import annotations
@@ -18,36 +21,27 @@ LEVELS = np.arange(51) / 50
 """Recalls at which curves are read."""
 EDGES = np.array([0.0, *10.0 ** (np.arange(-9, 1) / 3)])
 """Of the bins of scores: three a decade from 0.001 to 1, and one for what is less. Most scores are small products."""
+WIDTH, HEIGHT = 360.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 10.0, 40.0
+FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Best precision at each recall of `LEVELS` or more, as fractions.
+    """Best precision at each recall of `LEVELS` or more, as fractions."""
 
-    Args:
-        micro: float64 [L], all triplets in one ranking by score.
-        macro: float64 [L], the mean over interactions with truth, each ranked alone.
-        classes: float64 [L, K].
-    """
-
-    micro: np.ndarray
-    macro: np.ndarray
-    classes: np.ndarray
+    micro: np.ndarray  # float64 [L], all triplets in one ranking by score
+    macro: np.ndarray  # float64 [L], the mean over interactions with truth, each ranked alone
+    classes: np.ndarray  # float64 [L, K]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Triplets by their score, in the bins between `EDGES`.
+    """Triplets by their score, in the bins between `EDGES`."""
 
-    Args:
-        num: int64 [N] triplets.
-        score: float64 [N], their mean; 0 where there is none.
-        right: float64 [N], the share of them that is a true positive; 0 where there is none.
-    """
-
-    num: np.ndarray
-    score: np.ndarray
-    right: np.ndarray
+    num: np.ndarray  # int64 [N]
+    score: np.ndarray  # float64 [N], their mean; 0 where there is none
+    right: np.ndarray  # float64 [N], the share that is a true positive; 0 where there is none
 
     @property
     def error(self) -> float:
@@ -55,8 +49,16 @@ class Calibration:
         return float((self.num * np.abs(self.right - self.score)).sum() / max(1, self.num.sum()))
 
 
+@dataclass(frozen=True)
+class Series:
+    """One curve: its name in the legend, and fractions at `LEVELS`."""
+
+    name: str
+    values: Sequence[float]
+
+
 def curves_of(matches: Matches, score: np.ndarray) -> Curves:
-    """Scores [R] of matched triplets to precision over recall."""
+    """Return precision over recall of matched triplets."""
     ranking, num_positives = rank(matches, score), matches.num_positives()
     has_truth = num_positives > 0
     order = np.argsort(-score[ranking.rows], kind="stable")
@@ -69,7 +71,7 @@ def curves_of(matches: Matches, score: np.ndarray) -> Curves:
 
 
 def calibration_of(matches: Matches, score: np.ndarray) -> Calibration:
-    """Scores [R] in [0, 1] of matched triplets to how often they are right."""
+    """Return how often matched triplets are right, by their scores in [0, 1]."""
     is_true = true_positives(matches, score)
     num_bins = len(EDGES) - 1
     bins = (np.searchsorted(EDGES, score, "right") - 1).clip(0, num_bins - 1)
@@ -80,7 +82,7 @@ def calibration_of(matches: Matches, score: np.ndarray) -> Calibration:
 
 
 def true_positives(matches: Matches, score: np.ndarray) -> np.ndarray:
-    """Scores [R] of matched triplets to bool [R]: the first at a truth is right, those after it are not."""
+    """Return which matched triplets are right, bool [R]: the first at a truth is, those after it are not."""
     ranking = rank(matches, score)
     is_true = np.zeros(len(score), bool)
     is_true[ranking.rows[ranking.is_true]] = True
@@ -88,15 +90,10 @@ def true_positives(matches: Matches, score: np.ndarray) -> np.ndarray:
 
 
 def image_ap(matches: Matches, score: np.ndarray, num_images: int, counted: np.ndarray) -> np.ndarray:
-    """Scores [R] of matched triplets to each image's average precision in one ranking of its triplets, float64 [I].
+    """Return each image's average precision in one ranking of its triplets, float64 [I].
 
     The mean over the image's truths of the precision at the rank where they are found, 0 where they are not; NaN for an
-    image without truth, which has none.
-
-    Args:
-        matches, score: Of the triplets.
-        num_images: I.
-        counted: bool [K], the interactions whose triplets and truths are looked at.
+    image without truth. Only the triplets and truths of the counted interactions (bool [K]) are looked at.
     """
     is_true = true_positives(matches, score)
     order = np.lexsort((-score, matches.image))
@@ -112,7 +109,7 @@ def image_ap(matches: Matches, score: np.ndarray, num_images: int, counted: np.n
 
 
 def image_disagreement(image: np.ndarray, first: np.ndarray, second: np.ndarray, num_images: int) -> np.ndarray:
-    """Two scores of the same triplets to how differently they are spread over each image's triplets, float64 [I].
+    """Return how differently two scores of the same triplets are spread over each image's triplets, float64 [I].
 
     Half the sum of absolute differences of the two, each divided by its sum over the image: 0 for equal spreads, 1
     where no triplet has a score in both.
@@ -124,26 +121,8 @@ def image_disagreement(image: np.ndarray, first: np.ndarray, second: np.ndarray,
     return np.bincount(image, np.abs(shares[0] - shares[1]), minlength=num_images) / 2
 
 
-WIDTH, HEIGHT = 360.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 10.0, 40.0
-FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-
-@dataclass(frozen=True)
-class Series:
-    """One curve.
-
-    Args:
-        name: In the legend.
-        values: Fractions at `LEVELS`.
-    """
-
-    name: str
-    values: Sequence[float]
-
-
 def recall_plot(title: str, series: Sequence[Series]) -> Markup:
-    """Precision over recall: one line a series, with a legend below."""
+    """Draw precision over recall: one line a series, with a legend below."""
     lines = [
         Markup('<polyline class="line s{}" points="{}"><title>{}</title></polyline>').format(
             number, _points(zip(LEVELS.tolist(), one.values, strict=True)), one.name
@@ -155,7 +134,7 @@ def recall_plot(title: str, series: Sequence[Series]) -> Markup:
 
 
 def calibration_plot(title: str, series: Sequence[tuple[str, Calibration]]) -> Markup:
-    """Share that is right over mean score, for bins with a triplet; scores on a logarithmic axis."""
+    """Draw the share that is right over the mean score, for bins with a triplet; scores on a logarithmic axis."""
     lowest = math.log10(EDGES[1])
 
     def across(score: float) -> float:
@@ -182,13 +161,7 @@ def calibration_plot(title: str, series: Sequence[tuple[str, Calibration]]) -> M
 
 
 def difference_bars(title: str, bars: Sequence[tuple[str, float]], series: int) -> Markup:
-    """Names and differences of one sign to horizontal bars.
-
-    Args:
-        title: For those who hear the page.
-        bars: In the order from top to bottom.
-        series: Whose colour.
-    """
+    """Draw names and differences of one sign as horizontal bars, from top to bottom; `series` gives the colour."""
     row, left, right, width = 22.0, 150.0, 44.0, 420.0
     largest = max((abs(value) for _, value in bars), default=1.0)
     parts = []
@@ -205,12 +178,12 @@ def difference_bars(title: str, bars: Sequence[tuple[str, float]], series: int) 
 
 
 def spread_plot(title: str, rows: Sequence[tuple[str, float, Sequence[float]]], series: Mapping[str, int]) -> Markup:
-    """One line a method: its mean as a dot, every seed as a ring.
+    """Draw one line a method: its mean as a dot, every seed as a ring.
 
     Args:
         title: For those who hear the page.
         rows: Name, mean and values of the seeds, in percent.
-        series: Whose colours some of the names have; the others have the sixth.
+        series: The colours that some of the names have; the others have the sixth.
     """
     row, left, right, width = 20.0, 142.0, 52.0, 460.0
     values = [value for _, mean, seeds in rows for value in (mean, *seeds)]
@@ -238,13 +211,7 @@ def spread_plot(title: str, rows: Sequence[tuple[str, float, Sequence[float]]], 
 
 
 def _frame(title: str, x_name: str, y_name: str, x_ticks: Sequence[tuple[float, str]], inside: Markup) -> Markup:
-    """A unit square with axes and their numbers.
-
-    Args:
-        title, x_name, y_name: Texts.
-        x_ticks: Place from 0 to 1, and number.
-        inside: What is plotted.
-    """
+    # A unit square with axes and their numbers; x_ticks are places from 0 to 1 with their numbers.
     parts = []
     for at, number in x_ticks:
         parts.append(_line("grid", _x(at), _y(0), _x(at), _y(1)))
@@ -297,5 +264,4 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
 
 
 def _n(value: float) -> str:
-    """A coordinate to a tenth of a unit."""
     return f"{value:.1f}".removesuffix(".0")

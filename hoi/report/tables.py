@@ -1,29 +1,23 @@
-"""What stage three wrote (plain JSON data) to the lines of the page's tables. Figures are in percent."""
+"""Lines of the page's tables, from what stage three and sweeps wrote (plain JSON data). Figures are in percent."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hoi.config import StudentSettings, parse_student
-from hoi.evaluation.table import COLUMNS
+from hoi.errors import UserError
+from hoi.evaluation.audit import read_result
+from hoi.evaluation.baselines import ABOUT
+from hoi.evaluation.rows import COLUMNS
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 
 Plain = dict[str, Any]
 
-BASELINES = {
-    "detector_prior": "boxes and classes alone; every interaction of an object is equally likely",
-    "direct_clip": "the frozen teacher asked about each pair's union crop, as it comes",
-    "direct_clip_image": "the frozen teacher's scores of the whole image, given to each of its pairs",
-    "direct_clip_product": "union crop times whole image",
-    "direct_clip_tuned": "the frozen teacher on union crops, read as labels say is best for it",
-    "direct_clip_gated": "the same, with the students' training-free gate on top",
-    "vlm_image": "the vision language model's confidences in the whole image, given to each of its pairs",
-    "vlm_pairs": "the vision language model asked about each pair's union crop",
-}
 PARTS = {
     "global": "its branch on the whole image, alone",
     "union": "its branch on union boxes, alone",
@@ -36,85 +30,84 @@ PARTS = {
 
 @dataclass(frozen=True)
 class ResultLine:
-    """One method of the result table.
-
-    Args:
-        name: As everywhere.
-        about: What it is, in one line.
-        is_part: Whether it is part of a student, not a method of its own.
-        labels: Splits whose labels made or tuned it; empty for none.
-        seeds: `full` of each seed; one value where nothing is trained.
-        num_seeds: Of its training; None where nothing is trained.
-        cells: Mean and standard deviation over seeds, by the names in `COLUMNS`; None where there is no such mean.
-        difference: Of `full` to the row compared with, and its interval.
-    """
+    """One row of the result table or of a sweep."""
 
     name: str
     about: str
-    is_part: bool
-    labels: str
-    seeds: list[float]
-    num_seeds: int | None
-    cells: dict[str, tuple[float, float] | None]
-    difference: tuple[float, float, float] | None
+    num_seeds: int | None  # None where nothing is trained
+    cells: dict[str, tuple[float, float] | None]  # mean and standard deviation over seeds, by COLUMNS
+    difference: tuple[float, float, float] | None  # of `full` to the row compared with, and its interval
+    is_part: bool = False  # part of a student, not a method of its own
+    labels: str = ""  # splits whose labels made or tuned it
+    seeds: list[float] = field(default_factory=list)  # `full` of each seed
+
+
+@dataclass(frozen=True)
+class SweepLines:
+    """The table of a sweep."""
+
+    name: str
+    against: str  # the row that differences are to
+    notes: list[str]  # what must be known to read it, such as failed runs
+    lines: list[ResultLine]
 
 
 @dataclass(frozen=True)
 class ClassLine:
-    """One interaction, or all interactions of one verb.
-
-    Args:
-        name: In words.
-        is_rare: None for a verb.
-        num_positives: Annotated in the evaluated split.
-        ap: Mean over seeds, by method; of a verb, the mean over its interactions that have truth.
-    """
+    """One interaction, or all interactions of one verb."""
 
     name: str
-    is_rare: bool | None
+    is_rare: bool | None  # None for a verb
     num_positives: int
-    ap: dict[str, float]
+    ap: dict[str, float]  # mean over seeds, by method; of a verb, the mean over its interactions that have truth
 
 
 def in_words(name: str) -> str:
-    """A name of the vocabulary to words, as `sit_on bench` to `sit on bench`."""
+    """Return a name of the vocabulary as words: `sit_on bench` as `sit on bench`."""
     return " ".join(name.removesuffix(f" {NO_OBJECT}").replace("_", " ").split())
 
 
 def result_lines(summary: Plain, results: Sequence[Plain]) -> list[ResultLine]:
-    """summary.json and results.json to the result table."""
+    """Return the result table of summary.json and results.json."""
     differences = {found["better"]: found for found in summary["against_direct"]}
     students = summary["config"]["students"]
     lines = []
     for mean in summary["means"]:
         name = mean["name"]
         rows = [row for row in results if row["name"] == name]
-        found = differences.get(name)
+        # Splits that were read for more than grading, each once.
+        read = rows[0]["audit"]["labels_read"].items()
+        labels = ", ".join(sorted({split for use, split in read if use != "grading" and split is not None}))
         lines.append(
             ResultLine(
                 name,
                 _about(name, rows[0], students),
-                is_part=name not in BASELINES and name not in students,
-                labels=_labels(rows[0]["audit"]["labels_read"]),
+                mean["num_seeds"],
+                *_figures(mean, differences.get(name)),
+                is_part=name not in ABOUT and name not in students,
+                labels=labels,
                 seeds=[row["full"] for row in rows if row["full"] is not None],
-                num_seeds=mean["num_seeds"],
-                cells={c: None if mean[c] is None else (mean[c]["mean"], mean[c]["sd"]) for c in COLUMNS},
-                difference=None if found is None else (found["observed"], found["low"], found["high"]),
             )
         )
     return lines
 
 
+def _figures(
+    means: Plain, difference: Plain | None
+) -> tuple[dict[str, tuple[float, float] | None], tuple[float, float, float] | None]:
+    cells = {c: None if means[c] is None else (means[c]["mean"], means[c]["sd"]) for c in COLUMNS}
+    return cells, None if difference is None else (difference["observed"], difference["low"], difference["high"])
+
+
 def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
-    knobs = row["knobs"]
-    if name in BASELINES:
-        tried = f" ({knobs['num_tried']} settings tried)" if "num_tried" in knobs else ""
-        return BASELINES[name] + tried
+    if name in ABOUT:
+        tried = f" ({row['knobs']['num_tried']} settings tried)" if "num_tried" in row["knobs"] else ""
+        return ABOUT[name] + tried
     if name not in students:
         owner, _, part = name.rpartition("/")
         return f"{owner or 'student'}: {PARTS.get(part, part)}"
     settings = parse_student(students[name], f"student {name}")
-    changed = departures(settings)
+    changed = _departures(settings)
     if settings.supervision == "labels":
         kind = "the bound: the same kind of network, trained with labels on the same features"
     else:
@@ -122,21 +115,37 @@ def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
     return f"{kind}; {', '.join(changed)}" if changed else kind
 
 
-def departures(settings: StudentSettings) -> list[str]:
-    """Return the settings that are not their method's defaults, as `key: value`."""
-    default = parse_student({"method": settings.method}, "its defaults").by_key()
-    return [
-        f"{key}: {value}" for key, value in settings.by_key().items() if value != default[key] and key != "supervision"
-    ]
+def _departures(settings: StudentSettings) -> list[str]:
+    default, given = parse_student({"method": settings.method}, "its defaults").by_key(), settings.by_key()
+    return [f"{key}: {value}" for key, value in given.items() if value != default[key] and key != "supervision"]
 
 
-def _labels(read: Mapping[str, str | None]) -> str:
-    """Splits that were read for more than grading, each once."""
-    return ", ".join(sorted({split for use, split in read.items() if use != "grading" and split is not None}))
+def sweep_lines(path: Path, summary: Plain) -> SweepLines:
+    """Return the table of a sweep's table.json.
+
+    Raises:
+        UserError: the file is none.
+    """
+    sweep = read_result(path)
+    try:
+        lines = []
+        for row in (*sweep["baselines"], *sweep["rows"]):
+            start = [f"from {row['from']}"] if row.get("from") else []
+            changes = ", ".join([*start, *(f"{key}: {value}" for key, value in row.get("changes", {}).items())])
+            lines.append(ResultLine(row["name"], changes, row["num_seeds"], *_figures(row["means"], row["difference"])))
+        notes = [f"failed: {found['name']}, seed {found['seed']}: {found['reason']}" for found in sweep["failed"]]
+        made_by, here = ((of["fingerprint"], of["split"]) for of in (sweep, summary))
+        if made_by != here:
+            notes.append(f"Another cache or split than the rest of this page: {made_by[0]}, {made_by[1]}.")
+        return SweepLines(sweep["name"], sweep["against"], notes, lines)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            "this is no table of a sweep", where=path, expected="table.json of hoi sweep", got=error
+        ) from None
 
 
 def class_lines(per_class: Sequence[Plain], vocabulary: Vocabulary, methods: Sequence[str]) -> list[ClassLine]:
-    """per_class.json to one line an interaction that has truth; the others are in no mean."""
+    """Return one line for each interaction of per_class.json that has truth; the others are in no mean."""
     return [
         ClassLine(in_words(name), record["rare"], record["num_positives"], _mean_ap(record, methods))
         for name, record in zip(vocabulary.names, per_class, strict=True)
@@ -145,7 +154,7 @@ def class_lines(per_class: Sequence[Plain], vocabulary: Vocabulary, methods: Seq
 
 
 def verb_lines(per_class: Sequence[Plain], vocabulary: Vocabulary, methods: Sequence[str]) -> list[ClassLine]:
-    """per_class.json to one line a verb, over its interactions that have truth."""
+    """Return one line a verb, over its interactions that have truth."""
     lines = []
     for verb, name in enumerate(vocabulary.verbs):
         records = [per_class[k] for k in np.flatnonzero(vocabulary.verb_of == verb).tolist()]
@@ -164,8 +173,8 @@ def _mean_ap(record: Plain, methods: Sequence[str]) -> dict[str, float]:
 def largest_differences(
     lines: Sequence[ClassLine], better: str, than: str, number: int
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """Classes to those in which `better` leads most, and those in which it trails most, with the difference."""
-    found = sorted(((line.name, line.ap[better] - line.ap[than]) for line in lines), key=lambda pair: -pair[1])
-    ahead = [(name, value) for name, value in found[:number] if value > 0]
-    behind = [(name, value) for name, value in found[::-1][:number] if value < 0]
+    """Return the classes in which `better` leads most, and those in which it trails most, with the difference."""
+    ranked = sorted(((line.name, line.ap[better] - line.ap[than]) for line in lines), key=lambda pair: -pair[1])
+    ahead = [(name, value) for name, value in ranked[:number] if value > 0]
+    behind = [(name, value) for name, value in ranked[::-1][:number] if value < 0]
     return ahead, behind

@@ -17,9 +17,18 @@ from hoi.cache.build.models import ExtractorFactory
 from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig
 from hoi.evaluation.audit import audit_row
-from hoi.evaluation.grading import Grader
-from hoi.evaluation.rows import Comparison, Headroom, ResultRow, compare, from_plain, headroom, to_plain
-from hoi.evaluation.table import format_comparison, format_table, means_over_seeds
+from hoi.evaluation.evaluate import RunEvaluator
+from hoi.evaluation.rows import (
+    Comparison,
+    Headroom,
+    ResultRow,
+    compare,
+    format_table,
+    from_plain,
+    headroom,
+    means_over_seeds,
+    to_plain,
+)
 from hoi.files import read_json, write_atomically, write_json
 from hoi.machine import choose_device
 from hoi.matching import CEILING
@@ -68,7 +77,7 @@ class World:
 
     def differences(self) -> Iterator[str]:
         """One line a comparison, then one a way."""
-        yield from map(format_comparison, self.comparisons)
+        yield from map(str, self.comparisons)
         yield from map(str, self.ways)
 
     def failures(self) -> Iterator[str]:
@@ -79,7 +88,7 @@ class World:
         """Rows as they go into results.json."""
         own = {"world": self.seed}
         return [
-            {**row.to_dict(self.num_images), **own, "audit": audit_row(self.config, row.knobs)} for row in self.rows
+            {**row.to_dict(self.num_images), **own, "audit": audit_row(self.config, row.settings)} for row in self.rows
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +181,7 @@ def _ceiling(config: PipelineConfig, fingerprint: str) -> ResultRow:
     if kept is None:
         torch.set_num_threads(config.train.threads)
         split, device = open_split(config, config.evaluation.split), choose_device(config.train.device)
-        kept = to_plain(Grader(config, split, device).labels_on_detections())
+        kept = to_plain(RunEvaluator(config, split, device).labels_on_detections())
         write_json(file, kept)
     return from_plain(kept)
 

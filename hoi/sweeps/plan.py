@@ -38,19 +38,9 @@ from hoi.config import (
 )
 from hoi.config.loading import read_yaml, set_key
 from hoi.errors import UserError, nearest
-from hoi.evaluation.baselines import direct_vlms
+from hoi.evaluation.baselines import baseline_names
 from hoi.matching import CEILING
 from hoi.students.multilevel.settings import MultiLevelConfig
-
-BASELINES = (
-    "detector_prior",
-    "direct_clip",
-    "direct_clip_image",
-    "direct_clip_product",
-    "direct_clip_tuned",
-    "direct_clip_gated",
-)
-"""What needs no training; they stand beside the rows of every sweep."""
 
 
 class RowSection(Section):
@@ -163,7 +153,7 @@ def resolve_sweep(section: SweepSection, path: str, overrides: list[str] | tuple
 
 def untrained_rows(config: PipelineConfig) -> list[str]:
     """Rows that stand beside those of every sweep of a pipeline, its language models' among them."""
-    return [*BASELINES, *(row for scorer in direct_vlms(config.vlms) for row in scorer.rows)]
+    return baseline_names(config.vlms)
 
 
 def _resolve(row: RowSection, known: Mapping[str, SweepRow], config: PipelineConfig, path: str, where: str) -> SweepRow:

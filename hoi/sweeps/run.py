@@ -23,9 +23,10 @@ from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from hoi.evaluation.grading import Grader, Run, annotation_hashes, is_labelled, zero_shot_splits
+from hoi.evaluation.evaluate import Run, RunEvaluator, annotation_hashes, zero_shot_splits
 from hoi.evaluation.rows import ResultRow, from_plain, to_plain
 from hoi.files import json_sha256, read_json, write_json
+from hoi.labels import has_labels
 from hoi.machine import choose_device
 from hoi.sweeps.plan import Sweep, SweepRow
 from hoi.sweeps.table import SweepTable
@@ -106,10 +107,10 @@ def grade_task(
     for config_json, file in rows:
         try:
             config = PipelineConfig.model_validate_json(config_json)
-            run, grader = run_of(config, seed, Path(folder), fingerprint), _grader(_shared(config), digest)
-            split, name = grader.split, only_student(config)
-            student = run.load_student(split.text_bank, split.vocabulary, split.axes).to(grader.device)
-            (row,) = grader.run(Run(name, seed, run.student, student), with_branches=False)
+            run, evaluator = run_of(config, seed, Path(folder), fingerprint), _evaluator(_shared(config), digest)
+            split, name = evaluator.split, only_student(config)
+            student = run.load_student(split.text_bank, split.vocabulary, split.axes).to(evaluator.device)
+            (row,) = evaluator.run(Run(name, seed, run.student, student), with_branches=False)
             write_json(Path(file), to_plain(row))
         except Exception as error:
             errors[file] = reason(error)
@@ -119,8 +120,8 @@ def grade_task(
 def baselines_task(config_json: str, file: str, digest: str) -> dict[str, Any]:
     """Grades what needs no training, as `grade_task` grades a run."""
     try:
-        grader = _grader(_shared(PipelineConfig.model_validate_json(config_json)), digest)
-        write_json(Path(file), [to_plain(row) for row in grader.baselines()])
+        evaluator = _evaluator(_shared(PipelineConfig.model_validate_json(config_json)), digest)
+        write_json(Path(file), [to_plain(row) for row in evaluator.baselines()])
     except Exception as error:
         return {"errors": {file: reason(error)}}
     return {"errors": {}}
@@ -155,10 +156,10 @@ def _shared(config: PipelineConfig) -> str:
 
 
 @lru_cache(maxsize=1)
-def _grader(shared: str, digest: str) -> Grader:
+def _evaluator(shared: str, digest: str) -> RunEvaluator:
     config = PipelineConfig.model_validate_json(shared)
     torch.set_num_threads(config.train.threads)
-    return Grader(config, open_split(config, config.evaluation.split), choose_device(config.train.device))
+    return RunEvaluator(config, open_split(config, config.evaluation.split), choose_device(config.train.device))
 
 
 BASELINES = "baselines"
@@ -255,7 +256,7 @@ def _run(pool: Pool, tasks: list[Task], errors: dict[Path, str]) -> None:
 def make_plan(sweep: Sweep) -> Plan:
     """Rows and seeds to the runs that they need, with everything checked that can be before the first starts."""
     config = sweep.config
-    if not is_labelled(config):
+    if not has_labels(config.dataset):
         raise UserError(
             "a sweep compares students by average precision, and this data set has no annotations",
             where="dataset",

@@ -12,9 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from hoi.evaluation.rows import MEANS, Comparison, ResultRow, compare
-from hoi.evaluation.table import COLUMNS, means_over_seeds
-from hoi.evaluation.zero_shot import format_zero_shot, in_percent, means_of_splits, splits_of_row
+from hoi.evaluation.rows import (
+    COLUMNS,
+    MEANS,
+    Comparison,
+    ResultRow,
+    compare,
+    format_zero_shot,
+    means_over_seeds,
+    zero_shot_of,
+)
 from hoi.files import read_json, write_atomically, write_json
 from hoi.provenance import commit, library_versions
 from hoi.sweeps.plan import Sweep
@@ -84,7 +91,9 @@ class SweepTable:
                     "runs": [self._run(row.name, seed) for seed in seeds],
                 }
             )
-        baselines = [{"name": row.name, "knobs": row.knobs, **self._figures(row.name, means)} for row in self.baselines]
+        baselines = [
+            {"name": row.name, "knobs": row.settings, **self._figures(row.name, means)} for row in self.baselines
+        ]
         return {
             "name": self.sweep.name,
             "against": self.sweep.against,
@@ -92,11 +101,7 @@ class SweepTable:
             "baselines": baselines,
             "rows": students,
             "zero_shot": [
-                {
-                    "name": row.name,
-                    "seed": row.seed,
-                    **in_percent(means_of_splits(row.result, splits_of_row(row, self.zero_shot))),
-                }
+                {"name": row.name, "seed": row.seed, **zero_shot_of(row, self.zero_shot)}
                 for row in (self.rows if self.zero_shot else [])
             ],
             "failed": [{"name": name, "seed": seed, "reason": text} for (name, seed), text in self.failed.items()],
@@ -190,7 +195,7 @@ class SweepTable:
             "seed": seed,
             "folder": str(self.runs[name, seed]),
             "seconds": (read_json(self.runs[name, seed] / "run.json") or {}).get("seconds"),
-            **({} if graded is None else {"means": graded.means, "knobs": graded.knobs}),
+            **({} if graded is None else {"means": graded.means, "knobs": graded.settings}),
         }
 
     def _changes(self, name: str) -> str:

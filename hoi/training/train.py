@@ -275,7 +275,7 @@ def _supervision(
     """Annotations of the training split as targets, and those of the tuning split as judge of the checkpoints."""
     from hoi.cache.read.split import open_split
     from hoi.evaluation.hico import evaluate
-    from hoi.evaluation.zero_shot import hide
+    from hoi.labels.zero_shot import hide
     from hoi.matching import label_targets
     from hoi.scoring import score_split
 
@@ -303,8 +303,8 @@ def _supervision(
 def zero_shot_unseen(config: PipelineConfig, name: str) -> np.ndarray:
     """A zero-shot split to the ids of what it hides, int64; splits that count read the training labels."""
     from hoi.datasets import load_vocabulary
-    from hoi.evaluation.zero_shot import unseen_ids
     from hoi.labels import load_labels
+    from hoi.labels.zero_shot import unseen_ids
 
     def train_interactions() -> np.ndarray:
         return load_labels(config.dataset, config.train.split).interaction
@@ -314,8 +314,8 @@ def zero_shot_unseen(config: PipelineConfig, name: str) -> np.ndarray:
 
 def check_annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
     """The labels of the training split and of the tuning split, or what is wrong with them."""
-    from hoi.evaluation.zero_shot import check_zero_shot
     from hoi.labels import load_labels
+    from hoi.labels.zero_shot import check_zero_shot
 
     check_zero_shot(config)
     if config.evaluation.tune_split in (config.train.split, config.evaluation.split):

@@ -26,7 +26,7 @@ from hoi.cache.read.split import CacheSplit
 from hoi.cli.command_line import stage_config
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError, run_program
-from hoi.evaluation import evaluate
+from hoi.evaluation.evaluate import evaluate
 from hoi.records import ImageSignals
 from hoi.training import train
 from tests.fakes.extractors import DrawnSignals, RandomSignals
@@ -219,11 +219,11 @@ def test_a_full_disk_in_stage_three_leaves_the_old_results_whole(tmp_path: Path,
         tmp_path, cache=cache, students=STUDENT, train=ONE_SEED, evaluation={"bootstrap": 10, "split": "test"}
     )
     train.main(config)
-    evaluate.main(config)
+    evaluate(config)
     outputs = tmp_path / "outputs"
     before = {name: (outputs / name).read_bytes() for name in files(outputs)}
     with disk_of(1_000), pytest.raises(UserError, match=r"the disk is full · where: .*per_class\.json") as caught:
-        evaluate.main(config)
+        evaluate(config)
     assert "cache" not in str(caught.value)
     assert {name: (outputs / name).read_bytes() for name in files(outputs)} == before
 
@@ -238,7 +238,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, cache: dict[st
         "train": lambda: train.main(
             small_pipeline(tmp_path, cache=cache, students=STUDENT, train=ONE_SEED, output=str(tmp_path / "taken"))
         ),
-        "evaluate": lambda: evaluate.main(
+        "evaluate": lambda: evaluate(
             small_pipeline(tmp_path, cache=cache, students={}, output=str(tmp_path / "taken"))
         ),
     }

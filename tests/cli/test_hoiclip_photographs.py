@@ -12,7 +12,7 @@ import pytest
 
 from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
-from hoi.evaluation import evaluate
+from hoi.evaluation.evaluate import evaluate
 from hoi.training import train
 from tests.cli.test_photographs import example
 
@@ -37,7 +37,7 @@ def test_the_papers_student_learns_from_a_full_size_vits_maps(tmp_path: Path, mo
     head = split.text_bank.visual
     assert (head.projection.shape, head.norm.shape, head.value) == ((769, 512), (2, 768), None)
     train.main(config)
-    evaluate.main(config)
+    evaluate(config)
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())}
     for name in STUDENTS:
         assert math.isfinite(rows[name]["full"])

@@ -12,7 +12,7 @@ import pytest
 from hoi.cache.build import run as teacher_cache
 from hoi.cli import run_verb
 from hoi.config import load_config
-from hoi.evaluation import evaluate
+from hoi.evaluation.evaluate import evaluate
 from hoi.quality.run import measure_quality
 from hoi.training import train
 
@@ -58,7 +58,7 @@ def test_a_folder_and_phrases_come_out_as_a_student_and_an_estimate(
     splits = teacher_cache.build_cache(config).splits
     assert sum(split.num_images for split in splits) == NUM_PHOTOGRAPHS
     train.main(config)
-    assert "no average precision" in str(evaluate.main(config))
+    assert "no average precision" in str(evaluate(config))
     said = str(measure_quality(config, sample=1))
     assert "hug person" in said
     content = json.loads((tmp_path / "out" / "quality.json").read_text())

@@ -20,7 +20,7 @@ from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig, TorchvisionDetectorConfig, load_config
 from hoi.datasets import load_vocabulary
 from hoi.detectors import build_detector
-from hoi.evaluation import evaluate
+from hoi.evaluation.evaluate import evaluate
 from hoi.training import train
 
 pytestmark = pytest.mark.skipif(
@@ -71,7 +71,7 @@ def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: 
             assert features.shape[-1] == 256
             assert abs(features.norm(dim=-1) - 1).max() < 2e-3
     train.main(config)
-    evaluate.main(config)
+    evaluate(config)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     names = {row["name"]: row for row in rows}
     assert {"detector_prior", "direct_clip", "direct_clip_tuned", "global", "union", "human_object"} < set(names)

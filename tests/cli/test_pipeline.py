@@ -10,7 +10,7 @@ import pytest
 
 from hoi.cache.build import run as teacher_cache
 from hoi.config import TABLE_NAMES, PipelineConfig, load_config
-from hoi.evaluation import evaluate
+from hoi.evaluation.evaluate import evaluate
 from hoi.training import train
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
         config = load_config("pipeline.yaml", [*FEW, f"output={folder}", f"cache.folder={folder / 'cache'}"])
         teacher_cache.build_cache(config)
         train.main(config)
-        evaluate.main(config)
+        evaluate(config)
     return config
 
 

@@ -127,17 +127,20 @@ def test_annotations_join_by_name_and_wrong_records_are_named(folder: FolderData
     assert rare_mask(annotated, "train").all()
     for change, message in (
         ({"file_name": "x.png"}, "unknown image"),
-        ({"verb": "eat"}, "outside the vocabulary.*eat cup"),
-        ({"object_xyxy": [4, 1, 1, 4]}, "wrong box.*line 1, object_xyxy"),
-        ({"human_xyxy": "abc"}, "wrong box.*line 1, human_xyxy"),
-        ({"human_xyxy": [0, [1], 2, 3]}, "wrong box"),
-        ({"human_xyxy": [0, 0, 2, float("nan")]}, "wrong box"),
-        ({"verb": ["hold"]}, "mistyped value.*line 1, verb"),
-        ({"file_name": 3}, "mistyped value.*line 1, file_name"),
+        ({"verb": "eat"}, "outside the vocabulary"),
+        ({"object_xyxy": [4, 1, 1, 4]}, "'object_xyxy' of an annotation is reversed"),
+        ({"human_xyxy": [1, 1, 1, 4]}, "'human_xyxy' of an annotation is empty"),
+        ({"human_xyxy": "abc"}, "'human_xyxy' of an annotation is mistyped"),
+        ({"human_xyxy": [0, [1], 2, 3]}, "is no box"),
+        ({"human_xyxy": [0, 0, 2, float("nan")]}, "is not finite"),
+        ({"verb": ["hold"]}, "'verb' of an annotation is mistyped"),
+        ({"file_name": 3}, "'file_name' of an annotation is mistyped"),
     ):
         path.write_text(json.dumps(record | change) + "\n")
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError) as caught:
             load_labels(annotated, "test")
+        assert message in caught.value.what
+        assert str(caught.value.where) == f"{path}, line 1"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not a text file"):
         load_labels(annotated, "test")

@@ -22,7 +22,7 @@ from hoi.detectors import match_classes
 from hoi.errors import UserError
 from hoi.labels import has_labels, load_labels
 from hoi.labels.vcoco import unspoken, vcoco_truth
-from hoi.labels.vcoco_files import pairs_of_truth, read_labels, read_pairs, read_vcoco
+from hoi.labels.vcoco_files import join_instances, pairs_of_truth, read_labels, read_pairs
 from hoi.project.dataset_checks import check_dataset
 from hoi.prompts import interaction_prompts
 from hoi.vocabulary import NO_OBJECT
@@ -211,7 +211,8 @@ def test_the_real_files_load_and_their_counts_are_known() -> None:
         positives[split] = sum(sum(action["label"]) for action in labels.actions)
     assert people == {"train": 3932, "validation": 4499, "test": 7697}
     assert positives == {"train": 11325, "validation": 13141, "test": 22070}
-    split = read_vcoco(folder / "vcoco_test_rebuilt.json.gz", folder / "instances_vcoco_test_boxes.json.gz")
+    labels = read_labels(folder / "vcoco_test_rebuilt.json.gz")
+    split = join_instances(labels, folder / "instances_vcoco_test_boxes.json.gz")
     own = pairs_of_truth(split)
     trainval, test = (read_pairs(folder / f"instances_vcoco_{name}.json.gz") for name in ("trainval", "test"))
     assert (trainval.image_ids, test.image_ids) == (ids["trainval"], ids["test"])

@@ -11,7 +11,7 @@ import pytest
 from hoi.config import PipelineConfig, parse_config
 from hoi.config.detectors import COCO_2017
 from hoi.errors import UserError
-from hoi.evaluation.audit import UNKNOWN, audit, format_audit, format_result, main
+from hoi.evaluation.audit import UNKNOWN, AuditReport, audit, run_audit
 
 WORLD = {"name": "world", "splits": {"train": 4, "validation": 3, "test": 5}}
 TORCHVISION = {"name": "torchvision"}
@@ -41,6 +41,10 @@ ROWS = [
     row("student", supervision="teacher"),
     row("supervised", supervision="labels", tuned_on="validation", num_tried=11),
 ]
+
+
+def printed_audit(content: dict[str, Any]) -> str:
+    return str(AuditReport(content, Path("audit.json")))
 
 
 def test_each_rows_labels_follow_from_what_made_it() -> None:
@@ -109,7 +113,7 @@ def test_a_label_trained_student_is_no_zero_shot_result() -> None:
     found = audit(config, ROWS, drop)
     assert any("no zero-shot results" in warning for warning in found["warnings"])
     assert found["rare_list"].startswith("the official 138")
-    assert "loses 4 unseen and 1 seen labels" in format_audit(found)
+    assert "loses 4 unseen and 1 seen labels" in printed_audit(found)
     alone = config_of(dataset=hicodet, evaluation={"zero_shot": ["rare_first"]}, students={"student": {}})
     assert not any("no zero-shot results" in warning for warning in audit(alone, ROWS, drop)["warnings"])
 
@@ -118,7 +122,7 @@ def test_a_zero_shot_row_trains_and_chooses_without_the_unseen_and_the_audit_say
     supervised = {"supervision": "labels", "zero_shot": "rare_first"}
     rows = [*ROWS, row("hidden", **supervised, tuned_on="validation", num_tried=11)]
     found = audit(config_of(students={"hidden": supervised}), rows, {})
-    printed = format_audit(found)
+    printed = printed_audit(found)
     (line,) = [line for line in printed.splitlines() if line.startswith("hidden")]
     assert "train without rare_first's unseen  validation (11 settings) without rare_first's unseen" in line
     (others,) = [line for line in printed.splitlines() if line.startswith("supervised")]
@@ -141,10 +145,11 @@ def finished(tmp_path: Path) -> PipelineConfig:
 
 
 def test_the_audit_is_of_the_config_that_made_the_results_and_is_kept_with_them(finished: PipelineConfig) -> None:
-    found = main(finished)
+    report = run_audit(finished)
+    found = report.content
     assert found["detector"]["trained_on"] == COCO_2017
     assert json.loads((Path(finished.output) / "audit.json").read_text()) == found
-    printed = format_result(found)
+    printed = str(report)
     assert "supervised         labels       train" in printed
     assert "validation (660 settings)" in printed
 
@@ -152,12 +157,17 @@ def test_the_audit_is_of_the_config_that_made_the_results_and_is_kept_with_them(
 def test_evaluated_images_in_a_list_of_training_images_are_counted(finished: PipelineConfig, tmp_path: Path) -> None:
     names = ["world1-0-test-000003.png", "COCO_val2014_000000000294.jpg", "train/world1-0-test-000001.jpg", "x y.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(names))
-    seen = main(finished, tmp_path / "list.txt")["seen_in_training"]
+    seen = run_audit(finished, tmp_path / "list.txt").content["seen_in_training"]
     assert (seen["num_seen"], seen["num_listed"]) == (2, 4)
     (tmp_path / "list.json").write_text(json.dumps({"images": [{"file_name": name} for name in names[:2]]}))
-    found = main(finished, tmp_path / "list.json")
-    assert found["seen_in_training"] | {"list": ""} == {"list": "", "num_listed": 2, "num_evaluated": 5, "num_seen": 1}
-    assert "1 of 5 evaluated images" in format_result(found)
+    report = run_audit(finished, tmp_path / "list.json")
+    assert report.content["seen_in_training"] | {"list": ""} == {
+        "list": "",
+        "num_listed": 2,
+        "num_evaluated": 5,
+        "num_seen": 1,
+    }
+    assert "1 of 5 evaluated images" in str(report)
 
 
 @pytest.mark.parametrize("text", ['{"images": [{"file_na', '{"annotations": []}', "[1, 2]", '{"images": []}', "\n"])
@@ -166,13 +176,14 @@ def test_a_list_of_training_images_that_is_misread_is_no_clean_bill(
 ) -> None:
     (tmp_path / "list").write_text(text)
     with pytest.raises(UserError, match=r"no list of training images|names no image") as caught:
-        main(finished, tmp_path / "list")
+        run_audit(finished, tmp_path / "list")
     assert "file_name" in str(caught.value)
 
 
 def test_without_results_the_command_that_makes_them_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no results to audit .*results\.json .*next: make eval"):
-        main(config_of(tmp_path))
+    with pytest.raises(UserError) as caught:
+        run_audit(config_of(tmp_path))
+    assert (caught.value.where, caught.value.fix) == (tmp_path / "results.json", "hoi eval")
     (tmp_path / "results.json").write_text("[")
     with pytest.raises(UserError, match="no JSON"):
-        main(config_of(tmp_path))
+        run_audit(config_of(tmp_path))

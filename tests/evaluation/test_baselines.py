@@ -18,7 +18,6 @@ from hoi.evaluation.baselines import (
     GatedDirectClip,
     direct_settings,
     direct_vlms,
-    setting_knobs,
 )
 from hoi.records import PairBatch, TextBank
 from hoi.vocabulary import Vocabulary
@@ -121,9 +120,9 @@ def test_the_first_setting_is_the_teacher_as_it_comes_and_none_is_tried_twice(bi
 
 
 def test_knobs_name_the_margin_as_a_factor() -> None:
-    knobs = setting_knobs(DirectSetting("softmax", 2.0, 1), 0.5, (1.15, 1.5))
+    knobs = DirectSetting("softmax", 2.0, 1).to_dict(0.5, (1.15, 1.5))
     assert knobs == {"form": "softmax", "temperature": 2.0, "margin": 1.5, "score_exponent": 0.5}
-    assert setting_knobs(DirectSetting("softmax", 2.0, None), 0.5, (1.15, 1.5))["margin"] == "mean"
+    assert DirectSetting("softmax", 2.0, None).to_dict(0.5, (1.15, 1.5))["margin"] == "mean"
 
 
 def test_the_gate_divides_an_object_between_its_rivals() -> None:

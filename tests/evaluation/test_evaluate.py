@@ -12,15 +12,17 @@ from PIL import Image
 
 from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import open_split
-from hoi.config import PipelineConfig, parse_config
+from hoi.config import PipelineConfig, VlmConfig, parse_config
+from hoi.config.section import TABLE_NAMES
 from hoi.datasets import load_vocabulary, open_images
 from hoi.errors import UserError
-from hoi.evaluation import audit as audit_stage
-from hoi.evaluation import evaluate as stage
-from hoi.evaluation import score as score_stage
-from hoi.evaluation.grading import GATE_EXPONENTS
-from hoi.evaluation.hico import evaluate
+from hoi.evaluation import hico
+from hoi.evaluation.audit import run_audit
+from hoi.evaluation.baselines import GATE_EXPONENTS, baseline_names
+from hoi.evaluation.evaluate import EvaluationReport, evaluate, short_table
+from hoi.evaluation.score import score
 from hoi.labels import load_labels, rare_mask
+from hoi.matching import CEILING
 from hoi.scoring import score_split
 from hoi.training import train
 
@@ -64,15 +66,15 @@ def config(plain: dict[str, Any]) -> PipelineConfig:
 
 
 @pytest.fixture(scope="module")
-def report(config: PipelineConfig) -> stage.Report:
-    return stage.main(config)
+def report(config: PipelineConfig) -> EvaluationReport:
+    return evaluate(config)
 
 
 def written(config: PipelineConfig, name: str) -> Any:
     return json.loads((Path(config.output) / name).read_text())
 
 
-def test_every_method_has_its_rows(config: PipelineConfig, report: stage.Report) -> None:
+def test_every_method_has_its_rows(config: PipelineConfig, report: EvaluationReport) -> None:
     rows = written(config, "results.json")
     found = [(row["name"], row["seed"]) for row in rows]
     branches = ["global", "union", "human_object"]
@@ -94,7 +96,7 @@ def test_every_method_has_its_rows(config: PipelineConfig, report: stage.Report)
     assert knobs["direct_clip_gated"]["num_tried"] > knobs["direct_clip_tuned"]["num_tried"]
 
 
-def test_a_students_row_is_its_triplets_through_the_evaluator(config: PipelineConfig, report: stage.Report) -> None:
+def test_a_students_row_is_its_triplets_evaluated(config: PipelineConfig, report: EvaluationReport) -> None:
     split, vocabulary = open_split(config, "test"), load_vocabulary(config.dataset)
     folder = train.run_folder(config, "student", 3, split.fingerprint)
     student = folder.load_student(split.text_bank, vocabulary, split.axes)
@@ -103,7 +105,7 @@ def test_a_students_row_is_its_triplets_through_the_evaluator(config: PipelineCo
     per_class = written(config, "per_class.json")
     assert [entry["interaction"] for entry in per_class] == vocabulary.names
     for part in ("student", "ungated", "union"):
-        result = evaluate(triplets[part], labels, len(vocabulary), rare, vocabulary.is_no_interaction)
+        result = hico.evaluate(triplets[part], labels, len(vocabulary), rare, vocabulary.is_no_interaction)
         row = next(r for r in written(config, "results.json") if (r["name"], r["seed"]) == (part, 3))
         assert row["full"] == pytest.approx(100 * result.full, abs=1e-4)
         assert row["rare"] == pytest.approx(100 * result.rare, abs=1e-4)
@@ -111,7 +113,7 @@ def test_a_students_row_is_its_triplets_through_the_evaluator(config: PipelineCo
         assert shown == pytest.approx(list(100 * result.ap), abs=1e-4)
 
 
-def test_the_summary_says_how_sure_and_what_made_it(config: PipelineConfig, report: stage.Report) -> None:
+def test_the_summary_says_how_sure_and_what_made_it(config: PipelineConfig, report: EvaluationReport) -> None:
     summary = written(config, "summary.json")
     assert summary["config"]["evaluation"]["bootstrap"] == 20
     assert summary["fingerprint"] == open_split(config, "test").fingerprint
@@ -128,7 +130,7 @@ def test_the_summary_says_how_sure_and_what_made_it(config: PipelineConfig, repo
     assert set(summary["agreement"]["student"]) == {"global", "union", "human_object"}
 
 
-def test_the_printed_report_holds_table_interval_and_files(config: PipelineConfig, report: stage.Report) -> None:
+def test_the_printed_report_holds_table_and_files(config: PipelineConfig, report: EvaluationReport) -> None:
     text = str(report)
     assert "8 images" in text.splitlines()[0]
     assert "student − direct_clip_tuned: " in text
@@ -140,34 +142,51 @@ def test_the_printed_report_holds_table_interval_and_files(config: PipelineConfi
     ]
 
 
-def test_a_second_evaluation_writes_the_same_bytes(config: PipelineConfig, report: stage.Report) -> None:
+def test_the_short_table_has_students_and_strong_baselines(report: EvaluationReport) -> None:
+    names = [line.split()[0] for line in short_table(report).splitlines()[3:]]
+    assert len(names) == 8
+    assert {"student", "supervised", "other"} < set(names)
+    assert "global" not in names
+    full = {row.name: row.means["full"] for row in report.rows if row.seed is None}
+    shown = [full[name] for name in names if name in full]
+    assert min(shown) >= max(value for name, value in full.items() if name not in names)
+
+
+def test_no_student_may_take_the_name_of_a_baseline() -> None:
+    vlm = VlmConfig(backend="coca", model="m", image_scores=True, pair_scores=True)
+    assert {*baseline_names({"a": vlm}), CEILING} < TABLE_NAMES
+
+
+def test_a_second_evaluation_writes_the_same_bytes(config: PipelineConfig, report: EvaluationReport) -> None:
     before = {path: path.read_bytes() for path in report.files}
     assert [path.name for path in before] == ["per_class.json", "summary.json", "audit.json", "results.json"]
-    stage.main(config)
+    evaluate(config)
     assert {path: path.read_bytes() for path in report.files} == before
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "message"),
+    ("section", "change", "what"),
     [
-        ("train", {"seeds": [0, 3, 9]}, r"no finished training run .*student/seed-9 .*make train"),
-        ("train", {"epochs": 2}, r"training run of other settings .*epochs = 2"),
-        ("cache", {"folder": "nowhere"}, r"there is no teacher cache .*nowhere/test .*make teacher-cache"),
-        ("teacher", {"image_size_px": 64}, r"cache was made with other settings .*teacher.image_size_px"),
-        ("evaluation", {"tune_split": "test"}, r"tuning on the evaluated split .*evaluation.tune_split"),
-        ("evaluation", {"split": "exam"}, r"no split 'exam'"),
+        ("train", {"seeds": [0, 3, 9]}, "no finished training run"),
+        ("train", {"epochs": 2}, "training run of other settings"),
+        ("cache", {"folder": "nowhere"}, "there is no teacher cache"),
+        ("teacher", {"image_size_px": 64}, "cache was made with other settings"),
+        ("evaluation", {"tune_split": "test"}, "tuning on the evaluated split"),
+        ("evaluation", {"split": "exam"}, "no split 'exam'"),
+        ("evaluation", {"zero_shot": ["rare_first", "uc0"]}, "no zero-shot split 'uc0' of world"),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_line(
-    plain: dict[str, Any], section: str, change: dict[str, Any], message: str
+def test_what_cannot_be_evaluated_is_refused(
+    plain: dict[str, Any], section: str, change: dict[str, Any], what: str
 ) -> None:
     changed = {**plain, section: {**plain[section], **change}}
     changed["students"] = {"student": plain["students"]["student"]}
-    with pytest.raises(UserError, match=message):
-        stage.main(parse_config(changed, "test"))
+    with pytest.raises(UserError) as caught:
+        evaluate(parse_config(changed, "test"))
+    assert what in caught.value.what
 
 
-def test_without_annotations_agreement_is_reported_and_no_precision(tmp_path: Path, plain: dict[str, Any]) -> None:
+def test_without_annotations_only_agreement_is_reported(tmp_path: Path, plain: dict[str, Any]) -> None:
     world = parse_config(plain, "test").dataset
     scenes, names = open_images(world, "test"), load_vocabulary(world).interactions
     (tmp_path / "images").mkdir()
@@ -185,25 +204,23 @@ def test_without_annotations_agreement_is_reported_and_no_precision(tmp_path: Pa
     config = parse_config(changed, "test")
     teacher_cache.build_cache(config)
     train.main(config)
-    report = stage.main(config)
+    report = evaluate(config)
     assert report.rows == []
     assert [path.name for path in report.files] == ["summary.json"]
     assert "no average precision" in str(report)
     assert "student/human_object" in str(report)
 
 
-def test_a_supervised_student_has_no_branches_to_be_compared_with(tmp_path: Path, plain: dict[str, Any]) -> None:
+def test_a_supervised_student_has_no_branch_rows(tmp_path: Path, plain: dict[str, Any]) -> None:
     changed = {**plain, "output": str(tmp_path), "students": {"student": plain["students"]["supervised"]}}
     config = parse_config(changed, "test")
     train.main(config)
-    report = stage.main(config)
+    report = evaluate(config)
     assert [row.name for row in report.rows] == [*BASELINES, "student", "student"]
     assert [found.than for found in report.comparisons] == TUNED
 
 
-def test_every_row_says_which_labels_were_read_for_it_and_the_audit_lists_them(
-    config: PipelineConfig, report: stage.Report, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_and_audit_say_which_labels_were_read(config: PipelineConfig, report: EvaluationReport) -> None:
     rows = written(config, "results.json")
     read = {row["name"]: row["audit"]["labels_read"] for row in rows}
     assert {row["audit"]["labels_read"]["grading"] for row in rows} == {"test"}
@@ -211,32 +228,20 @@ def test_every_row_says_which_labels_were_read_for_it_and_the_audit_lists_them(
     assert {name for name in read if read[name]["tuning"]} == {*TUNED, "supervised"}
     assert {row["name"]: row["audit"]["supervision"] for row in rows}["student"] == "teacher"
     by_stage_three = written(config, "audit.json")
-    assert audit_stage.main(config) == by_stage_three == written(config, "audit.json")
+    assert run_audit(config).content == by_stage_three == written(config, "audit.json")
     assert "split `detector`" in by_stage_three["detector"]["trained_on"]
     assert "split `clip`" in by_stage_three["teacher"]["trained_on"]
 
 
-def test_the_world_has_the_four_zero_shot_splits_and_no_other(plain: dict[str, Any]) -> None:
-    wrong = parse_config({**plain, "evaluation": {"zero_shot": ["rare_first", "uc0"]}}, "test")
-    with pytest.raises(UserError, match=r"no zero-shot split 'uc0' of world .*evaluation\.zero_shot"):
-        stage.main(wrong)
-
-
-def test_predictions_that_are_saved_score_what_stage_three_says(tmp_path: Path, plain: dict[str, Any]) -> None:
+def test_saved_predictions_score_what_stage_three_says(tmp_path: Path, plain: dict[str, Any]) -> None:
     changed = {**plain, "evaluation": {"bootstrap": 5, "save_predictions": True}}
     config = parse_config(changed, "test")
-    report = stage.main(config)
+    report = evaluate(config)
     saved = [path for path in report.files if path.parent.name == "predictions"]
     assert [path.name for path in saved] == [
         f"{name}-seed-{seed}.jsonl.gz" for name in ("student", "other") for seed in (0, 3)
     ]
     (tmp_path / "pipeline.yaml").write_text(json.dumps(changed))
-    given = {
-        "dataset": "world",
-        "annotations": tmp_path / "pipeline.yaml",
-        "predictions": saved[-1],
-        "json": tmp_path / "out.json",
-    }
-    score_stage.main([part for name, value in given.items() for part in (f"--{name}", str(value))])
+    scored = score("world", tmp_path / "pipeline.yaml", saved[-1]).content
     row = next(row for row in report.rows if (row.name, row.seed) == ("other", 3))
-    assert json.loads((tmp_path / "out.json").read_text())["ap"] == pytest.approx(list(row.result.ap), abs=1e-9)
+    assert scored["ap"] == pytest.approx(list(row.result.ap), abs=1e-9)

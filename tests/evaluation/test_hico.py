@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hoi.errors import UserError
-from hoi.evaluation.hico import HicoResult, ProtocolName, evaluate, known_object_images
+from hoi.evaluation.hico import HicoResult, ProtocolName, evaluate, known_object_images, zero_shot_means
 from hoi.records import HoiLabels, Triplets
 
 NEAR, FAR, ELSEWHERE = (0, 0, 10, 10), (50, 50, 60, 60), (100, 100, 120, 130)
@@ -176,7 +176,8 @@ def test_means_leave_out_classes_without_truth_and_say_none_where_all_are() -> N
     yes, no = np.array([True, False, False]), np.array([False, True, False])
     result = HicoResult(np.array([0.5, 0.25, 0.0]), np.array([3, 1, 0]), is_rare=no, is_no_interaction=yes)
     assert (result.full, result.rare, result.non_rare, result.without_no_interaction) == (0.375, 0.25, 0.5, 0.25)
-    assert result.unseen_seen(np.array([False, False, True])) == (None, 0.375)
+    means = zero_shot_means(result, {"last": np.array([2])})["last"]
+    assert (means["unseen"], means["seen"]) == (None, 0.375)
 
 
 def test_no_prediction_and_no_truth_are_valid() -> None:

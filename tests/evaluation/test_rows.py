@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from hoi.evaluation.bootstrap import ResampledMap
-from hoi.evaluation.rows import Examiner, ResultRow, annotated_pairs, compare, from_plain, headroom, to_plain
-from hoi.evaluation.table import format_comparison, format_table
+from hoi.evaluation.rows import (
+    Evaluator,
+    ResultRow,
+    annotated_pairs,
+    compare,
+    format_table,
+    from_plain,
+    headroom,
+    to_plain,
+)
 from hoi.records import HoiLabels, Triplets
 from hoi.vocabulary import Vocabulary
 
@@ -40,8 +48,8 @@ def graded(
         interaction=np.array([0, 1, 0, 0]),
         score=np.array(score),
     )
-    examiner = Examiner(LABELS, 3, VOCABULARY, np.array([False, True]), 200, intervals=intervals)
-    return examiner.grade(name, seed, rows, {"knob": 1})
+    evaluator = Evaluator(LABELS, 3, VOCABULARY, np.array([False, True]), 200, intervals=intervals)
+    return evaluator.evaluate(name, seed, rows, {"knob": 1})
 
 
 def test_annotated_pairs_are_counted_once_however_many_interactions_they_have() -> None:
@@ -75,7 +83,7 @@ def test_a_method_that_ranks_the_stray_last_is_better_and_the_difference_says_by
     assert found.difference.high > found.difference.low
     assert found.to_dict()["num_resamples"] == 200
     plus = f"{good.means['full'] - bad.means['full']:+.2f}"
-    assert format_comparison(found).startswith(f"good − bad: {plus} mAP, 95 % interval +0.00 to +")
+    assert str(found).startswith(f"good − bad: {plus} mAP, 95 % interval +0.00 to +")
 
 
 def test_further_means_are_compared_where_they_were_resampled_and_come_back_from_disk() -> None:
@@ -86,7 +94,7 @@ def test_further_means_are_compared_where_they_were_resampled_and_come_back_from
         found = compare(rows, "good", "bad", measure)
         assert found.difference.observed == pytest.approx((good.means[measure] - bad.means[measure]) / 100)
         assert found.to_dict() == compare([good, bad], "good", "bad", measure).to_dict()
-    assert format_comparison(found).startswith("good − bad, 2+ pairs: +")
+    assert str(found).startswith("good − bad, 2+ pairs: +")
     with pytest.raises(KeyError):
         compare(rows, "good", "bad", "one_pair")
 
@@ -117,9 +125,9 @@ def test_the_table_aligns_and_gives_mean_and_spread_over_seeds() -> None:
 
 
 def test_a_mean_over_no_interaction_is_null_in_the_row_and_a_dash_in_the_table() -> None:
-    examiner = Examiner(LABELS, 3, VOCABULARY, np.array([False, False]), 10)
+    evaluator = Evaluator(LABELS, 3, VOCABULARY, np.array([False, False]), 10)
     nothing = Triplets(np.zeros(0, int), np.zeros((0, 4)), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
-    row = examiner.grade("nothing", None, nothing, {})
+    row = evaluator.evaluate("nothing", None, nothing, {})
     assert row.to_dict(3)["rare"] is None
     assert row.to_dict(3)["full"] == 0
     assert format_table([row]).splitlines()[1].split() == ["nothing", "–", "0.00", "–", "0.00", "0.00", "0.00"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS, vcoco_vocabulary
-from hoi.evaluation.summaries import vcoco_examiner, vcoco_rows
-from hoi.evaluation.vcoco import evaluate
+from hoi.evaluation.vcoco import VcocoRoles, evaluate, vcoco_rows
 from hoi.labels.vcoco_files import VcocoTruth
 from hoi.records import Triplets
 
@@ -62,5 +61,5 @@ def test_right_triplets_are_worth_one_wherever_something_is_annotated() -> None:
     for ap in (result.role_ap_s1, result.role_ap_s2):
         np.testing.assert_array_equal(ap, has_role[0].astype(float))
     np.testing.assert_array_equal(result.agent_ap, does.any(0).astype(float))
-    figures = vcoco_examiner(truth, 4, VOCABULARY)(FOUND)["vcoco"]
+    figures = VcocoRoles(truth, 4, VOCABULARY).figures(FOUND)
     assert (figures["agent_ap"], figures["role_ap_s1"], figures["role_ap_s1_24"]) == (4 / 26, 3 / 25, 3 / 24)

@@ -20,8 +20,7 @@ import pytest
 
 from hoi.datasets import hicodet
 from hoi.errors import UserError
-from hoi.labels.hicodet import HicodetAnnotations, read_annotations
-from hoi.labels.hicodet_mat import read_image_labels
+from hoi.labels.hicodet_files import HicodetAnnotations, read_annotations, read_image_labels
 from tests.fakes.hicodet import NAMES, instances_json, ppdm_json, write_json, write_mat
 
 needs_data = pytest.mark.skipif("HOI_CHECK_DATA" not in os.environ, reason="HOI_CHECK_DATA names no annotations")
@@ -127,8 +126,8 @@ def test_a_wrong_file_is_named_with_its_record(tmp_path: Path, plain: Any, messa
     [
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "no such file"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "no HICO-DET annotation file"),
-        (lambda path: path.write_bytes(gzip.compress(b"[" * 999)[:-12]), "no HICO-DET annotation file"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "no JSON"),
+        (lambda path: path.write_bytes(gzip.compress(b"[" * 999)[:-12]), "truncated or damaged"),
         (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" + b"x" * 200), "MATLAB file cannot be read"),
     ],
 )

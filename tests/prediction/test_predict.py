@@ -22,7 +22,8 @@ from hoi.cli import run_verb
 from hoi.config import PipelineConfig
 from hoi.datasets import load_vocabulary, open_images
 from hoi.errors import UserError
-from hoi.evaluation import evaluate, score
+from hoi.evaluation.evaluate import evaluate
+from hoi.evaluation.score import score
 from hoi.labels import load_labels
 from hoi.prediction import Checkpoint, Predictor
 from hoi.prediction import run as predict_module
@@ -103,10 +104,8 @@ def test_files_score_what_the_cached_evaluation_says(
     plain = {**trained.model_dump(mode="json"), "dataset": folder}
     (tmp_path / "folder.yaml").write_text(yaml.safe_dump(plain))
     predictions = tmp_path / "out" / "predictions.jsonl"
-    by_files = score.main(
-        ["--dataset", "world", "--annotations", str(tmp_path / "folder.yaml"), "--predictions", str(predictions)]
-    )
-    evaluate.main(trained)
+    by_files = score("world", tmp_path / "folder.yaml", predictions)
+    evaluate(trained)
     rows = json.loads((Path(trained.output) / "results.json").read_text())
     [cached] = [row["full"] for row in rows if row["name"] == "best"]
     assert cached > 1

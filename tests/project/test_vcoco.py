@@ -12,7 +12,7 @@ from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig, load_config
 from hoi.datasets import load_vocabulary
-from hoi.evaluation import evaluate
+from hoi.evaluation.evaluate import evaluate
 from hoi.training import train
 from tests.fakes.vcoco import COUNTS, write_annotations, write_detections, write_images
 
@@ -61,7 +61,7 @@ def test_vcoco_goes_through_all_three_stages(
     np.testing.assert_array_equal(batch.union_feature[is_itself], batch.human_feature[is_itself])
 
     annotated = pipeline(tmp_path, f"dataset.annotations={write_annotations(tmp_path / 'vcoco')}")
-    report = str(evaluate.main(annotated))
+    report = str(evaluate(annotated))
     assert "V-COCO's evaluation in percent" in report
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"direct_clip", "student", "union"} <= {row["name"] for row in rows}

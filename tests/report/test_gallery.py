@@ -6,7 +6,7 @@ import numpy as np
 
 from hoi.evaluation.hico import match
 from hoi.records import HoiLabels, Triplets
-from hoi.report.gallery import Judge, choose_images
+from hoi.report.gallery import PairChooser, choose_images
 from hoi.vocabulary import NO_INTERACTION, Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -30,8 +30,8 @@ def triplets(rows: list[tuple[int, int, int, float]]) -> Triplets:
 def test_as_many_triplets_are_shown_as_are_annotated_and_the_rest_is_missed() -> None:
     truth = labels([(1, 0, 0), (1, 0, 1), (1, 1, 2), (1, 2, 3), (0, 0, 2)])
     found = triplets([(1, 0, 0, 0.9), (1, 0, 3, 0.95), (1, 0, 1, 0.5), (1, 2, 2, 0.7), (1, 1, 2, 0.4), (0, 0, 2, 0.99)])
-    judge = Judge(VOCABULARY, truth)
-    shown = judge.show(1, found, match(found, truth, len(VOCABULARY), protocol="official"))
+    chooser = PairChooser(VOCABULARY, truth)
+    shown = chooser.choose(1, found, match(found, truth, len(VOCABULARY), protocol="official"))
     assert [(one.pair.verdict, one.line) for one in shown] == [
         ("right", "hold + sit on ball (0.90, 0.50)"),
         ("wrong", "kick ball (0.70)"),
@@ -42,13 +42,13 @@ def test_as_many_triplets_are_shown_as_are_annotated_and_the_rest_is_missed() ->
 
 def test_without_labels_the_best_are_shown_and_nothing_is_judged() -> None:
     found = triplets([(0, 0, 0, 0.1), (0, 0, 1, 0.2), (0, 1, 0, 0.3), (0, 2, 3, 0.9), (0, 2, 0, 0.4)])
-    shown = Judge(VOCABULARY, None).show(0, found, None)
+    shown = PairChooser(VOCABULARY, None).choose(0, found, None)
     assert [(one.pair.verdict, one.line) for one in shown] == [
         (None, "hold ball (0.40)"),
         (None, "hold ball (0.30)"),
         (None, "sit on ball (0.20)"),
     ]
-    assert Judge(VOCABULARY, None).show(1, found, None) == []
+    assert PairChooser(VOCABULARY, None).choose(1, found, None) == []
 
 
 def test_the_largest_leads_and_lags_are_taken_and_the_lot_falls_among_the_others() -> None:

@@ -18,10 +18,10 @@ from hoi.cache.build import run as teacher_cache
 from hoi.config import PipelineConfig, parse_config
 from hoi.datasets import open_images
 from hoi.errors import UserError
-from hoi.evaluation import evaluate
+from hoi.evaluation.evaluate import evaluate
 from hoi.labels import load_labels
-from hoi.report import build as stage
-from hoi.report.methods import shown_student
+from hoi.report.build import write_report
+from hoi.report.finished import shown_student
 from hoi.training import train
 from hoi.world import INTERACTIONS
 
@@ -86,7 +86,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     config = parse_config(plain, "test")
     teacher_cache.build_cache(config)
     train.main(config)
-    evaluate.main(config)
+    evaluate(config)
     return plain
 
 
@@ -100,7 +100,7 @@ def page(config: PipelineConfig) -> Path:
     sweep = Path(config.output) / "sweeps" / "gates" / "table.json"
     sweep.parent.mkdir(parents=True)
     sweep.write_text(json.dumps(sweep_table(written(config, "summary.json"))))
-    return stage.main(config).file
+    return write_report(config).file
 
 
 def written(config: PipelineConfig, name: str) -> Any:
@@ -213,7 +213,7 @@ def test_the_settings_on_the_page_are_the_pipeline_file_that_made_it(config: Pip
 
 
 def test_a_second_report_writes_the_same_bytes(config: PipelineConfig, page: Path, tmp_path: Path) -> None:
-    assert stage.main(config, tmp_path / "again.html").file.read_bytes() == page.read_bytes()
+    assert write_report(config, tmp_path / "again.html").file.read_bytes() == page.read_bytes()
 
 
 def test_without_annotations_there_is_agreement_and_a_gallery_and_no_figure_of_quality(
@@ -223,8 +223,8 @@ def test_without_annotations_there_is_agreement_and_a_gallery_and_no_figure_of_q
     changed = {"dataset": dataset, "output": str(tmp_path), "students": {"first": {"width": 16}}, "name": "unlabelled"}
     config = parse_config({**plain, **changed}, "test")
     train.main(config)
-    evaluate.main(config)
-    _, reader = read(stage.main(config).file)
+    evaluate(config)
+    _, reader = read(write_report(config).file)
     text = "".join(reader.text)
     assert "There are no annotations, so nothing says which are right." in text
     assert "average precision" not in text.lower()
@@ -234,7 +234,7 @@ def test_without_annotations_there_is_agreement_and_a_gallery_and_no_figure_of_q
     moved = Path(plain["dataset"]["images"])
     moved.rename(moved.with_name("elsewhere"))
     try:
-        report = stage.main(config)
+        report = write_report(config)
     finally:
         moved.with_name("elsewhere").rename(moved)
     assert re.match(r"no pictures: \d+ images cannot be read, such as .*: the file is missing", report.notes[0])
@@ -244,24 +244,24 @@ def test_without_annotations_there_is_agreement_and_a_gallery_and_no_figure_of_q
 
 
 def test_what_cannot_be_reported_is_said(plain: dict[str, Any], config: PipelineConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there are no results to report · where: .*summary\.json .* next: make eval"):
-        stage.main(parse_config({**plain, "output": str(tmp_path)}, "test"))
+    with pytest.raises(UserError, match=r"there are no results · where: .*summary\.json .* next: hoi eval"):
+        write_report(parse_config({**plain, "output": str(tmp_path)}, "test"))
     other = {**plain, "train": {"seeds": [0, 3], "epochs": 2}, "pairs": {"max_humans": 3, "max_objects": 5}}
     with pytest.raises(UserError, match=r"other settings .* got: .* pairs\.max_objects, train\.epochs · next"):
-        stage.main(parse_config(other, "test"))
+        write_report(parse_config(other, "test"))
     for name in ("summary.json", "results.json", "per_class.json", "audit.json"):
         shutil.copy(Path(config.output) / name, tmp_path)
     shutil.copytree(Path(config.output) / "runs", tmp_path / "runs")
     (tmp_path / "table.json").write_text("{}")
     elsewhere = config.model_copy(update={"output": str(tmp_path)})
     with pytest.raises(UserError, match=r"this is no table of a sweep · where: .*table\.json"):
-        stage.main(elsewhere, sweeps=[tmp_path / "table.json"])
+        write_report(elsewhere, sweeps=[tmp_path / "table.json"])
     results = written(elsewhere, "results.json")
     for row in results:
         row["full"] += 1.0
     (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(UserError, match=r"'student', scored again, has another mAP than the results say .* make eval"):
-        stage.main(elsewhere)
+    with pytest.raises(UserError, match=r"'student', scored again, has another mAP than the results say .* hoi eval"):
+        write_report(elsewhere)
     assert not (tmp_path / "report.html").exists()
 
 

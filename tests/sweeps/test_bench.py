@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from hoi.errors import UserError
+from hoi.evaluation.baselines import baseline_names
 from hoi.sweeps import bench
 from hoi.sweeps import run as sweep_runs
-from hoi.sweeps.plan import BASELINES, Bench, load_bench
+from hoi.sweeps.plan import Bench, load_bench
 from tests.fakes.extractors import DrawnSignals
 from tests.fakes.pipelines import small_pipeline, write_pipeline
 
@@ -66,7 +67,7 @@ def test_every_row_of_every_world_is_there_with_its_differences_and_a_second_ben
 ) -> None:
     report = bench.main(load(tmp_path), DrawnSignals)
     rows = written(tmp_path, "results.json")
-    names = [*BASELINES, "plain", "plain", "alone", "alone", "labels_on_detections"]
+    names = [*baseline_names({}), "plain", "plain", "alone", "alone", "labels_on_detections"]
     assert [(row["world"], row["name"]) for row in rows] == [(seed, name) for seed in (3, 7) for name in names]
     assert {"full", "rare", "several_pairs", "num_images", "num_positives", "knobs", "audit"} < set(rows[0])
     found = {(row["world"], row["name"], row["seed"]): row for row in rows}

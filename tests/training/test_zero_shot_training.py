@@ -17,8 +17,9 @@ from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig
 from hoi.datasets import load_vocabulary
 from hoi.errors import UserError
-from hoi.evaluation import evaluate, grading
-from hoi.evaluation.zero_shot import unseen_ids
+from hoi.evaluation import evaluate as stage_three
+from hoi.evaluation.evaluate import evaluate
+from hoi.labels.zero_shot import unseen_ids
 from hoi.records import HoiLabels, ImageSignals, VisualHead
 from hoi.students.hoiclip.model import HoiclipStudent
 from hoi.training import train
@@ -134,8 +135,8 @@ def test_the_priors_exponent_is_chosen_without_one_unseen_label(
 
     found = []
     for read in (READ, changed):
-        monkeypatch.setattr(grading, "load_labels", read)
-        found.append({row.name: row.knobs for row in evaluate.main(config).rows})
+        monkeypatch.setattr(stage_three, "load_labels", read)
+        found.append({row.name: row.settings for row in evaluate(config).rows})
     as_they_are, unseen_changed = found
     for name, reads_unseen in (("hidden", False), ("sees_all", True), ("direct_clip_tuned", True)):
         before, after = as_they_are[name], unseen_changed[name]
@@ -210,7 +211,7 @@ def test_stage_three_reports_unseen_and_seen_of_a_students_own_split(tmp_path: P
     students = {"hidden": ZERO_SHOT, "sees_all": {**ZERO_SHOT, "zero_shot": None}}
     config = pipeline(tmp_path, cache, students=students, evaluation={"bootstrap": 5, "zero_shot": ["unseen_object"]})
     train.main(config)
-    report = evaluate.main(config)
+    report = evaluate(config)
     assert list(report.zero_shot) == ["unseen_object", "unseen_verb"]
     lines = str(report).splitlines()
     of_hidden = [line.split()[1] for line in lines if line.startswith("hidden ") and "unseen_" in line]

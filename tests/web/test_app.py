@@ -25,7 +25,7 @@ from PIL import Image
 from hoi.config import PipelineConfig, WorldDataset
 from hoi.datasets import open_images
 from hoi.errors import UserError
-from hoi.evaluation import score
+from hoi.evaluation.score import score
 from hoi.prediction import Checkpoint, Predictor
 
 pytest.importorskip("starlette", reason="starlette is not installed (the extra app)")
@@ -502,8 +502,7 @@ def test_in_chromium_fifty_marks_are_kept_and_scored(browser: Any, site: Site, t
             assert 0 <= share["low"] < share["value"] < share["high"] <= 1
 
     folder = Path(report.files[0]).parent
-    given = ["--dataset", "folder", "--annotations", str(folder / "annotations.jsonl")]
-    found = score.main([*given, "--predictions", str(folder / "checked.jsonl")]).content
+    found = score("folder", folder / "annotations.jsonl", folder / "checked.jsonl").content
     checked = [json.loads(line) for line in (folder / "checked.jsonl").read_text().splitlines()]
     assert len(checked) == found["num_predictions"] == 49
     assert sum(found["num_positives"]) == sum(line["verdict"] == "right" for line in checked) > 10

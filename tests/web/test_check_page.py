@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hoi.errors import UserError
-from hoi.evaluation import score
+from hoi.evaluation.score import score
 from hoi.world import SIZE_PX
 from tests.fakes.pipelines import small_pipeline
 
@@ -35,17 +35,17 @@ def test_predictions_of_a_folder_are_scored_as_worked_out_by_hand(tmp_path: Path
         {**box, **hold, "score": 0.1},
         {**box, "file_name": "b.png", "verb": "eat", "object": "apple", "score": 1.0},
     ]
-    given = ["--dataset", "folder", "--annotations", str(truth)]
-    given += ["--predictions", str(write(tmp_path / "predictions.jsonl", predictions))]
-    content = score.main(given).content
+    predicted = write(tmp_path / "predictions.jsonl", predictions)
+    content = score("folder", truth, predicted).content
     assert content["interactions"] == ["eat apple", "hold cup", "ride horse"]
     # The wrong box comes first, so riding has precision 1/2 at every recall; eating has no truth and is in no mean.
     assert content["ap"] == pytest.approx([0, 1, 0.5])
     assert content["full"] == pytest.approx(0.75)
     write(truth, [{**box, **ride, "object_xyxy": [3, 3, 1, 9]}])
     with pytest.raises(UserError) as caught:
-        score.main(given)
-    assert str(caught.value.where).endswith("truth.jsonl, line 1, object_xyxy")
+        score("folder", truth, predicted)
+    assert caught.value.what == "'object_xyxy' of an annotation is reversed"
+    assert caught.value.where == f"{truth}, line 1"
 
 
 def test_predictions_outside_the_folder_and_wrong_options_are_refused(tmp_path: Path) -> None:
