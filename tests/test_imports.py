@@ -37,9 +37,8 @@ RANK = {f"hoi.{name}".replace("hoi.hoi", "hoi"): rank for rank, names in enumera
 READ_LABELS = {"hoi.evaluation", "hoi.project", "hoi.sweeps", "hoi.labels"}
 BY_NAME = {
     ("hoi.training.train", "hoi.evaluation.hico", "lazy"),
-    ("hoi.training.train", "hoi.evaluation.zero_shot", "lazy"),
 }
-"""`supervision: labels` hides a zero-shot split's labels and evaluates while it trains."""
+"""`supervision: labels` evaluates while it trains."""
 HOMES = {"h5py": "hoi/cache/shard.py", "dask": "hoi/cache/build/pool.py", "distributed": "hoi/cache/build/pool.py"}
 
 
