@@ -117,7 +117,8 @@ def shown_student(config: PipelineConfig) -> str:
         UserError: there is none.
     """
     if not config.students:
-        raise UserError("the results hold no student", where="students", fix=f"add one, then {command('train')} and {command('eval')}")
+        fix = f"add one, then {command('train')} and {command('eval')}"
+        raise UserError("the results hold no student", where="students", fix=fix)
     free = [name for name, settings in config.students.items() if settings.supervision == "teacher"]
     return next((name for name in PREFERRED if name in free), (free or list(config.students))[0])
 
