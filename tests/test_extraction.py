@@ -1,4 +1,4 @@
-"""From images to records: laws with small teachers, then a trained one on photographs where these are at hand."""
+"""Pairs of detections, and the extractor: from images to records."""
 
 from __future__ import annotations
 
@@ -16,13 +16,55 @@ from PIL import Image
 
 import hoi.extraction
 from hoi.boxes import union_boxes
-from hoi.config import parse_config
+from hoi.config import PairsConfig, parse_config
 from hoi.crops import crop_windows, cut_crop
-from hoi.extraction import Extractor
-from hoi.records import ImageSignals
+from hoi.extraction import Extractor, pair_detections
+from hoi.records import Detections, ImageSignals
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
 from tests.fakes.models import TOWERS, teacher_config, write_clip
+
+PERSON, DOG = 0, 1
+
+
+def detections(*found: tuple[int, float]) -> Detections:
+    labels, scores = zip(*found, strict=True) if found else ((), ())
+    boxes = np.tile(np.array([[0, 0, 5, 5]], np.float32), (len(found), 1))
+    return Detections(boxes, np.array(scores, np.float32), np.array(labels, np.int64))
+
+
+def pairs(found: Detections, **settings: float) -> list[list[int]]:
+    return pair_detections(found, PERSON, PairsConfig(**settings)).tolist()
+
+
+def test_two_people_and_an_object_make_four_pairs() -> None:
+    found = detections((PERSON, 0.9), (DOG, 0.8), (PERSON, 0.7))
+    assert pairs(found) == [[0, 1], [0, 2], [2, 0], [2, 1]]
+
+
+def test_a_person_alone_an_object_alone_and_nothing_make_no_pair() -> None:
+    for found in (detections((PERSON, 0.9)), detections((DOG, 0.9)), detections()):
+        result = pair_detections(found, PERSON, PairsConfig())
+        assert result.shape == (0, 2)
+        assert result.dtype == np.int32
+
+
+def test_each_human_pairs_with_itself_where_that_is_asked_for() -> None:
+    found = detections((PERSON, 0.9), (DOG, 0.8), (PERSON, 0.7))
+    result = pair_detections(found, PERSON, PairsConfig(), with_itself=True)
+    assert result.tolist() == [[0, 0], [0, 1], [0, 2], [2, 0], [2, 1], [2, 2]]
+    assert pair_detections(detections((PERSON, 0.9)), PERSON, PairsConfig(), with_itself=True).tolist() == [[0, 0]]
+
+
+def test_detections_below_min_score_make_no_pair() -> None:
+    found = detections((PERSON, 0.9), (DOG, 0.5), (DOG, 0.25), (PERSON, 0.1))
+    assert pairs(found, min_score=0.25) == [[0, 1], [0, 2]]
+
+
+def test_only_the_best_humans_and_the_best_objects_are_kept() -> None:
+    found = detections((PERSON, 0.9), (PERSON, 0.8), (DOG, 0.7), (PERSON, 0.6), (DOG, 0.5))
+    assert pairs(found, max_humans=2, max_objects=1) == [[0, 1], [0, 2], [1, 0], [1, 2]]
+
 
 VOCABULARY = Vocabulary(
     ("person", "sports ball", "dog"),
@@ -137,7 +179,7 @@ def norms(array: np.ndarray) -> np.ndarray:
     return np.linalg.norm(array.astype(np.float32), axis=-1)
 
 
-def test_embeddings_have_unit_norm_even_of_boxes_without_area_and_detections_in_no_pair_have_no_crop(
+def test_embeddings_have_unit_norm_even_of_empty_boxes(
     records: dict[str, ImageSignals],
 ) -> None:
     num_zero = 0
@@ -153,9 +195,7 @@ def test_embeddings_have_unit_norm_even_of_boxes_without_area_and_detections_in_
     assert num_zero == 2  # a person below the pairs' threshold, and a ball without a person
 
 
-def test_a_detection_has_the_embedding_of_its_own_crop_at_the_first_margin(
-    folder: Path, records: dict[str, ImageSignals]
-) -> None:
+def test_a_detection_has_the_embedding_of_its_own_crop(folder: Path, records: dict[str, ImageSignals]) -> None:
     teacher = build_teacher(teacher_config(folder), "cpu")
     for name, image in zip(*images(), strict=True):
         record = records[name]
@@ -174,9 +214,7 @@ def test_a_detection_left_out_of_the_pairs_moves_no_others_crop(folder: Path, re
     assert not record.detection_feature[[1, 3]].any()
 
 
-def test_crops_are_the_last_level_and_a_unions_crop_is_its_embedding_at_the_first_margin(
-    folder: Path, records: dict[str, ImageSignals]
-) -> None:
+def test_crops_are_the_last_level_of_features(folder: Path, records: dict[str, ImageSignals]) -> None:
     alone = {record.image_id: record for record in build(folder, regions=["crop"]).extract(*images())}
     for name, record in records.items():
         assert record.union_feature[:, 2].tobytes() == record.union_embedding[:, 0].tobytes()
@@ -293,9 +331,7 @@ def test_images_are_asked_for_a_few_at_a_time_and_let_go(extractor: Extractor, m
     assert max(held) <= 4
 
 
-def test_nearly_equal_crops_are_encoded_once_where_that_is_asked_for(
-    folder: Path, records: dict[str, ImageSignals]
-) -> None:
+def test_nearly_equal_crops_are_encoded_once_if_asked(folder: Path, records: dict[str, ImageSignals]) -> None:
     merged = build(folder, regions=["crop"], crop={"margins": [1.15, 1.0], "merge_px": 8.0})
     assert merged.provenance()["teacher"] == {
         **build(folder, regions=["crop"]).provenance()["teacher"],  # type: ignore[dict-item]

@@ -111,14 +111,16 @@ def looked_up(registry: Registry[Any], key: str, default: str | None = None) -> 
     """
 
     def validate(value: Any, of_base: Callable[[Any], Any]) -> Any:
-        name = value.get(key, default) if isinstance(value, dict) else None
-        if name is None:
+        if not isinstance(value, dict):
             return of_base(value)
+        name = value.get(key, default)
+        if name is None:
+            missing = InitErrorDetails(type="missing", loc=(key,), input=value)
+            raise ValidationError.from_exception_data(registry.kind, [missing])
         if name not in registry:
-            error = _error(
-                "unknown_name", f"there is no {registry.kind} of this name", key, name, nearest(str(name), registry)
-            )
-            raise ValidationError.from_exception_data(registry.kind, [error])
+            what = f"there is no {registry.kind} of this name"
+            unknown = _error("unknown_name", what, key, name, nearest(str(name), registry))
+            raise ValidationError.from_exception_data(registry.kind, [unknown])
         return registry[name].model_validate(value)
 
     return WrapValidator(validate)

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> FolderDataset:
     return FolderDataset(name="folder", images=str(tmp_path / "images"), vocabulary=str(tmp_path / "vocabulary.yaml"))
 
 
-def test_modes_orientation_and_transparency_come_out_as_upright_rgb(tmp_path: Path) -> None:
+def test_all_image_modes_come_out_as_upright_rgb(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to view
     Image.new("RGB", (8, 4), (200, 0, 0)).save(tmp_path / "turned.jpg", exif=exif)
@@ -96,7 +96,7 @@ def test_a_name_that_is_no_text_is_refused_before_anything_runs(tmp_path: Path) 
         list_images(str(tmp_path))
 
 
-def test_unknown_split_empty_folder_and_wrong_vocabulary_are_refused(folder: FolderDataset, tmp_path: Path) -> None:
+def test_wrong_split_folder_and_vocabulary_are_refused(folder: FolderDataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no split 'val'.*train or validation or test"):
         open_images(folder, "val")
     (tmp_path / "none").mkdir()

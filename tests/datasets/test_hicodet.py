@@ -1,7 +1,9 @@
-"""HICO-DET as a data set: a folder of images without any label, splits, lists, and labels joined by name."""
+"""HICO-DET: images, splits and labels joined by name; names, counts and zero-shot lists as published."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from hoi.cache.fingerprint import request_parts, settings_parts
 from hoi.cache.plan import splits_of
 from hoi.config import HicodetDataset, HicodetFiles, PipelineConfig, load_config
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
-from hoi.datasets.hicodet import rare
+from hoi.datasets import hicodet as lists
+from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare, train_counts, unseen
 from hoi.errors import UserError
 from hoi.labels import has_labels, load_labels, rare_mask
 from tests.fakes.hicodet import NAMES, instances_json, ppdm_json, write_json, write_mat, write_tree
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def hicodet(root: Path, **settings: Any) -> HicodetDataset:
 
 
 @pytest.mark.parametrize("above", [False, True])
-def test_images_come_from_the_folders_alone_and_train_and_validation_share_one(tree: Path, above: bool) -> None:
+def test_train_and_validation_share_one_folder(tree: Path, above: bool) -> None:
     config = hicodet(tree.parent if above else tree)
     ids = {split: list(open_images(config, split).image_ids) for split in config.splits}
     assert ids["test"] == sorted(NAMES)
@@ -88,7 +93,7 @@ def test_a_tree_of_another_layout_is_refused_with_the_layout(tree: Path) -> None
 
 
 @pytest.mark.parametrize("place", ["instances_test2015.json", "annotations/test_hico.json", "anno_bbox.mat"])
-def test_labels_join_the_images_by_name_whatever_the_order_of_the_file(tree: Path, place: str) -> None:
+def test_labels_join_the_images_by_name_in_any_order(tree: Path, place: str) -> None:
     (tree / "annotations").mkdir()
     path = tree / place
     if path.suffix == ".mat":
@@ -106,7 +111,7 @@ def test_labels_join_the_images_by_name_whatever_the_order_of_the_file(tree: Pat
     assert rare().sum() == 138
 
 
-def test_training_labels_are_shared_between_train_and_validation_by_image(tree: Path) -> None:
+def test_training_labels_follow_their_images_into_splits(tree: Path) -> None:
     names = [f"HICO_train2015_{k:08d}.jpg" for k in range(1, 41)]
     pair = {"boxes_h": [[1, 1, 9, 9]], "boxes_o": [[2, 2, 8, 8]], "hoi": [245]}
     path = write_json(tree.parent / "x.json", {"filenames": names, "annotation": [pair] * 40})
@@ -115,7 +120,7 @@ def test_training_labels_are_shared_between_train_and_validation_by_image(tree: 
         assert load_labels(config, split).image.tolist() == list(range(len(open_images(config, split).image_ids)))
 
 
-def test_annotated_images_that_are_not_there_are_refused_unless_a_list_leaves_them_out(tree: Path) -> None:
+def test_missing_annotated_images_are_refused_unless_unlisted(tree: Path) -> None:
     write_json(tree / "instances_test2015.json", instances_json())
     (tree / "images" / "test2015" / NAMES[0]).unlink()
     with pytest.raises(UserError, match=f"1 annotated images of test2015.*no {NAMES[0]}.*image_lists.test2015"):
@@ -128,10 +133,10 @@ def test_annotated_images_that_are_not_there_are_refused_unless_a_list_leaves_th
 
 
 def pipeline(root: Path, **settings: Any) -> PipelineConfig:
-    return load_config("pipeline.yaml").model_copy(update={"dataset": hicodet(root, **settings)})
+    return load_config(ROOT / "pipeline.yaml").model_copy(update={"dataset": hicodet(root, **settings)})
 
 
-def test_places_do_not_enter_the_fingerprint_and_shares_are_in_the_ids(tree: Path) -> None:
+def test_places_do_not_enter_the_fingerprint(tree: Path) -> None:
     one = pipeline(tree)
     other = pipeline(tree.parent, annotations=HicodetFiles(test2015="/b"), image_lists=HicodetFiles(train2015="/c"))
     assert request_parts(one) == request_parts(other)
@@ -146,3 +151,107 @@ def test_a_turned_photograph_is_read_upright(tree: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tree / "images" / "test2015" / NAMES[0], exif=exif)
     assert open_images(hicodet(tree), "test").read(0).shape == (64, 48, 3)
+
+
+CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))
+TEST_FILE = CHECK_DATA / "annotations/hicodet_instances_test2015.json"
+FIGURES = {
+    "rare_first": (120, 345, 836),
+    "non_rare_first": (120, 82_712, 21_259),
+    "unseen_object": (100, 17_281, 4_988),
+    "unseen_verb": (84, 24_349, 6_580),
+}
+"""Unseen interactions, and their annotated pairs in the training and the test split."""
+
+
+def test_the_vocabulary_is_hicos_own_in_number_and_order() -> None:
+    vocabulary = hicodet_vocabulary()
+    assert (len(vocabulary), len(vocabulary.objects), len(vocabulary.verbs)) == (600, 80, 117)
+    assert vocabulary.interactions[0] == ("board", "airplane")
+    assert vocabulary.interactions[599] == ("no_interaction", "zebra")
+    assert vocabulary.is_no_interaction.sum() == 80
+    assert set(vocabulary.object_of.tolist()) == set(range(80))
+    underscored = [name.replace(" ", "_") for name in vocabulary.objects]
+    assert underscored == sorted(underscored)
+    assert list(vocabulary.verbs) == sorted(vocabulary.verbs)
+
+
+def test_every_object_has_the_name_that_a_coco_detector_gives_it() -> None:
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
+
+    categories = FasterRCNN_ResNet50_FPN_V2_Weights.DEFAULT.meta["categories"]
+    assert set(hicodet_vocabulary().objects) == set(categories) - {"__background__", "N/A"}
+
+
+def test_rare_interactions_are_the_official_138() -> None:
+    assert rare().sum() == 138
+    assert train_counts().sum() == 117_871
+    assert np.flatnonzero(rare())[:5].tolist() == [8, 22, 27, 44, 50]
+
+
+@pytest.mark.parametrize("split", FIGURES)
+def test_a_zero_shot_split_hides_as_much_as_published(split: str) -> None:
+    ids = unseen(split)
+    assert (len(ids), train_counts()[ids].sum(), lists.test_counts()[ids].sum()) == FIGURES[split]
+
+
+def test_every_list_is_whole_and_holds_what_its_name_says() -> None:
+    vocabulary = hicodet_vocabulary()
+    for split in UNSEEN_SHA256:
+        ids = unseen(split)
+        assert len(set(ids.tolist())) == len(ids)
+        assert 0 <= ids.min() <= ids.max() < 600
+    hidden = np.isin(np.arange(600), unseen("unseen_object"))
+    assert len(set(vocabulary.object_of[hidden]) & set(vocabulary.object_of[~hidden])) == 0
+    hidden = np.isin(np.arange(600), unseen("unseen_verb"))
+    assert len(set(vocabulary.verb_of[hidden]) & set(vocabulary.verb_of[~hidden])) == 0
+    assert (train_counts()[unseen("rare_first")] < 10).all()
+    assert (train_counts()[unseen("non_rare_first")] >= 10).all()
+    for split in ("uc0", "uc1", "uc2", "uc3", "uc4"):
+        seen = ~np.isin(np.arange(600), unseen(split))
+        assert set(vocabulary.object_of[seen]) == set(range(80))
+
+
+def test_an_unknown_split_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"no zero-shot split 'rf_uc' .*rare_first.*non_rare_first"):
+        unseen("rf_uc")
+
+
+def test_a_changed_list_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    facts = json.loads((lists.DATA / "hicodet_label_facts.json").read_text())
+    facts["unseen"]["uc0"][0] += 1
+    (tmp_path / "hicodet_label_facts.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(lists, "DATA", tmp_path)
+    lists._read.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"'uc0' was changed .*expected: SHA-256 e07e.*next: install"):
+            unseen("uc0")
+        assert len(unseen("uc1")) == 120
+    finally:
+        lists._read.cache_clear()
+
+
+@pytest.mark.skipif(not TEST_FILE.is_file(), reason="needs HOI_CHECK_DATA: the real test annotations")
+def test_lists_agree_with_the_real_test_annotations() -> None:
+    real = json.loads(TEST_FILE.read_text())
+    vocabulary = hicodet_vocabulary()
+    assert [name.replace(" ", "_") for name in vocabulary.objects] == real["objects"]
+    assert list(vocabulary.verbs) == real["verbs"]
+    expected = [
+        [k, int(o), int(v)] for k, (o, v) in enumerate(zip(vocabulary.object_of, vocabulary.verb_of, strict=True))
+    ]
+    assert real["correspondence"] == expected
+    assert np.flatnonzero(rare()).tolist() == real["rare"]
+    counts = np.bincount([k for image in real["annotation"] for k in image["hoi"]], minlength=600)
+    np.testing.assert_array_equal(lists.test_counts(), counts)
+    for split, (_, _, num_test) in FIGURES.items():
+        assert counts[unseen(split)].sum() == num_test
+
+
+def test_the_document_states_every_split_as_it_is() -> None:
+    document = (ROOT / "docs/zero-shot.md").read_text()
+    for split, digest in UNSEEN_SHA256.items():
+        ids = unseen(split)
+        train, test = train_counts()[ids].sum(), lists.test_counts()[ids].sum()
+        line = next(line for line in document.splitlines() if line.startswith(f"| `{split}` |"))
+        assert line.endswith(f"| {len(ids)} | {train:,} | {test:,} | `{digest}` |")

@@ -56,7 +56,7 @@ def test_the_splits_are_vcocos_own_and_need_no_annotation(tmp_path: Path) -> Non
     assert set(tenth) < ids["test"]
 
 
-def test_images_are_found_in_the_layouts_of_2014_and_2017_and_in_one_folder(tree: VcocoDataset, tmp_path: Path) -> None:
+def test_images_are_found_in_all_coco_layouts(tree: VcocoDataset, tmp_path: Path) -> None:
     first, second, third, _ = ids_of("test")
     assert open_images(tree, "test").image_ids == [str(number) for number in ids_of("test")]
     expected = [open_images(tree, "test").read(row) for row in range(3)]
@@ -88,7 +88,7 @@ def test_places_of_files_are_no_part_of_what_a_cache_holds(tree: VcocoDataset, t
     assert parts(tree) != parts(vcoco(tmp_path, max_image_pixels=1))
 
 
-def test_every_key_has_its_own_phrases_and_both_roles_of_an_action_differ() -> None:
+def test_every_key_has_its_own_phrases() -> None:
     vocabulary, every = vcoco_vocabulary("common_sense"), vcoco_vocabulary("all")
     assert (len(vocabulary), len(every)) == (370, 25 * 80 + 4)
     assert set(vocabulary.interactions) < set(every.interactions)
@@ -114,7 +114,7 @@ def test_every_key_has_its_own_phrases_and_both_roles_of_an_action_differ() -> N
     assert listed <= set(COCO_OBJECTS)
 
 
-def test_prompts_of_actions_without_object_name_none_and_detectors_need_not_know_it() -> None:
+def test_actions_without_object_need_no_object_to_be_detected() -> None:
     vocabulary = vcoco_vocabulary("common_sense")
     prompts = interaction_prompts(vocabulary, ["a photo of a person {verb_ing} {a_object}."], ["a person."])
     assert prompts[vocabulary.names.index("smile_agent no_object")] == ("a photo of a person smiling.",)
@@ -142,7 +142,7 @@ def check_labels(config: VcocoDataset, split: str, expected: set[tuple[str, str,
         assert found == {(key, thing, *edges(human), *edges(other)) for key, thing, human, other in expected}
 
 
-def test_vcocos_own_files_give_boxed_roles_and_people_who_act_alone(tree: VcocoDataset) -> None:
+def test_vcoco_files_give_roles_and_people_who_act_alone(tree: VcocoDataset) -> None:
     for split in COUNTS:
         check_labels(tree, split, EXPECTED | ALONE)
     truth = vcoco_truth(tree, "test")
@@ -177,7 +177,7 @@ def test_annotated_pairs_outside_the_vocabulary_are_counted(tree: VcocoDataset, 
     assert len(load_labels(tree, "test")) == 4 * 4
 
 
-def test_annotations_that_lack_an_image_or_boxes_or_are_damaged_are_named(tree: VcocoDataset, tmp_path: Path) -> None:
+def test_incomplete_or_damaged_annotations_are_named(tree: VcocoDataset, tmp_path: Path) -> None:
     more = tree.model_copy(update={"image_list": None})
     with pytest.raises(UserError, match=r"4942 images of split 'test' are not in its annotation files"):
         load_labels(more, "test")
@@ -199,6 +199,7 @@ def test_annotations_that_lack_an_image_or_boxes_or_are_damaged_are_named(tree: 
         load_labels(moved, "validation")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("HOI_CHECK_DATA" not in os.environ, reason="HOI_CHECK_DATA names no folder of annotations")
 def test_the_real_files_load_and_their_counts_are_known() -> None:
     folder = Path(os.environ["HOI_CHECK_DATA"]) / "annotations" / "vcoco"
@@ -225,9 +226,7 @@ def test_the_real_files_load_and_their_counts_are_known() -> None:
     assert len(own) - 12402 - 21 == 6817
 
 
-def test_the_doctor_names_missing_images_and_annotations_that_are_not_enough(
-    tree: VcocoDataset, tmp_path: Path
-) -> None:
+def test_doctor_names_missing_images_and_annotations(tree: VcocoDataset, tmp_path: Path) -> None:
     assert {finding.level for finding in check_dataset(tree, every=True)} == {"ok"}
     first = ids_of("test")[0]
     missing = f"val2014/COCO_val2014_{first:012d}.jpg"

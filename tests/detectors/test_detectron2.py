@@ -123,9 +123,7 @@ def test_an_image_is_treated_as_default_predictor_does(small: Path, tmp_path: Pa
 
 
 @needs_detectron2
-def test_weights_come_as_safetensors_pth_or_trusted_pickle_and_hash_alike(
-    small: Path, tmp_path: Path, biased: dict[str, torch.Tensor]
-) -> None:
+def test_weights_of_all_file_formats_hash_alike(small: Path, tmp_path: Path, biased: dict[str, torch.Tensor]) -> None:
     save_file(biased, tmp_path / "w.safetensors")
     torch.save({"model": biased, "iteration": 7}, tmp_path / "w.pth")
     arrays = {name: value.numpy() for name, value in biased.items()} | {"pixel_mean": np.zeros((3, 1, 1), np.float32)}
@@ -145,7 +143,7 @@ def test_weights_come_as_safetensors_pth_or_trusted_pickle_and_hash_alike(
 
 
 @needs_detectron2
-def test_random_weights_are_always_the_same_and_a_config_is_known_by_its_content(small: Path, tmp_path: Path) -> None:
+def test_random_weights_and_config_hash_are_reproducible(small: Path, tmp_path: Path) -> None:
     first = build(small).provenance()
     torch.manual_seed(5)
     (tmp_path / "elsewhere.yaml").write_text(SMALL)

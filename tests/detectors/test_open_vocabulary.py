@@ -104,7 +104,7 @@ def build(folder: Path, **changes: Any) -> Detector:
     return build_detector(config, VOCABULARY, "cpu", WorldDataset(name="world"))
 
 
-def test_any_words_are_found_inside_the_image_and_neighbours_change_nothing(model_folder: Path) -> None:
+def test_any_words_are_found_and_neighbours_change_nothing(model_folder: Path) -> None:
     dice = np.random.default_rng(0)
     wide, tall = (dice.integers(0, 255, size, dtype=np.uint8) for size in ((40, 70, 3), (90, 30, 3)))
     detector = build(model_folder, min_score=0.0)

@@ -1,4 +1,4 @@
-"""COCO result files as a detector."""
+"""COCO result files, and annotated boxes of the world, as detectors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoi.config import PrecomputedDetectorConfig, WorldDataset
+from hoi.config import GroundTruthDetectorConfig, PrecomputedDetectorConfig, WorldDataset
+from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.detectors import Detector, build_detector
 from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
@@ -44,7 +45,7 @@ def build(folder: Path, results: Any = RESULTS, instances: Any = INSTANCES) -> D
     return build_detector(config, VOCABULARY, "cpu", WorldDataset(name="world"))
 
 
-def test_boxes_come_as_edges_with_the_vocabularys_rows_best_first(tmp_path: Path) -> None:
+def test_boxes_are_edges_with_vocabulary_rows_best_first(tmp_path: Path) -> None:
     (found,) = build(tmp_path).detect([IMAGE], ["a.jpg"])
     assert found.boxes_xyxy.tolist() == [[0, 0, 30, 40], [10, 20, 15, 26]]
     assert found.labels.tolist() == [0, 1]
@@ -54,13 +55,13 @@ def test_boxes_come_as_edges_with_the_vocabularys_rows_best_first(tmp_path: Path
 @pytest.mark.parametrize(
     ("image_id", "num"), [("a.jpg", 2), ("7", 2), ("photos/a.jpg", 2), ("sub/b.jpg", 0), ("b.jpg", 0), ("y/c.jpg", 1)]
 )
-def test_images_join_by_file_name_bare_name_or_id_and_may_have_none(tmp_path: Path, image_id: str, num: int) -> None:
+def test_images_join_by_file_name_bare_name_or_id(tmp_path: Path, image_id: str, num: int) -> None:
     (found,) = build(tmp_path).detect([IMAGE], [image_id])
     assert len(found) == num
 
 
 @pytest.mark.parametrize("image_id", ["d.jpg", "c.jpg"])
-def test_an_image_that_nobody_looked_at_or_that_two_names_fit_is_an_error(tmp_path: Path, image_id: str) -> None:
+def test_an_unlisted_or_ambiguous_image_is_an_error(tmp_path: Path, image_id: str) -> None:
     with pytest.raises(UserError, match=f"do not list an image .* expected: .*'{image_id}'"):
         build(tmp_path).detect([IMAGE], [image_id])
 
@@ -103,3 +104,32 @@ def test_provenance_follows_the_boxes_and_not_where_they_lie(tmp_path: Path) -> 
     other = build(folders[2], results=RESULTS[:2])
     assert first.provenance() == same.provenance() != other.provenance()
     assert str(tmp_path) not in json.dumps(first.provenance())
+
+
+WORLD = WorldDataset(name="world", splits={"test": 3})
+
+
+def detect(image_rows: list[int], jitter: float = 0.0) -> list:
+    source, vocabulary = open_images(WORLD, "test"), load_vocabulary(WORLD)
+    config = GroundTruthDetectorConfig(name="ground_truth", jitter=jitter)
+    detector = build_detector(config, vocabulary, "cpu", WORLD)
+    return detector.detect([source.read(row) for row in image_rows], [source.image_ids[row] for row in image_rows])
+
+
+def test_every_annotated_box_is_found_at_score_one() -> None:
+    vocabulary = load_vocabulary(WORLD)
+    for image_id, found in zip(open_images(WORLD, "test").image_ids, detect([0, 1, 2]), strict=True):
+        boxes, names = dataset_of(WORLD).boxes(image_id)
+        assert found.boxes_xyxy.tolist() == boxes.tolist()
+        assert [vocabulary.objects[label] for label in found.labels] == names
+        assert (found.scores == 1).all()
+
+
+def test_jitter_is_reproducible_for_each_image() -> None:
+    exact, moved, again = detect([0, 1]), detect([0, 1], jitter=0.05), detect([1], jitter=0.05)
+    np.testing.assert_array_equal(moved[1].boxes_xyxy, again[0].boxes_xyxy)
+    shift = np.abs(moved[0].boxes_xyxy - exact[0].boxes_xyxy)
+    assert shift.max() > 0.1
+    sides = np.tile(exact[0].boxes_xyxy[:, 2:] - exact[0].boxes_xyxy[:, :2], 2)
+    assert (shift < 0.3 * sides).all()
+    assert ((moved[0].boxes_xyxy >= 0) & (moved[0].boxes_xyxy <= 192)).all()
