@@ -134,14 +134,14 @@ def make_app(
     def page(name: str, **values: Any) -> HTMLResponse:
         return HTMLResponse(environment.get_template(name).render(version=hoi.__version__, **values))
 
-    async def look(_: Request) -> Response:
-        return page("look.html", facts=student)
+    async def predict(_: Request) -> Response:
+        return page("predict.html", facts=student)
 
     async def check(_: Request) -> Response:
         return page("check.html", is_open=checking)
 
     static = Mount("/static", StaticFiles(packages=[(PACKAGE, "static")]))
-    pages = [Route("/", look), Route("/check", check), static]
+    pages = [Route("/", predict), Route("/check", check), static]
     handlers = dict.fromkeys((Refused, UserError, Exception), _answer_error)
     # The guard is outermost, so that answers to errors have its headers, too.
     return Guard(Starlette(routes=[*pages, *routes], exception_handlers=handlers), allow_hosts)

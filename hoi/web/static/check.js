@@ -10,7 +10,7 @@ let state = null;
 let busy = false;
 let counting = false;
 let stale = false;
-let isNear = false;
+let isZoomed = false;
 
 const percent = (value) => (100 * value).toFixed(0);
 const article = (word) => (/^[aeiou]/i.test(word) ? "an" : "a");
@@ -37,24 +37,24 @@ function show(next) {
   scene.show(`/check/image/${triplet.row}`, triplet.size_hw, `${triplet.image_id}: ${words}?`);
   const tags = ["person", triplet.object];
   scene.set([{ key: "asked", human: triplet.human_xyxy, object: triplet.object_xyxy, colour: COLOUR, tags }]);
-  lookNear();
+  updateZoom();
 }
 
-function lookNear() {
-  byId("near").setAttribute("aria-pressed", String(isNear));
+function updateZoom() {
+  byId("near").setAttribute("aria-pressed", String(isZoomed));
   if (!state?.triplet?.size_hw) return;
   const { human_xyxy: h, object_xyxy: o } = state.triplet;
   const both = [Math.min(h[0], o[0]), Math.min(h[1], o[1]), Math.max(h[2], o[2]), Math.max(h[3], o[3])];
-  scene.look(isNear ? both : null);
+  scene.zoomTo(isZoomed ? both : null);
 }
 
 async function act(name) {
   if (name === "near") {
-    isNear = !isNear;
-    lookNear();
+    isZoomed = !isZoomed;
+    updateZoom();
     return;
   }
-  // Held keys and double clicks must not mark what has not been seen.
+  // Held keys and double clicks must not mark a triplet before it was seen.
   if (busy || byId(name).disabled) return;
   busy = true;
   const body = name === "undo" ? "{}" : JSON.stringify({ row: state.triplet.row, verdict: name });
@@ -68,7 +68,7 @@ async function act(name) {
   }
 }
 
-// Marks do not wait for them: one request at a time, and another one when marks were given meanwhile.
+// Marks do not wait for the estimates: one request at a time, and another one if marks were given meanwhile.
 async function figures() {
   stale = true;
   if (counting) return;

@@ -1,6 +1,6 @@
 // A picture with pairs drawn over it: boxes, links and labels that stay the same size on the screen at any zoom.
 const SVG = "http://www.w3.org/2000/svg";
-// Okabe and Ito's colours, told apart by all kinds of sight; the same as in hoi/drawing.py.
+// Okabe and Ito's colours, which colour-blind people can tell apart; the same as in hoi/drawing.py.
 export const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
 const DARK = new Set(["#0072b2"]);
 const LABEL_PX = 13;
@@ -38,11 +38,11 @@ export class Scene {
     this.size = [width, height];
     for (const [key, value] of Object.entries({ href: address, width, height })) this.picture.setAttribute(key, value);
     this.svg.setAttribute("aria-label", description);
-    this.look(null);
+    this.zoomTo(null);
   }
 
-  // A box to look at closely, or null for the whole picture.
-  look(box) {
+  // Zoom to a box, or to the whole picture with null.
+  zoomTo(box) {
     const [width, height] = this.size;
     let view = [0, 0, width, height];
     if (box !== null) {
@@ -61,7 +61,7 @@ export class Scene {
   }
 
   // pairs: {key, human, object, colour, text, title, tags}; boxes: {box, text}, drawn thin.
-  // `active` is the key of a pair that stands out, or null, with its `text` in place of the pair's own.
+  // `active` is the key of the highlighted pair, or null; `text` replaces that pair's own.
   set(pairs, boxes = [], active = null, text = null) {
     this.pairs = pairs;
     this.boxes = boxes;
@@ -150,7 +150,7 @@ export class Scene {
     this.place(text, wishes, pair.colour, false, always);
   }
 
-  // Wishes are a point and how far, in widths and heights of the label, it lies from there; the first free one is taken.
+  // A wish is a point and the label's offset from it, in widths and heights of the label; the first free one is taken.
   place(text, wishes, colour, small, always = false) {
     const px = small ? this.labelPx - 1.5 : this.labelPx;
     pen.font = `600 ${px}px system-ui, sans-serif`;

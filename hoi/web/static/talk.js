@@ -1,4 +1,4 @@
-// How the pages talk to the server, and the few things that both need.
+// Requests to the server, and helpers that both pages use.
 export const byId = (id) => document.getElementById(id);
 
 export async function ask(address, options = {}) {

@@ -1,4 +1,4 @@
-// The predictor's page: an image goes to the server once; threshold, scores and selection are settled here.
+// The predictor's page: an image goes to the server once; threshold, kind of score and selection are handled here.
 import { Scene, COLOURS } from "/static/scene.js";
 import { ask, byId, make, say } from "/static/talk.js";
 
@@ -8,16 +8,16 @@ const LISTED = 200;
 const NO_INTERACTION = "no_interaction";
 const MEGABYTE = 1e6;
 
-let found = null;
-// What is listed and drawn: all but "no interaction", which the JSON holds as well.
-let told = [];
+let current = null;
+// The triplets that are listed and drawn: all but "no interaction", which the JSON holds as well.
+let scored = [];
 let by = "score";
 let thresholds = {};
 let pinned = null;
 let pointed = null;
 let asked = 0;
 
-const scene = byId("look") && new Scene(byId("scene"), { onPoint: pointAtPair, onPick: pickPair });
+const scene = byId("predict") && new Scene(byId("scene"), { onPoint: pointAtPair, onPick: pickPair });
 const pairOf = (triplet) => `${triplet.human_idx}-${triplet.object_idx}`;
 const pairKey = (key) => (key === null ? null : key.split(" ")[0]);
 const tripletKey = (triplet) => `${pairOf(triplet)} ${triplet.interaction_idx}`;
@@ -26,15 +26,15 @@ const toThreshold = (position) => position ** 2;
 const number = (value) => (value > 0 && value < 0.001 ? "<0.001" : value === 0 ? "0" : value.toFixed(value < 0.1 ? 3 : 2));
 const many = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
 
-async function look(file) {
+async function predict(file) {
   const mine = ++asked;
   say("error", "");
-  if (file.size > Number(byId("look").dataset.maxMb) * MEGABYTE) {
-    say("error", `${file.name} is larger than ${byId("look").dataset.maxMb} MB.`);
+  if (file.size > Number(byId("predict").dataset.maxMb) * MEGABYTE) {
+    say("error", `${file.name} is larger than ${byId("predict").dataset.maxMb} MB.`);
     return;
   }
-  say("status", `Looking at ${file.name} …`);
-  byId("look").setAttribute("aria-busy", "true");
+  say("status", `Predicting ${file.name} …`);
+  byId("predict").setAttribute("aria-busy", "true");
   try {
     const headers = { "X-File-Name": encodeURIComponent(file.name), "Content-Type": "application/octet-stream" };
     const answer = await ask("/predict", { method: "POST", body: file, headers });
@@ -45,13 +45,13 @@ async function look(file) {
       say("error", `${file.name}: ${error.message}`);
     }
   } finally {
-    if (mine === asked) byId("look").removeAttribute("aria-busy");
+    if (mine === asked) byId("predict").removeAttribute("aria-busy");
   }
 }
 
 function show({ result, picture }) {
-  found = result;
-  told = result.triplets.filter(({ verb }) => verb !== NO_INTERACTION);
+  current = result;
+  scored = result.triplets.filter(({ verb }) => verb !== NO_INTERACTION);
   pinned = pointed = null;
   thresholds = Object.fromEntries(["score", "teacher_score"].map((name) => [name, firstThreshold(name)]));
   byId("drop").classList.add("small");
@@ -59,7 +59,7 @@ function show({ result, picture }) {
   say("drop-how", "drop, choose or paste it");
   for (const id of ["scene", "found", "legend"]) byId(id).hidden = false;
   const people = result.detections.filter(({ object }) => object === "person").length;
-  const counts = [many(result.detections.length, "detection"), many(people, "person", "people"), many(told.length, "scored triplet")];
+  const counts = [many(result.detections.length, "detection"), many(people, "person", "people"), many(scored.length, "scored triplet")];
   say("status", `${result.image_id}: ${counts.join(", ")}.`);
   scene.set([]);
   scene.show(picture, result.size_hw, `${result.image_id} with what is found in it`);
@@ -67,16 +67,16 @@ function show({ result, picture }) {
   update();
 }
 
-// So that a handful is shown, whatever the scale of the scores, and nothing far below the best.
+// Shows a handful of triplets, whatever the scale of the scores, and none far below the best.
 function firstThreshold(name) {
-  const scores = told.map((triplet) => triplet[name]).sort((a, b) => b - a);
+  const scores = scored.map((triplet) => triplet[name]).sort((a, b) => b - a);
   const at = Math.max(scores[Math.min(SHOWN_AT_FIRST, scores.length) - 1] ?? 0, SHARE_OF_BEST * (scores[0] ?? 0));
   return toThreshold(Math.floor(Math.sqrt(Math.max(at, 0)) * 200) / 200);
 }
 
 function update() {
   const threshold = thresholds[by];
-  const shown = told.filter((triplet) => triplet[by] >= threshold).sort((a, b) => b[by] - a[by]);
+  const shown = scored.filter((triplet) => triplet[by] >= threshold).sort((a, b) => b[by] - a[by]);
   const pairs = new Map();
   for (const triplet of shown) {
     const key = pairOf(triplet);
@@ -85,7 +85,7 @@ function update() {
   }
   say("threshold-value", number(threshold));
   byId("threshold").setAttribute("aria-valuetext", number(threshold));
-  say("count", `${shown.length} of ${many(told.length, "triplet")}, ${many(pairs.size, "pair")}`);
+  say("count", `${shown.length} of ${many(scored.length, "triplet")}, ${many(pairs.size, "pair")}`);
   list(shown, pairs);
   const drawn = [...pairs.values()].map(({ key, triplets, colour }) => ({
     key,
@@ -96,7 +96,7 @@ function update() {
     title: triplets.map((triplet) => `${triplet.phrase} ${number(triplet[by])}`).join("\n"),
   }));
   const boxes = byId("detections").checked
-    ? found.detections.map(({ xyxy, object, score }) => ({ box: xyxy, text: `${object} ${number(score)}` }))
+    ? current.detections.map(({ xyxy, object, score }) => ({ box: xyxy, text: `${object} ${number(score)}` }))
     : [];
   scene.set(drawn, boxes, ...highlighted());
   light();
@@ -121,7 +121,7 @@ function list(shown, pairs) {
   });
   byId("triplets").replaceChildren(...rows);
   const hidden = shown.length - rows.length;
-  const none = told.length ? "Nothing passes this threshold." : "No person with an object of the vocabulary was found.";
+  const none = scored.length ? "Nothing passes this threshold." : "No person with an object of the vocabulary was found.";
   say("more", hidden > 0 ? `${hidden} more are not listed.` : shown.length ? "" : none);
 }
 
@@ -148,10 +148,10 @@ function pickPair(pair) {
   document.querySelector(`.triplet[data-key="${key}"]`)?.scrollIntoView({ block: "nearest" });
 }
 
-// The pair that stands out, and its text; nulls for none.
+// The highlighted pair and its text; nulls for none.
 function highlighted() {
   const key = pointed ?? pinned;
-  const triplet = key === null ? null : told.find((one) => tripletKey(one) === key);
+  const triplet = key === null ? null : scored.find((one) => tripletKey(one) === key);
   const isShown = triplet && triplet[by] >= thresholds[by];
   return isShown ? [pairKey(key), `${triplet.phrase} ${number(triplet[by])}`] : [null, null];
 }
@@ -170,8 +170,8 @@ function light() {
 }
 
 function download() {
-  const name = `${found.image_id.replace(/\.[^.]*$/, "") || "image"}.json`;
-  const address = URL.createObjectURL(new Blob([JSON.stringify(found, null, 1) + "\n"], { type: "application/json" }));
+  const name = `${current.image_id.replace(/\.[^.]*$/, "") || "image"}.json`;
+  const address = URL.createObjectURL(new Blob([JSON.stringify(current, null, 1) + "\n"], { type: "application/json" }));
   const link = Object.assign(make("a"), { href: address, download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
@@ -180,18 +180,18 @@ function download() {
 function connect() {
   const drop = byId("drop");
   byId("file").addEventListener("change", ({ target }) => {
-    if (target.files.length) look(target.files[0]);
+    if (target.files.length) predict(target.files[0]);
     target.value = "";
   });
   for (const name of ["dragover", "dragleave", "drop"]) {
     window.addEventListener(name, (event) => {
       event.preventDefault();
       drop.classList.toggle("over", name === "dragover");
-      if (name === "drop" && event.dataTransfer.files.length) look(event.dataTransfer.files[0]);
+      if (name === "drop" && event.dataTransfer.files.length) predict(event.dataTransfer.files[0]);
     });
   }
   window.addEventListener("paste", ({ clipboardData }) => {
-    if (clipboardData?.files.length) look(clipboardData.files[0]);
+    if (clipboardData?.files.length) predict(clipboardData.files[0]);
   });
   byId("threshold").addEventListener("input", ({ target }) => {
     thresholds[by] = toThreshold(Number(target.value));
@@ -207,7 +207,7 @@ function connect() {
   byId("detections").addEventListener("change", update);
   byId("download").addEventListener("click", download);
   document.addEventListener("keydown", ({ key }) => {
-    if (key === "Escape" && found) {
+    if (key === "Escape" && current) {
       pinned = pointed = null;
       highlight();
     }
