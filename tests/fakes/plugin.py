@@ -27,6 +27,7 @@ from hoi.vlm import Likelihoods
 from hoi.vocabulary import Vocabulary
 
 
+# --8<-- [start:register]
 def register() -> None:
     """Add one of each; a distribution does so when the module of its entry point is imported."""
     DATASETS.register("noise", f"{__name__}:NoiseDataset")
@@ -36,6 +37,10 @@ def register() -> None:
     METHODS.register("linear", f"{__name__}:LinearConfig")
 
 
+# --8<-- [end:register]
+
+
+# --8<-- [start:dataset]
 class NoiseDataset(DatasetSettings):
     """Images of noise, on which somebody always rides the bicycle."""
 
@@ -76,8 +81,10 @@ class NoiseLabels(LabelReader[NoiseDataset]):
 
 
 LEFT, RIGHT = (0.0, 0.0, 16.0, 24.0), (16.0, 0.0, 32.0, 24.0)
+# --8<-- [end:dataset]
 
 
+# --8<-- [start:detector]
 class HalvesConfig(DetectorSettings):
     """A person in the left half, a bicycle in the right one."""
 
@@ -98,6 +105,10 @@ class HalvesDetector:
         return {"name": "halves"}
 
 
+# --8<-- [end:detector]
+
+
+# --8<-- [start:teacher]
 class ColourConfig(TeacherConfig):
     """Embeds an image as its mean colour, and the interactions as red, green and blue in turn."""
 
@@ -152,6 +163,10 @@ class ColourTeacher:
         }
 
 
+# --8<-- [end:teacher]
+
+
+# --8<-- [start:vlm]
 class Parrot:
     """Finds a text the likelier the shorter it is, whatever the image."""
 
@@ -177,6 +192,10 @@ class Parrot:
         return {"name": "parrot"}
 
 
+# --8<-- [end:vlm]
+
+
+# --8<-- [start:student]
 class LinearConfig(StudentSettings):
     """One linear layer on the union's features."""
 
@@ -199,3 +218,6 @@ class LinearStudent(Student):
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
         return {"student": self.layer(batch.union_feature[:, 0].float()).softmax(-1)}
+
+
+# --8<-- [end:student]
