@@ -24,14 +24,10 @@ GZIP = b"\x1f\x8b"
 
 
 def read_bytes(path: Path, what: str, fix: str | None = None) -> bytes:
-    """Return a file's content, unpacked if it is gzipped, whatever its name.
-
-    Args:
-        what: The contents in the plural, for messages.
-        fix: The next step where there is no such file.
+    """Return a file's content, unpacked if it is gzipped, whatever its name; `what` it holds is for messages.
 
     Raises:
-        UserError: there is no such file, or the gzip is truncated or damaged.
+        UserError: there is no such file (`fix` is the next step), or the gzip is truncated or damaged.
     """
     try:
         raw = path.read_bytes()
@@ -50,11 +46,7 @@ def read_bytes(path: Path, what: str, fix: str | None = None) -> bytes:
 
 
 def read_json_file(path: Path, what: str, expected: str | None = None) -> Any:
-    """Return the content of a JSON file, gzipped or not.
-
-    Raises:
-        UserError: no such file, a damaged gzip, or no JSON.
-    """
+    """Return the content of a JSON file, gzipped or not. Raises UserError: no such file, a damaged gzip, or no JSON."""
     try:
         return json.loads(read_bytes(path, what))
     except ValueError as error:
@@ -85,11 +77,7 @@ class Records:
         return replace(self, rows=[self.rows[row] for row in rows], lines=[self.lines[row] for row in rows])
 
     def column(self, key: str) -> list[Any]:
-        """Return the values of a key.
-
-        Raises:
-            UserError: a record lacks it.
-        """
+        """Return the values of a key, or raise a UserError if a record lacks it."""
         try:
             return [row[key] for row in self.rows]
         except KeyError:
@@ -102,30 +90,18 @@ class Records:
             ) from None
 
     def of_type(self, key: str, kinds: Collection[type], expected: str) -> list[Any]:
-        """Return the values of a key, all of exactly the given types, so that a bool is no int.
-
-        Raises:
-            UserError: a record lacks the key or has another type there.
-        """
+        """Return the values of a key, or raise a UserError if one is not exactly of these types; a bool is no int."""
         values = self.column(key)
         if not set(map(type, values)) <= set(kinds):
             self._refuse(key, lambda value: type(value) not in kinds, "is mistyped", expected)
         return values
 
     def texts(self, key: str) -> list[str]:
-        """Return the values of a key as texts.
-
-        Raises:
-            UserError: a record lacks the key or has no text there.
-        """
+        """Return the values of a key, or raise a UserError if one is no text."""
         return self.of_type(key, (str,), "text")
 
     def numbers(self, key: str) -> np.ndarray:
-        """Return the values of a key as finite numbers, float64 [N].
-
-        Raises:
-            UserError: a record lacks the key, or has no finite number there.
-        """
+        """Return the values of a key as float64 [N], or raise a UserError if one is no finite number."""
         expected = "a finite number"
         numbers = _as_floats(self.of_type(key, (int, float), expected))
         if numbers is None or not np.isfinite(numbers).all():
@@ -133,10 +109,10 @@ class Records:
         return np.asarray(numbers)
 
     def boxes(self, key: str, *, allow_empty: bool = True) -> np.ndarray:
-        """Return the values of a key as boxes of four finite numbers in order, float64 [N, 4].
+        """Return the values of a key as boxes, float64 [N, 4].
 
         Raises:
-            UserError: a record lacks the key, has no box there, or one with x2 < x1 or y2 < y1 (or an empty one).
+            UserError: a value is not four finite numbers, is reversed, or is empty where that is not allowed.
         """
         expected = "[x1, y1, x2, y2], four finite numbers"
         values = self.of_type(key, (list,), expected)
@@ -168,9 +144,7 @@ class Records:
 def read_json_lines(path: Path, noun: str = "a prediction", fix: str | None = None) -> Records:
     """Read a file of one JSON object a line; blank lines are skipped, an empty file has no record.
 
-    Args:
-        noun: What a record is, for messages.
-        fix: The next step where the file is not there or no text.
+    `noun` says what a record is, for messages.
 
     Raises:
         UserError: no such file, a damaged gzip, no UTF-8, or a line that is no JSON object.

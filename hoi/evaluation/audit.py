@@ -89,11 +89,9 @@ class AuditReport:
 
 
 def run_audit(config: PipelineConfig, training_images: Path | None = None) -> AuditReport:
-    """Audit the results in `config.output` by the config that they were made with, and write audit.json there.
+    """Audit the results in `config.output` by the config that made them, and write audit.json there.
 
-    Args:
-        config: Whose `output` is audited.
-        training_images: A list of the images that the detector was trained on (COCO instances, or a name a line).
+    `training_images` lists what the detector was trained on (COCO instances, or a name a line).
 
     Raises:
         UserError: there are no results.
@@ -114,11 +112,7 @@ def run_audit(config: PipelineConfig, training_images: Path | None = None) -> Au
 
 
 def read_result(path: Path) -> Any:
-    """Return the content of a JSON file that stage three wrote.
-
-    Raises:
-        UserError: it is not there, or no JSON.
-    """
+    """Return the content of a JSON file that stage three wrote. Raises UserError: it is not there, or no JSON."""
     try:
         content = read_json(path)
     except ValueError as error:
@@ -129,12 +123,9 @@ def read_result(path: Path) -> Any:
 
 
 def audit(config: PipelineConfig, rows: Sequence[dict[str, Any]], dropped: dict[str, Any]) -> dict[str, Any]:
-    """Return what touched a run's results, from its config and its rows.
+    """Return what touched a run's results, from its config and its rows (as in results.json).
 
-    Args:
-        config: That made the rows.
-        rows: As in results.json: `name`, `seed`, `knobs`.
-        dropped: Zero-shot split → what it takes out of the training labels.
+    `dropped` maps zero-shot splits to what each takes out of the training labels.
     """
     detector, teacher = detector_training_data(config), teacher_training_data(config)
     named = {*config.evaluation.zero_shot, *(student.zero_shot for student in config.students.values())}
@@ -154,11 +145,7 @@ def audit(config: PipelineConfig, rows: Sequence[dict[str, Any]], dropped: dict[
 
 
 def audit_row(config: PipelineConfig, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the HOI labels that were read for a row, from the settings that made it.
-
-    Returns:
-        `supervision` (none, teacher or labels) and `labels_read`: purpose → split, or None.
-    """
+    """Return `supervision` (none, teacher or labels) and `labels_read` (purpose → split, or None) of a row."""
     supervision = settings.get("supervision", "none")
     by_labels = supervision == "labels"
     return {

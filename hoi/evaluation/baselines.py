@@ -70,9 +70,7 @@ class DirectSetting:
 def direct_settings(bank: TextBank, num_margins: int) -> list[DirectSetting]:
     """Return every reading of direct CLIP, the plainest first: the teacher's own form and scale, on the first margin.
 
-    Args:
-        bank: A logit bias (SigLIP) makes sigmoid the teacher's own form and adds it to the choice.
-        num_margins: M.
+    A logit bias (SigLIP) makes sigmoid the teacher's own form and adds it to the choice.
     """
     forms: tuple[Form, ...] = ("softmax", "object_softmax")
     if bank.logit_bias is not None:
@@ -83,19 +81,12 @@ def direct_settings(bank: TextBank, num_margins: int) -> list[DirectSetting]:
 
 @dataclass(frozen=True)
 class DirectClip:
-    """The frozen teacher in place of a student: no training, no box geometry, crops at test time.
+    """The frozen teacher in place of a student: no training, no box geometry, crops at test time."""
 
-    Args:
-        bank: The teacher's logit scale and bias.
-        vocabulary: Says which interactions an object admits.
-        setting: How similarities become scores.
-        name: Row name of its scores.
-    """
-
-    bank: TextBank
+    bank: TextBank  # the teacher's logit scale and bias
     vocabulary: Vocabulary
     setting: DirectSetting
-    name: str
+    name: str  # row name of its scores
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
         """Score the union crop of each pair."""
@@ -212,11 +203,7 @@ class Tuned:
 class Tuner:
     """A labelled split on which many readings of the same pairs are compared; pairs are matched to the truth once.
 
-    Args:
-        batches: Gives the split's batches anew, in the same order each time.
-        labels: Of the split.
-        vocabulary: Whose interactions.
-        device: Where scorers compute.
+    `batches` gives the split's batches anew, in the same order each time.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""How sure a difference of two methods is: mean average precision under paired resamples of the images.
+"""Paired bootstrap: mean average precision of methods under the same resamples of the images.
 
 Drawing an image w times copies its predictions and its truth w times. Which predictions are true positives is settled
 inside an image, so a resample only reweighs a fixed ranking: precision and recall become ratios of weighted sums.
 
-Letters: S resamples, I images, R ranked predictions, T true positives, K interactions.
+Shapes: S resamples, I images, R ranked predictions, T true positives, K interactions.
 
 Source: the bootstrap is Efron's percentile interval; pairing means that both methods see the same draws.
 """
@@ -15,58 +15,41 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hoi.evaluation.ranking import Matches, rank
+from hoi.evaluation.hico import Matches, rank
 
-_MAX_CELLS = 1 << 22
-"""Size of the largest table held at once; bounds memory, changes nothing."""
+_MAX_CELLS = 1 << 22  # size of the largest table held at once; bounds memory, changes nothing
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """Draws of the images of a split, with replacement.
+    """Draws of the images of a split, with replacement."""
 
-    Args:
-        weights: int32 [S, I], how often each draw holds each image; rows sum to I.
-    """
-
-    weights: np.ndarray
+    weights: np.ndarray  # int32 [S, I], how often each draw holds each image; rows sum to I
 
     @classmethod
     def draw(cls, num_resamples: int, num_images: int, seed: int) -> Resamples:
-        """The same draws for the same numbers."""
-        dice = np.random.default_rng(seed)
+        """Draw; the same numbers give the same draws."""
+        rng = np.random.default_rng(seed)
         shares = np.full(num_images, 1 / num_images)
-        return cls(dice.multinomial(num_images, shares, num_resamples).astype(np.int32))
+        return cls(rng.multinomial(num_images, shares, num_resamples).astype(np.int32))
 
 
 @dataclass(frozen=True)
 class ResampledMap:
-    """Mean AP of one set of predictions, as a fraction.
+    """Mean AP of one set of predictions, as a fraction."""
 
-    Args:
-        observed: On the images as they are.
-        resampled: float64 [S], in every resample.
-    """
-
-    observed: float
-    resampled: np.ndarray
+    observed: float  # on the images as they are
+    resampled: np.ndarray  # float64 [S], in every resample
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A − B in mean AP, as fractions.
+    """A − B in mean AP, as fractions."""
 
-    Args:
-        observed: On the images as they are.
-        mean, sd: Over the resamples.
-        low, high: The central 95 % of the resamples.
-        num_resamples: S.
-    """
-
-    observed: float
-    mean: float
+    observed: float  # on the images as they are
+    mean: float  # over the resamples, as is sd
     sd: float
-    low: float
+    low: float  # the central 95 % of the resamples
     high: float
     num_resamples: int
 
@@ -78,14 +61,12 @@ def resample_map(
     images: np.ndarray | None = None,
     interactions: np.ndarray | None = None,
 ) -> ResampledMap:
-    """Scores of matched predictions to mean AP on the images as they are and in every resample.
+    """Return mean AP of matched predictions on the images as they are and in every resample.
 
     Interactions that lose all their truth in a resample leave its mean, for every method alike.
 
     Args:
-        matches: Of all predictions.
         score: float64 [R].
-        resamples: Of all images.
         images: bool [I], those that count; None for all.
         interactions: bool [K], those that the mean is over; None for all.
     """
@@ -96,11 +77,9 @@ def resample_map(
 
 
 def paired_difference(a: Sequence[ResampledMap], b: Sequence[ResampledMap]) -> Difference:
-    """Two methods on the same resamples to the interval of A − B.
+    """Return the interval of A − B on the same resamples.
 
-    Args:
-        a, b: One per seed of the method: a resample takes the mean over them, so scores of one trained model are never
-            mixed with another's.
+    A resample takes the mean over the seeds of a method: scores of one trained model are never mixed with another's.
     """
     observed = np.mean([m.observed for m in a]) - np.mean([m.observed for m in b])
     resampled = np.mean([m.resampled for m in a], 0) - np.mean([m.resampled for m in b], 0)
@@ -113,7 +92,7 @@ def paired_difference(a: Sequence[ResampledMap], b: Sequence[ResampledMap]) -> D
 def _weighted_maps(
     matches: Matches, score: np.ndarray, weights: np.ndarray, interactions: np.ndarray | None
 ) -> np.ndarray:
-    """Mean AP of the chosen interactions under each row of image weights [S, I], float64 [S]."""
+    # Mean AP of the chosen interactions under each row of image weights [S, I], float64 [S].
     ranking = rank(matches, score)
     image = matches.image[ranking.rows]
     position = np.flatnonzero(ranking.is_true)
@@ -146,7 +125,7 @@ def _weighted_maps(
 
 
 def _weigh(weights: np.ndarray, image: np.ndarray, column: np.ndarray, num_columns: int) -> np.ndarray:
-    """Rows, each of an image and for a column, to their summed weights in every resample, int64 [S, num_columns]."""
+    # Summed weights of the rows, each of an image and for a column, in every resample: int64 [S, num_columns].
     sums = np.zeros((len(weights), num_columns), np.int64)
     num_images = weights.shape[1]
     # A matrix product in float32 is exact here: counts stay far below 2^24.
@@ -161,7 +140,7 @@ def _weigh(weights: np.ndarray, image: np.ndarray, column: np.ndarray, num_colum
 
 
 def _restarting_sums(values: np.ndarray, is_first: np.ndarray) -> np.ndarray:
-    """Running sums along the columns of [S, T] that start anew wherever `is_first` ([T]), int64."""
+    """Return running sums along the columns of [S, T] that start anew wherever `is_first` ([T]), int64."""
     sums = np.cumsum(values, axis=1, dtype=np.int64)
     firsts = np.flatnonzero(is_first)
     offsets = (sums - values)[:, firsts]
@@ -169,7 +148,7 @@ def _restarting_sums(values: np.ndarray, is_first: np.ndarray) -> np.ndarray:
 
 
 def _highest_from_here(precision: np.ndarray, interaction: np.ndarray) -> np.ndarray:
-    """Largest precision of each true positive and those after it in its interaction, [S, T]."""
+    """Return the largest precision of each true positive and those after it in its interaction, [S, T]."""
     # Precision never exceeds 1, so steps of 2 from interaction to interaction restart the running maximum.
     steps = 2.0 * (interaction[-1:] - interaction)
     backwards = np.maximum.accumulate((precision + steps)[:, ::-1], axis=1)

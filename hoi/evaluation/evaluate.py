@@ -149,11 +149,7 @@ def row_name(student: str, part: str) -> str:
 
 
 def labels_of(config: PipelineConfig, split: str) -> HoiLabels:
-    """Return the annotations of a split.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Return the annotations of a split. Raises UserError: there are none."""
     labels = load_labels(config.dataset, split)
     if not len(labels):
         raise UserError(

@@ -63,11 +63,7 @@ class PredictionReader:
     clip: bool = False
 
     def image_rows(self, records: Records, key: str) -> np.ndarray:
-        """Return the row of each record's image, int64 [R].
-
-        Raises:
-            UserError: a record names another image.
-        """
+        """Return the row of each record's image, int64 [R]. Raises UserError: a record names another image."""
         kind = int if key == "image_id" else str
         values = records.of_type(key, (kind,), "a number" if kind is int else "text")
         row_of = {name: row for row, name in enumerate(self.names)}
@@ -153,10 +149,7 @@ def _vcoco_scores(records: Records) -> np.ndarray:
 def prediction_lines(triplets: Triplets, file_names: Sequence[str], *, inclusive: bool) -> bytes:
     """Return gzipped JSON lines by image, then in the triplets' own order; equal triplets give equal bytes.
 
-    Args:
-        triplets: Pixel-edge boxes.
-        file_names: Of the split's images.
-        inclusive: Whether corners are to be pixels that belong to the box, as HICO-DET's predictions have them.
+    With `inclusive`, corners are pixels that belong to the box, as HICO-DET's predictions have them.
     """
     order = np.argsort(triplets.image, kind="stable")
     shift = np.array([0, 0, 1, 1]) * inclusive

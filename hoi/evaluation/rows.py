@@ -73,9 +73,6 @@ class Evaluator:
     """A labelled split that evaluates every method alike.
 
     Args:
-        labels: Of the split.
-        num_images: I.
-        vocabulary: K interactions.
         rare: bool [K].
         num_resamples: S.
         metrics: Other metrics, by name.

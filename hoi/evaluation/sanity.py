@@ -22,8 +22,7 @@ from hoi.cache.plan import splits_of
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig
 from hoi.errors import command
-from hoi.evaluation.hico import PROTOCOLS, match
-from hoi.evaluation.ranking import Ranking, average_precision
+from hoi.evaluation.hico import PROTOCOLS, Ranking, average_precision, match
 from hoi.files import read_json, write_json
 from hoi.labels import has_labels, load_labels
 from hoi.records import HoiLabels, Triplets
@@ -157,11 +156,7 @@ def _judge(split: CacheSplit, labels: HoiLabels, passes: list[str]) -> list[Sani
 
 
 def images_gate(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> SanityGate:
-    """Judge the shares of unreadable images and of images without a pair.
-
-    Args:
-        splits: By name: bool [I], whether an image could be read, and int64 [I], its number of pairs.
-    """
+    """Judge, by split, whether images could be read (bool [I]) and how many pairs they have (int64 [I])."""
     figures = {
         name: {
             "num_images": len(is_readable),
@@ -229,16 +224,10 @@ def _recall(truth: Boxes, cached: Boxes, vocabulary: Vocabulary) -> float:
 def teacher_gate(
     similarity: np.ndarray, logit_scale: float, is_readable: np.ndarray, labels: HoiLabels, vocabulary: Vocabulary
 ) -> SanityGate:
-    """Judge the teacher's ranking of whole images for each interaction by its mean AP against image-level labels.
+    """Judge the teacher's cosines of whole images [I, K] by mean AP against image-level labels.
 
     The published figure does not say how scores were read, so the better of two readings counts: the cosine, and its
-    softmax over all interactions.
-
-    Args:
-        similarity: [I, K] cosines of whole images.
-        logit_scale: Of the softmax.
-        is_readable: bool [I].
-        labels: At least one; an image is positive for the interactions of its annotated pairs.
+    softmax over all interactions. An image is positive for the interactions of its annotated pairs.
     """
     present = _present(labels, len(is_readable), vocabulary)[is_readable]
     logits = logit_scale * similarity[is_readable].astype(np.float64)
@@ -267,15 +256,10 @@ def vlm_gate(
     labels: HoiLabels,
     vocabulary: Vocabulary,
 ) -> SanityGate:
-    """Judge a pass's confidences like the teacher's scores, over the interactions that it was asked in any image.
+    """Judge a pass's confidences [I, K] like the teacher's, over the interactions that it was asked in any image.
 
     CLIP's scores are ranked on the same interactions twice: as they are, and with the images last in which the pass was
     not asked, which the detector alone has told it.
-
-    Args:
-        name: Of the pass.
-        scores, asked: [I, K].
-        similarity, logit_scale, is_readable, labels: As in `teacher_gate`.
     """
     asked = asked[is_readable] > 0
     columns = asked.any(0)
@@ -322,11 +306,9 @@ def _rank_images(
 
 
 def mean_ap(order: np.ndarray, present: np.ndarray) -> float:
-    """Return the mean average precision over the interactions that are in any image, 0 without any.
+    """Return the mean AP over the interactions that are in any image, 0 without any.
 
-    Args:
-        order: int64 [I, K], rows of the images, best first.
-        present: bool [I, K].
+    `order` is int64 [I, K], rows of the images, best first; `present` is bool [I, K].
     """
     num_images, num_interactions = present.shape
     is_true = np.take_along_axis(present, order, axis=0).T.ravel()

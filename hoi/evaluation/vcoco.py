@@ -162,10 +162,6 @@ def vcoco_rows(triplets: Triplets, vocabulary: Vocabulary) -> VcocoPredictions:
     A key for which a row has no triplet, because its object does not admit it, scores 0. A row without object scores
     the four actions that have no role, and nothing else: no role is ever said to be unseen. [choice]
 
-    Args:
-        triplets: In any order.
-        vocabulary: Its verbs are names out of the evaluation's `KEYS`.
-
     Returns:
         Rows by image, those without object first, then by boxes.
     """

@@ -69,11 +69,7 @@ class _Parsed:
 
 
 def read_annotations(path: str | Path, half: Half = "test2015") -> HicodetAnnotations:
-    """Read an annotation file of any of the forms.
-
-    Args:
-        path: JSON may be gzipped.
-        half: Which half to take out of `anno_bbox.mat`, which holds both; other formats hold one.
+    """Read an annotation file of any of the forms; `half` is what is taken out of `anno_bbox.mat`, which holds both.
 
     Raises:
         UserError: no such file, an unknown format, or a wrong record, named.
@@ -303,11 +299,7 @@ def read_image_labels(path: str | Path, half: Half = "test2015") -> ImageLabels:
 
 
 def load_mat(path: Path, keys: list[str], **options: bool) -> dict[str, Any]:
-    """Return some variables of a MATLAB file.
-
-    Args:
-        keys: Their names.
-        options: Extra arguments of `scipy.io.loadmat`.
+    """Return some variables of a MATLAB file; `options` go to `scipy.io.loadmat`.
 
     Raises:
         UserError: no such file, no MATLAB file, a damaged one, or one without these variables.

@@ -77,11 +77,7 @@ class VcocoPairs:
 
 
 def read_labels(path: Path) -> VcocoLabelFile:
-    """Read V-COCO's own label file, gzipped or not.
-
-    Raises:
-        UserError: it is missing, or something else.
-    """
+    """Read V-COCO's own label file, gzipped or not. Raises UserError: it is missing, or something else."""
     actions = read_json_file(path, "annotations", LABELS)
     keys = {"action_name", "role_name", "image_id", "ann_id", "label", "role_object_id"}
     is_labels = isinstance(actions, list) and all(isinstance(a, dict) and keys <= a.keys() for a in actions)
@@ -104,15 +100,10 @@ def _keys_of(plain: Any) -> str:
 
 
 def join_instances(labels: VcocoLabelFile, instances: Path | None = None, fix: str = "--instances FILE") -> VcocoSplit:
-    """Join labels to COCO's boxes.
-
-    Args:
-        labels: The label file.
-        instances: COCO's instances; None for the first `instances*.json` beside the label file that holds the boxes.
-        fix: The next step where no file holds them.
+    """Join labels to COCO's boxes; without `instances`, the first `instances*.json` beside them that holds the boxes.
 
     Raises:
-        UserError: there are no instances, or they do not fit the labels.
+        UserError: there are no instances (`fix` is the next step), or they do not fit the labels.
     """
     path, content = _read_instances(labels, instances, fix)
     row_of = {image_id: row for row, image_id in enumerate(labels.image_ids)}

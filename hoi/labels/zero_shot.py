@@ -48,9 +48,7 @@ def unseen_ids(
 ) -> np.ndarray:
     """Return what a split hides: int64, ascending rows of the vocabulary's interactions.
 
-    Args:
-        name: One of `names_of`.
-        train_interactions: Gives the interaction of every label of the whole training split, for splits that count.
+    `train_interactions` gives the interaction of every label of the whole training split, for splits that count.
 
     Raises:
         UserError: there is no such split.
@@ -136,11 +134,6 @@ def hide(
     name: str, unseen_ids: np.ndarray, splits: tuple[HoiLabels, HoiLabels]
 ) -> tuple[tuple[HoiLabels, HoiLabels], dict[str, Any]]:
     """Drop what a split hides from the labels that train and those that choose; also return the run's record of it.
-
-    Args:
-        name: Of the split.
-        unseen_ids: int64, the interactions to hide.
-        splits: Labels of the training split and of the tuning split.
 
     Raises:
         UserError: nothing is left of one of them.

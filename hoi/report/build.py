@@ -27,11 +27,20 @@ from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.evaluation.audit import read_result
 from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference, resample_map
-from hoi.evaluation.ranking import Matches
+from hoi.evaluation.hico import Matches
 from hoi.evaluation.rows import COLUMNS
 from hoi.files import write_atomically
 from hoi.machine import choose_device
-from hoi.report.finished import FinishedEvaluation, open_finished
+from hoi.report.finished import (
+    FinishedEvaluation,
+    class_lines,
+    in_words,
+    largest_differences,
+    open_finished,
+    result_lines,
+    sweep_lines,
+    verb_lines,
+)
 from hoi.report.gallery import make_gallery
 from hoi.report.plots import (
     Series,
@@ -42,7 +51,6 @@ from hoi.report.plots import (
     recall_plot,
     spread_plot,
 )
-from hoi.report.tables import class_lines, in_words, largest_differences, result_lines, sweep_lines, verb_lines
 
 PACKAGE = "hoi.report"
 FILE_NAME = "report.html"
@@ -68,7 +76,6 @@ def write_report(config: PipelineConfig, out: Path | None = None, sweeps: Sequen
     """Write the page of the results in `config.output`.
 
     Args:
-        config: That the results were made with.
         out: The page; None for `report.html` in `output`.
         sweeps: Tables of sweeps (JSON); None for all that are in `output`.
 

@@ -1,25 +1,43 @@
-"""A finished evaluation, opened again: its methods' triplets are scored from the cache as stage three scored them."""
+"""A finished evaluation, opened again: triplets scored from the cache as stage three scored them, and table lines.
+
+Lines come from what stage three and sweeps wrote (plain JSON data). Figures are in percent.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hoi.cache.read.split import CacheSplit
-from hoi.config import PipelineConfig
+from hoi.config import PipelineConfig, StudentSettings, parse_student
 from hoi.errors import UserError, command
-from hoi.evaluation.baselines import PLAIN, TUNED, DetectorPrior, DirectClip, DirectSetting, direct_settings
+from hoi.evaluation.audit import read_result
+from hoi.evaluation.baselines import ABOUT, PLAIN, TUNED, DetectorPrior, DirectClip, DirectSetting, direct_settings
 from hoi.evaluation.evaluate import BATCH_IMAGES, STUDENT, labels_of
-from hoi.evaluation.hico import match
-from hoi.evaluation.ranking import Matches
+from hoi.evaluation.hico import Matches, match
+from hoi.evaluation.rows import COLUMNS
 from hoi.records import HoiLabels, Triplets
 from hoi.scoring import Scorer, extra_of, score_split
 from hoi.students.base import Student
 from hoi.training.train import run_folder
+from hoi.vocabulary import NO_OBJECT, Vocabulary
 
 PREFERRED = ("best", STUDENT)
+Plain = dict[str, Any]
+
+PARTS = {
+    "global": "its branch on the whole image, alone",
+    "union": "its branch on union boxes, alone",
+    "human_object": "its branch on the human and the object, alone",
+    "interaction": "its pairs' own scores, before their chance to interact at all",
+    "spatial": "its branch on boxes and classes, alone",
+    "ungated": "its branches together, before the gate",
+}
 
 
 @dataclass(frozen=True)
@@ -72,12 +90,7 @@ class FinishedEvaluation:
 def open_finished(
     config: PipelineConfig, summary: dict[str, Any], results: list[dict[str, Any]], device: torch.device
 ) -> FinishedEvaluation:
-    """Open the cache and the runs that results were made with.
-
-    Args:
-        config: That made the results.
-        summary, results: Of stage three; no rows without annotations.
-        device: Where to compute.
+    """Open the cache and the runs that results were made with; without annotations there are no `results`.
 
     Raises:
         UserError: the cache or a run is gone or another one.
@@ -136,3 +149,151 @@ def _teacher(config: PipelineConfig, split: CacheSplit, tuned: dict[str, Any] | 
 
 def _score(split: CacheSplit, scorer: Scorer, exponent: float, device: torch.device) -> dict[str, Triplets]:
     return score_split(scorer, split.batches(BATCH_IMAGES, extra=extra_of(scorer)), split.vocabulary, exponent, device)
+
+
+@dataclass(frozen=True)
+class ResultLine:
+    """One row of the result table or of a sweep."""
+
+    name: str
+    about: str
+    num_seeds: int | None  # None where nothing is trained
+    cells: dict[str, tuple[float, float] | None]  # mean and standard deviation over seeds, by COLUMNS
+    difference: tuple[float, float, float] | None  # of `full` to the row compared with, and its interval
+    is_part: bool = False  # part of a student, not a method of its own
+    labels: str = ""  # splits whose labels made or tuned it
+    seeds: list[float] = field(default_factory=list)  # `full` of each seed
+
+
+@dataclass(frozen=True)
+class SweepLines:
+    """The table of a sweep."""
+
+    name: str
+    against: str  # the row that differences are to
+    notes: list[str]  # what must be known to read it, such as failed runs
+    lines: list[ResultLine]
+
+
+@dataclass(frozen=True)
+class ClassLine:
+    """One interaction, or all interactions of one verb."""
+
+    name: str
+    is_rare: bool | None  # None for a verb
+    num_positives: int
+    ap: dict[str, float]  # mean over seeds, by method; of a verb, the mean over its interactions that have truth
+
+
+def in_words(name: str) -> str:
+    """Return a name of the vocabulary as words: `sit_on bench` as `sit on bench`."""
+    return " ".join(name.removesuffix(f" {NO_OBJECT}").replace("_", " ").split())
+
+
+def result_lines(summary: Plain, results: Sequence[Plain]) -> list[ResultLine]:
+    """Return the result table of summary.json and results.json."""
+    differences = {found["better"]: found for found in summary["against_direct"]}
+    students = summary["config"]["students"]
+    lines = []
+    for mean in summary["means"]:
+        name = mean["name"]
+        rows = [row for row in results if row["name"] == name]
+        # Splits that were read for more than grading, each once.
+        read = rows[0]["audit"]["labels_read"].items()
+        labels = ", ".join(sorted({split for use, split in read if use != "grading" and split is not None}))
+        lines.append(
+            ResultLine(
+                name,
+                _about(name, rows[0], students),
+                mean["num_seeds"],
+                *_figures(mean, differences.get(name)),
+                is_part=name not in ABOUT and name not in students,
+                labels=labels,
+                seeds=[row["full"] for row in rows if row["full"] is not None],
+            )
+        )
+    return lines
+
+
+def _figures(
+    means: Plain, difference: Plain | None
+) -> tuple[dict[str, tuple[float, float] | None], tuple[float, float, float] | None]:
+    cells = {c: None if means[c] is None else (means[c]["mean"], means[c]["sd"]) for c in COLUMNS}
+    return cells, None if difference is None else (difference["observed"], difference["low"], difference["high"])
+
+
+def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
+    if name in ABOUT:
+        tried = f" ({row['knobs']['num_tried']} settings tried)" if "num_tried" in row["knobs"] else ""
+        return ABOUT[name] + tried
+    if name not in students:
+        owner, _, part = name.rpartition("/")
+        return f"{owner or 'student'}: {PARTS.get(part, part)}"
+    settings = parse_student(students[name], f"student {name}")
+    changed = _departures(settings)
+    if settings.supervision == "labels":
+        kind = "the bound: the same kind of network, trained with labels on the same features"
+    else:
+        kind = "learned from the teacher's scores alone, no HOI label"
+    return f"{kind}; {', '.join(changed)}" if changed else kind
+
+
+def _departures(settings: StudentSettings) -> list[str]:
+    default, given = parse_student({"method": settings.method}, "its defaults").by_key(), settings.by_key()
+    return [f"{key}: {value}" for key, value in given.items() if value != default[key] and key != "supervision"]
+
+
+def sweep_lines(path: Path, summary: Plain) -> SweepLines:
+    """Return the table of a sweep's table.json. Raises UserError: the file is none."""
+    sweep = read_result(path)
+    try:
+        lines = []
+        for row in (*sweep["baselines"], *sweep["rows"]):
+            start = [f"from {row['from']}"] if row.get("from") else []
+            changes = ", ".join([*start, *(f"{key}: {value}" for key, value in row.get("changes", {}).items())])
+            lines.append(ResultLine(row["name"], changes, row["num_seeds"], *_figures(row["means"], row["difference"])))
+        notes = [f"failed: {found['name']}, seed {found['seed']}: {found['reason']}" for found in sweep["failed"]]
+        made_by, here = ((of["fingerprint"], of["split"]) for of in (sweep, summary))
+        if made_by != here:
+            notes.append(f"Another cache or split than the rest of this page: {made_by[0]}, {made_by[1]}.")
+        return SweepLines(sweep["name"], sweep["against"], notes, lines)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            "this is no table of a sweep", where=path, expected="table.json of hoi sweep", got=error
+        ) from None
+
+
+def class_lines(per_class: Sequence[Plain], vocabulary: Vocabulary, methods: Sequence[str]) -> list[ClassLine]:
+    """Return one line for each interaction of per_class.json that has truth; the others are in no mean."""
+    return [
+        ClassLine(in_words(name), record["rare"], record["num_positives"], _mean_ap(record, methods))
+        for name, record in zip(vocabulary.names, per_class, strict=True)
+        if record["num_positives"] > 0
+    ]
+
+
+def verb_lines(per_class: Sequence[Plain], vocabulary: Vocabulary, methods: Sequence[str]) -> list[ClassLine]:
+    """Return one line a verb, over its interactions that have truth."""
+    lines = []
+    for verb, name in enumerate(vocabulary.verbs):
+        records = [per_class[k] for k in np.flatnonzero(vocabulary.verb_of == verb).tolist()]
+        records = [record for record in records if record["num_positives"] > 0]
+        if records:
+            aps = [_mean_ap(record, methods) for record in records]
+            ap = {method: float(np.mean([of_class[method] for of_class in aps])) for method in methods}
+            lines.append(ClassLine(in_words(name), None, sum(record["num_positives"] for record in records), ap))
+    return lines
+
+
+def _mean_ap(record: Plain, methods: Sequence[str]) -> dict[str, float]:
+    return {m: float(np.mean([found["percent"] for found in record["ap"] if found["name"] == m])) for m in methods}
+
+
+def largest_differences(
+    lines: Sequence[ClassLine], better: str, than: str, number: int
+) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """Return the classes in which `better` leads most, and those in which it trails most, with the difference."""
+    ranked = sorted(((line.name, line.ap[better] - line.ap[than]) for line in lines), key=lambda pair: -pair[1])
+    ahead = [(name, value) for name, value in ranked[:number] if value > 0]
+    behind = [(name, value) for name, value in ranked[::-1][:number] if value < 0]
+    return ahead, behind

@@ -15,11 +15,10 @@ import numpy as np
 from hoi.datasets import ImageSource, UnreadableImage, open_images
 from hoi.drawing import Box, DrawnPair, Verdict, draw_pairs, fit_longest_side
 from hoi.errors import UserError
-from hoi.evaluation.ranking import Matches
+from hoi.evaluation.hico import Matches
 from hoi.records import HoiLabels, Triplets
-from hoi.report.finished import FinishedEvaluation
+from hoi.report.finished import FinishedEvaluation, in_words
 from hoi.report.plots import image_ap, image_disagreement, true_positives
-from hoi.report.tables import in_words
 from hoi.vocabulary import Vocabulary
 
 SIDE_PX = 440
@@ -72,12 +71,7 @@ class ShownPair:
 
 
 class PairChooser:
-    """Chooses which of a method's predictions are shown, and says what the truth says of them.
-
-    Args:
-        vocabulary: Of the triplets.
-        labels: Of the split, or None: then nothing is right, wrong or missed.
-    """
+    """Chooses which of a method's predictions are shown, and says what the truth (if any) says of them."""
 
     def __init__(self, vocabulary: Vocabulary, labels: HoiLabels | None) -> None:
         self.vocabulary, self.labels = vocabulary, labels
@@ -87,11 +81,6 @@ class PairChooser:
         """Return the best-scored triplets of an image, as many as it has annotated interactions, and what they miss.
 
         `no_interaction` is neither shown nor counted. Interactions of the same boxes, object and verdict are one pair.
-
-        Args:
-            image: Row of the split.
-            triplets: Of the method, on the whole split.
-            matches: Of these triplets with the labels; None without labels.
         """
         rows = np.flatnonzero(triplets.image == image)
         rows = rows[self._is_real[triplets.interaction[rows]]]
@@ -139,13 +128,9 @@ def _box(row: np.ndarray) -> Box:
 
 
 def choose_images(lead: np.ndarray, num_each: int, num_random: int, seed: int = 0) -> Mapping[str, list[int]]:
-    """Choose the images that are shown, by the lead of the student over the teacher.
+    """Choose the images with the largest lead of the student over the teacher, the largest lag, and others by lot.
 
-    Args:
-        lead: float64 [I]; NaN for an image that cannot be compared.
-        num_each: Images with the largest lead, and as many with the largest lag.
-        num_random: Images drawn by lot from the others that can be compared.
-        seed: Of the lot.
+    `lead` is float64 [I], NaN for an image that cannot be compared.
     """
     known = np.flatnonzero(np.isfinite(lead))
     order = known[np.argsort(-lead[known], kind="stable")]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from hoi.evaluation.ranking import Matches, Ranking, average_precision, rank
+from hoi.evaluation.hico import Matches, Ranking, average_precision, rank
 
 LEVELS = np.arange(51) / 50
 """Recalls at which curves are read."""
@@ -180,10 +180,7 @@ def difference_bars(title: str, bars: Sequence[tuple[str, float]], series: int) 
 def spread_plot(title: str, rows: Sequence[tuple[str, float, Sequence[float]]], series: Mapping[str, int]) -> Markup:
     """Draw one line a method: its mean as a dot, every seed as a ring.
 
-    Args:
-        title: For those who hear the page.
-        rows: Name, mean and values of the seeds, in percent.
-        series: The colours that some of the names have; the others have the sixth.
+    `rows` are name, mean and values of the seeds, in percent; names without a colour in `series` have the sixth.
     """
     row, left, right, width = 20.0, 142.0, 52.0, 460.0
     values = [value for _, mean, seeds in rows for value in (mean, *seeds)]
