@@ -1,4 +1,4 @@
-"""Real photographs: the three stages of the example, and full-size architectures through stage one."""
+"""Real photographs: the example, a folder of one's own with phrases, and full-size architectures."""
 
 from __future__ import annotations
 
@@ -17,17 +17,32 @@ from PIL import Image
 
 from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
+from hoi.cli import run_verb
 from hoi.config import PipelineConfig, TorchvisionDetectorConfig, load_config
 from hoi.datasets import load_vocabulary
 from hoi.detectors import build_detector
 from hoi.evaluation.evaluate import evaluate
+from hoi.quality.run import measure_quality
 from hoi.training import train
 
 pytestmark = pytest.mark.skipif(
     "HOI_CHECK_DATA" not in os.environ, reason="HOI_CHECK_DATA names no folder of photographs and weights"
 )
 ROOT = Path(__file__).parents[2]
-NUM_PHOTOGRAPHS = 20
+NUM_PHOTOGRAPHS, NUM_OWN = 20, 16
+HOICLIP_TEACHER = {"model": "ViT-B-32-quickgelu", "pretrained": "random", "spatial_map": True, "batch_size": 4}
+HOICLIPS: dict[str, Any] = {
+    "hoiclip_teacher": {"method": "hoiclip"},
+    "hoiclip_labels": {"method": "hoiclip", "supervision": "labels"},
+}
+PHRASES = """
+riding a motorbike
+sitting on a chair | seated on a chair
+holding a cup
+talking on the phone
+wearing a tie
+hugging a person
+"""
 SMALL = ["pairs.max_humans=2", "pairs.max_objects=2", "cache.scheduler=synchronous", "cache.device=cpu"]
 
 
@@ -42,20 +57,22 @@ def example(folder: Path, monkeypatch: pytest.MonkeyPatch, num: int, *overrides:
     (photos / "vcoco_pairs.json").write_text(json.dumps({"images": annotated}))
     for image in annotated:
         shutil.copy(data / "photos" / "images" / image["file_name"], photos / "images")
-    command = [sys.executable, "examples/photographs.py", str(photos), str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, str(ROOT / "examples/photographs.py"), str(photos), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"{sum(len(image['pairs']) for image in annotated)} annotated interactions" in done.stdout
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("PHOTOS", str(photos))
     monkeypatch.setenv("CLIP", str(data / "clip_standin"))
     places = [
         f"output={folder / 'out'}",
         f"cache.folder={folder / 'cache'}",
         f"dataset.annotations={folder / 'annotations.jsonl'}",
+        f"dataset.vocabulary={ROOT / 'examples/photographs_vocabulary.yaml'}",
     ]
-    return load_config("examples/photographs.yaml", [*places, *SMALL, *overrides])
+    return load_config(ROOT / "examples/photographs.yaml", [*places, *SMALL, *overrides])
 
 
+@pytest.mark.slow
 def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = example(tmp_path, monkeypatch, NUM_PHOTOGRAPHS, "train.epochs=2", "evaluation.bootstrap=20")
     splits = teacher_cache.build_cache(config).splits
@@ -83,6 +100,7 @@ def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: 
     assert len({row["full"] for row in rows}) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "width", "map_shape", "levels"),
     [("RN50-quickgelu", 1024, (2048, 7, 7), 3), ("ViT-B-16-quickgelu", 512, (768, 14, 14), 2)],
@@ -133,3 +151,60 @@ def test_torchvisions_faster_rcnn_takes_a_photograph(tmp_path: Path, monkeypatch
     assert (found.boxes_xyxy <= np.tile(image.shape[1::-1], 2)).all()
     assert np.isfinite(found.boxes_xyxy).all()
     assert (np.diff(found.scores) <= 0).all()
+
+
+@pytest.mark.slow
+def test_hoiclip_learns_from_a_full_size_vits_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = ["pairs.max_humans=1", "pairs.max_objects=1", "dataset.splits={train: 0.5, validation: 0.2, test: 0.3}"]
+    names = ["evaluation.split=test", "evaluation.tune_split=validation"]
+    settings = [
+        "train.epochs=1",
+        "train.seeds=[0]",
+        "evaluation.bootstrap=5",
+        f"students={json.dumps(HOICLIPS)}",
+    ]
+    config = example(tmp_path, monkeypatch, 12, f"teacher={json.dumps(HOICLIP_TEACHER)}", *pairs, *names, *settings)
+    teacher_cache.build_cache(config)
+    split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
+    assert {letter: split.axes[letter] for letter in "DCHW"} == {"D": 512, "C": 768, "H": 7, "W": 7}
+    head = split.text_bank.visual
+    assert (head.projection.shape, head.norm.shape, head.value) == ((769, 512), (2, 768), None)
+    train.main(config)
+    evaluate(config)
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())}
+    for name in HOICLIPS:
+        assert math.isfinite(rows[name]["full"])
+        assert 0 <= rows[name]["full"] <= 100
+
+
+@pytest.mark.slow
+def test_a_folder_and_phrases_become_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Path(os.environ["HOI_CHECK_DATA"])
+    photos, phrases = tmp_path / "photos", tmp_path / "phrases.txt"
+    photos.mkdir()
+    for path in sorted((data / "photos" / "images").iterdir())[:NUM_OWN]:
+        shutil.copy(path, photos)
+    phrases.write_text(PHRASES)
+    monkeypatch.chdir(tmp_path)
+    options = {
+        "name": "mine",
+        "images": photos,
+        "phrases": phrases,
+        "detector": data / "photos" / "detections_yolox_nano.json",
+        "instances": data / "photos" / "instances.json",
+        "clip": f"local-dir:{data / 'clip_standin'}",
+        "out": tmp_path,
+    }
+    assert run_verb(["new", *(str(part) for key, value in options.items() for part in (f"--{key}", value))]) == 0
+    small = ["pairs.max_humans=2", "pairs.max_objects=2", "cache.scheduler=synchronous"]
+    small += ["teacher.batch_size=8", "train.epochs=2"]
+    places = [f"output={tmp_path / 'out'}", f"cache.folder={tmp_path / 'cache'}"]
+    config = load_config(tmp_path / "mine.yaml", [*small, *places])
+    splits = teacher_cache.build_cache(config).splits
+    assert sum(split.num_images for split in splits) == NUM_OWN
+    train.main(config)
+    assert "no average precision" in str(evaluate(config))
+    said = str(measure_quality(config, sample=1))
+    assert "hug person" in said
+    content = json.loads((tmp_path / "out" / "quality.json").read_text())
+    assert content["scorers"]["student"]["phrases"][-1]["num_pairs"] > 0
