@@ -43,7 +43,7 @@ HOMES = {"h5py": "hoi/cache/shard.py", "dask": "hoi/cache/build/pool.py", "distr
 
 
 def pending(module: str, other: str, kind: str) -> bool:
-    return other == "hoi.cli.command_line" or module in ("hoi.cache.build.split_build", "hoi.cache.read.sources")
+    return module in ("hoi.cache.build.split_build", "hoi.cache.read.sources")
 
 
 def reached_from(module: str, *kinds: str) -> set[str]:

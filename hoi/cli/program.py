@@ -215,15 +215,3 @@ def pipeline(config: str | None, overrides: Sequence[str] | None, verb: str = ""
 def say_next(verb: str, *words: str, **options: object) -> None:
     """Print the command that comes next."""
     print(f"next: {command(verb, *words, **options)}", flush=True)
-
-
-def given(**options: object) -> list[str]:
-    """Return options as words of a command line."""
-    words: list[str] = []
-    for name, value in options.items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, (list, tuple)):
-            words += [word for each in value for word in (option, str(each))]
-        elif value is not None and value is not False:
-            words += [option] if value is True else [option, str(value)]
-    return words

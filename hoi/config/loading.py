@@ -45,15 +45,13 @@ _UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, lis
 
 def parse_yaml(text: str, name: str) -> Any:
     """Parse strict YAML; a syntax error or duplicate key is a UserError that gives the line."""
-    loader = _UniqueKeyLoader(text)
-    loader.name = name
     try:
+        loader = _UniqueKeyLoader(text)
+        loader.name = name
         return loader.get_single_data()
     except yaml.YAMLError as error:
         got = str(error).replace("\n", " ")
         raise UserError("this is not valid YAML", where=name, got=got, fix="mend the line") from None
-    finally:
-        loader.dispose()
 
 
 def read_yaml(path: str | Path) -> Any:

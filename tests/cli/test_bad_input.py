@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import hoi
 from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
-from hoi.cli.command_line import stage_config
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError, run_program
 from hoi.evaluation.evaluate import evaluate
@@ -63,30 +63,33 @@ def disk_of(num_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "what", "where"),
     [
-        ("train.seeds=[0, 0]", r"a seed is there twice .*key 'train\.seeds'"),
-        ("students={../x: {}}", r"a folder will have this name.*got: '\.\./x'"),
-        ("students={global: {}}", r"another row of this name .*key 'students\.global'"),
-        ("dataset.splits={fit: 3}", r"splits train, validation and test, not fit"),
-        ("name={[a]: 1}", r"a key is no name"),
-        ("name=a\0b", r"not valid YAML .*override name"),
+        ("train.seeds=[0, 0]", "a seed is there twice", "key 'train.seeds'"),
+        ("students={../x: {}}", "a folder will have this name", "key 'students"),
+        ("students={global: {}}", "another row of this name", "key 'students.global'"),
+        ("dataset.splits={fit: 3}", "splits train, validation and test, not fit", "key 'dataset"),
+        ("name={[a]: 1}", "a key is not a name", ""),
+        ("name=a\0b", "not valid YAML", "override name"),
     ],
 )
-def test_a_wrong_override_is_refused(override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+def test_a_wrong_override_is_refused(override: str, what: str, where: str) -> None:
+    with pytest.raises(UserError) as mistake:
         load_config(ROOT / "pipeline.yaml", [override])
-    assert "\n" not in str(caught.value)
+    assert what in mistake.value.what
+    assert where in str(mistake.value.where)
+    assert "\n" not in str(mistake.value)
 
 
-def test_a_file_that_is_no_pipeline_and_a_wrong_option_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "what"), [("", "this is a folder"), ("binary.yaml", "not a text file"), ("empty.yaml", "no pipeline")]
+)
+def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty.yaml").write_text("")
-    for name, message in (("", "this is a folder"), ("binary.yaml", "not a text file"), ("empty.yaml", "no pipeline")):
-        with pytest.raises(UserError, match=message):
-            load_config(tmp_path / name)
-    with pytest.raises(UserError, match=r"unrecognized arguments: --epochs.*section\.key=value"):
-        stage_config("a stage", ["--epochs", "3"])
+    with pytest.raises(UserError) as mistake:
+        load_config(tmp_path / name)
+    assert what in mistake.value.what
 
 
 @pytest.mark.parametrize(
@@ -100,11 +103,8 @@ def test_a_file_that_is_no_pipeline_and_a_wrong_option_are_refused(tmp_path: Pat
         (["teacher.model=local-dir:{folder}/clip"], r"teacher local-dir:.* cannot be loaded .* check teacher\.model"),
     ],
 )
-def test_an_unknown_or_damaged_model_ends_stage_one_with_an_empty_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
-) -> None:
-    monkeypatch.chdir(ROOT)
-    weights = Path("hoi/world/weights")
+def test_an_unknown_or_damaged_model_leaves_the_cache_empty(tmp_path: Path, overrides: list[str], message: str) -> None:
+    weights = Path(hoi.__file__).parent / "world/weights"
     (tmp_path / "cut.safetensors").write_bytes((weights / "detector.safetensors").read_bytes()[:10_000])
     (tmp_path / "clip").mkdir()
     for path in (weights / "clip").iterdir():
@@ -138,7 +138,7 @@ def test_an_image_that_goes_missing_during_the_run_is_recorded(tmp_path: Path) -
     assert teacher_cache.build_cache(config, Loses).splits[0].num_failed == 1
 
 
-def test_images_without_a_person_are_cached_and_cannot_be_learned_from(tmp_path: Path) -> None:
+def test_images_without_a_person_cannot_be_learned_from(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(0, 0, 0), train={"split": "test"})
     assert teacher_cache.build_cache(config, RandomSignals).splits[0].num_pairs == 0
     assert CacheSplit.open(config.cache.folder, "test").is_readable.all()
@@ -147,10 +147,7 @@ def test_images_without_a_person_are_cached_and_cannot_be_learned_from(tmp_path:
     assert not Path(config.output).exists()
 
 
-def test_boxes_of_a_pixel_and_less_are_cached_with_finite_features(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
+def test_boxes_of_a_pixel_and_less_have_finite_features(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(1,))
     names = {"person": 1, "bicycle": 2, "dog": 3}
     boxes = [("person", [5, 5, 1, 1]), ("bicycle", [8, 7, 1, 1]), ("dog", [0, 0, 0, 0]), ("dog", [2, 2, 0.01, 300])]
@@ -180,9 +177,7 @@ def test_the_vocabularys_file_is_named(tmp_path: Path) -> None:
         teacher_cache.build_cache(config, RandomSignals)
 
 
-def test_a_student_with_labels_that_are_not_there_stops_all_before_anything_is_trained(
-    tmp_path: Path, cache: dict[str, Any]
-) -> None:
+def test_absent_labels_stop_all_before_anything_is_trained(tmp_path: Path, cache: dict[str, Any]) -> None:
     photos = photo_pipeline(
         tmp_path,
         num_pairs=(1,) * 12,
@@ -198,9 +193,7 @@ def test_a_student_with_labels_that_are_not_there_stops_all_before_anything_is_t
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_full_disk_in_stage_two_keeps_the_finished_student_and_goes_on_later(
-    tmp_path: Path, cache: dict[str, Any]
-) -> None:
+def test_a_full_disk_in_stage_two_keeps_finished_students(tmp_path: Path, cache: dict[str, Any]) -> None:
     students = {"small": {"width": 2}, "large": {"width": 256}}
     config = small_pipeline(tmp_path, cache=cache, students=students, train=ONE_SEED)
     with disk_of(100_000), pytest.raises(UserError) as caught:
@@ -214,7 +207,7 @@ def test_a_full_disk_in_stage_two_keeps_the_finished_student_and_goes_on_later(
     assert len((tmp_path / "outputs/runs/large/seed-0/metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_full_disk_in_stage_three_leaves_the_old_results_whole(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_a_full_disk_in_stage_three_leaves_old_results_whole(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = small_pipeline(
         tmp_path, cache=cache, students=STUDENT, train=ONE_SEED, evaluation={"bootstrap": 10, "split": "test"}
     )
@@ -247,9 +240,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, cache: dict[st
     assert (tmp_path / "taken").read_text() == ""
 
 
-def test_an_interruption_in_stage_one_is_one_line_and_the_next_run_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_after_an_interruption_in_stage_one_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3))
 
     class Interrupted(RandomSignals):
@@ -272,9 +263,7 @@ def test_an_interruption_in_stage_one_is_one_line_and_the_next_run_goes_on(
     assert teacher_cache.build_cache(config, RandomSignals).splits[0].num_built == 2
 
 
-def test_an_interruption_in_stage_two_is_one_line_and_leaves_a_checkpoint(
-    tmp_path: Path, cache: dict[str, Any]
-) -> None:
+def test_an_interruption_in_stage_two_leaves_a_checkpoint(tmp_path: Path, cache: dict[str, Any]) -> None:
     endless = {**ONE_SEED, "epochs": 100_000}
     config = small_pipeline(tmp_path, cache=cache, students=STUDENT, train=endless)
     path = write_pipeline(config, tmp_path / "pipeline.yaml")
