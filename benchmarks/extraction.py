@@ -25,16 +25,9 @@ from torch.nn import functional
 from benchmarks.full_size import DETECTOR, full_size_pipeline, image_kind
 from benchmarks.side_by_side import ratio_table, run_in_turn
 from hoi.boxes import union_boxes
-from hoi.cache.build.models import (
-    Held,
-    hold,
-    load_extractor,
-    release,
-)
-from hoi.cache.build.worker import build_shard
-from hoi.cache.build.writing import write_shard
+from hoi.cache.base_pass import pack_tables
+from hoi.cache.build.worker import Held, OwnModel, build_shard, hold, release, write_shard
 from hoi.cache.plan import plan_split
-from hoi.cache.tables import pack_tables
 from hoi.config import PipelineConfig, load_config
 from hoi.crops import crop_windows
 from hoi.datasets import open_images
@@ -73,15 +66,14 @@ def _compare(title: str, config: PipelineConfig, num_rounds: int) -> str:
     split = config.train.split if config.dataset.name == "world" else "test"
     config_json, plan = config.model_dump_json(), plan_split(config, split)
     shard = plan.shards[0]
-    held = hold(config_json, load_extractor)
+    held = hold(config_json, OwnModel())
     source = open_images(config.dataset, split)
     rows, ids = range(shard.num_images), list(source.image_ids[: shard.num_images])
     with recorded_forwards(held.model) as forwards:
         signals = held.model.extract(ids, [source.read(row) for row in rows])
 
     def stage_one() -> object:
-        arguments = (shard.split, shard.index, shard.start, shard.stop, shard.image_ids_sha256, "")
-        return build_shard(config_json, str(plan.folder), *arguments)
+        return build_shard(shard, config_json, str(plan.folder), "", OwnModel())
 
     def bare() -> None:
         for forward in forwards:
@@ -90,10 +82,8 @@ def _compare(title: str, config: PipelineConfig, num_rounds: int) -> str:
             torch.cuda.synchronize()
 
     def write() -> object:
-        axes = held.model.axes
-        tables = pack_tables(ids, list(signals), axes)
-        made_with = {"parts": held.parts, "fingerprint": held.fingerprint, "axes": axes}
-        return write_shard(plan.folder, tables, index=0, start=0, image_ids_sha256=shard.image_ids_sha256, **made_with)
+        tables = pack_tables(ids, list(signals), held.model.axes)
+        return write_shard(plan.folder, tables, shard, held.parts, held.model.axes)
 
     ways: dict[str, Call] = {
         "stage one": stage_one,

@@ -30,15 +30,13 @@ from benchmarks.synthetic_cache import (
     write_thin_shards,
 )
 from hoi.cache.manifest import (
-    BANK_NAME,
-    INDEX_NAME,
-    MANIFEST_NAME,
     has_all_files,
     read_manifest,
     write_manifest,
 )
 from hoi.cache.plan import plan_shards
 from hoi.cache.read.split import CacheSplit, Mode
+from hoi.cache.schema import BASE
 from hoi.cache.tools.verify import verify_split
 
 BATCH_IMAGES = 32
@@ -128,7 +126,7 @@ def verify_cache(folder: Path) -> int:
 def open_cache(folder: Path) -> int:
     """Open the split; return the size of the files it reads."""
     path = CacheSplit.open(folder, SPLIT, mode="mapped").folder
-    return sum((path / name).stat().st_size for name in (BANK_NAME, INDEX_NAME, MANIFEST_NAME))
+    return sum((path / name).stat().st_size for name in (BASE.bank_name, BASE.index_name, BASE.manifest_name))
 
 
 def read_epoch(folder: Path, mode: Mode) -> int:
@@ -155,7 +153,7 @@ def plan_many(num_images: int, images_per_shard: int) -> int:
 def seal_many(folder: Path) -> int:
     """Write index and manifest; every shard's header and small columns are read."""
     seal_split(folder)
-    return sum((folder / SPLIT / name).stat().st_size for name in (INDEX_NAME, MANIFEST_NAME))
+    return sum((folder / SPLIT / name).stat().st_size for name in (BASE.index_name, BASE.manifest_name))
 
 
 def read_and_write_manifest(folder: Path) -> int:
@@ -164,7 +162,7 @@ def read_and_write_manifest(folder: Path) -> int:
     assert manifest is not None
     assert has_all_files(folder / SPLIT, manifest)
     write_manifest(folder / SPLIT, manifest)
-    return (folder / SPLIT / MANIFEST_NAME).stat().st_size
+    return (folder / SPLIT / BASE.manifest_name).stat().st_size
 
 
 def measure(sizes: Sizes, folder: Path) -> Iterator[str]:

@@ -17,19 +17,18 @@ import numpy as np
 import torch
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
+from hoi.cache.base_pass import FIELDS
 from hoi.cache.index import write_index
 from hoi.cache.manifest import (
-    BANK_NAME,
     BankReceipt,
     Manifest,
     Receipt,
-    shard_name,
     write_manifest,
 )
 from hoi.cache.plan import hash_of_ids
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.schema import (
-    BY_NAME,
+    BASE,
     SCHEMA_VERSION,
     Field,
     fields_of,
@@ -105,11 +104,11 @@ def write_cache(folder: Path, num_images: int, axes: Mapping[str, int] = AXES) -
             "axes": dict(axes),
         }
         data = encode_file(tables, attributes)
-        (path / shard_name(index)).write_bytes(data)
+        (path / BASE.shard_name(index)).write_bytes(data)
         num_detections, num_pairs = len(tables["scores"]), len(tables["pairs_ho"])
         receipts.append(
             Receipt(
-                shard_name(index),
+                BASE.shard_name(index),
                 "synthetic",
                 hash_of_ids(ids),
                 len(ids),
@@ -127,9 +126,9 @@ def write_cache(folder: Path, num_images: int, axes: Mapping[str, int] = AXES) -
         "vocabulary": np.array(json.dumps(vocabulary.to_dict()).encode()),
     }
     bank_data = encode_file(bank_tables, {})
-    (path / BANK_NAME).write_bytes(bank_data)
+    (path / BASE.bank_name).write_bytes(bank_data)
     bank = BankReceipt("synthetic", {}, {}, IMAGES_PER_SHARD, "", num_images, dict(axes), "", len(bank_data), {})
-    (path / BANK_NAME).with_suffix(".json").write_text(json.dumps(asdict(bank)))
+    (path / BASE.bank_name).with_suffix(".json").write_text(json.dumps(asdict(bank)))
     index = write_index(path, SPLIT, "synthetic", receipts)
     write_manifest(path, Manifest(SPLIT, bank, tuple(receipts), {}, index))
     return sum(receipt.num_bytes for receipt in receipts)
@@ -170,7 +169,7 @@ def _as_file(path: Path, table: np.ndarray) -> np.ndarray:
 def _random_tables(ids: list[str], rng: np.random.Generator, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
     pairs = rng.integers(1, 2 * MEAN_PAIRS, len(ids))
     num_rows = {"image": len(ids), "detection": len(ids) * DETECTIONS, "pair": int(pairs.sum())}
-    fields = [field for field in fields_of(axes) if _is_random(field)]
+    fields = [field for field in fields_of(axes, FIELDS) if _is_random(field)]
     tables = {field.name: _random(field, shape_of(field, num_rows[field.rows], axes), rng) for field in fields}
     return tables | {
         "image_id": np.array([image_id.encode() for image_id in ids]),
@@ -178,7 +177,7 @@ def _random_tables(ids: list[str], rng: np.random.Generator, axes: Mapping[str, 
         "status_reason": np.full(len(ids), b"", "S1"),
         "detection_offsets": np.arange(len(ids) + 1, dtype=np.int64) * DETECTIONS,
         "pair_offsets": np.concatenate([[0], np.cumsum(pairs)]).astype(np.int64),
-        "pairs_ho": rng.integers(0, DETECTIONS, (num_rows["pair"], 2)).astype(BY_NAME["pairs_ho"].dtype),
+        "pairs_ho": rng.integers(0, DETECTIONS, (num_rows["pair"], 2)).astype("<i4"),
     }
 
 

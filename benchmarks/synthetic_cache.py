@@ -9,7 +9,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from hoi.cache.build.writing import write_bank, write_shard
+from hoi.cache.base_pass import FIELDS, bank_tables, pack_tables
+from hoi.cache.build.worker import write_bank, write_shard
 from hoi.cache.index import write_index
 from hoi.cache.manifest import (
     BankReceipt,
@@ -17,17 +18,16 @@ from hoi.cache.manifest import (
     Receipt,
     read_bank_receipt,
     read_receipt,
-    shard_name,
     write_manifest,
 )
 from hoi.cache.plan import plan_shards
 from hoi.cache.schema import (
+    BASE,
     READABLE,
     check_tables,
     fields_of,
     shape_of,
 )
-from hoi.cache.tables import pack_tables
 from hoi.files import json_sha256
 from hoi.records import Detections, ImageSignals, TextBank
 from hoi.vocabulary import Vocabulary
@@ -91,17 +91,15 @@ def write_shards(
     verbs = tuple(f"verb {number}" for number in range(axes["K"]))
     vocabulary = Vocabulary(("person",), verbs, tuple((verb, "person") for verb in verbs))
     texts = np.zeros((axes["K"], axes["D"]), np.float32)
-    write_bank(path, TextBank(texts, 100.0, None, tuple((verb,) for verb in verbs)), vocabulary, begun)
+    bank = TextBank(texts, 100.0, None, tuple((verb,) for verb in verbs))
+    write_bank(path, *bank_tables(bank, vocabulary), begun)
     return sum(
         write_shard(
             path,
             tables([image_name(row) for row in range(shard.start, shard.stop)]),
-            index=shard.index,
-            start=shard.start,
-            image_ids_sha256=shard.image_ids_sha256,
-            parts=PARTS,
-            fingerprint=fingerprint,
-            axes=axes,
+            shard,
+            PARTS,
+            axes,
         ).num_bytes
         for shard in plan.shards
     )
@@ -113,7 +111,7 @@ def seal_split(folder: Path) -> None:
     bank = read_bank_receipt(path)
     assert bank is not None
     receipts = tuple(
-        _receipt(path / shard_name(index)) for index in range(-(-bank.num_images // bank.images_per_shard))
+        _receipt(path / BASE.shard_name(index)) for index in range(-(-bank.num_images // bank.images_per_shard))
     )
     index = write_index(path, SPLIT, bank.fingerprint, receipts)
     write_manifest(path, Manifest(SPLIT, bank, receipts, {}, index))
@@ -156,7 +154,7 @@ def _thin_tables(image_ids: Sequence[str]) -> Tables:
     num_rows = {"image": num, "detection": num * THIN_DETECTIONS, "pair": num * THIN_PAIRS}
     tables: Tables = {
         field.name: np.zeros(shape_of(field, num_rows[field.rows], THIN_AXES), field.dtype)
-        for field in fields_of(THIN_AXES)
+        for field in fields_of(THIN_AXES, FIELDS)
         if field.rows in num_rows and not field.is_text
     }
     tables |= {
@@ -166,5 +164,5 @@ def _thin_tables(image_ids: Sequence[str]) -> Tables:
         "detection_offsets": np.arange(num + 1, dtype="<i8") * THIN_DETECTIONS,
         "pair_offsets": np.arange(num + 1, dtype="<i8") * THIN_PAIRS,
     }
-    check_tables(tables, THIN_AXES)
+    check_tables(tables, THIN_AXES, FIELDS)
     return tables

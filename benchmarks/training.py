@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
 from hoi.cache.build.run import build_cache
-from hoi.cache.read.split import CacheSplit
+from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig, TeacherConfig, load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.errors import UserError
@@ -96,7 +96,7 @@ class OnlineTeacher:
 def measure(config: PipelineConfig, num_rounds: int = NUM_ROUNDS) -> str:
     """Return the ratio table of a pipeline's student."""
     try:
-        split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
+        split = open_split(config, config.train.split, same_images=False)
     except UserError as error:
         print(f"a small cache is built, since {error}", flush=True)
         with tempfile.TemporaryDirectory() as folder:

@@ -16,9 +16,8 @@ from contextlib import ExitStack
 from functools import partial
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
-from hoi.cache.build.pool import open_pool
-from hoi.cache.build.tasks import Pool, Task
-from hoi.cache.build.worker import build_shard
+from hoi.cache.build.pool import Pool, Task, open_pool
+from hoi.cache.build.worker import OwnModel, build_shard
 from hoi.cache.plan import plan_split
 from hoi.config import PipelineConfig, load_config
 
@@ -63,10 +62,8 @@ def measure(
 def build_all(pool: Pool, config: PipelineConfig) -> None:
     """Build every shard of the training split again."""
     plan, config_json = plan_split(config, "train"), config.model_dump_json()
-    tasks = []
-    for s in plan.shards:
-        arguments = (config_json, str(plan.folder), s.split, s.index, s.start, s.stop, s.image_ids_sha256, "")
-        tasks.append(Task(s.split, s.name, build_shard, arguments))
+    rest = (config_json, str(plan.folder), "", OwnModel())
+    tasks = [Task(shard.split, shard.name, build_shard, (shard, *rest)) for shard in plan.shards]
     for outcome in pool.run(tasks):
         if outcome.error is not None:
             raise RuntimeError(outcome.error)

@@ -1,6 +1,6 @@
 """Draw the picture of the README: scenes of the embedded world, and what a student without labels finds in them.
 
-    python docs/draw_overview.py outputs/world/checkpoints/best docs/images/overview.jpg
+python docs/draw_overview.py outputs/world/checkpoints/best docs/images/overview.jpg
 """
 
 from __future__ import annotations

@@ -164,3 +164,15 @@ def full_precision(device: torch.device) -> torch.autocast:
     import torch
 
     return torch.autocast(device.type, enabled=False)
+
+
+def visible_devices(device: str) -> list[str]:
+    """Return the GPUs of this machine as `CUDA_VISIBLE_DEVICES` names them; none where the CPU is asked for."""
+    if device == "cpu":
+        return []
+    import torch
+
+    # The variable may name what is no GPU: `-1`, or SLURM's `NoDevFiles`.
+    number = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:number] or [str(index) for index in range(number)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import hoi
 
@@ -37,3 +39,29 @@ def commit() -> str | None:
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()
+
+
+def flatten(parts: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted keys."""
+    if not isinstance(parts, dict) or not parts:
+        return {prefix: parts}
+    flat: dict[str, Any] = {}
+    for key, value in parts.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differing_keys(cached: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Return in what two descriptions differ, as `teacher.crop.mode (cache: pad, now: square)`."""
+    old, new = flatten(cached), flatten(wanted)
+    absent = object()
+
+    def shown(value: Any) -> str:
+        text = "absent" if value is absent else value if isinstance(value, str) else json.dumps(value)
+        return text if len(text) <= 40 else text[:37] + "..."
+
+    return [
+        f"{key} (cache: {shown(old.get(key, absent))}, now: {shown(new.get(key, absent))})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]

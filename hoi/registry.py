@@ -121,3 +121,12 @@ VLM_BACKENDS: Registry[Any] = Registry(
 
 # An entry is a `hoi.evaluation.rows.Metric`, reported by the datasets that name it in `METRICS`.
 METRICS: Registry[Any] = Registry("metric", {"vcoco": "hoi.evaluation.vcoco:VcocoRoles"})
+
+# An entry is made for one pass over a split: `hoi.cache.schema.PassKind` says what it answers.
+PASSES: Registry[Any] = Registry(
+    "kind of pass",
+    {
+        "base": "hoi.cache.base_pass:BasePass",
+        "vlm": "hoi.cache.vlm_pass:VlmPass",
+    },
+)

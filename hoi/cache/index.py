@@ -1,6 +1,6 @@
 """The index of a split: what a reader needs of every shard before it reads one, in a single file that is mapped.
 
-It is made from the finished shards alone, by the driver, just before the manifest. Letters as in `hoi.cache.schema`.
+It is made from the finished shards alone, by the driver, just before the manifest. Shapes as in `hoi.cache.schema`.
 """
 
 from __future__ import annotations
@@ -11,40 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hoi.cache.manifest import (
-    BASE,
-    IndexReceipt,
-    Manifest,
-    Pass,
-    Receipt,
-    hash_of_shards,
-)
-from hoi.cache.schema import (
-    FIELDS,
-    INDEX_FIELDS,
-    SCHEMA_VERSION,
-    Field,
-    fields_of,
-    shape_of,
-)
-from hoi.cache.shard import (
-    BrokenFile,
-    Header,
-    Location,
-    MappedFile,
-    encode_file,
-    inspect_shard,
-    read_header,
-)
-from hoi.errors import UserError
+from hoi.cache.manifest import IndexReceipt, Manifest, Receipt, hash_of_shards
+from hoi.cache.schema import BASE, INDEX_FIELDS, SCHEMA_VERSION, Field, Pass, fields_of, shape_of
+from hoi.cache.shard import BrokenFile, Header, Location, MappedFile, encode_file, inspect_shard, read_header
+from hoi.errors import UserError, command
 from hoi.files import write_atomically
 
 INDEX_ATTRIBUTES = ("schema_version", "fingerprint", "split", "shards_sha256", "axes")
-BUILD = "make teacher-cache (CONFIG=your pipeline file)"
 
 
 def write_index(
@@ -54,7 +30,7 @@ def write_index(
     receipts: Sequence[Receipt],
     of: Pass = BASE,
 ) -> IndexReceipt:
-    """Finished shards to the index beside them; equal shards give equal bytes.
+    """Write the index of finished shards beside them; equal shards give equal bytes.
 
     Args:
         folder: Where the shards lie.
@@ -65,8 +41,9 @@ def write_index(
     Raises:
         UserError: a shard is not the one of its receipt, or the index cannot be written.
     """
-    headers = (checked_header(folder, split, fingerprint, receipt, of.fields) for receipt in receipts)
-    axes, tables = index_tables(headers, sum(receipt.num_images for receipt in receipts), of.fields)
+    fields = of.content.fields
+    headers = (checked_header(folder, split, fingerprint, receipt, fields) for receipt in receipts)
+    axes, tables = index_tables(headers, sum(receipt.num_images for receipt in receipts), fields)
     attributes = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint,
@@ -80,12 +57,12 @@ def write_index(
 
 
 def index_tables(
-    shards: Iterable[Header], num_images: int, table: Sequence[Field] = FIELDS
+    shards: Iterable[Header], num_images: int, table: Sequence[Field]
 ) -> tuple[dict[str, int], dict[str, np.ndarray]]:
-    """Shards, in order, to (size of every letter, tables of the index). One shard is held at a time.
+    """Return the size of every letter and the tables of the index; one shard is held at a time.
 
     Args:
-        shards: Headers of the shards.
+        shards: Headers of the shards, in order.
         num_images: Of all shards.
         table: Which fields such shards have; what the index says per image is taken from those that are among them.
 
@@ -104,8 +81,8 @@ def index_tables(
         for name, column in columns.items():
             column.append(shard.table(name, mapped=True))
         shard_offsets.append(shard_offsets[-1] + shard.locations["image_id"].shape[0])
-        found = [shard.locations[field.name] for field in fields_of(axes, table)]
-        places.append([(where.offset or 0, where.dtype.itemsize * prod(where.shape[1:])) for where in found])
+        locations = [shard.locations[field.name] for field in fields_of(axes, table)]
+        places.append([(where.offset or 0, where.dtype.itemsize * prod(where.shape[1:])) for where in locations])
     if shard_offsets[-1] != num_images:
         raise ValueError(f"the shards hold {shard_offsets[-1]} images, expected {num_images}")
     byte_offset, row_bytes = np.moveaxis(np.array(places, "<i8"), 2, 0)
@@ -119,14 +96,14 @@ def index_tables(
 
 
 def index_fields(table: Sequence[Field]) -> tuple[Field, ...]:
-    """The index's fields where shards have those of a table: of what is known per image, only what they hold."""
+    """Return the fields of the index of shards with these fields: of what is known per image, only what they hold."""
     names = {field.name for field in table}
-    own = ("shard", "shard offset", "field")
-    return tuple(field for field in INDEX_FIELDS if field.rows in own or field.name in names)
+    of_shards = ("shard", "shard offset", "field")
+    return tuple(field for field in INDEX_FIELDS if field.rows in of_shards or field.name in names)
 
 
 class _Column:
-    """What the index says per image, as it grows shard by shard; it is held once, however many images there are."""
+    # What the index says per image, as it grows shard by shard; it is held once, however many images there are.
 
     def __init__(self, field: Field, num_images: int) -> None:
         self._is_offset = field.rows == "offset"
@@ -155,7 +132,7 @@ class SplitIndex:
 
     axes: Mapping[str, int]
     columns: Mapping[str, np.ndarray]
-    table: Sequence[Field] = FIELDS
+    table: Sequence[Field]
 
     @cached_property
     def fields(self) -> dict[str, tuple[int, Field]]:
@@ -165,7 +142,7 @@ class SplitIndex:
         return {name: (column, known[name]) for column, name in enumerate(names) if name in known}
 
     def location(self, shard: int, name: str) -> Location:
-        """Where a field lies in the file of a shard, without a look at that file.
+        """Return where a field lies in the file of a shard, without a look at that file.
 
         Raises:
             KeyError: the shards hold no such field.
@@ -184,14 +161,7 @@ class SplitIndex:
 
 
 class LazyShard:
-    """One shard of a split: opened when a row of it is first touched, and refused then if it is not the manifest's.
-
-    Args:
-        folder: Where it lies.
-        manifest: Of the split.
-        index: Of the split.
-        number: Which shard it is.
-    """
+    """One shard of a split: opened when a row of it is first touched, and refused then if it is not the manifest's."""
 
     def __init__(self, folder: Path, manifest: Manifest, index: SplitIndex, number: int) -> None:
         self._folder = folder
@@ -200,7 +170,7 @@ class LazyShard:
         self._number = number
 
     def rows(self, name: str) -> np.ndarray:
-        """A field's rows of this shard, mapped and read-only, as on disk.
+        """Return a field's rows of this shard, mapped and read-only, as on disk.
 
         Raises:
             UserError: the file is damaged, or another one than the split was sealed with.
@@ -221,10 +191,8 @@ class LazyShard:
         return MappedFile(header.path)
 
 
-def checked_header(
-    folder: Path, split: str, fingerprint: str, receipt: Receipt, table: Sequence[Field] = FIELDS
-) -> Header:
-    """A shard's file to its header, found to be the one that a receipt speaks of.
+def checked_header(folder: Path, split: str, fingerprint: str, receipt: Receipt, table: Sequence[Field]) -> Header:
+    """Return the header of the shard that a receipt speaks of.
 
     Raises:
         UserError: it is missing, damaged, of another schema version, or another shard.
@@ -233,9 +201,9 @@ def checked_header(
     try:
         header = inspect_shard(path, table)
     except FileNotFoundError:
-        raise UserError("a shard is missing", where=path, fix=BUILD) from None
+        raise UserError("a shard is missing", where=path, fix=command("teacher-cache")) from None
     except BrokenFile as error:
-        raise UserError("a shard is damaged", where=path, got=error, fix=f"delete {path}, then {BUILD}") from None
+        raise UserError("a shard is damaged", where=path, got=error, fix=_rebuild(path)) from None
     expected = (fingerprint, split, receipt.image_ids_sha256)
     got = tuple(header.attributes[name] for name in ("fingerprint", "split", "image_ids_sha256"))
     if got != expected:
@@ -244,24 +212,28 @@ def checked_header(
 
 
 def _foreign(path: Path, expected: str, got: str) -> UserError:
-    fix = f"delete {path}, then {BUILD}"
-    return UserError("a shard does not belong to this cache", where=path, expected=expected, got=got, fix=fix)
+    what = "a shard does not belong to this cache"
+    return UserError(what, where=path, expected=expected, got=got, fix=_rebuild(path))
+
+
+def _rebuild(path: Path) -> str:
+    return f"delete {path}, then {command('teacher-cache')}"
 
 
 def open_index(folder: Path, manifest: Manifest) -> SplitIndex:
-    """The index of a complete pass, mapped; no shard is opened.
+    """Open the index of a complete pass, mapped; no shard is opened.
 
     Raises:
         UserError: it is damaged, of another schema version, or not made from the manifest's shards.
     """
-    path, table = folder / manifest.of.index_name, manifest.of.fields
+    path, table = folder / manifest.of.index_name, manifest.of.content.fields
     try:
         header = read_header(path)
         found = {name: header.attributes[name] for name in INDEX_ATTRIBUTES}
-        columns = {field.name: header.table(field.name, mapped=True) for field in index_fields(table)}
+        columns = header.tables(index_fields(table))
         index = SplitIndex(found["axes"], columns, table)
     except (BrokenFile, FileNotFoundError, KeyError) as error:
-        raise _unfit(path, "this index is damaged", None, error) from None
+        raise UserError("this index is damaged", where=path, got=error, fix=_rebuild(path)) from None
     expected = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": manifest.bank.fingerprint,
@@ -272,9 +244,5 @@ def open_index(folder: Path, manifest: Manifest) -> SplitIndex:
     for name in INDEX_ATTRIBUTES:
         if found[name] != expected[name]:
             what = f"this index is of other shards than the manifest: {name}"
-            raise _unfit(path, what, expected[name], found[name])
+            raise UserError(what, where=path, expected=expected[name], got=found[name], fix=_rebuild(path))
     return index
-
-
-def _unfit(path: Path, what: str, expected: Any, got: Any) -> UserError:
-    return UserError(what, where=path, expected=expected, got=got, fix=f"delete {path}, then {BUILD}")

@@ -1,4 +1,7 @@
-"""What says that a split of the cache is complete: a JSON file, written last, that lists every shard with its hash."""
+"""The receipts of a split's files, and the manifest that seals a pass.
+
+A manifest is a JSON file, written last, that lists every shard with its hash: so the pass is complete.
+"""
 
 from __future__ import annotations
 
@@ -11,115 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hoi.cache.schema import FIELDS, PASS_FIELDS, SCHEMA_VERSION, Field
-from hoi.errors import UserError
+from hoi.cache.schema import BASE, SCHEMA_VERSION, Pass
+from hoi.errors import UserError, command
 from hoi.files import TEMPORARY_SUFFIX, locked, read_json, write_json
 
-_FILE = re.compile(
-    r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)-)?(?:(?:bank|shard-\d{5,})\.(?:h5|json)|manifest\.json|index\.h5)"
-)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass.
-
-    Args:
-        name: Empty for the base pass.
-    """
-
-    name: str = ""
-
-    @property
-    def is_base(self) -> bool:
-        return not self.name
-
-    @property
-    def prefix(self) -> str:
-        """What the names of its files begin with."""
-        return f"{self.name}-" if self.name else ""
-
-    @property
-    def title(self) -> str:
-        """How messages call it."""
-        return f"pass '{self.name}'" if self.name else "teacher cache"
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """The table of its shards."""
-        return PASS_FIELDS if self.name else FIELDS
-
-    @property
-    def bank_name(self) -> str:
-        return f"{self.prefix}bank.h5"
-
-    @property
-    def bank_receipt_name(self) -> str:
-        return f"{self.prefix}bank.json"
-
-    @property
-    def index_name(self) -> str:
-        return f"{self.prefix}index.h5"
-
-    @property
-    def manifest_name(self) -> str:
-        return f"{self.prefix}manifest.json"
-
-    @property
-    def journal_name(self) -> str:
-        return f"{self.prefix}journal.jsonl"
-
-    @property
-    def shard_pattern(self) -> str:
-        """Which files look like shards of it."""
-        return f"{self.prefix}shard-*.h5"
-
-    def shard_name(self, index: int) -> str:
-        """File name of a shard."""
-        return f"{self.prefix}shard-{index:05d}.h5"
-
-    def shard_index(self, name: str) -> int:
-        """File name of a shard back to its number."""
-        return int(name.removeprefix(f"{self.prefix}shard-").removesuffix(".h5"))
-
-    def clearing(self, folder: Path) -> str:
-        """What to delete for it to be built anew."""
-        return f"{folder}/{self.prefix}*" if self.name else str(folder)
-
-
-BASE = Pass()
-
-
-def passes_in(folder: Path) -> list[Pass]:
-    """The further passes of which a split's folder holds anything, by name."""
-    found = {of_file(path.name) for path in folder.iterdir()} if folder.is_dir() else set()
-    return sorted((of for of in found if of is not None and not of.is_base), key=lambda of: of.name)
-
-
-def of_file(name: str) -> Pass | None:
-    """A file's name to the pass that it is of, or None if it is none of the content."""
-    match = _FILE.fullmatch(name)
-    return None if match is None else Pass(match["name"] or "")
-
-
-def split_name(field: str) -> tuple[Pass, str]:
-    """A field as students name it, `coca/vlm_scores` or `spatial_map`, to (its pass, its own name)."""
-    name, _, own = field.rpartition("/")
-    return Pass(name), own
-
-
-MANIFEST_NAME = BASE.manifest_name
-BANK_NAME = BASE.bank_name
-INDEX_NAME = BASE.index_name
-JOURNAL_NAME = BASE.journal_name
 FORMAT_NAME = "hoi-distill teacher cache"
 
 _SHARD_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]*-)?shard-\d{5,}\.h5")
-
-
-def shard_name(index: int) -> str:
-    """File name of a shard of the base pass."""
-    return BASE.shard_name(index)
 
 
 @dataclass(frozen=True)
@@ -134,7 +35,7 @@ class Receipt:
         num_bytes: Size of the file.
         sha256: Hash of its bytes.
         failed: (image id, reason) of every unreadable image.
-        base_sha256: Of a further pass: hash of the base shard that it was made over. None of the base pass.
+        base_sha256: Of an extra pass: hash of the base shard that it was made over. None of the base pass.
     """
 
     name: str
@@ -153,13 +54,13 @@ class Receipt:
             raise ValueError(f"'{self.name}' is no name of a shard")
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain form that goes into JSON and over the network; what does not apply is left out."""
+        """Return the plain form that goes into JSON and over the network; what does not apply is left out."""
         plain = {**asdict(self), "failed": [list(pair) for pair in self.failed]}
         return {name: value for name, value in plain.items() if value is not None}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Receipt:
-        """Back from `to_dict`'s form."""
+        """Return the receipt that `to_dict` made plain."""
         return cls(**{**plain, "failed": tuple((image_id, reason) for image_id, reason in plain["failed"])})
 
 
@@ -191,15 +92,14 @@ class BankReceipt:
     num_bytes: int
     made_with: dict[str, Any]
 
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.images_per_shard)
+
 
 @dataclass(frozen=True)
 class IndexReceipt:
-    """What is known of a split's index without opening it.
-
-    Args:
-        sha256: Hash of its bytes.
-        num_bytes: Size of the file.
-    """
+    """Hash and size of a split's index."""
 
     sha256: str
     num_bytes: int
@@ -210,7 +110,6 @@ class Manifest:
     """A complete split.
 
     Args:
-        split: Name of the split.
         bank: What it was made from.
         shards: One receipt per shard, in order.
         made_with: Resolved config, commit, versions, device.
@@ -231,22 +130,22 @@ class Manifest:
 
     @property
     def failed(self) -> list[tuple[str, str]]:
-        """(image id, reason) of every unreadable image of the split."""
+        """(image id, reason) of every unreadable image."""
         return [pair for shard in self.shards for pair in shard.failed]
 
 
 def hash_of_shards(receipts: Iterable[Receipt]) -> str:
-    """Receipts, in order, to SHA-256 over their shards' own, each followed by a line feed."""
+    """Return the SHA-256 over the hashes of shards, in order, each followed by a line feed."""
     return hashlib.sha256("".join(receipt.sha256 + "\n" for receipt in receipts).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Seals a split: from now on it is complete."""
+    """Seal a pass: from now on it is complete."""
     plain = {
         "format": FORMAT_NAME,
         "schema_version": SCHEMA_VERSION,
         "split": manifest.split,
-        **({} if manifest.of.is_base else {"pass": manifest.of.name}),
+        **({"pass": manifest.of.name} if manifest.of.name else {}),
         "num_images": manifest.num_images,
         "num_failed": len(manifest.failed),
         "num_detections": sum(shard.num_detections for shard in manifest.shards),
@@ -261,7 +160,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path, of: Pass = BASE) -> Manifest | None:
-    """The manifest of a pass in a split's folder, or None where the pass is not complete.
+    """Return the manifest of a pass in a split's folder, or None where the pass is not complete.
 
     Raises:
         UserError: the file is damaged, or of another schema version.
@@ -271,21 +170,21 @@ def read_manifest(folder: Path, of: Pass = BASE) -> Manifest | None:
         plain = read_json(path)
         if plain is None:
             return None
-        fix = f"delete {of.clearing(folder)} and run make teacher-cache, or use the release that made it"
+        fix = f"delete {of.clearing(folder)} and run {command('teacher-cache')}, or use the release that made it"
         manifest = parse_manifest(plain, path, fix)
         if manifest.of != of:
             raise ValueError(f"it is the manifest of the {manifest.of.title}")
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        rebuild = f"delete {path} and run make teacher-cache again: finished shards are kept"
-        raise UserError("this manifest is damaged", where=path, got=repr(error), fix=rebuild) from None
+        fix = f"delete {path} and run {command('teacher-cache')}: finished shards are kept"
+        raise UserError("this manifest is damaged", where=path, got=repr(error), fix=fix) from None
 
 
 def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
-    """The JSON of a manifest to a Manifest.
+    """Return the manifest that `write_manifest` made plain.
 
     Args:
-        plain: As `write_manifest` wrote it.
+        plain: The JSON.
         where, fix: For the message about another schema version.
 
     Raises:
@@ -300,9 +199,10 @@ def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
             got=plain["schema_version"],
             fix=fix,
         )
+    bank = BankReceipt(**plain["bank"])
     return Manifest(
         plain["split"],
-        BankReceipt(**plain["bank"]),
+        bank,
         tuple(Receipt.from_dict(shard) for shard in plain["shards"]),
         plain["made_with"],
         IndexReceipt(**plain["index"]) if plain.get("index") is not None else None,
@@ -311,7 +211,7 @@ def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
 
 
 def read_bank_receipt(folder: Path, of: Pass = BASE) -> BankReceipt | None:
-    """What a begun pass was begun with, or None where nothing whole is there."""
+    """Return what a pass was begun with, or None where nothing whole is there."""
     try:
         plain = read_json(folder / of.bank_receipt_name)
         receipt = BankReceipt(**plain) if plain is not None else None
@@ -323,7 +223,7 @@ def read_bank_receipt(folder: Path, of: Pass = BASE) -> BankReceipt | None:
 
 
 def read_receipt(shard: Path) -> Receipt | None:
-    """The receipt beside a shard, or None where there is none that fits the file's name and size."""
+    """Return the receipt beside a shard, or None where there is none that fits the file's name and size."""
     try:
         plain = read_json(shard.with_suffix(".json"))
         receipt = Receipt.from_dict(plain) if plain is not None else None
@@ -335,7 +235,7 @@ def read_receipt(shard: Path) -> Receipt | None:
 
 
 def has_size(path: Path, num_bytes: int) -> bool:
-    """Whether the file is there and has this size."""
+    """Return whether the file is there and has this size."""
     try:
         return path.stat().st_size == num_bytes
     except (FileNotFoundError, NotADirectoryError):
@@ -343,7 +243,7 @@ def has_size(path: Path, num_bytes: int) -> bool:
 
 
 def has_all_files(folder: Path, manifest: Manifest) -> bool:
-    """Whether every file that a manifest lists is there with its size; hashes are not taken."""
+    """Return whether every file that a manifest lists is there with its size; hashes are not taken."""
     return (
         read_bank_receipt(folder, manifest.of) == manifest.bank
         and manifest.index is not None
@@ -375,3 +275,39 @@ def _clear(folder: Path) -> None:
     for leftover in folder.glob(f"*/.*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
     shutil.rmtree(folder / WORKERS_NAME, ignore_errors=True)
+
+
+def cached_splits(folder: Path) -> list[str]:
+    """Return the names of the splits that a cache's folder holds, finished or not.
+
+    Raises:
+        UserError: it holds none.
+    """
+    begun = ("manifest.json", "bank.json", "bank.h5", "shard-*.h5")
+    found = sorted(
+        path.name
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.is_dir() and not path.name.startswith(".") and any(any(path.glob(name)) for name in begun)
+    )
+    if not found:
+        raise UserError(
+            "there is no teacher cache", where=folder, fix=f"{command('teacher-cache')}, or set cache.folder"
+        )
+    return found
+
+
+def base_of(folder: Path, of: Pass) -> Manifest | None:
+    """Return the manifest of the pass that an extra pass is made over; None of the base pass itself."""
+    return read_manifest(folder) if of.name else None
+
+
+def complete_manifest(folder: Path, of: Pass = BASE) -> Manifest:
+    """Return the manifest of a pass, all of whose files are there.
+
+    Raises:
+        UserError: it is not complete.
+    """
+    manifest = read_manifest(folder, of)
+    if manifest is None or not has_all_files(folder, manifest):
+        raise UserError(f"this {of.title} is not complete", where=folder, fix=command("cache repair"))
+    return manifest

@@ -1,8 +1,9 @@
-"""What the config asks for of a split, and how much of it is there. Nothing is computed or written here."""
+"""What a config asks for of a split, and how much of it is there. Nothing is computed or written here."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,29 +12,159 @@ from typing import Any
 
 import numpy as np
 
-from hoi.cache.fingerprint import refuse_other_settings
 from hoi.cache.manifest import (
-    BASE,
     BankReceipt,
     Manifest,
-    Pass,
     Receipt,
     has_all_files,
     read_bank_receipt,
     read_manifest,
     read_receipt,
 )
-from hoi.cache.schema import UNREADABLE
-from hoi.cache.shard import (
-    BrokenFile,
-    Header,
-    inspect_shard,
-    read_text,
-)
+from hoi.cache.schema import BASE, SCHEMA_VERSION, UNREADABLE, Pass
+from hoi.cache.shard import BrokenFile, Header, inspect_shard, read_text
 from hoi.config import PipelineConfig
-from hoi.datasets import open_images
-from hoi.errors import UserError
-from hoi.files import file_sha256
+from hoi.datasets import identity, load_vocabulary, open_images
+from hoi.errors import UserError, command
+from hoi.files import LOCAL_DIR, file_sha256, find_local, json_sha256
+from hoi.provenance import differing_keys
+
+DATASET_PLACES = {"root", "images", "image_list", "image_lists", "annotations", "instances", "vocabulary", "splits"}
+"""Dataset keys that say where things are or which images there are; ids, vocabulary and files stand for themselves."""
+
+
+def files_as_hashes(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a plain section of a config with hashes in place of files and folders of weights."""
+    return {key: _hash_of(value) if _is_here(value) else value for key, value in section.items()}
+
+
+def _is_here(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    path = find_local(value)
+    return path.is_dir() if value.startswith(LOCAL_DIR) else path.is_file()
+
+
+def _hash_of(value: str) -> str:
+    if not value.startswith(LOCAL_DIR):
+        hashes = [file_sha256(path) for path in _with_bases(find_local(value))]
+        return f"sha256:{json_sha256(hashes) if len(hashes) > 1 else hashes[0]}"
+    folder = find_local(value)
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return LOCAL_DIR + json_sha256([[p.relative_to(folder).as_posix(), file_sha256(p)] for p in files])
+
+
+def _with_bases(path: Path) -> list[Path]:
+    # A detectron2 config stands for those that it is based on, too.
+    files = [path.resolve()]
+    while files[-1].suffix in (".yaml", ".yml"):
+        text = files[-1].read_text(encoding="utf-8", errors="replace")
+        named = re.search(r"^_BASE_:\s*[\"']?([^\"'\s#]+)", text, re.MULTILINE)
+        base = None if named is None else (files[-1].parent / Path(named.group(1)).expanduser()).resolve()
+        if base is None or not base.is_file() or base in files:
+            break
+        files.append(base)
+    return files
+
+
+def refuse_replaced_files(folder: Path, request: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise if a weight file that a config names is here and is not the one that a cache was made with.
+
+    Training needs none of them, so one that is elsewhere is not asked for; one that is here may have been replaced.
+
+    Args:
+        folder: The split's folder.
+        request: What the split was begun with.
+        config: Resolved, as plain data.
+
+    Raises:
+        UserError: a file under the config's path is another one; names its key.
+    """
+    here: dict[str, Any] = {}
+    cached: dict[str, Any] = {}
+    for name in ("detector", "teacher"):
+        values = files_as_hashes({key: value for key, value in config[name].items() if _is_here(value)})
+        here[name], cached[name] = values, {key: request[name].get(key) for key in values}
+    refuse_other_settings(folder, cached, here)
+
+
+def settings_parts(config: dict[str, Any], split: str) -> dict[str, Any]:
+    """Return the keys of a plain config that decide what a split holds, comparable with no file at hand."""
+    dataset = {k: v for k, v in config["dataset"].items() if k not in DATASET_PLACES}
+    parts = {
+        "dataset": {**dataset, "splits": {split: config["dataset"]["splits"].get(split)}},
+        **{name: config[name] for name in ("detector", "pairs", "teacher")},
+        "cache": {"threads": config["cache"]["threads"]},
+    }
+    return {name: without_local_places(section) for name, section in parts.items()}
+
+
+def without_local_places(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section without the strings that name a local place: the same weights may lie elsewhere."""
+    return {key: value for key, value in section.items() if not _is_local_place(value)}
+
+
+def _is_local_place(value: Any) -> bool:
+    return isinstance(value, str) and ("/" in value or "\\" in value) and not value.startswith("hf-hub:")
+
+
+def refuse_other_settings(folder: Path, cached: dict[str, Any], wanted: dict[str, Any], of: Pass = BASE) -> None:
+    """Raise if the settings differ.
+
+    Args:
+        folder: The split's folder, or a file in it, for the message.
+        cached, wanted: Descriptions as plain data.
+        of: Which pass they are of.
+
+    Raises:
+        UserError: names every differing key and what to run.
+    """
+    differences = differing_keys(cached, wanted)
+    if not differences:
+        return
+    got = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+    content, whole = of.content, of.clearing(folder if folder.is_dir() else folder.parent)
+    raise UserError(
+        f"{content.subject} was made with other settings",
+        where=folder,
+        got=got,
+        fix=f"{content.another}, or delete {whole} and run {command('teacher-cache')} to build it anew",
+    )
+
+
+def fingerprint_parts(config: PipelineConfig, vocabulary_digest: str, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return all that changes what a shard holds: the data set, but neither shard size, folder nor workers.
+
+    Args:
+        config: The pipeline file.
+        vocabulary_digest: `Vocabulary.digest()`.
+        provenance: What the model says of itself, device and threads among it; `versions` are left to the manifest.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": _dataset_part(config),
+        "vocabulary": vocabulary_digest,
+        **{key: value for key, value in provenance.items() if key != "versions"},
+    }
+
+
+def request_parts(config: PipelineConfig) -> dict[str, Any]:
+    """Return what a config asks of the base pass, without loading a model: its sections, files as hashes."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": _dataset_part(config),
+        "vocabulary": load_vocabulary(config.dataset).digest(),
+        "detector": files_as_hashes(config.detector.model_dump(mode="json")),
+        "pairs": config.pairs.model_dump(mode="json"),
+        "teacher": files_as_hashes(config.teacher.model_dump(mode="json")),
+        "num_threads": config.cache.threads,
+    }
+
+
+def _dataset_part(config: PipelineConfig) -> dict[str, Any]:
+    settings = config.dataset.model_dump(mode="json")
+    return {**{k: v for k, v in settings.items() if k not in DATASET_PLACES}, **identity(config.dataset)}
+
 
 IDS_AT_ONCE = 1 << 16
 """Image ids that are hashed in one go."""
@@ -44,12 +175,8 @@ class ShardPlan:
     """Rows [start, stop) of a split, as one file.
 
     Args:
-        split: Name of the split.
-        index: Number of the shard in it.
-        start, stop: Rows of the split.
         image_ids_sha256: Hash of the ids of these rows.
-        of: Which pass it is of.
-        base_sha256: Of a further pass: hash of the base shard of the same images.
+        base_sha256: Of an extra pass: hash of the base shard of the same images.
     """
 
     split: str
@@ -74,13 +201,10 @@ class SplitPlan:
     """All shards of a split.
 
     Args:
-        split: Name of the split.
         folder: Where they lie.
         images_per_shard: Rows of each but the last.
         image_ids_sha256: Hash of all ids, in order.
-        shards: In order.
-        of: Which pass they are of.
-        base_fingerprint: Of a further pass: what the base pass was made with.
+        base_fingerprint: Of an extra pass: what the base pass was made with.
     """
 
     split: str
@@ -97,7 +221,7 @@ class SplitPlan:
 
 
 def hash_of_ids(image_ids: Sequence[str]) -> str:
-    """Image ids, in order, to SHA-256; each ends with a NUL, which no id holds."""
+    """Return the SHA-256 of image ids, in order; each ends with a NUL, which no id holds."""
     digest = hashlib.sha256()
     for start in range(0, len(image_ids), IDS_AT_ONCE):
         digest.update("".join([image_id + "\0" for image_id in image_ids[start : start + IDS_AT_ONCE]]).encode())
@@ -105,7 +229,7 @@ def hash_of_ids(image_ids: Sequence[str]) -> str:
 
 
 def doubled_id(image_ids: Sequence[str]) -> str | None:
-    """An image id that stands more than once, the most frequent one; None where all are distinct.
+    """Return the image id that stands most often, if one stands more than once.
 
     Eight bytes per id, where a set would take a hundred: only ids whose hashes are equal are compared.
     """
@@ -120,13 +244,7 @@ def doubled_id(image_ids: Sequence[str]) -> str | None:
 
 
 def plan_shards(image_ids: Sequence[str], split: str, folder: Path, images_per_shard: int) -> SplitPlan:
-    """Image ids, in the order of the split, to its shards.
-
-    Args:
-        image_ids: At least one.
-        split: Name of the split.
-        folder: Where the shards are to lie.
-        images_per_shard: Rows of each but the last.
+    """Plan the shards of a split from its image ids, at least one, in order.
 
     Raises:
         UserError: an image id stands twice.
@@ -143,36 +261,38 @@ def plan_shards(image_ids: Sequence[str], split: str, folder: Path, images_per_s
 
 
 def plan_over(manifest: Manifest, folder: Path, of: Pass = BASE) -> SplitPlan:
-    """A complete split's shards once more, without a look at the images: elsewhere, or as those of a further pass.
+    """Plan a complete split's shards once more, without a look at the images: elsewhere, or as those of an extra pass.
 
     Args:
         manifest: Of the base pass.
         folder: Where the new shards are to lie.
-        of: Which pass they are of; a further one has the same images in every shard.
+        of: Which pass they are of; an extra one has the same images in every shard.
     """
     shards, start = [], 0
     for index, receipt in enumerate(manifest.shards):
         stop = start + receipt.num_images
-        base_sha256 = None if of.is_base else receipt.sha256
+        base_sha256 = receipt.sha256 if of.name else None
         shards.append(ShardPlan(manifest.split, index, start, stop, receipt.image_ids_sha256, of, base_sha256))
         start = stop
     bank = manifest.bank
     layout = (bank.images_per_shard, bank.image_ids_sha256, tuple(shards))
-    return SplitPlan(manifest.split, folder, *layout, of, None if of.is_base else bank.fingerprint)
+    return SplitPlan(manifest.split, folder, *layout, of, bank.fingerprint if of.name else None)
 
 
 def is_over(plan: SplitPlan, manifest: Manifest) -> bool:
-    """Whether a further pass was made over the base shards that there are now."""
+    """Return whether a pass was made over the base shards that there are now."""
+    if plan.base_fingerprint is None:
+        return True
     return [shard.base_sha256 for shard in plan.shards] == [receipt.base_sha256 for receipt in manifest.shards]
 
 
 def splits_of(config: PipelineConfig) -> list[str]:
-    """The splits that are to hold images: a share of 0 asks for none."""
+    """Return the splits that are to hold images: a share of 0 asks for none."""
     return [split for split, amount in config.dataset.splits.items() if amount > 0]
 
 
 def plan_split(config: PipelineConfig, split: str) -> SplitPlan:
-    """A split's images to its shards.
+    """Plan the shards of a split.
 
     Raises:
         UserError: the split is unknown or has no image, or an image id stands twice.
@@ -182,9 +302,9 @@ def plan_split(config: PipelineConfig, split: str) -> SplitPlan:
 
 
 def is_complete(plan: SplitPlan, request: dict[str, Any]) -> bool:
-    """Whether a pass is sealed with what is asked for now, and all its shards are there in full size.
+    """Return whether a pass is sealed with what is asked for now, and all its shards are there in full size.
 
-    A complete cache stays complete when only the shard size of the config changes. A further pass is not complete where
+    A complete cache stays complete when only the shard size of the config changes. An extra pass is not complete where
     one of the base shards that it was made over is another one by now.
 
     Raises:
@@ -193,19 +313,19 @@ def is_complete(plan: SplitPlan, request: dict[str, Any]) -> bool:
     manifest = read_manifest(plan.folder, plan.of)
     if manifest is None:
         return False
-    _refuse_other_request(plan, manifest.bank, request)
-    return has_all_files(plan.folder, manifest) and (plan.of.is_base or is_over(plan, manifest))
+    refuse_other_request(plan, manifest.bank, request)
+    return has_all_files(plan.folder, manifest) and is_over(plan, manifest)
 
 
 def begun_with(plan: SplitPlan, request: dict[str, Any]) -> BankReceipt | None:
-    """What an unfinished pass was begun with, or None where nothing is there to go on from.
+    """Return what an unfinished pass was begun with, or None where nothing is there to go on from.
 
     Raises:
         UserError: it was begun with other settings, or another shard size.
     """
     bank = read_bank_receipt(plan.folder, plan.of)
     if bank is not None:
-        _refuse_other_request(plan, bank, request)
+        refuse_other_request(plan, bank, request)
         if bank.images_per_shard != plan.images_per_shard:
             raise UserError(
                 "this cache was begun with another shard size",
@@ -217,21 +337,24 @@ def begun_with(plan: SplitPlan, request: dict[str, Any]) -> BankReceipt | None:
     return bank
 
 
-def _refuse_other_request(plan: SplitPlan, bank: BankReceipt, request: dict[str, Any]) -> None:
-    def described(num_images: int, ids: str, wanted: dict[str, Any], base: str | None) -> dict[str, Any]:
-        over = {} if plan.of.is_base else {"base_fingerprint": base}
-        return {**wanted, **over, "images": {"number": num_images, "ids_sha256": ids}}
+def refuse_other_request(plan: SplitPlan, bank: BankReceipt, request: dict[str, Any]) -> None:
+    """Raise if a pass was begun with other settings, images or base pass than are asked for now.
 
-    refuse_other_settings(
-        plan.folder,
-        described(bank.num_images, bank.image_ids_sha256, bank.request, bank.parts.get("base")),
-        described(plan.num_images, plan.image_ids_sha256, request, plan.base_fingerprint),
-        plan.of,
-    )
+    Raises:
+        UserError: names every differing key.
+    """
+
+    def described(images: int, ids: str, wanted: dict[str, Any], base: str | None) -> dict[str, Any]:
+        over = {} if plan.base_fingerprint is None else {"base_fingerprint": base}
+        return {**wanted, **over, "images": {"number": images, "ids_sha256": ids}}
+
+    cached = described(bank.num_images, bank.image_ids_sha256, bank.request, bank.parts.get("base"))
+    wanted = described(plan.num_images, plan.image_ids_sha256, request, plan.base_fingerprint)
+    refuse_other_settings(plan.folder, cached, wanted, plan.of)
 
 
 def finished_receipt(folder: Path, shard: ShardPlan, fingerprint: str, parts: dict[str, Any]) -> Receipt | None:
-    """The receipt of a shard that is there, whole and the planned one; None where it has to be built.
+    """Return the receipt of a shard that is there, whole and the planned one; None where it has to be built.
 
     The file is opened; its bytes are hashed only where the receipt beside it is missing.
 
@@ -240,7 +363,7 @@ def finished_receipt(folder: Path, shard: ShardPlan, fingerprint: str, parts: di
     """
     path = folder / shard.name
     try:
-        found = inspect_shard(path, shard.of.fields)
+        found = inspect_shard(path, shard.of.content.fields)
     except (FileNotFoundError, NotADirectoryError, BrokenFile):
         return None
     attributes = found.attributes
@@ -260,13 +383,13 @@ def finished_receipt(folder: Path, shard: ShardPlan, fingerprint: str, parts: di
             where=path,
             expected=f"SHA-256 {str(shard.base_sha256)[:12]}",
             got=str(attributes.get("base_sha256"))[:12],
-            fix="make cache-repair makes it again, and all others like it",
+            fix=f"{command('cache repair')} makes it again, and all others like it",
         )
     return read_receipt(path) or receipt_from_file(found)
 
 
 def receipt_from_file(shard: Header) -> Receipt:
-    """A finished shard to its receipt, by reading and hashing it."""
+    """Return the receipt of a finished shard, by reading and hashing it."""
     ids, reasons = read_text(shard.table("image_id")), read_text(shard.table("status_reason"))
     failed = np.flatnonzero(shard.table("status") == UNREADABLE)
     return Receipt(

@@ -1,18 +1,30 @@
-"""Which fields a shard and the index of a split hold, as tables: names, dtypes, shapes, units. FORMAT.md says the same.
+"""What a pass over a split stores: fields with their dtypes, shapes and units, and the names of files.
 
-Letters: n images of a shard, N detections, P pairs, K interactions, D the teacher's joint width, M crop margins,
+FORMAT.md says the same; the fields of shards are in `base_pass` and `vlm_pass`.
+
+Shapes: n images of a shard, N detections, P pairs, K interactions, D the teacher's joint width, M crop margins,
 L levels of region features, C, H, W channels, height and width of the teacher's spatial map. Of an index: S shards of
-a split, F fields of a shard. Of a further pass: K interactions, there where whole images were asked about them, Q the
-same number, there where pairs were, S sentences of a caption at most, D the teacher's joint width.
+a split, F fields of a shard. Of a pass of a vision language model: K interactions, there where whole images were asked
+about them, Q the same number, there where pairs were, S sentences of a caption at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
+
+from hoi.files import read_json
+from hoi.registry import PASSES
+
+if TYPE_CHECKING:
+    from hoi.config import PipelineConfig
+    from hoi.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
 
@@ -20,6 +32,7 @@ Rows = Literal["image", "detection", "pair", "offset", "shard", "shard offset", 
 
 READABLE = 0
 UNREADABLE = 1
+MAX_REASON_BYTES = 400
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class Field:
     """One HDF5 dataset of a shard or of an index.
 
     Args:
-        name: Name of the dataset, and of the value in `hoi.records.ImageSignals` where there is one.
+        name: Of the dataset, and of the value in the image's record where there is one.
         dtype: Little-endian numpy dtype, or `utf8` for fixed-length UTF-8 text padded with NUL.
         rows: What one row is; `offset` datasets have one row more than there are images, `shard offset` than shards.
         axes: Sizes of the axes after the first: a number, or a letter of which a cache has one size.
@@ -47,63 +60,6 @@ class Field:
         return self.dtype == "utf8"
 
 
-FIELDS = (
-    Field("image_id", "utf8", "image", (), "stable key that joins records of one image; unique in a split"),
-    Field("size_hw", "<i4", "image", (2,), "height and width of the upright image in pixels; 0 where unreadable"),
-    Field("status", "|u1", "image", (), "0: the image was read; 1: unreadable: no detection, no pair, rows of zeros"),
-    Field("status_reason", "utf8", "image", (), "why an image is unreadable; empty where it was read"),
-    Field("image_embedding", "<f2", "image", ("D",), "teacher embedding of the whole image, unit norm"),
-    Field("image_similarity", "<f2", "image", ("K",), "cosine of it to the text of every interaction"),
-    Field("detection_offsets", "<i8", "offset", (), "image i has detections [i] up to, not including, [i + 1]"),
-    Field("boxes_xyxy", "<f4", "detection", (4,), "pixel edges of the upright image: width is x2 - x1"),
-    Field("scores", "<f4", "detection", (), "detector's confidence in [0, 1]; falling within an image"),
-    Field("labels", "<i4", "detection", (), "row of the vocabulary's objects"),
-    Field(
-        "detection_feature",
-        "<f2",
-        "detection",
-        ("L", "D"),
-        "region feature of the box per level, unit norm; level `crop` is 0 for a detection in no pair",
-    ),
-    Field("pair_offsets", "<i8", "offset", (), "image i has pairs [i] up to, not including, [i + 1]"),
-    Field("pairs_ho", "<i4", "pair", (2,), "human and object, as rows within the image's own detections"),
-    Field("union_embedding", "<f2", "pair", ("M", "D"), "teacher embedding of the union crop per margin, unit norm"),
-    Field("union_similarity", "<f2", "pair", ("M", "K"), "cosine of it to the text of every interaction"),
-    Field(
-        "union_feature",
-        "<f2",
-        "pair",
-        ("L", "D"),
-        "region feature of the union box per level, unit norm; level `crop` is union_embedding's first margin",
-    ),
-    Field("spatial_map", "<f2", "image", ("C", "H", "W"), "the teacher's last spatial map of the whole image", False),
-)
-
-BY_NAME = {field.name: field for field in FIELDS}
-
-PASS_FIELDS = (
-    Field("image_id", "utf8", "image", (), "as in the base shard"),
-    Field("status", "|u1", "image", (), "0: the image was read, in both passes; 1: unreadable: rows of zeros"),
-    Field("status_reason", "utf8", "image", (), "why an image is unreadable; empty where it was read"),
-    Field("pair_offsets", "<i8", "offset", (), "as in the base shard: rows of pairs are rows of its pairs"),
-    Field("caption", "utf8", "image", (), "the caption that was generated; empty where none was asked for"),
-    Field(
-        "context_embedding", "<f2", "image", ("S", "D"), "teacher embedding of each of its sentences, unit norm", False
-    ),
-    Field("context_mask", "|u1", "image", ("S",), "1 where there is such a sentence; other embeddings are 0", False),
-    Field("vlm_scores", "<f2", "image", ("K",), "confidence in [0, 1] of every interaction; 0 where not asked", False),
-    Field("vlm_asked", "|u1", "image", ("K",), "1 where the interaction was asked: its object is in a pair", False),
-    Field(
-        "vlm_log_likelihood",
-        "<f4",
-        "image",
-        ("K",),
-        "sum of its phrase's token log-probabilities, in nats; 0 where no such was asked for",
-        False,
-    ),
-    Field("vlm_pair_scores", "<f2", "pair", ("Q",), "the same confidence, asked of the pair's union crop", False),
-)
-
 INDEX_FIELDS = (
     Field("image_id", "utf8", "image", (), "as in the shards, one shard after the other"),
     Field("size_hw", "<i4", "image", (2,), "as in the shards"),
@@ -117,19 +73,19 @@ INDEX_FIELDS = (
 )
 
 
-def fields_of(axes: Iterable[str], table: Sequence[Field] = FIELDS) -> tuple[Field, ...]:
-    """The fields of a cache whose axes are known: the required ones, and optional ones all of whose axes are there."""
+def fields_of(axes: Iterable[str], table: Sequence[Field]) -> tuple[Field, ...]:
+    """Return the fields that shards with these axes have: the required ones, and optional ones whose axes are there."""
     known = set(axes)
     return tuple(field for field in table if field.required or {a for a in field.axes if isinstance(a, str)} <= known)
 
 
 def shape_of(field: Field, num_rows: int, axes: Mapping[str, int]) -> tuple[int, ...]:
-    """Full shape of a field with this many rows."""
+    """Return the full shape of a field with this many rows."""
     return (num_rows, *(axes[axis] if isinstance(axis, str) else axis for axis in field.axes))
 
 
-def check_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int], table: Sequence[Field] = FIELDS) -> None:
-    """Nothing, if the tables of a shard agree with the schema and with one another.
+def check_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int], table: Sequence[Field]) -> None:
+    """Raise if the tables of a shard disagree with their schema or with one another.
 
     Args:
         tables: Field name to array, text as bytes.
@@ -159,44 +115,194 @@ def check_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int], tabl
             raise ValueError(f"{field.name} has shape {value.shape}, expected {shape}")
         if value.dtype.kind != "S" if field.is_text else value.dtype != np.dtype(field.dtype):
             raise ValueError(f"{field.name} has dtype {value.dtype}, expected {field.dtype}")
-    if "pairs_ho" in tables:
-        detections_of_pair = np.repeat(np.diff(tables["detection_offsets"]), np.diff(tables["pair_offsets"]))
-        rows = tables["pairs_ho"]
-        if (rows < 0).any() or (rows >= detections_of_pair[:, None]).any():
-            raise ValueError("pairs_ho names a detection outside its image")
     if len(np.unique(tables["image_id"])) != num_images:
         raise ValueError("image_id holds duplicates")
-    _check_answers(tables)
 
 
-def check_detections(tables: Mapping[str, np.ndarray], num_objects: int) -> None:
-    """Nothing, if a base shard's scores fall within every image and its labels are rows of the vocabulary.
+def text_table(values: Sequence[str]) -> np.ndarray:
+    """Return texts as fixed-length UTF-8; an empty one has room for one byte."""
+    encoded = [value.encode() for value in values]
+    return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
-    Raises:
-        ValueError: they do not; the field's name is in the text.
+
+def clip_reason(reason: str) -> str:
+    """Cut the reason why an image is unreadable to the length that shards hold."""
+    return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+
+
+_FILE = re.compile(
+    r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)-)?(?:(?:bank|shard-\d{5,})\.(?:h5|json)|manifest\.json|index\.h5)"
+)
+
+
+class PassKind(Protocol):
+    """What a pass of this kind stores, and how; `hoi.registry.PASSES` names the kinds.
+
+    A worker asks, in this order: `as_begun`, `load_model`, `parts`; for the bank `bank`; for a shard `base_shard`,
+    `inputs`, `process` and `pack`.
+
+    Args:
+        subject: What messages call it.
+        another: How to have one of other settings, for messages.
+        section: The pipeline file's section that asks for its fields.
+        fields: The table of its shards.
+        bank_key: The bank's table with a row per interaction.
     """
-    scores, labels, offsets = tables["scores"], tables["labels"], tables["detection_offsets"]
-    rises = np.diff(scores) > 0
-    # From the last detection of an image to the first of the next one, scores may rise.
-    borders = offsets[1:-1]
-    rises[borders[(borders > 0) & (borders < len(scores))] - 1] = False
-    if rises.any():
-        image = int(np.searchsorted(offsets, np.flatnonzero(rises)[0], side="right")) - 1
-        raise ValueError(f"scores rise within image {tables['image_id'][image].decode()}")
-    if len(labels) and (labels.min() < 0 or labels.max() >= num_objects):
-        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, the vocabulary has {num_objects} objects")
+
+    subject: str
+    another: str
+    section: str
+    fields: Sequence[Field]
+    bank_key: str
+
+    def request(self, config: PipelineConfig, base: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return what a config asks for, as comparable without a model; `base` is that of the base pass, if known."""
+
+    def settings(self, config: dict[str, Any], split: str) -> dict[str, Any]:
+        """Return the keys of a plain config that decide what the pass holds, as comparable with no file at hand."""
+
+    def begins_alone(self, config: PipelineConfig) -> bool:
+        """Return whether no other task may run beside the one that begins the pass."""
+
+    def load_model(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Any:
+        """Return the model, which has `axes` and `provenance()`."""
+
+    def as_begun(self, config_json: str, folder: Path) -> str:
+        """Return the config with what was chosen when the pass was begun."""
+
+    def parts(self, model_parts: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return what the fingerprint is over."""
+
+    def bank(self, model: Any, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return the tables and attributes of the bank."""
+
+    def bank_shape(self, axes: Mapping[str, int], vocabulary: Vocabulary) -> tuple[int, ...]:
+        """Return the shape of the bank's table `bank_key`."""
+
+    def base_shard(self, folder: Path, plan: Any) -> Any:
+        """Return what is known of the images from the base pass."""
+
+    def inputs(self, image_ids: Sequence[str], over: Any) -> tuple[dict[int, Any], dict[int, str]]:
+        """Return, by row, what goes to the model beside an image, and why others are not read."""
+
+    def process(self, model: Any, over: Any) -> Callable[[Iterable[tuple[Any, np.ndarray]]], list[Any]]:
+        """Return the function that makes one record of each input and its image."""
+
+    def pack(
+        self, image_ids: Sequence[str], outcomes: Sequence[Any], axes: Mapping[str, int], over: Any
+    ) -> dict[str, np.ndarray]:
+        """Return the tables of a shard, checked."""
+
+    def check(self, tables: Mapping[str, np.ndarray], axes: Mapping[str, int], num_objects: int | None) -> None:
+        """Raise a ValueError if the tables of a shard are damaged."""
+
+    def axes(self, config: PipelineConfig, teacher: Mapping[str, int], num_interactions: int) -> dict[str, int]:
+        """Return the size of every letter, from those of the base pass."""
+
+    def text_bytes(self, axes: Mapping[str, int]) -> dict[str, int]:
+        """Return about what a row takes, for fields of text that are not nearly empty."""
 
 
-def _check_answers(tables: Mapping[str, np.ndarray]) -> None:
-    """What a further pass says is in its range, and 0 where nothing was asked."""
-    for name in ("vlm_scores", "vlm_pair_scores"):
-        scores = tables.get(name)
-        if scores is not None and not ((scores >= 0) & (scores <= 1)).all():
-            raise ValueError(f"{name} leaves [0, 1]")
-    for mask, name in (("vlm_asked", "vlm_scores"), ("context_mask", "context_embedding")):
-        if mask not in tables:
-            continue
-        if (tables[mask] > 1).any():
-            raise ValueError(f"{mask} is neither 0 nor 1")
-        if tables[name][tables[mask] == 0].any():
-            raise ValueError(f"{name} says something where {mask} is 0")
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a split: the base pass, or an extra pass over its shards, whose files have its name in front.
+
+    Args:
+        name: Empty for the base pass.
+        kind: A name of `hoi.registry.PASSES`.
+    """
+
+    name: str = ""
+    kind: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def is_base(self) -> bool:
+        return not self.name
+
+    @property
+    def content(self) -> PassKind:
+        """What the pass stores, and how."""
+        return cast(PassKind, PASSES[self.kind or ("vlm" if self.name else "base")](self))
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.name}-" if self.name else ""
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"pass '{self.name}'" if self.name else "teacher cache"
+
+    def label(self, split: str) -> str:
+        """Return how reports call it over a split."""
+        return f"{split}, {self.title}" if self.name else split
+
+    @property
+    def bank_name(self) -> str:
+        return f"{self.prefix}bank.h5"
+
+    @property
+    def bank_receipt_name(self) -> str:
+        return f"{self.prefix}bank.json"
+
+    @property
+    def index_name(self) -> str:
+        return f"{self.prefix}index.h5"
+
+    @property
+    def manifest_name(self) -> str:
+        return f"{self.prefix}manifest.json"
+
+    @property
+    def journal_name(self) -> str:
+        return f"{self.prefix}journal.jsonl"
+
+    @property
+    def shard_pattern(self) -> str:
+        return f"{self.prefix}shard-*.h5"
+
+    def shard_name(self, index: int) -> str:
+        return f"{self.prefix}shard-{index:05d}.h5"
+
+    def shard_index(self, name: str) -> int:
+        """Return the number of the shard of this name."""
+        return int(name.removeprefix(f"{self.prefix}shard-").removesuffix(".h5"))
+
+    def clearing(self, folder: Path) -> str:
+        """Return what to delete of a split's folder for the pass to be built anew."""
+        return f"{folder}/{self.prefix}*" if self.name else str(folder)
+
+
+BASE = Pass()
+
+
+def extra_passes(config: PipelineConfig) -> list[Pass]:
+    """Return the passes that a config asks for besides the base pass."""
+    return [Pass(name, "vlm") for name in config.vlms]
+
+
+def passes_in(folder: Path) -> list[Pass]:
+    """Return the extra passes of which a split's folder holds anything, by name."""
+    found = {of_file(path.name) for path in folder.iterdir()} if folder.is_dir() else set()
+    names = sorted(of.name for of in found if of is not None and of.name)
+    return [Pass(name, _kind_of(folder / Pass(name).bank_receipt_name)) for name in names]
+
+
+def _kind_of(bank_receipt: Path) -> str:
+    """Return the kind that the request of a begun pass names; empty where it cannot be read."""
+    try:
+        return next((kind for kind in read_json(bank_receipt)["request"] if kind in PASSES and kind != "base"), "")
+    except (ValueError, TypeError, KeyError):
+        return ""
+
+
+def of_file(name: str) -> Pass | None:
+    """Return the pass a file belongs to by its name, or None for a file that holds no content."""
+    match = _FILE.fullmatch(name)
+    return None if match is None else Pass(match["name"] or "")
+
+
+def pass_and_name(field: str) -> tuple[Pass, str]:
+    """Return the pass, and the name in it, of a field as students name it: `coca/vlm_scores`, `spatial_map`."""
+    pass_name, _, name = field.rpartition("/")
+    return Pass(pass_name), name

@@ -1,4 +1,4 @@
-"""One HDF5 file: tables to bytes and back. The only module that knows h5py.
+"""One HDF5 file: its tables as bytes, and read back. The only module that knows h5py.
 
 A file is assembled in memory and written in one go by `hoi.files`, so HDF5 itself never meets a full disk, and a
 reader never meets a file that is still growing.
@@ -11,7 +11,7 @@ import json
 import mmap
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,19 +20,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hoi.cache.schema import (
-    FIELDS,
-    SCHEMA_VERSION,
-    Field,
-    fields_of,
-)
-from hoi.errors import UserError
+from hoi.cache.schema import SCHEMA_VERSION, Field, fields_of
+from hoi.errors import UserError, command
 
 ALIGNMENT_BYTES = 64
 
 
 class BrokenFile(Exception):
-    """A file that is no whole HDF5 file of ours; the text says why. The cure is to build it again."""
+    """A file is no whole HDF5 file of a cache; the text says why. It has to be built again."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,6 @@ class Location:
     """Where a dataset lies in its file, so that it can be memory-mapped without h5py.
 
     Args:
-        dtype: numpy dtype on disk.
-        shape: Full shape.
         offset: Byte at which the rows start; None for a dataset without rows.
     """
 
@@ -57,7 +50,7 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 class MappedFile:
-    """A whole file, mapped read-only: one mapping, and no open descriptor, for as long as a table of it is in use.
+    """A whole file, mapped read-only, without an open descriptor, for as long as a table of it is in use.
 
     Python's own `mmap` keeps a descriptor for every mapping, and a process may often have 1,024 of them.
 
@@ -83,7 +76,7 @@ class MappedFile:
         self._bytes = memoryview(mapping).toreadonly()
 
     def table(self, location: Location) -> np.ndarray:
-        """One table of it, read-only; its rows stay on disk until they are touched."""
+        """Return a table, read-only; its rows stay on disk until they are touched."""
         if location.offset is None:
             return np.zeros(location.shape, location.dtype)
         return np.ndarray(location.shape, location.dtype, self._bytes, location.offset)
@@ -98,28 +91,26 @@ class Header:
     locations: dict[str, Location]
 
     def table(self, name: str, mapped: bool = False) -> np.ndarray:
-        """One table, read into memory or memory-mapped read-only.
-
-        Args:
-            name: Name of the dataset.
-            mapped: Whether rows are to stay on disk until they are touched.
-        """
+        """Return one table, read into memory or, where `mapped`, left on disk until its rows are touched."""
         rows = self.file.table(self.locations[name])
         return rows if mapped else rows.copy()
 
+    def tables(self, fields: Iterable[Field], mapped: bool = True) -> dict[str, np.ndarray]:
+        """Return the tables of some fields by name."""
+        return {field.name: self.table(field.name, mapped) for field in fields}
+
     @cached_property
     def file(self) -> MappedFile:
-        """The file, mapped when it is first asked for."""
         return MappedFile(self.path)
 
     def json(self, name: str) -> Any:
-        """A dataset that holds one JSON text, as plain data."""
+        """Return the plain data of a dataset that holds one JSON text."""
         with h5py.File(self.path, "r", locking=False) as file:
             return json.loads(file[name][()])
 
 
 def encode_file(tables: Mapping[str, np.ndarray], attributes: Mapping[str, Any], consume: bool = False) -> bytes:
-    """Tables and attributes to the bytes of an HDF5 file; equal content gives equal bytes.
+    """Return the bytes of an HDF5 file; equal content gives equal bytes.
 
     Args:
         tables: Name to array; bytes arrays become fixed-length UTF-8. Contiguous and uncompressed.
@@ -153,7 +144,7 @@ def encode_file(tables: Mapping[str, np.ndarray], attributes: Mapping[str, Any],
 
 
 def read_header(path: Path) -> Header:
-    """File to its attributes and the places of its tables.
+    """Return a file's attributes and the places of its tables.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -193,8 +184,13 @@ def _attribute(file: h5py.h5f.FileID, number: int) -> tuple[str, Any]:
 
 
 def read_text(table: np.ndarray) -> list[str]:
-    """Fixed-length UTF-8 rows to strings."""
+    """Return the rows of fixed-length UTF-8 as strings."""
     return [value.decode() for value in table.tolist()]
+
+
+def json_table(plain: Any) -> np.ndarray:
+    """Return a table of one JSON text."""
+    return np.array(json.dumps(plain, ensure_ascii=False).encode(), dtype="S")
 
 
 SHARD_ATTRIBUTES = (
@@ -210,8 +206,8 @@ SHARD_ATTRIBUTES = (
 )
 
 
-def inspect_shard(path: Path, table: Sequence[Field] = FIELDS) -> Header:
-    """A shard's file to its header, checked against the schema.
+def inspect_shard(path: Path, table: Sequence[Field]) -> Header:
+    """Return a shard's header, checked against the schema.
 
     Args:
         path: The file.
@@ -230,7 +226,7 @@ def inspect_shard(path: Path, table: Sequence[Field] = FIELDS) -> Header:
             where=path,
             expected=SCHEMA_VERSION,
             got=version,
-            fix=f"delete {path.parent} and run make teacher-cache, or use the release that made it",
+            fix=f"delete {path.parent} and run {command('teacher-cache')}, or use the release that made it",
         )
     absent = [name for name in SHARD_ATTRIBUTES if name not in header.attributes]
     if absent:

@@ -99,7 +99,7 @@ class PipelineConfig(Section):
     pairs: PairsConfig = PairsConfig()
     teacher: Annotated[SerializeAsAny[TeacherConfig], looked_up(TEACHERS, "kind", default="open_clip")]
     vlms: dict[PassName, VlmConfig] = {}
-    """Further passes over the finished cache, by name."""
+    """Extra passes over the finished cache, by name."""
     cache: CacheConfig
     students: dict[StudentName, StudentConfig]
     train: TrainConfig = TrainConfig()

@@ -101,7 +101,7 @@ def _backend(name: str) -> str:
 
 
 PassName = Annotated[FolderName, AfterValidator(_pass_name)]
-"""Of a further pass: its files begin with it, and its fields are `NAME/field` to students."""
+"""Of an extra pass: its files begin with it, and its fields are `NAME/field` to students."""
 
 
 class VlmConfig(Section):

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hoi.cache.fingerprint import flatten
 from hoi.datasets.images import SUFFIXES
 from hoi.errors import UserError
 from hoi.files import locked, read_json, replacing, write_json
 from hoi.prediction.predictor import ImageResult
+from hoi.provenance import flatten
 from hoi.vocabulary import Vocabulary
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})

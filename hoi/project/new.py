@@ -17,7 +17,7 @@ from timeit import repeat
 import numpy as np
 import torch
 
-from hoi.cache.build.models import release
+from hoi.cache.build.worker import release
 from hoi.cache.plan import splits_of
 from hoi.cache.tools.estimate import ASSUMED_PAIRS, PlanReport, plan
 from hoi.config import FolderDataset, PipelineConfig, TeacherConfig, parse_config

@@ -116,7 +116,7 @@ def _estimate(config: PipelineConfig) -> None:
     estimate = plan(config)
     is_unknown = estimate.density.seconds is None and any(split.num_missing_images for split in estimate.splits)
     if is_unknown and config.cache.scheduler in ("local", "synchronous"):
-        from hoi.cache.build.models import release
+        from hoi.cache.build.worker import release
 
         estimate = plan(config, SAMPLED_IMAGES)
         release()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hoi.cache.build import run as teacher_cache
-from hoi.cache.build.models import ExtractorFactory
+from hoi.cache.build.worker import ModelFactory
 from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig
 from hoi.evaluation.audit import audit_row
@@ -129,7 +129,7 @@ class BenchReport:
         return "\n\n".join([*filter(None, parts), "\n".join(f"wrote {file}" for file in self.files)])
 
 
-def main(bench: Bench, factory: ExtractorFactory | None = None) -> BenchReport:
+def main(bench: Bench, factory: ModelFactory | None = None) -> BenchReport:
     """Every world's cache, students and figures; what is there already is not computed again.
 
     Args:

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hoi.cache.build.pool import open_pool
-from hoi.cache.build.tasks import Pool, Task
+from hoi.cache.build.pool import Pool, Task, open_pool
 from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig

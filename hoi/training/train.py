@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from hoi.cache.read.opened import pass_fingerprints
-from hoi.cache.read.sources import FirstImages, training_source
-from hoi.cache.read.split import CacheSplit
+from hoi.cache.read.split import CacheSplit, FirstImages, open_split, training_source
 from hoi.config import PipelineConfig, StudentSettings, TrainConfig
 from hoi.errors import UserError
 from hoi.machine import choose_device, choose_precision
@@ -124,7 +123,7 @@ def open_training_split(config: PipelineConfig) -> CacheSplit:
     Raises:
         UserError: no cache, a cache of other settings, or a split without pairs.
     """
-    split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
+    split = open_split(config, config.train.split, same_images=False)
     if split.num_pairs == 0:
         raise UserError(
             "no image of the training split has a pair, so there is nothing to learn",
@@ -146,7 +145,7 @@ def open_source(config: PipelineConfig, split: CacheSplit, device: torch.device,
     """
     source = training_source(split, device, config.train.resident)
     is_whole = config.train.max_images is None and group.size == 1
-    return source if is_whole else FirstImages(source, config.train.max_images, group)
+    return source if is_whole else FirstImages(source, config.train.max_images, group.own)
 
 
 def own_training(config: PipelineConfig, settings: StudentSettings, split: CacheSplit) -> TrainConfig:
@@ -273,7 +272,6 @@ def _supervision(
     config: PipelineConfig, settings: StudentSettings, split: CacheSplit, device: torch.device
 ) -> Supervision:
     """Annotations of the training split as targets, and those of the tuning split as judge of the checkpoints."""
-    from hoi.cache.read.split import open_split
     from hoi.evaluation.hico import evaluate
     from hoi.labels.zero_shot import hide
     from hoi.matching import label_targets

@@ -83,7 +83,7 @@ class PhraseBank:
 
 @dataclass(frozen=True)
 class ImageAnswers:
-    """One record of a further pass. None for what was not asked for.
+    """One record of an extra pass. None for what was not asked for.
 
     Args:
         image_id: As in the base pass.

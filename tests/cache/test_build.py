@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoi.cache.build.models import ExtractorFactory, release
-from hoi.cache.build.worker import build_bank, build_shard
-from hoi.cache.fingerprint import request_parts
+from hoi.cache.base_pass import FIELDS
+from hoi.cache.build.worker import ModelFactory, begin_pass, build_shard, release
 from hoi.cache.manifest import Receipt, read_bank_receipt, read_receipt
-from hoi.cache.plan import finished_receipt, plan_split, receipt_from_file
+from hoi.cache.plan import ShardPlan, finished_receipt, plan_split, receipt_from_file, request_parts
+from hoi.cache.schema import BASE
 from hoi.cache.shard import inspect_shard
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
@@ -30,20 +30,17 @@ def _no_models_left() -> Iterator[None]:
     release()
 
 
-def begin(config: PipelineConfig, factory: ExtractorFactory = RandomSignals, split: str = "test") -> str:
+def begin(config: PipelineConfig, factory: ModelFactory = RandomSignals, split: str = "test") -> str:
     plan = plan_split(config, split)
     arguments = (str(plan.folder), plan.images_per_shard, plan.num_images, plan.image_ids_sha256)
-    receipt = build_bank(config.model_dump_json(), json.dumps(request_parts(config)), *arguments, factory)
+    receipt = begin_pass(BASE, config.model_dump_json(), json.dumps(request_parts(config)), *arguments, factory)
     return str(receipt["fingerprint"])
 
 
-def build(
-    config: PipelineConfig, index: int, fingerprint: str = "", factory: ExtractorFactory = RandomSignals
-) -> Receipt:
+def build(config: PipelineConfig, index: int, fingerprint: str = "", factory: ModelFactory = RandomSignals) -> Receipt:
     plan = plan_split(config, "test")
-    s = plan.shards[index]
-    arguments = (str(plan.folder), s.split, s.index, s.start, s.stop, s.image_ids_sha256, fingerprint, factory)
-    return Receipt.from_dict(build_shard(config.model_dump_json(), *arguments))
+    arguments = (config.model_dump_json(), str(plan.folder), fingerprint, factory)
+    return Receipt.from_dict(build_shard(plan.shards[index], *arguments))
 
 
 def test_the_receipt_says_what_the_file_holds_and_is_small(tmp_path: Path) -> None:
@@ -51,7 +48,7 @@ def test_the_receipt_says_what_the_file_holds_and_is_small(tmp_path: Path) -> No
     (tmp_path / "images" / "03.png").write_bytes(b"no image")
     receipt = build(config, 1)
     path = tmp_path / "cache" / "test" / "shard-00001.h5"
-    assert receipt == read_receipt(path) == receipt_from_file(inspect_shard(path))
+    assert receipt == read_receipt(path) == receipt_from_file(inspect_shard(path, FIELDS))
     assert receipt.failed == (("03.png", "the file is no image, or of a format that is not read"),)
     assert (receipt.num_images, receipt.num_pairs, receipt.num_detections) == (2, 1, 2)
     assert receipt.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -72,23 +69,23 @@ def test_arguments_and_results_are_plain(tmp_path: Path) -> None:
 def test_models_other_than_those_that_began_the_split_are_refused_by_key(tmp_path: Path) -> None:
     fingerprint = begin(photo_pipeline(tmp_path))
     other = photo_pipeline(tmp_path, teacher={"precision": "bf16"})
-    with pytest.raises(UserError, match=r"worker has other models .*\.precision \(cache: fp32, now: bf16\) .* kept"):
+    with pytest.raises(UserError, match=r"worker has other models .*\.precision \(cache: fp32, now: bf16\)"):
         build(other, 0, fingerprint)
     assert not (tmp_path / "cache" / "test" / "shard-00000.h5").exists()
 
 
 def test_images_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
-    arguments = (config.model_dump_json(), str(tmp_path / "cache" / "test"), "test", 0, 0, 2, "0" * 64, "")
+    other = ShardPlan("test", 0, 0, 2, "0" * 64)
     with pytest.raises(UserError, match=r"the images changed .* split 'test', rows 0 to 2"):
-        build_shard(*arguments, RandomSignals)
+        build_shard(other, config.model_dump_json(), str(tmp_path / "cache" / "test"), "", RandomSignals)
 
 
 def test_an_unreadable_image_keeps_its_place_among_the_others(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(2, 4, 1, 3, 1), cache={"images_per_shard": 5})
     (tmp_path / "images" / "01.png").write_bytes(b"")
     build(config, 0)
-    header = inspect_shard(tmp_path / "cache" / "test" / "shard-00000.h5")
+    header = inspect_shard(tmp_path / "cache" / "test" / "shard-00000.h5", FIELDS)
     assert np.diff(header.table("pair_offsets")).tolist() == [2, 0, 1, 3, 1]
 
 
@@ -129,7 +126,7 @@ def test_a_precision_found_by_the_clock_is_kept_by_later_shards(
     release()
     monkeypatch.setattr(ByTheClock, "FASTER", "fp32")
     assert build(config, 0, fingerprint, ByTheClock).fingerprint == fingerprint
-    parts = inspect_shard(tmp_path / "cache" / "test" / "shard-00000.h5").attributes["fingerprint_parts"]
+    parts = inspect_shard(tmp_path / "cache" / "test" / "shard-00000.h5", FIELDS).attributes["fingerprint_parts"]
     assert parts["teacher"]["precision"] == "bf16"
 
 

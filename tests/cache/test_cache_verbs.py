@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hoi.cache.build.models import release
 from hoi.cache.build.run import build_cache
+from hoi.cache.build.worker import release
 from hoi.cache.tools.verify import verify
 from hoi.cli import load_verbs, program
 from hoi.config import PipelineConfig

@@ -56,7 +56,7 @@ def test_an_unreadable_image_says_why_and_one_without_pairs_has_none(tmp_path: P
 
 
 def test_an_unknown_image_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no complete teacher cache"):
+    with pytest.raises(UserError, match="there is no teacher cache"):
         export(photo_pipeline(tmp_path), "03.png", top=3)
     build_cache(photo_pipeline(tmp_path), RandomSignals)
     with pytest.raises(UserError, match=r"no such image .* the nearest: 03.png.* got: 3.png"):

@@ -9,19 +9,14 @@ from typing import Any
 
 import pytest
 
-from hoi.cache.build.models import hold, load_extractor, release
 from hoi.cache.build.run import build_cache
-from hoi.cache.fingerprint import (
-    differing_keys,
-    fingerprint_parts,
-    refuse_other_settings,
-    request_parts,
-    settings_parts,
-)
-from hoi.cache.read.split import CacheSplit
+from hoi.cache.build.worker import OwnModel, hold, release
+from hoi.cache.plan import fingerprint_parts, refuse_other_settings, request_parts, settings_parts
+from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.files import json_sha256
+from hoi.provenance import differing_keys
 from tests.fakes.extractors import RandomSignals
 from tests.fakes.pipelines import photo_pipeline
 
@@ -131,13 +126,13 @@ def test_training_notices_weights_that_were_replaced_under_their_path_and_misses
 ) -> None:
     config = with_weights(tmp_path, b"1")
     build_cache(config, RandomSignals)
-    CacheSplit.open(config.cache.folder, "test", config=config)
+    open_split(config, "test", same_images=False)
     (tmp_path / "model" / "weights.safetensors").write_bytes(b"2")
     with pytest.raises(UserError, match=r"made with other settings .* got: teacher.model \(cache: local-dir:"):
-        CacheSplit.open(config.cache.folder, "test", config=config)
+        open_split(config, "test", same_images=False)
     shutil.rmtree(tmp_path / "model")
     (tmp_path / "detector.pth").unlink()
-    CacheSplit.open(config.cache.folder, "test", config=config)
+    open_split(config, "test", same_images=False)
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +155,8 @@ def world_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def said_by_models(config: PipelineConfig) -> tuple[str, dict[str, Any]]:
-    held = hold(config.model_dump_json(), load_extractor)
-    return held.fingerprint, held.parts
+    held = hold(config.model_dump_json(), OwnModel())
+    return json_sha256(held.parts), held.parts
 
 
 @pytest.mark.parametrize(

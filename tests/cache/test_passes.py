@@ -1,4 +1,4 @@
-"""A further pass lies beside the base pass, is built, read, verified and mended like it, and never touches it."""
+"""An extra pass lies beside the base pass, is built, read, verified and mended like it, and never touches it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hoi.cache.build.run import Report, build_cache
-from hoi.cache.manifest import (
-    BASE,
-    Pass,
-    of_file,
-    passes_in,
-    split_name,
-)
-from hoi.cache.read.sources import ResidentSplit, feature_bytes
-from hoi.cache.read.split import CacheSplit, Mode
-from hoi.cache.schema import PASS_FIELDS
+from hoi.cache import base_pass, vlm_pass
+from hoi.cache.build.run import CacheReport, build_cache
+from hoi.cache.read.split import CacheSplit, Mode, ResidentSplit, feature_bytes, open_split
+from hoi.cache.schema import BASE, Pass, of_file, pass_and_name, passes_in
 from hoi.cache.shard import inspect_shard
-from hoi.cache.tables import pack_answers, unpack_answers
 from hoi.cache.tools.describe import export, info
 from hoi.cache.tools.estimate import plan
 from hoi.cache.tools.pull import pull_split
 from hoi.cache.tools.repair import repair
 from hoi.cache.tools.verify import verify_split
+from hoi.cache.vlm_pass import pack_answers, unpack_answers
 from hoi.config import PipelineConfig, VlmConfig
 from hoi.errors import UserError
 from hoi.vlm import ImageAnswers
@@ -43,11 +36,11 @@ CONTEXT = ("coca/context_embedding", "coca/context_mask")
 
 
 def pipeline(folder: Path, *num_pairs: int, coca: dict[str, Any] | None = None, **sections: Any) -> PipelineConfig:
-    """Photographs in shards of two, and a further pass `coca`."""
+    """Photographs in shards of two, and an extra pass `coca`."""
     return photo_pipeline(folder, num_pairs or (2, 0, 1, 5, 3), vlms={"coca": {**PASS, **(coca or {})}}, **sections)
 
 
-def build(config: PipelineConfig) -> Report:
+def build(config: PipelineConfig) -> CacheReport:
     return build_cache(config, RandomSignals, AnswersOf("coca"))
 
 
@@ -84,7 +77,7 @@ def test_adding_one_builds_nothing_else_and_changes_no_file(tmp_path: Path) -> N
     folder = tmp_path / "cache" / "test"
     before = contents(folder)
     report = build(pipeline(tmp_path))
-    assert [(s.name, s.num_built) for s in report.splits] == [("test", 0), ("test, pass 'coca'", 3)]
+    assert [(s.of.label(s.split), s.num_built) for s in report.splits] == [("test", 0), ("test, pass 'coca'", 3)]
     after = contents(folder)
     assert {name: after[name] for name in before} == before
     assert contents(folder, BASE) == before
@@ -116,7 +109,7 @@ def test_its_fields_are_served_by_name_beside_the_pairs_and_images_that_they_are
         of_pairs = (batch.pair_image == place).numpy()
         for name in (*FIELDS, *CONTEXT):
             found = batch.extra[name].numpy()
-            expected = getattr(answer, split_name(name)[1])
+            expected = getattr(answer, pass_and_name(name)[1])
             np.testing.assert_array_equal(found[of_pairs] if "pair" in name else found[place], expected)
             assert found.dtype == np.float32
     assert split.table("coca/vlm_scores").shape == (5, 3)
@@ -138,24 +131,22 @@ def test_a_pass_that_is_not_there_is_named_with_the_command(tmp_path: Path) -> N
     config = pipeline(tmp_path)
     build(photo_pipeline(tmp_path))
     split = opened(config)
-    with pytest.raises(
-        UserError, match=r"the cache has no pass 'coca' .* vlms\.coca in the pipeline .* make teacher-cache"
-    ):
+    with pytest.raises(UserError, match=r"the cache has no pass 'coca' .* vlms\.coca in the pipeline .*"):
         split.batch(np.array([0]), FIELDS)
     with pytest.raises(UserError, match="no pass 'coca'"):
         next(split.batches(2, extra=FIELDS))
     build(config)
-    with pytest.raises(UserError, match=r"pass 'coca' has no field 'scores' .* vlm_asked.* make teacher-cache"):
+    with pytest.raises(UserError, match=r"pass 'coca' has no field 'scores' .* vlm_asked.*"):
         split.batch(np.array([0]), ("coca/scores",))
     (split.folder / "coca-index.h5").unlink()
-    with pytest.raises(UserError, match=r"pass 'coca' is not complete .* make teacher-cache"):
+    with pytest.raises(UserError, match=r"pass 'coca' is not complete .*"):
         opened(config).batch(np.array([0]), FIELDS)
     build(config)
     changed = pipeline(tmp_path, coca={"temperature": 2.0})
     with pytest.raises(
         UserError, match=r"pass 'coca' was made with other .*vlms.coca.temperature \(cache: 1.0, now: 2"
     ):
-        CacheSplit.open(config.cache.folder, "test", config=changed).batch(np.array([0]), FIELDS)
+        open_split(changed, "test", same_images=False).batch(np.array([0]), FIELDS)
 
 
 def test_other_settings_are_refused_with_their_keys_and_nothing_is_touched(tmp_path: Path) -> None:
@@ -163,9 +154,7 @@ def test_other_settings_are_refused_with_their_keys_and_nothing_is_touched(tmp_p
     build(config)
     folder = tmp_path / "cache" / "test"
     before = contents(folder)
-    message = (
-        r"pass 'coca' was made with other settings .*vlm\.phrase \(cache: .* or delete .*/test/coca-\* and run make"
-    )
+    message = r"pass 'coca' was made with other settings .*vlm\.phrase \(cache: .* or delete .*/test/coca-\*"
     with pytest.raises(UserError, match=message):
         build(pipeline(tmp_path, coca={"phrase": "somebody {verb_ing} {a_object}"}))
     assert contents(folder) == before
@@ -202,9 +191,12 @@ def test_where_a_base_shard_was_made_again_with_an_image_more_only_the_shard_ove
     whole = (images / "02.png").read_bytes()
     (images / "02.png").write_bytes(b"no image")
     build(config)
-    shard = inspect_shard(folder / "coca-shard-00001.h5", PASS_FIELDS)
+    shard = inspect_shard(folder / "coca-shard-00001.h5", vlm_pass.FIELDS)
     assert shard.table("status").tolist() == [1, 0]
-    assert shard.table("status_reason")[0] == inspect_shard(folder / "shard-00001.h5").table("status_reason")[0]
+    assert (
+        shard.table("status_reason")[0]
+        == inspect_shard(folder / "shard-00001.h5", base_pass.FIELDS).table("status_reason")[0]
+    )
     (images / "02.png").write_bytes(whole)
     # Nothing to do for a pass over a base shard that does not know the image, however often it is sealed.
     (folder / "coca-manifest.json").unlink()
@@ -212,7 +204,7 @@ def test_where_a_base_shard_was_made_again_with_an_image_more_only_the_shard_ove
 
     base_alone = photo_pipeline(tmp_path)
     assert "1 shards built" in repair(base_alone, RandomSignals).lines[-1]
-    with pytest.raises(UserError, match=r"made over other shards of the base pass .* make cache-repair"):
+    with pytest.raises(UserError, match=r"made over other shards of the base pass"):
         opened(config).batch(np.array([0]), FIELDS)
     with pytest.raises(
         UserError, match=r"shard of pass 'coca' was made over another base shard .*00001.h5 .* cache-repair"
@@ -341,8 +333,8 @@ def test_names_that_the_base_pass_needs_are_refused_and_files_are_told_apart() -
         Pass("a-b"),
         None,
     ]
-    assert split_name("coca/vlm_scores") == (Pass("coca"), "vlm_scores")
-    assert split_name("spatial_map") == (BASE, "spatial_map")
+    assert pass_and_name("coca/vlm_scores") == (Pass("coca"), "vlm_scores")
+    assert pass_and_name("spatial_map") == (BASE, "spatial_map")
     plain = photo_pipeline_plain()
     for name in ("shard", "shard-x", "../x"):
         with pytest.raises(ValidationError):

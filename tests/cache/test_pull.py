@@ -150,7 +150,7 @@ def test_another_cache_in_the_way_is_left_alone(tmp_path: Path, remote: fsspec.A
     for name in ("nothing", "manifest.json"):
         (tmp_path / "to" / "test" / name).unlink(missing_ok=True)
         before.pop(name, None)
-        with pytest.raises(UserError, match=r"another cache is in this folder .* got: fingerprint"):
+        with pytest.raises(UserError, match=r"another teacher cache is in this folder .* got: fingerprint"):
             pull_split(URL, "test", tmp_path / "to", id)
         assert contents(tmp_path / "to" / "test") == before
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from hoi.cache.build.models import release
 from hoi.cache.build.run import build_cache
+from hoi.cache.build.worker import release
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.cache.tools.rescore import Texts, new_parts, rescore
 from hoi.cache.tools.verify import verify_split
@@ -175,7 +175,7 @@ def test_an_interrupted_rescore_goes_on_and_ends_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hoi.cache.build.split_build.SplitBuild.seal", killed)
+        patch.setattr("hoi.cache.build.run.SplitBuild.seal", killed)
         with pytest.raises(KeyboardInterrupt):
             rescore(new, tmp_path / "to")
     (tmp_path / "to" / "test" / "shard-00001.h5").unlink()
@@ -232,7 +232,7 @@ def test_a_flipped_byte_of_the_old_cache_does_not_become_the_new_cache(
     whole = path.read_bytes()
     path.write_bytes(whole[:-9000] + bytes([whole[-9000] ^ 1]) + whole[-8999:])
     try:
-        with pytest.raises(UserError, match=r"differs from what its manifest says .*shard-00000.h5 .* cache-repair"):
+        with pytest.raises(UserError, match=r"differs from what its manifest says .*shard-00000.h5"):
             rescore(world(photos, teacher={"prompts": ["{phrase}"]}), tmp_path / "to")
     finally:
         path.write_bytes(whole)

@@ -9,13 +9,7 @@ import pytest
 import torch
 
 from hoi.cache.build import run as teacher_cache
-from hoi.cache.read.sources import (
-    ResidentSplit,
-    feature_bytes,
-    is_resident,
-    training_source,
-)
-from hoi.cache.read.split import CacheSplit, Mode
+from hoi.cache.read.split import CacheSplit, Mode, ResidentSplit, feature_bytes, is_resident, training_source
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.training.loop import BatchSource

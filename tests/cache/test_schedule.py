@@ -19,18 +19,16 @@ from distributed import LocalCluster
 from hoi.cache.build import pool as schedule
 from hoi.cache.build.pool import (
     KEPT_BYTES,
-    default_workers,
-    open_pool,
-    visible_devices,
-    worker_environment,
-)
-from hoi.cache.build.tasks import (
     RETRIES,
     Pool,
     SynchronousPool,
     Task,
+    default_workers,
     give_up_slot,
     giving_up,
+    open_pool,
+    visible_devices,
+    worker_environment,
 )
 from hoi.config import CacheConfig
 from hoi.errors import UserError

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from hoi.cache.base_pass import FIELDS, pack_tables
 from hoi.cache.schema import SCHEMA_VERSION
 from hoi.cache.shard import (
     BrokenFile,
@@ -18,7 +19,6 @@ from hoi.cache.shard import (
     read_header,
     read_text,
 )
-from hoi.cache.tables import pack_tables
 from hoi.errors import UserError
 from tests.fakes.extractors import AXES, random_signals
 
@@ -45,7 +45,7 @@ def shard(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_tables_and_attributes_come_back(shard: Path, mapped: bool) -> None:
-    header = inspect_shard(shard)
+    header = inspect_shard(shard, FIELDS)
     assert header.attributes == ATTRIBUTES
     assert set(header.locations) == set(TABLES)
     for name, table in TABLES.items():
@@ -69,7 +69,7 @@ def test_datasets_are_contiguous_little_endian_aligned_and_as_the_document_says(
 def test_a_stranger_reads_it_with_the_lines_of_the_document(
     shard: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = (Path(cache.__file__).parent / "FORMAT.md").read_text()
+    document = (Path(__file__).parents[2] / "cache" / "FORMAT.md").read_text()
     code = re.search(r"```python\n(.*?)```", document, re.DOTALL)
     assert code is not None
     assert len([line for line in code[1].splitlines() if line.strip()]) <= 10
@@ -93,13 +93,13 @@ def test_a_file_cut_short_is_never_read(shard: Path, keep: float) -> None:
 def test_a_file_of_another_schema_version_is_refused_by_name(shard: Path) -> None:
     shard.write_bytes(encode_file(TABLES, {**ATTRIBUTES, "schema_version": 99}))
     with pytest.raises(UserError, match=r"another schema version .* expected: 1 · got: 99 .* next: delete"):
-        inspect_shard(shard)
+        inspect_shard(shard, FIELDS)
 
 
 def test_a_file_without_an_attribute_or_a_field_is_broken(shard: Path) -> None:
     shard.write_bytes(encode_file(TABLES, {k: v for k, v in ATTRIBUTES.items() if k != "split"}))
     with pytest.raises(BrokenFile, match="attribute split is missing"):
-        inspect_shard(shard)
+        inspect_shard(shard, FIELDS)
     shard.write_bytes(encode_file({k: v for k, v in TABLES.items() if k != "scores"}, ATTRIBUTES))
     with pytest.raises(BrokenFile, match="field scores is missing"):
-        inspect_shard(shard)
+        inspect_shard(shard, FIELDS)

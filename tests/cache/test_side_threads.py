@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from hoi.cache.build.pool import open_pool
-from hoi.cache.build.tasks import Task
+from hoi.cache.build.pool import Task, open_pool
 from hoi.cache.build.worker import read_ahead
 from hoi.config import CacheConfig
 from hoi.datasets import UnreadableImage

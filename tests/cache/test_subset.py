@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from hoi.cache.build import run as teacher_cache
-from hoi.cache.read.sources import FirstImages, ResidentSplit
-from hoi.cache.read.split import CacheSplit
+from hoi.cache.read.split import CacheSplit, FirstImages, ResidentSplit
 from hoi.config import PipelineConfig
 from hoi.training.distributed import Group
 from hoi.training.loop import BatchSource
@@ -58,7 +57,7 @@ def test_processes_share_every_batch_even_if_one_of_them_gets_no_image(
 ) -> None:
     split = CacheSplit.open(split.folder.parent, "test", mode=mode)
     whole = FirstImages(split, None).batches(5, np.random.default_rng(1))
-    shares = [FirstImages(split, None, Group(rank, 2)).batches(5, np.random.default_rng(1)) for rank in range(2)]
+    shares = [FirstImages(split, None, Group(rank, 2).own).batches(5, np.random.default_rng(1)) for rank in range(2)]
     counts = []
     for batch, first, second in zip(whole, *shares, strict=True):
         counts.append((batch.num_images, first.num_images, second.num_images))

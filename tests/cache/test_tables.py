@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hoi.cache.schema import FIELDS
-from hoi.cache.tables import pack_tables, unpack_tables
+from hoi.cache.base_pass import FIELDS, pack_tables, unpack_tables
 from hoi.records import ImageSignals
 from tests.fakes.extractors import AXES, MAP_AXES, random_signals
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hoi.cache.build.run import Report, build_cache
-from hoi.cache.read.split import CacheSplit
+from hoi.cache.base_pass import FIELDS
+from hoi.cache.build.run import CacheReport, build_cache
+from hoi.cache.read.split import CacheSplit, open_split
 from hoi.cache.shard import inspect_shard, read_text
 from hoi.config import load_config
 from hoi.errors import UserError
@@ -23,7 +24,7 @@ from tests.fakes.pipelines import photo_pipeline
 ROOT = Path(__file__).parents[2]
 
 
-def built(report: Report) -> list[int]:
+def built(report: CacheReport) -> list[int]:
     return [split.num_built for split in report.splits]
 
 
@@ -55,7 +56,7 @@ def test_a_deleted_shard_is_the_only_one_that_is_built_again(tmp_path: Path) -> 
     (tmp_path / "cache" / "test" / "shard-00001.h5").unlink()
     assert built(build_cache(config, RandomSignals)) == [1]
     assert hashes(tmp_path / "cache") == before
-    assert CacheSplit.open(config.cache.folder, "test", config=config).num_images == 5
+    assert open_split(config, "test", same_images=False).num_images == 5
 
 
 @pytest.mark.parametrize("lost", ["bank.json", "bank.h5", "shard-00001.json", "index.h5", "manifest.json"])
@@ -67,7 +68,7 @@ def test_any_other_lost_file_is_made_again_without_building_a_shard(tmp_path: Pa
     assert built(build_cache(config, RandomSignals)) == [0]
     if lost != "shard-00001.json":
         assert hashes(tmp_path / "cache") == before
-    CacheSplit.open(config.cache.folder, "test", config=config)
+    open_split(config, "test", same_images=False)
 
 
 def test_a_truncated_shard_is_built_again(tmp_path: Path) -> None:
@@ -91,7 +92,9 @@ def test_unreadable_images_are_recorded_with_their_reasons(tmp_path: Path) -> No
     split = CacheSplit.open(config.cache.folder, "test")
     assert split.is_readable.tolist() == [False, True, False, False, True]
     reasons = [
-        r for i in range(3) for r in read_text(inspect_shard(split.folder / f"shard-0000{i}.h5").table("status_reason"))
+        r
+        for i in range(3)
+        for r in read_text(inspect_shard(split.folder / f"shard-0000{i}.h5", FIELDS).table("status_reason"))
     ]
     assert reasons[:3] == ["the file is empty", "", "the file is no image, or of a format that is not read"]
     assert reasons[3].startswith("the file is corrupt")

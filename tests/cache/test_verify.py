@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hoi.cache.base_pass import FIELDS
 from hoi.cache.build.run import build_cache
 from hoi.cache.manifest import read_manifest
 from hoi.cache.shard import encode_file, inspect_shard
@@ -77,7 +78,7 @@ def test_leftovers_and_shards_beyond_the_last_are_found(tmp_path: Path) -> None:
 
 def test_a_whole_file_with_wrong_tables_is_found_by_the_schema(tmp_path: Path) -> None:
     folder = made(tmp_path)
-    header = inspect_shard(folder / "shard-00002.h5")
+    header = inspect_shard(folder / "shard-00002.h5", FIELDS)
     tables = {name: header.table(name) for name in header.locations}
     tables["pairs_ho"] = tables["pairs_ho"] + 100
     (folder / "manifest.json").unlink()

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hoi.cache.build.pool import open_pool
-from hoi.cache.build.tasks import Task
+from hoi.cache.build.pool import Task, open_pool
 from hoi.cache.build.worker_check import Answer, WorkerCheck, worker_check
-from hoi.cache.fingerprint import request_parts
 from hoi.cache.manifest import WORKERS_NAME
+from hoi.cache.plan import request_parts
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from tests.fakes import worker_tasks

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.cache.build.run import Report, build_cache
+from hoi.cache.build.run import CacheReport, build_cache
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.records import ImageSignals
@@ -21,8 +21,8 @@ from tests.fakes.pipelines import photo_pipeline
 
 NUM_PAIRS = (2, 0, 1, 5, 3, 1, 0, 4) * 5
 SECONDS_PER_IMAGE = 0.04
-FURTHER = "coca"
-"""Name of the further pass."""
+EXTRA = "coca"
+"""Name of the extra pass."""
 
 
 class SlowSignals(RandomSignals):
@@ -35,19 +35,19 @@ class SlowSignals(RandomSignals):
 
 
 def small_build(images: Path, cache: Path, **keys: Any) -> PipelineConfig:
-    """A pipeline over forty photographs in twenty shards, and in twenty more of a further pass.
+    """A pipeline over forty photographs in twenty shards, and in twenty more of an extra pass.
 
     Args:
         images: Where photographs and vocabulary are to lie; the same for all builds that are compared.
         cache: Folder of the cache.
         keys: Of the cache section.
     """
-    return photo_pipeline(images, NUM_PAIRS, cache={"folder": str(cache), **keys}, vlms={FURTHER: PASS})
+    return photo_pipeline(images, NUM_PAIRS, cache={"folder": str(cache), **keys}, vlms={EXTRA: PASS})
 
 
-def build(config: PipelineConfig, factory: type[RandomSignals] = RandomSignals) -> Report:
+def build(config: PipelineConfig, factory: type[RandomSignals] = RandomSignals) -> CacheReport:
     """Stage one of such a pipeline, in this process."""
-    return build_cache(config, factory, AnswersOf(FURTHER))
+    return build_cache(config, factory, AnswersOf(EXTRA))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig
 from tests.chaos.content import content_of
-from tests.chaos.drivers import FURTHER, SlowSignals, small_build, start
+from tests.chaos.drivers import EXTRA, SlowSignals, small_build, start
 from tests.fakes.extractors import RandomSignals
 
 MAX_RESUMES = 20
@@ -32,8 +32,8 @@ class Kills:
         shards, parts = len(list(split.glob("shard-*.h5"))), len(list(split.glob(".*.part")))
         state = "unsealed" if shards else "no shard yet"
         if (split / "manifest.json").exists():
-            further = (split / f"{FURTHER}-manifest.json").exists()
-            state = "sealed" if further else "in the further pass"
+            is_extra_sealed = (split / f"{EXTRA}-manifest.json").exists()
+            state = "sealed" if is_extra_sealed else "in the extra pass"
         self.number += 1
         for name in [state, *(["with temporary files"] if parts else [])]:
             self.states[name] = self.states.get(name, 0) + 1

@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from hoi.cache.fingerprint import request_parts, settings_parts
-from hoi.cache.plan import splits_of
+from hoi.cache.plan import request_parts, settings_parts, splits_of
 from hoi.config import HicodetDataset, HicodetFiles, PipelineConfig, load_config
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets import hicodet as lists

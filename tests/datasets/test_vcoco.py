@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoi.cache.fingerprint import settings_parts
+from hoi.cache.plan import settings_parts
 from hoi.config import VcocoDataset
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.coco import COCO_OBJECTS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hoi.cache.fingerprint import files_as_hashes
+from hoi.cache.plan import files_as_hashes
 from hoi.config import OpenVocabularyDetectorConfig, WorldDataset
 from hoi.detectors import Detector, build_detector
 from hoi.errors import UserError

@@ -110,7 +110,7 @@ class FirstIsFaster(RandomSignals):
 
 
 class RandomAnswers:
-    """In the place of `hoi.cache.build.models.Asks`."""
+    """In the place of `hoi.cache.vlm_pass.Asks`."""
 
     def __init__(self, settings: VlmConfig, vocabulary: Vocabulary) -> None:
         self._settings, number = settings, len(vocabulary)

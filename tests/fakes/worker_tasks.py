@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hoi.cache.build.tasks import give_up_slot
+from hoi.cache.build.pool import give_up_slot
 from hoi.errors import UserError
 
 

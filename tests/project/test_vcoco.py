@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hoi.cache.build import run as teacher_cache
-from hoi.cache.read.split import CacheSplit
+from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig, load_config
 from hoi.datasets import load_vocabulary
 from hoi.evaluation.evaluate import evaluate
@@ -49,7 +49,7 @@ def test_vcoco_goes_through_all_three_stages(
     assert found == {split: (num, 8 * num) for split, num in COUNTS.items()}
     train.main(config)
 
-    split, vocabulary = CacheSplit.open(config.cache.folder, "test", config=config), load_vocabulary(config.dataset)
+    split, vocabulary = open_split(config, "test", same_images=False), load_vocabulary(config.dataset)
     batch = split.batch(np.arange(4))
     is_itself = (batch.rows_h == batch.rows_o).numpy()
     assert is_itself.sum() == 2 * 4

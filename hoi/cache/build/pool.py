@@ -1,4 +1,7 @@
-"""Tasks to outcomes, on this process, on local workers or on a cluster. The only module that knows dask."""
+"""Run tasks in this process, on local workers or on a cluster. The only module that knows dask.
+
+A task is a function of a module and a few strings and numbers; its result is small. Arrays never come this way.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,20 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
 
-from hoi.cache.build.tasks import (
-    RETRIES,
-    Attempt,
-    Outcome,
-    Pool,
-    SynchronousPool,
-    Task,
-    giving_up,
-    outcome_of,
-    timed_call,
-)
 from hoi.config import CacheConfig
 from hoi.errors import UserError
-from hoi.machine import keeping_to_own_threads
+from hoi.machine import keeping_to_own_threads, visible_devices
 
 if TYPE_CHECKING:
     from hoi.cache.build.worker_check import Answer, WorkerCheck
-
 
 TASKS_PER_WORKER = 2
 """Tasks in flight per worker: one that computes, and one that waits or already writes; a lost worker loses little."""
@@ -45,6 +39,105 @@ COUNT_INTERVAL_S = 5.0
 """How often the workers are counted, so that those that join later get tasks, too."""
 KEPT_BYTES = 2**30
 """What a worker's allocator keeps for its next batch. Dask's default keeps next to none, at thrice the system time."""
+RETRIES = 2
+"""How often a task that failed is tried again."""
+
+_give_up: ContextVar[Callable[[], None] | None] = ContextVar("give_up", default=None)
+_writing = Lock()
+
+
+@contextlib.contextmanager
+def giving_up(how: Callable[[], None]) -> Iterator[None]:
+    """Let the task that runs here call `give_up_slot` once."""
+    with contextlib.ExitStack() as until_done:
+
+        def give_up() -> None:
+            until_done.enter_context(_writing)
+            how()
+
+        token = _give_up.set(give_up)
+        try:
+            yield
+        finally:
+            _give_up.reset(token)
+
+
+def give_up_slot() -> None:
+    """Let the next task of this worker begin: what is left of this one is writing, one task of a process at a time."""
+    give_up = _give_up.get()
+    if give_up is not None:
+        _give_up.set(None)
+        give_up()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a function that workers can import; its name is unique within its group."""
+
+    group: str
+    name: str
+    function: Callable[..., dict[str, Any]]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: its result and the seconds it took, or the traceback of its last attempt."""
+
+    task: Task
+    result: dict[str, Any] | None
+    seconds: float | None
+    error: str | None
+
+
+class Pool(Protocol):
+    """Runs tasks, in any order of completion."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Yield outcomes as they come. A task that fails is tried `RETRIES` times more, then given up.
+
+        Raises:
+            UserError: a task met a user's mistake; no further task is begun.
+        """
+        ...
+
+
+class SynchronousPool:
+    """One task after the other, in this process and thread."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            error = ""
+            for _ in range(1 + RETRIES):
+                try:
+                    attempt = timed_call(task.function, task.arguments)
+                except Exception:
+                    error = traceback.format_exc()
+                else:
+                    yield outcome_of(task, attempt)
+                    break
+            else:
+                yield Outcome(task, None, None, error)
+
+
+Attempt = tuple[float, dict[str, Any] | UserError]
+"""Seconds, and the result or the user's mistake, which travels as a value: so it is neither retried nor logged."""
+
+
+def timed_call(function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> Attempt:
+    start = time.monotonic()
+    try:
+        result = function(*arguments)
+        return time.monotonic() - start, result
+    except UserError as error:
+        return time.monotonic() - start, error
+
+
+def outcome_of(task: Task, attempt: Attempt) -> Outcome:
+    seconds, result = attempt
+    if isinstance(result, UserError):
+        raise result
+    return Outcome(task, result, seconds, None)
 
 
 class DaskPool:
@@ -64,7 +157,6 @@ class DaskPool:
         self._num_workers, self._counted = 0, 0.0
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """See `Pool.run`."""
         from distributed import as_completed
 
         remaining = iter(tasks)
@@ -92,7 +184,6 @@ class DaskPool:
             completed.update(submit())
 
     def _window(self) -> int:
-        """Tasks that may be in flight, with the workers that there are by now."""
         if time.monotonic() - self._counted > COUNT_INTERVAL_S:
             try:
                 self._num_workers = len(self._client.nthreads())
@@ -113,7 +204,6 @@ def _lost_scheduler(client: Any) -> UserError:
 def _on_worker(
     function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], check: WorkerCheck | None
 ) -> Attempt:
-    """One task, after this worker has passed the check."""
     from distributed import get_worker, secede
 
     if check is not None:
@@ -126,7 +216,7 @@ def _on_worker(
 
 
 def _ask_all(client: Any, check: WorkerCheck) -> dict[str, Answer | Exception]:
-    """The answers of all workers by address; one that dies meanwhile is left out, and asked when it comes back."""
+    # A worker that dies meanwhile is left out, and asked when it comes back.
     answers = client.run(_answer, check, on_error="return")
     present = {address: answer for address, answer in answers.items() if not isinstance(answer, OSError)}
     if not present:
@@ -143,7 +233,7 @@ async def _answer(check: WorkerCheck, dask_worker: Any) -> Answer:
 def open_pool(
     config: CacheConfig, check: WorkerCheck | None = None, leave: Callable[[], None] | None = None
 ) -> Iterator[Pool]:
-    """A cache section to somewhere to run tasks; what was started is stopped at the end.
+    """Open what a cache section names to run tasks on; what is started here is stopped at the end.
 
     Args:
         config: `scheduler`, `workers`, `threads` and `device` are read.
@@ -170,13 +260,19 @@ def open_pool(
             stack.enter_context(_silence())
             client = _join(config.scheduler, stack)
             if leave is not None:
-                stack.callback(_tell_all, client, leave)
+
+                @stack.callback
+                def tell_all() -> None:
+                    # Workers and scheduler may be gone by then; there is nothing to leave in order.
+                    with contextlib.suppress(Exception):
+                        client.run(leave, on_error="ignore")
+
         yield DaskPool(client, check)
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps dask's own lines about a lost scheduler off the terminal; ours say what to do."""
+    # Dask has lines of its own about a lost scheduler; ours say what to do.
     import distributed  # noqa: F401  (sets the levels of its loggers when it is imported)
 
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
@@ -188,12 +284,6 @@ def _silence() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-def _tell_all(client: Any, leave: Callable[[], None]) -> None:
-    # Workers and scheduler may be gone by now; there is nothing to leave in order then.
-    with contextlib.suppress(Exception):
-        client.run(leave, on_error="ignore")
 
 
 def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
@@ -241,7 +331,7 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
 
 
 def _close(started: Any, kind: type[BaseException] | None, error: object, trace: object) -> None:
-    """Ends a client or a cluster. What it meets hides no error; after Ctrl-C it has little time."""
+    # What this meets hides no error; after Ctrl-C it has little time.
     if kind is None:
         started.close()
         return
@@ -257,7 +347,7 @@ def _close(started: Any, kind: type[BaseException] | None, error: object, trace:
 
 @contextlib.contextmanager
 def _keep_interruptions() -> Iterator[None]:
-    """Threads that are started here, and the processes that these start, never see Ctrl-C: the driver ends them."""
+    # Threads that are started here, and the processes that these start, never see Ctrl-C: the driver ends them.
     # Its first start, which would else happen in such a thread, lets Ctrl-C through again.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -303,25 +393,13 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
 
 
 def worker_environment(number: int, devices: Sequence[str]) -> dict[str, str]:
-    """The environment that is a worker's own: one GPU, taken in turn, where there are any."""
+    """Return the environment that is a worker's own: one GPU, taken in turn, where there are any."""
     return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
 
 
 def default_workers(threads: int) -> int:
-    """As many processes as the cores and the memory that this process may use can serve, up to a limit."""
+    """Return how many processes the cores and the memory that this process may use can serve, up to a limit."""
     from distributed.system import MEMORY_LIMIT
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MAX_DEFAULT_WORKERS, cores // threads, MEMORY_LIMIT // WORKER_BYTES))
-
-
-def visible_devices(device: str) -> list[str]:
-    """The GPUs of this machine as `CUDA_VISIBLE_DEVICES` names them; none where the CPU is asked for."""
-    if device == "cpu":
-        return []
-    import torch
-
-    # The variable may name what is no GPU: `-1`, or SLURM's `NoDevFiles`.
-    number = torch.cuda.device_count()
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named[:number] or [str(index) for index in range(number)]

@@ -1,29 +1,56 @@
 """Stage one: every image through detector and teacher once, into shards that students read.
 
-Three sentences: make a plan; run the missing shards; seal the manifest. Then the same for every further pass of the
-pipeline file (`vlms`), over the finished base pass.
+Plan; run the missing shards; seal the manifest. Then the same for every extra pass of the pipeline file (`vlms`), over
+the finished base pass.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from hoi.cache.build.pool import open_pool
-from hoi.cache.fingerprint import pass_request, request_parts
-from hoi.cache.manifest import BASE, Manifest, Pass, has_all_files, read_manifest, sole_builder
-from hoi.cache.plan import SplitPlan, is_complete, plan_over, plan_split, splits_of
+from hoi.cache.build.pool import Outcome, Task, open_pool
+from hoi.cache.index import write_index
+from hoi.cache.manifest import (
+    BankReceipt,
+    Manifest,
+    Receipt,
+    base_of,
+    complete_manifest,
+    read_manifest,
+    sole_builder,
+    write_manifest,
+)
+from hoi.cache.plan import (
+    ShardPlan,
+    SplitPlan,
+    begun_with,
+    finished_receipt,
+    is_complete,
+    plan_over,
+    plan_split,
+    splits_of,
+)
+from hoi.cache.schema import BASE, Pass, extra_passes
 from hoi.config import PipelineConfig
+from hoi.datasets import ImageSource, UnreadableImage, open_images
 from hoi.errors import UserError
+from hoi.files import append_line, remove_file
+from hoi.provenance import commit
 
 if TYPE_CHECKING:
-    from hoi.cache.build.models import AskerFactory, ExtractorFactory
-    from hoi.cache.build.split_build import SplitBuild
+    from hoi.cache.build.worker import ModelFactory
+
+BANK_TASK = "bank"
+SHOWN = 5
+"""Failures that an error message lists before it says how many more there are."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +67,9 @@ class SplitReport:
     num_shards: int
     num_built: int
 
-    @property
-    def name(self) -> str:
-        return self.split if self.of.is_base else f"{self.split}, {self.of.title}"
-
 
 @dataclass(frozen=True)
-class Report:
+class CacheReport:
     """What stage one did."""
 
     splits: tuple[SplitReport, ...]
@@ -54,7 +77,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{s.name}: {s.num_images} images ({s.num_failed} unreadable), {s.num_pairs} pairs, "
+            f"{s.of.label(s.split)}: {s.num_images} images ({s.num_failed} unreadable), {s.num_pairs} pairs, "
             f"{s.num_bytes / 1e6:.1f} MB in {s.num_shards} shards, {s.num_built} built now · {s.folder}"
             for s in self.splits
         ]
@@ -63,104 +86,70 @@ class Report:
 
 
 def build_cache(
-    config: PipelineConfig, factory: ExtractorFactory | None = None, asker: AskerFactory | None = None
-) -> Report:
-    """Config to a complete cache of every split of its data set; what is there already is not computed again.
+    config: PipelineConfig, factory: ModelFactory | None = None, extra_factory: ModelFactory | None = None
+) -> CacheReport:
+    """Build the cache of every split of a config's data set; what is there already is not computed again.
 
     Args:
         config: The pipeline file.
-        factory: Config, vocabulary and device to what extracts signals from images; None for the product's own.
-        asker: The same of what further passes are made with.
+        factory: Makes what extracts signals from images; None for the product's own.
+        extra_factory: The same for extra passes.
 
     Raises:
         UserError: settings that differ from the cache's, too many unreadable images, a full disk, failed shards.
     """
     start = time.monotonic()
-    request = request_parts(config)
+    request = BASE.content.request(config)
     plans = [plan_split(config, split) for split in splits_of(config)]
+    reports = _build_pass(config, plans, request, factory)
+    for of in extra_passes(config):
+        over = [plan_over(complete_manifest(plan.folder), plan.folder, of) for plan in plans]
+        reports += _build_pass(config, over, of.content.request(config, request), extra_factory)
+    return CacheReport(tuple(reports), time.monotonic() - start)
+
+
+def _build_pass(
+    config: PipelineConfig, plans: list[SplitPlan], request: dict[str, Any], factory: ModelFactory | None
+) -> list[SplitReport]:
     missing = [plan for plan in plans if not is_complete(plan, request)]
     num_built = build_missing(config, missing, request, factory) if missing else {}
-    reports = [_report(plan, num_built.get(plan.split, 0)) for plan in plans]
-    for name in config.vlms:
-        reports += build_pass(config, name, [plan.split for plan in plans], request, asker)
-    return Report(tuple(reports), time.monotonic() - start)
-
-
-def build_pass(
-    config: PipelineConfig, name: str, splits: Sequence[str], base: dict[str, Any], asker: AskerFactory | None
-) -> list[SplitReport]:
-    """A further pass over splits whose base pass is complete; base shards are read and stay as they are.
-
-    Args:
-        config: The pipeline file.
-        name: Of the pass, a key of `vlms`.
-        splits: Names of the splits.
-        base: What the config asks of the base pass.
-        asker: As for `build_cache`.
-    """
-    request, folder = pass_request(config, name, base), Path(config.cache.folder)
-    plans = [plan_over(complete_manifest(folder / split), folder / split, Pass(name)) for split in splits]
-    missing = [plan for plan in plans if not is_complete(plan, request)]
-    num_built = build_missing(config, missing, request, asker) if missing else {}
     return [_report(plan, num_built.get(plan.split, 0)) for plan in plans]
 
 
-def complete_manifest(folder: Path, of: Pass = BASE) -> Manifest:
-    """The manifest of a pass, all of whose files are there.
-
-    Raises:
-        UserError: it is not complete.
-    """
-    manifest = read_manifest(folder, of)
-    if manifest is None or not has_all_files(folder, manifest):
-        raise UserError(f"this {of.title} is not complete", where=folder, fix="make cache-repair")
-    return manifest
-
-
 def build_missing(
-    config: PipelineConfig,
-    plans: list[SplitPlan],
-    request: dict[str, Any],
-    factory: ExtractorFactory | AskerFactory | None,
+    config: PipelineConfig, plans: list[SplitPlan], request: dict[str, Any], factory: ModelFactory | None
 ) -> dict[str, int]:
-    """One pass over splits where it is not complete, to complete ones, sealed when all of them are built.
+    """Build one pass over splits where it is not complete, and seal it when all of them are built.
 
     Returns:
         Number of shards that were built, by split.
     """
-    # Imported here: these bring torch, which takes seconds that a run with nothing to do should not spend.
-    from hoi.cache.build.models import LoadAsker, load_extractor
-    from hoi.cache.build.split_build import SplitBuild
+    # Imported here: it brings torch, which takes seconds that a run with nothing to do should not spend.
+    from hoi.cache.build.worker import OwnModel
 
-    of = plans[0].of
-    own = load_extractor if of.is_base else LoadAsker(of.name)
     with sole_builder(Path(config.cache.folder)):
         builds = {plan.split: SplitBuild(plan, config, request) for plan in plans}
-        run_missing(config, builds, factory or own)
+        run_missing(config, builds, factory or OwnModel(plans[0].of))
         for build in builds.values():
             build.seal()
     return {split: build.num_built for split, build in builds.items()}
 
 
-def run_missing(
-    config: PipelineConfig, builds: dict[str, SplitBuild], factory: ExtractorFactory | AskerFactory
-) -> None:
-    """Runs the missing shards of one pass over the splits, with a progress bar in images and a journal of timings.
+def run_missing(config: PipelineConfig, builds: dict[str, SplitBuild], factory: ModelFactory) -> None:
+    """Run the missing shards of one pass over the splits, with a progress bar in images and a journal of timings.
 
     Raises:
         UserError: as `SplitBuild.take`, or tasks that failed for good, after all others were done.
     """
-    from hoi.cache.build.models import release
-    from hoi.cache.build.split_build import SHOWN
+    from hoi.cache.build.worker import release
     from hoi.cache.build.worker_check import worker_check
 
     for build in builds.values():
         build.unseal()
     if all(build.is_finished for build in builds.values()):
         return
-    total = sum(build.plan.num_images for build in builds.values())
     first = next(iter(builds.values()))
-    of = first.plan.of
+    of, total = first.plan.of, sum(build.plan.num_images for build in builds.values())
     try:
         with (
             worker_check(config, first.request, of) as check,
@@ -190,8 +179,7 @@ def run_missing(
 
 
 def _report(plan: SplitPlan, num_built: int) -> SplitReport:
-    manifest = read_manifest(plan.folder, plan.of)
-    assert manifest is not None
+    manifest = complete_manifest(plan.folder, plan.of)
     return SplitReport(
         plan.split,
         plan.of,
@@ -203,3 +191,185 @@ def _report(plan: SplitPlan, num_built: int) -> SplitReport:
         len(manifest.shards),
         num_built,
     )
+
+
+class SplitBuild:
+    """One pass over a split on its way from its plan to its manifest; only the driver holds one.
+
+    Args:
+        plan: Of the base pass or an extra one.
+        config: Which is built.
+        request: What it asks for.
+        reads_images: Whether images that could not be read are tried again.
+    """
+
+    def __init__(
+        self, plan: SplitPlan, config: PipelineConfig, request: dict[str, Any], reads_images: bool = True
+    ) -> None:
+        self.plan = plan
+        self.bank = begun_with(plan, request)
+        self.receipts: dict[int, Receipt] = {}
+        self.num_built = 0
+        self.errors: dict[str, str] = {}
+        self._config = config
+        # One text that all tasks share: there may be many thousand of them.
+        self._config_json = config.model_dump_json()
+        self.request = request
+        self._reads_images = reads_images
+
+    def unseal(self) -> None:
+        """Take up what is there, then drop manifest and index: the split is not complete until it is sealed again."""
+        self.look()
+        remove_file(self.plan.folder / self.plan.of.manifest_name)
+        remove_file(self.plan.folder / self.plan.of.index_name)
+
+    def look(self) -> int:
+        """Take up the shards that are there; of a split that is not sealed, not those with images that can be read now.
+
+        Returns:
+            Number of images in them.
+        """
+        if self.bank is None:
+            return 0
+        sealed = read_manifest(self.plan.folder, self.plan.of) is not None
+        for shard in self.plan.shards:
+            receipt = finished_receipt(self.plan.folder, shard, self.bank.fingerprint, self.bank.parts)
+            if receipt is not None and (sealed or not self._is_mended(shard, receipt)):
+                self.receipts[shard.index] = receipt
+        return self.num_images_done
+
+    def _is_mended(self, shard: ShardPlan, receipt: Receipt) -> bool:
+        if not (receipt.failed and self._reads_images):
+            return False
+        row_of = {self._source.image_ids[row]: row for row in range(shard.start, shard.stop)}
+        mended = mended_of(receipt, self._source, row_of)
+        return bool(set(mended) - self._unreadable_in_base)
+
+    @cached_property
+    def _unreadable_in_base(self) -> set[str]:
+        base = base_of(self.plan.folder, self.plan.of)
+        return {image_id for image_id, _ in base.failed} if base is not None else set()
+
+    @cached_property
+    def _source(self) -> ImageSource:
+        return open_images(self._config.dataset, self.plan.split)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.bank is not None and len(self.receipts) == len(self.plan.shards)
+
+    @property
+    def begins_alone(self) -> bool:
+        """Whether no other task may run beside the one that begins the split.
+
+        So it is where there are shards, but not what they were begun with: they cannot be judged until it is made
+        again.
+        """
+        are_there = any((self.plan.folder / shard.name).exists() for shard in self.plan.shards)
+        return self.bank is None and (are_there or self.plan.of.content.begins_alone(self._config))
+
+    @property
+    def num_images_done(self) -> int:
+        return sum(receipt.num_images for receipt in self.receipts.values())
+
+    def bank_task(self, factory: ModelFactory) -> Task:
+        """Return the task that begins the pass."""
+        from hoi.cache.build.worker import begin_pass
+
+        plan, request = self.plan, json.dumps(self.request)
+        layout = (str(plan.folder), plan.images_per_shard, plan.num_images, plan.image_ids_sha256)
+        return Task(plan.split, BANK_TASK, begin_pass, (plan.of, self._config_json, request, *layout, factory))
+
+    def shard_tasks(self, factory: ModelFactory) -> Iterator[Task]:
+        """Yield one task per missing shard."""
+        from hoi.cache.build.worker import build_shard
+
+        fingerprint = self.bank.fingerprint if self.bank is not None else ""
+        for shard in self.plan.shards:
+            if shard.index not in self.receipts:
+                arguments = (shard, self._config_json, str(self.plan.folder), fingerprint, factory)
+                yield Task(shard.split, shard.name, build_shard, arguments)
+
+    def take(self, outcome: Outcome) -> int:
+        """Book the outcome of one task, and note its time in the journal.
+
+        Returns:
+            Number of images that it finished.
+
+        Raises:
+            UserError: too many images are unreadable, or workers have different models.
+        """
+        name = f"{outcome.task.group}/{outcome.task.name}"
+        line = {"time": time.time(), "task": name, "seconds": outcome.seconds, "error": outcome.error}
+        append_line(self.plan.folder / self.plan.of.journal_name, json.dumps(line))
+        if outcome.result is None:
+            self.errors[name] = outcome.error or ""
+            return 0
+        if outcome.task.name == BANK_TASK:
+            self.bank = BankReceipt(**outcome.result)
+            self.check()
+            return 0
+        receipt = Receipt.from_dict(outcome.result)
+        self.receipts[self.plan.of.shard_index(receipt.name)] = receipt
+        self.num_built += 1
+        # To look at every shard after each would take as long as the square of their number.
+        if receipt.failed or (self.bank is not None and receipt.fingerprint != self.bank.fingerprint):
+            self.check()
+        return receipt.num_images
+
+    def check(self) -> None:
+        """Raise if too many images are unreadable, or shards have another fingerprint than their bank."""
+        failed = [pair for index in sorted(self.receipts) for pair in self.receipts[index].failed]
+        limit = self._config.cache.max_failed_share
+        if len(failed) > limit * self.plan.num_images:
+            reasons = "; ".join(f"{image_id}: {reason}" for image_id, reason in failed[:SHOWN])
+            more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
+            raise UserError(
+                f"too many images of split '{self.plan.split}' are unreadable",
+                expected=f"at most {limit:.1%} of {self.plan.num_images} (cache.max_failed_share)",
+                got=f"{len(failed)} so far: {reasons}{more}",
+                fix="mend or remove them, or raise cache.max_failed_share, then run the same command again",
+            )
+        if self.bank is not None:
+            others = {r.name for r in self.receipts.values() if r.fingerprint != self.bank.fingerprint}
+            if others:
+                raise UserError(
+                    "the workers have different models or devices",
+                    where=self.plan.folder,
+                    expected=f"fingerprint {self.bank.fingerprint[:12]} in every shard",
+                    got=f"another one in {', '.join(sorted(others)[:SHOWN])}",
+                    fix="give all workers the same weights and device, delete these shards, run the same command again",
+                )
+
+    def seal(self) -> None:
+        """Write the index, then the manifest: from now on the split is complete."""
+        self.check()
+        assert self.bank is not None
+        made_with = {
+            "config": self._config.model_dump(mode="json"),
+            "commit": commit(),
+            **self.bank.made_with,
+        }
+        receipts = tuple(self.receipts[shard.index] for shard in self.plan.shards)
+        plan = self.plan
+        index = write_index(plan.folder, plan.split, self.bank.fingerprint, receipts, plan.of)
+        write_manifest(plan.folder, Manifest(plan.split, self.bank, receipts, made_with, index, plan.of))
+
+
+def mended_of(receipt: Receipt, source: ImageSource, row_of: Mapping[str, int]) -> list[str]:
+    """Return the images of one shard that could not be read when it was built, and can be now.
+
+    Args:
+        receipt: Of the shard.
+        source: The split's images.
+        row_of: Image id to row, for those of the shard at least; one that is not there any more stays unreadable.
+    """
+    return [image_id for image_id, _ in receipt.failed if image_id in row_of and _can_be_read(source, row_of[image_id])]
+
+
+def _can_be_read(source: ImageSource, row: int) -> bool:
+    try:
+        source.read(row)
+    except UnreadableImage:
+        return False
+    return True

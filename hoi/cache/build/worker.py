@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
-from hoi.cache.build.models import (
-    AskerFactory,
-    Asks,
-    ExtractorFactory,
-    Extracts,
-    Held,
-    device_name,
-    hold,
-    load_extractor,
-)
-from hoi.cache.build.tasks import give_up_slot
-from hoi.cache.build.writing import write_bank, write_phrases, write_shard
-from hoi.cache.fingerprint import differing_keys
-from hoi.cache.manifest import BankReceipt, Pass, read_bank_receipt, shard_name
-from hoi.cache.plan import hash_of_ids
-from hoi.cache.schema import fields_of
-from hoi.cache.shard import Header, inspect_shard
-from hoi.cache.tables import check_finite, clip, pack_answers, pack_tables, unpack_tables
-from hoi.datasets import ImageSource, UnreadableImage, open_images
+from hoi.cache.build.pool import give_up_slot
+from hoi.cache.manifest import BankReceipt, Receipt, read_bank_receipt
+from hoi.cache.plan import ShardPlan, fingerprint_parts, hash_of_ids
+from hoi.cache.schema import BASE, SCHEMA_VERSION, Pass, clip_reason
+from hoi.cache.shard import encode_file
+from hoi.config import PipelineConfig
+from hoi.datasets import ImageSource, UnreadableImage, load_vocabulary, open_images
 from hoi.errors import UserError
-from hoi.files import file_sha256, json_sha256
-from hoi.machine import may_have_side_threads
-from hoi.provenance import library_versions
-from hoi.records import ImageSignals
-from hoi.vlm import ImageAnswers
+from hoi.files import json_sha256, remove_file, write_atomically, write_json
+from hoi.machine import choose_device, may_have_side_threads
+from hoi.provenance import differing_keys, library_versions
+from hoi.vocabulary import Vocabulary
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "h5py", "numpy", "pillow", "dask", "distributed")
 SHOWN = 5
@@ -47,54 +37,101 @@ READERS = 2
 READ_AHEAD = 16
 """Images decoded before they are needed, and threads that do it while the models run."""
 
+ModelFactory = Callable[[PipelineConfig, Vocabulary, str], Any]
+"""Makes the model of a pass from config, vocabulary and device. Equal ones give equal models."""
 
-def build_bank(
+
+@dataclass(frozen=True)
+class OwnModel:
+    """The product's own model of a pass: detector, pairs and teacher, or a vision language model."""
+
+    of: Pass = BASE
+
+    def __call__(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Any:
+        return self.of.content.load_model(config, vocabulary, device)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a worker keeps between its tasks; `parts` are all that decides what its model gives."""
+
+    key: tuple[str, ModelFactory]
+    config: PipelineConfig
+    vocabulary: Vocabulary
+    device: str
+    model: Any
+    parts: dict[str, Any]
+    sources: dict[str, ImageSource]
+
+
+_held: list[Held] = []
+
+
+def release() -> None:
+    """Forget the models, so that a process that goes on has its memory back."""
+    _held.clear()
+
+
+def hold(config_json: str, factory: ModelFactory) -> Held:
+    """Return the model of a config, made at the first call in this process; set the threads of the calling thread.
+
+    Raises:
+        UserError: a GPU is asked for and there is none, or the model cannot be made.
+    """
+    config = PipelineConfig.model_validate_json(config_json)
+    # OpenMP keeps its thread count per thread, and a task may run in any of them.
+    torch.set_num_threads(config.cache.threads)
+    # numpy's products are summed in another order with more threads.
+    threadpool_limits(config.cache.threads, user_api="blas")
+    if _held and _held[0].key == (config_json, factory):
+        return _held[0]
+    release()
+    device = choose_device(config.cache.device, "cache.device").type
+    vocabulary = load_vocabulary(config.dataset)
+    model = factory(config, vocabulary, device)
+    parts = json.loads(json.dumps(fingerprint_parts(config, vocabulary.digest(), model.provenance()), sort_keys=True))
+    _held.append(Held((config_json, factory), config, vocabulary, device, model, parts, sources={}))
+    return _held[0]
+
+
+def device_name(device: str) -> str:
+    """Return the name of the processor or, for `cuda`, of the GPU."""
+    return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+
+
+def begin_pass(
+    of: Pass,
     config_json: str,
     request_json: str,
     folder: str,
     images_per_shard: int,
     num_images: int,
     image_ids_sha256: str,
-    factory: ExtractorFactory = load_extractor,
+    factory: ModelFactory,
 ) -> dict[str, Any]:
-    """Begins a split: writes its text bank and vocabulary, and beside them what the models say of themselves.
+    """Begin a pass: write what it asks about every interaction, and beside it what its model says of itself.
 
     Args:
+        of: Which pass.
         config_json: The resolved config.
-        request_json: What the config asks for (`hoi.cache.fingerprint.request_parts`).
+        request_json: What the config asks for.
         folder: The split's folder.
         images_per_shard, num_images, image_ids_sha256: The split's plan.
-        factory: Config, vocabulary and device to the models.
+        factory: Makes the model.
 
     Returns:
         The fields of a `BankReceipt`.
+
+    Raises:
+        UserError: this worker's model cannot make the pass, or it cannot write.
     """
-    held = hold(as_begun(config_json, Path(folder)), factory)
-    begun = begun_with_models(
-        held, held.parts, json.loads(request_json), images_per_shard, num_images, image_ids_sha256
-    )
-    return asdict(write_bank(Path(folder), held.model.text_bank, held.vocabulary, begun))
-
-
-def begun_with_models(
-    held: Held[Any],
-    parts: dict[str, Any],
-    request: dict[str, Any],
-    images_per_shard: int,
-    num_images: int,
-    image_ids_sha256: str,
-) -> BankReceipt:
-    """What a pass is begun with, but for its bank's size and hash.
-
-    Args:
-        held: Its models.
-        parts: What the fingerprint is over.
-        request, images_per_shard, num_images, image_ids_sha256: As for `build_bank`.
-    """
-    return BankReceipt(
+    place, content = Path(folder), of.content
+    held = hold(content.as_begun(config_json, place), factory)
+    parts = content.parts(held.parts, place)
+    begun = BankReceipt(
         fingerprint=json_sha256(parts),
         parts=parts,
-        request=request,
+        request=json.loads(request_json),
         images_per_shard=images_per_shard,
         image_ids_sha256=image_ids_sha256,
         num_images=num_images,
@@ -106,131 +143,77 @@ def begun_with_models(
             "device": device_name(held.device),
         },
     )
+    return asdict(write_bank(place, *content.bank(held.model, held.vocabulary), begun, of))
 
 
 def build_shard(
-    config_json: str,
-    folder: str,
-    split: str,
-    index: int,
-    start: int,
-    stop: int,
-    image_ids_sha256: str,
-    fingerprint: str,
-    factory: ExtractorFactory = load_extractor,
+    plan: ShardPlan, config_json: str, folder: str, fingerprint: str, factory: ModelFactory
 ) -> dict[str, Any]:
-    """Rows of a split to one finished shard on disk.
+    """Run the model over the images of one shard and write it.
 
     Args:
+        plan: The shard.
         config_json: The resolved config.
         folder: The split's folder.
-        split, index, start, stop, image_ids_sha256: The shard's plan.
-        fingerprint: What the models here must say of themselves; empty for a split that is just being begun.
-        factory: Config, vocabulary and device to the models.
+        fingerprint: What the model here must say of itself; empty for a pass that is just being begun.
+        factory: Makes the model.
 
     Returns:
         The fields of the shard's `Receipt`.
 
     Raises:
-        UserError: this worker sees other images or has other models than the split was begun with, or cannot write.
-        ValueError: the models gave NaN or infinity.
+        UserError: this worker sees other images or another base shard, or has another model, than the pass was begun
+            with, or cannot write.
+        ValueError: the model gave NaN or infinity.
     """
-    held = hold(as_begun(config_json, Path(folder)), factory)
-    if fingerprint not in ("", held.fingerprint):
-        raise other_models(read_bank_receipt(Path(folder)), Path(folder), held.parts)
-    source, image_ids = planned_images(held, split, start, stop, image_ids_sha256)
-    outcomes = _outcomes(held, source, range(start, stop))
-    give_up_slot()
-    for outcome in outcomes:
-        if isinstance(outcome, ImageSignals):
-            check_finite(outcome)
-    tables = pack_tables(image_ids, outcomes, held.model.axes)
-    receipt = write_shard(
-        Path(folder),
-        tables,
-        index=index,
-        start=start,
-        image_ids_sha256=image_ids_sha256,
-        parts=held.parts,
-        fingerprint=held.fingerprint,
-        axes=held.model.axes,
-    )
-    return receipt.to_dict()
-
-
-def planned_images(
-    held: Held[Any], split: str, start: int, stop: int, image_ids_sha256: str
-) -> tuple[ImageSource, list[str]]:
-    """Rows of a split to (where its images are read from, their ids).
-
-    Raises:
-        UserError: this worker sees other images than were planned.
-    """
-    if split not in held.sources:
-        held.sources[split] = open_images(held.config.dataset, split)
-    source = held.sources[split]
-    image_ids = list(source.image_ids[start:stop])
-    if hash_of_ids(image_ids) != image_ids_sha256:
+    place, content = Path(folder), plan.of.content
+    held = hold(content.as_begun(config_json, place), factory)
+    parts = content.parts(held.parts, place)
+    if fingerprint not in ("", json_sha256(parts)):
+        # The driver has compared the settings, and the files that they name, before any task began.
+        begun = read_bank_receipt(place, plan.of)
         raise UserError(
-            "the images changed while the cache was being built",
-            where=f"split '{split}', rows {start} to {stop}",
-            fix="leave the folder as it is and run the same command again",
+            "this worker has other models or another device than the split was begun with",
+            where=f"{platform.node()}, {place}",
+            got="; ".join(differing_keys(begun.parts, parts)[:SHOWN]) if begun is not None else None,
+            fix="give all workers the same weights and device, then run the same command again: finished shards stay",
         )
-    return source, image_ids
-
-
-def other_models(begun: BankReceipt | None, folder: Path, parts: dict[str, Any]) -> UserError:
-    """The mistake of a worker whose models say other `parts` of themselves than what a pass was begun with."""
-    # The driver has compared the settings, and the files that they name, before any task began.
-    return UserError(
-        "this worker has other models or another device than the split was begun with",
-        where=f"{platform.node()}, {folder}",
-        got="; ".join(differing_keys(begun.parts, parts)[:SHOWN]) if begun is not None else None,
-        fix="give all workers the same weights and device, then run the same command again: finished shards are kept",
-    )
-
-
-def as_begun(config_json: str, folder: Path) -> str:
-    """A resolved config, with `teacher.precision: auto` as what its split, or else another one, was begun with.
-
-    That choice is made by the clock, so it is made once; other settings are left for the fingerprint to judge.
-
-    Args:
-        config_json: The resolved config.
-        folder: The split's folder, beside which those of the config's other splits lie.
-    """
-    config = json.loads(config_json)
-    if config["teacher"]["precision"] != "auto":
-        return config_json
-    splits = dict.fromkeys([folder.name, *config["dataset"]["splits"]])
-    begun = (read_bank_receipt(folder.with_name(split)) for split in splits)
-    bank = next((bank for bank in begun if bank is not None), None)
-    if bank is None:
-        return config_json
-    config["teacher"]["precision"] = bank.parts["teacher"]["precision"]
-    return json.dumps(config)
-
-
-def _outcomes(held: Held[Extracts], source: ImageSource, rows: Sequence[int]) -> list[ImageSignals | str]:
-    """Rows of a split to their signals, or the reason why an image could not be read."""
-    outcomes: dict[int, ImageSignals | str] = {}
+    source = _planned_images(held, plan)
+    image_ids = list(source.image_ids[plan.start : plan.stop])
+    over = content.base_shard(place, plan)
+    inputs, outcomes = content.inputs(image_ids, over)
     readable: list[int] = []
 
-    def decoded() -> Iterator[tuple[str, np.ndarray]]:
-        for row, image in read_ahead(source, rows, held.device):
+    def decoded() -> Iterator[tuple[Any, np.ndarray]]:
+        for row, image in read_ahead(source, [plan.start + row for row in inputs], held.device):
             if isinstance(image, str):
-                outcomes[row] = image
+                outcomes[row - plan.start] = clip_reason(image)
             else:
-                readable.append(row)
-                yield source.image_ids[row], image
+                readable.append(row - plan.start)
+                yield inputs[row - plan.start], image
 
-    signals = held.model.extract_stream(decoded())
-    outcomes.update(zip(readable, signals, strict=True))
-    return [outcomes[row] for row in rows]
+    records = content.process(held.model, over)(decoded())
+    give_up_slot()
+    done = {**outcomes, **dict(zip(readable, records, strict=True))}
+    tables = content.pack(image_ids, [done[row] for row in range(plan.num_images)], held.model.axes, over)
+    return write_shard(place, tables, plan, parts, held.model.axes).to_dict()
+
+
+def _planned_images(held: Held, plan: ShardPlan) -> ImageSource:
+    if plan.split not in held.sources:
+        held.sources[plan.split] = open_images(held.config.dataset, plan.split)
+    source = held.sources[plan.split]
+    if hash_of_ids(source.image_ids[plan.start : plan.stop]) != plan.image_ids_sha256:
+        raise UserError(
+            "the images changed while the cache was being built",
+            where=f"split '{plan.split}', rows {plan.start} to {plan.stop}",
+            fix="leave the folder as it is and run the same command again",
+        )
+    return source
 
 
 def read_ahead(source: ImageSource, rows: Sequence[int], device: str) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Rows to (row, image or reason), in order; a few images are decoded ahead of the one that is asked for.
+    """Yield each row with its image, or why it cannot be read, in order; a few images are decoded ahead.
 
     Not so on a CPU worker that keeps to its own threads; a GPU's cores have nothing else to do.
     """
@@ -256,145 +239,68 @@ def read_ahead(source: ImageSource, rows: Sequence[int], device: str) -> Iterato
             yield row, future.result()
 
 
-def build_phrases(
-    config_json: str,
-    request_json: str,
-    folder: str,
-    images_per_shard: int,
-    num_images: int,
-    image_ids_sha256: str,
-    factory: AskerFactory,
-    name: str,
-) -> dict[str, Any]:
-    """Begins a further pass: writes the phrases that it asks about, and beside them what its model says of itself.
+def write_bank(
+    folder: Path, tables: dict[str, np.ndarray], attributes: dict[str, Any], begun: BankReceipt, of: Pass = BASE
+) -> BankReceipt:
+    """Write the bank of a pass, and beside it what it is begun with.
 
     Args:
-        config_json, request_json, folder, images_per_shard, num_images, image_ids_sha256: As for `build_bank`.
-        factory: Config, vocabulary and device to the model.
-        name: Of the pass.
-
-    Returns:
-        The fields of a `BankReceipt`.
-
-    Raises:
-        UserError: the teacher whose text side is asked is not the one that made the base pass.
+        folder: The split's folder.
+        tables, attributes: What the bank holds.
+        begun: All but the file's own size and hash, which are in the one returned.
+        of: Which pass.
     """
-    held, base = hold(config_json, factory), _base(Path(folder))
-    _refuse_other_teacher(Path(folder), held, base)
-    layout = (json.loads(request_json), images_per_shard, num_images, image_ids_sha256)
-    begun = begun_with_models(held, _parts(held, base), *layout)
-    return asdict(write_phrases(Path(folder), Pass(name), held.model.phrases, held.vocabulary, begun))
+    common = {"schema_version": SCHEMA_VERSION, "fingerprint": begun.fingerprint}
+    data = encode_file(tables, {**common, **attributes})
+    receipt = replace(begun, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
+    _write_with_receipt(folder / of.bank_name, data, asdict(receipt))
+    return receipt
 
 
-def build_answers(
-    config_json: str,
-    folder: str,
-    split: str,
-    index: int,
-    start: int,
-    stop: int,
-    image_ids_sha256: str,
-    fingerprint: str,
-    factory: AskerFactory,
-    name: str,
-    base_sha256: str,
-) -> dict[str, Any]:
-    """The images of one base shard to a finished shard of a further pass on disk.
+def write_shard(
+    folder: Path, tables: Mapping[str, np.ndarray], plan: ShardPlan, parts: Mapping[str, Any], axes: Mapping[str, int]
+) -> Receipt:
+    """Write the tables of a shard to its file.
 
     Args:
-        config_json, folder, split, index, start, stop, image_ids_sha256, fingerprint: As for `build_shard`.
-        factory: Config, vocabulary and device to the model.
-        name: Of the pass.
-        base_sha256: What the base shard's bytes must be.
-
-    Returns:
-        The fields of the shard's `Receipt`.
-
-    Raises:
-        UserError: this worker sees other images, another base shard or has another model than the pass was begun with,
-            or cannot write.
-        ValueError: the model gave NaN or infinity.
+        folder: The split's folder, which has the split's name.
+        tables: As the pass packs them.
+        plan: The shard.
+        parts: What the fingerprint is over.
+        axes: Size of every letter.
     """
-    of, place = Pass(name), Path(folder)
-    held, base = hold(config_json, factory), _base(place)
-    parts = _parts(held, base)
-    if fingerprint not in ("", json_sha256(parts)):
-        raise other_models(read_bank_receipt(place, of), place, parts)
-    source, image_ids = planned_images(held, split, start, stop, image_ids_sha256)
-    header = _base_shard(place / shard_name(index), base_sha256)
-    axes = header.attributes["axes"]
-    tables = {field.name: header.table(field.name, mapped=True) for field in fields_of(axes)}
-    outcomes: dict[int, ImageAnswers | str] = {}
-    stored = dict(zip(range(start, stop), unpack_tables(tables, axes), strict=True))
-    outcomes.update((row, found) for row, found in stored.items() if isinstance(found, str))
-    asked: list[int] = []
-
-    def decoded() -> Iterator[tuple[ImageSignals, np.ndarray]]:
-        readable = {row: found for row, found in stored.items() if isinstance(found, ImageSignals)}
-        for row, image in read_ahead(source, list(readable), held.device):
-            if isinstance(image, str):
-                outcomes[row] = clip(image)
-            else:
-                asked.append(row)
-                yield readable[row], image
-
-    answers = held.model.ask(decoded(), base.parts.get("teacher", {}))
-    give_up_slot()
-    outcomes.update(zip(asked, answers, strict=True))
-    own_tables = pack_answers(
-        image_ids, [outcomes[row] for row in range(start, stop)], tables["pair_offsets"], held.model.axes
+    fingerprint, image_ids, reasons = json_sha256(parts), tables["image_id"].tolist(), tables["status_reason"].tolist()
+    attributes = {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": fingerprint,
+        "fingerprint_parts": parts,
+        "split": folder.name,
+        "index": plan.index,
+        "start": plan.start,
+        "num_images": len(image_ids),
+        "image_ids_sha256": plan.image_ids_sha256,
+        "axes": dict(axes),
+        **({} if plan.base_sha256 is None else {"pass": plan.of.name, "base_sha256": plan.base_sha256}),
+    }
+    data = encode_file(tables, attributes)
+    receipt = Receipt(
+        name=plan.name,
+        fingerprint=fingerprint,
+        image_ids_sha256=plan.image_ids_sha256,
+        num_images=len(image_ids),
+        num_detections=len(tables.get("scores", ())),
+        num_pairs=int(tables["pair_offsets"][-1]),
+        num_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        failed=tuple((image_ids[row].decode(), reasons[row].decode()) for row in np.flatnonzero(tables["status"])),
+        base_sha256=plan.base_sha256,
     )
-    receipt = write_shard(
-        place,
-        own_tables,
-        index=index,
-        start=start,
-        image_ids_sha256=image_ids_sha256,
-        parts=parts,
-        fingerprint=json_sha256(parts),
-        axes=held.model.axes,
-        of=of,
-        base_sha256=base_sha256,
-    )
-    return receipt.to_dict()
+    _write_with_receipt(folder / receipt.name, data, receipt.to_dict())
+    return receipt
 
 
-def _base(folder: Path) -> BankReceipt:
-    base = read_bank_receipt(folder)
-    if base is None:
-        raise UserError("what the base pass was begun with is gone", where=folder, fix="make cache-repair")
-    return base
-
-
-def _parts(held: Held[Asks], base: BankReceipt) -> dict[str, Any]:
-    """All that changes what a further pass's shards hold, but the base shards' own bytes."""
-    return {**held.parts, "base": base.fingerprint}
-
-
-def _base_shard(path: Path, sha256: str) -> Header:
-    try:
-        found = file_sha256(path)
-    except FileNotFoundError:
-        found = "no such file"
-    if found != sha256:
-        raise UserError(
-            "a base shard differs from what its manifest says",
-            where=path,
-            expected=f"SHA-256 {sha256[:12]}",
-            got=found[:12],
-            fix="make cache-repair",
-        )
-    return inspect_shard(path)
-
-
-def _refuse_other_teacher(folder: Path, held: Held[Asks], base: BankReceipt) -> None:
-    text = held.parts.get("text") or {}
-    own, cached = text.get("weights_sha256"), base.parts.get("teacher", {}).get("weights_sha256")
-    if own is not None and own != cached:
-        raise UserError(
-            "the teacher's text side is not of the weights that made this cache",
-            where=folder,
-            expected=f"weights {str(cached)[:12]}",
-            got=own[:12],
-            fix="set teacher.model and teacher.pretrained to what made the cache",
-        )
+def _write_with_receipt(path: Path, data: bytes | memoryview, receipt: dict[str, Any]) -> None:
+    # In this order a kill leaves a file without a receipt, never a receipt of another file.
+    remove_file(path.with_suffix(".json"))
+    write_atomically(path, data)
+    write_json(path.with_suffix(".json"), receipt)

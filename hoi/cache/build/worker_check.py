@@ -1,4 +1,4 @@
-"""Whether a worker can be trusted with a shard: libraries, device, images and cache folder as on the others.
+"""Check that a worker can be trusted with a shard: libraries, device, images and cache folder as on the others.
 
 The driver asks every worker before the first shard is begun. A worker that joins later, or comes back after it died,
 answers the same questions before its first task.
@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hoi.cache.fingerprint import flatten, pass_request, request_parts
-from hoi.cache.manifest import BASE, WORKERS_NAME, Pass
+from hoi.cache.manifest import WORKERS_NAME
 from hoi.cache.plan import splits_of
+from hoi.cache.schema import BASE, Pass
 from hoi.config import PipelineConfig
 from hoi.datasets import UnreadableImage, open_images
 from hoi.errors import UserError
 from hoi.files import read_json, write_json
 from hoi.machine import choose_device
-from hoi.provenance import library_versions
+from hoi.provenance import flatten, library_versions
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "h5py", "numpy", "pillow", "distributed")
 TOKEN_NAME = "driver.json"
@@ -57,12 +57,10 @@ class WorkerCheck:
     """The questions; small, since they travel with every task.
 
     Args:
-        config_json: The resolved config.
         token: What the driver wrote into the cache folder.
         request: What the config asks for, as the driver reads the files that it names.
-        first_images: Split to what the driver made of its first image.
+        first_images: By split, what the driver made of its first image.
         facts: What the workers agreed on; None until they were asked.
-        of: Which pass is built.
     """
 
     config_json: str
@@ -73,11 +71,7 @@ class WorkerCheck:
     of: Pass = BASE
 
     def answer(self, slots: int) -> Answer:
-        """On a worker: everything that is asked.
-
-        Args:
-            slots: Tasks that this worker runs at the same time.
-        """
+        """Answer everything, on a worker that runs `slots` tasks at the same time."""
         config = PipelineConfig.model_validate_json(self.config_json)
         facts, problems = library_versions(LIBRARIES), list[str]()
         if slots != 1:
@@ -121,27 +115,24 @@ class WorkerCheck:
         return written
 
     def _read(self, config: PipelineConfig, problems: list[str]) -> dict[str, str]:
-        """Hashes of what this worker reads; the driver's own reading is the yardstick for what can be read at all."""
+        # The driver's own reading is the yardstick for what can be read at all.
         facts = {}
         for split, seen_by_driver in self.first_images.items():
             seen = first_image(config, split)
             if seen != seen_by_driver and not seen_by_driver.startswith(UNREADABLE) and seen.startswith(UNREADABLE):
                 problems.append(f"it cannot read the first image of split '{split}' ({seen})")
             facts[f"first image of split '{split}'"] = seen
-        request = request_parts(config)
-        if not self.of.is_base:
-            request = pass_request(config, self.of.name, request)
-        here, there = flatten(request), flatten(self.request)
+        here, there = flatten(self.of.content.request(config)), flatten(self.request)
         differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
         if differing:
             problems.append(f"the pipeline names other files there: {', '.join(differing[:SHOWN])} differ")
         return facts
 
     def settle(self, answers: Mapping[str, Answer | Exception]) -> WorkerCheck:
-        """On the driver: the answers of all workers to the check that later ones have to pass.
+        """Return, on the driver, the check that later workers have to pass.
 
         Args:
-            answers: Address to answer, or to why there is none.
+            answers: Of all workers by address, or why there is none.
 
         Raises:
             UserError: a worker cannot take part, or differs from the others; names it and says in what.
@@ -162,14 +153,14 @@ class WorkerCheck:
             given = {f"{address} ({a.host})": a.facts for address, a in answers.items() if isinstance(a, Answer)}
             facts = most_common(list(given.values()))
             complaints = [
-                f"{worker}: {text}" for worker, own in sorted(given.items()) for text in differences(own, facts)
+                f"{worker}: {text}" for worker, said in sorted(given.items()) for text in differences(said, facts)
             ]
         if complaints:
             raise _refusal(complaints)
         return replace(self, facts=facts)
 
     def admit(self, slots: int) -> None:
-        """On a worker, before a task: nothing, if it passed before or passes now.
+        """Raise, on a worker before a task, unless it passed before or passes now.
 
         Raises:
             UserError: this worker cannot take part, or differs from those that began.
@@ -184,7 +175,7 @@ class WorkerCheck:
 
 
 def first_image(config: PipelineConfig, split: str) -> str:
-    """Hash of the pixels of a split's first image, or why it cannot be read."""
+    """Return the hash of the pixels of a split's first image, or why it cannot be read."""
     source = open_images(config.dataset, split)
     try:
         return hashlib.sha256(source.read(0).tobytes()).hexdigest()[:16]
@@ -193,17 +184,17 @@ def first_image(config: PipelineConfig, split: str) -> str:
 
 
 def most_common(facts: list[dict[str, str]]) -> dict[str, str]:
-    """For every fact the value that most workers give; of equals the first."""
+    """Return for every fact the value that most workers give; of equals the first."""
     keys = sorted(set().union(*facts))
-    return {key: Counter(own.get(key, "absent") for own in facts).most_common(1)[0][0] for key in keys}
+    return {key: Counter(each.get(key, "absent") for each in facts).most_common(1)[0][0] for key in keys}
 
 
-def differences(own: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
-    """The facts in which a worker differs, in words."""
+def differences(facts: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """Return the facts in which a worker differs, in words."""
     return [
-        f"{key} is {own.get(key, 'absent')}, elsewhere {others.get(key, 'absent')}"
-        for key in sorted(own.keys() | others.keys())
-        if own.get(key, "absent") != others.get(key, "absent")
+        f"{key} is {facts.get(key, 'absent')}, elsewhere {others.get(key, 'absent')}"
+        for key in sorted(facts.keys() | others.keys())
+        if facts.get(key, "absent") != others.get(key, "absent")
     ]
 
 
@@ -217,23 +208,14 @@ def _refusal(complaints: list[str]) -> UserError:
 
 
 def _numpy_threads() -> str:
-    """What numpy's matrix products were told at its import; they decide last bits of the cached similarities."""
+    # What numpy's matrix products were told at its import; they decide last bits of the cached similarities.
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
     return next((os.environ[name] for name in names if os.environ.get(name)), str(os.cpu_count()))
 
 
 @contextmanager
 def worker_check(config: PipelineConfig, request: dict[str, Any], of: Pass = BASE) -> Iterator[WorkerCheck | None]:
-    """A config to the questions for its workers, None where there are none; the token lies in the cache folder so long.
-
-    Args:
-        config: Which is built.
-        request: What it asks for.
-        of: Of which pass.
-
-    Raises:
-        UserError: the cache folder cannot be written.
-    """
+    """Open the check of a build's workers, None where there are none; its token lies in the cache folder so long."""
     folder = Path(config.cache.folder) / WORKERS_NAME
     if config.cache.scheduler == "synchronous":
         yield None

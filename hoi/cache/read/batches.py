@@ -1,6 +1,7 @@
-"""Rows of a split to batches of their pairs, float32, on the device where the features lie.
+"""Batches of pairs, float32, from rows of a split, on the device where the features lie.
 
-Letters as in `hoi.cache.read.split`; C is the number of images, over all batches, that are planned at once.
+Shapes: n images, N detections and P pairs of a split; B images, R rows of one kind in a batch; S shards; C images, over
+all batches, that are planned at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hoi.records import PairBatch
 Kind = Literal["image", "detection", "pair"]
 """What one row of a table is."""
 ShardRows = Callable[[int, str], np.ndarray]
-"""(shard, field) to the field's rows of that shard, which may be a view of a mapped file."""
+"""Returns a field's rows of a shard, which may be a view of a mapped file, from the shard's number and the name."""
 Template = tuple[np.dtype, tuple[int, ...]]
 """dtype and shape of one row of a field."""
 
@@ -47,18 +48,18 @@ class Runs:
 
     @classmethod
     def counted(cls, kind: Kind, images: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> Runs:
-        """Runs of the given numbers of rows, int64 [B]."""
+        """Return runs of the given numbers of rows, int64 [B]."""
         slots = np.concatenate([[0], np.cumsum(counts)])
         return cls(kind, images, starts, counts, slots, np.repeat(starts - slots[:-1], counts) + np.arange(slots[-1]))
 
     @classmethod
     def of_images(cls, images: np.ndarray) -> Runs:
-        """One row per image."""
+        """Return runs of one row per image."""
         return cls("image", images, images, np.ones_like(images), np.arange(len(images) + 1), images)
 
     @classmethod
     def between(cls, kind: Kind, offsets: np.ndarray, images: np.ndarray) -> Runs:
-        """All rows of each image, out of the split's offsets, int64 [n + 1]."""
+        """Return runs of all rows of each image, out of the split's offsets, int64 [n + 1]."""
         starts = offsets[images]
         return cls.counted(kind, images, starts, offsets[images + 1] - starts)
 
@@ -70,7 +71,7 @@ class Located(Protocol):
     """Runs of images, found in the tables of their kind."""
 
     def take(self, begin: int, end: int, name: str) -> Tensor:
-        """A field's rows of the images from `begin` up to, not including, `end`: a new tensor [R, ...]."""
+        """Return a field's rows of the images from `begin` up to, not including, `end`: a new tensor [R, ...]."""
         ...
 
 
@@ -81,12 +82,12 @@ class Tables(Protocol):
     def device(self) -> torch.device: ...
 
     def locate(self, runs: Runs) -> Located:
-        """Runs to where their rows lie."""
+        """Return where the rows of runs lie."""
         ...
 
 
 def pick(table: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a table, in any order and number, to a new tensor on its device."""
+    """Return rows of a table, in any order and number, as a new tensor on its device."""
     if table.device.type != "cpu":
         return table.index_select(0, rows)
     # One memcpy per row; index_select sets up a copy kernel for each, and costs several times as much on small tables.
@@ -109,13 +110,12 @@ class JoinedTables:
         self._whole: dict[str, Tensor] = {}
 
     def whole(self, name: str) -> Tensor:
-        """All rows of a field; no copy."""
+        """Return all rows of a field; no copy."""
         if name not in self._whole:
             self._whole[name] = self._join(name)
         return self._whole[name]
 
     def locate(self, runs: Runs) -> Located:
-        """See `Tables`."""
         return _Picked(self, torch.from_numpy(runs.rows).to(self.device), runs.slots.tolist())
 
     def _join(self, name: str) -> Tensor:
@@ -159,7 +159,6 @@ class MappedTables:
         self._template = template
 
     def locate(self, runs: Runs) -> Located:
-        """See `Tables`."""
         shard = np.searchsorted(self._starts["image"], runs.images, side="right") - 1
         begin = runs.starts - self._starts[runs.kind][shard]
         slices = list(map(slice, begin.tolist(), (begin + runs.counts).tolist()))
@@ -182,7 +181,7 @@ class _Sliced:
 
 
 class _ShardViews(dict[int, memoryview]):
-    """Shard to one field's rows of it, looked up when first asked for."""
+    # One field's rows by shard, looked up when first asked for.
 
     def __init__(self, shard_rows: ShardRows, name: str) -> None:
         super().__init__()
@@ -195,7 +194,7 @@ class _ShardViews(dict[int, memoryview]):
 
 
 class _FieldViews(dict[str, _ShardViews]):
-    """Field to its rows by shard, made when it is first asked for."""
+    # Views of the shards by field, made when a field is first asked for.
 
     def __init__(self, shard_rows: ShardRows) -> None:
         super().__init__()
@@ -215,7 +214,7 @@ FEATURES = (*IMAGE_FEATURES, "detection_feature", *PAIR_FEATURES)
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Images of a split to their batches.
+    """Makes the batches of a split's images.
 
     Args:
         size_hw: int32 [n, 2].
@@ -234,20 +233,19 @@ class BatchMaker:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are made."""
         return self.features.device
 
     def make(
         self, images_of_batches: Sequence[np.ndarray], extra: Mapping[str, tuple[Kind, Tables]]
     ) -> Iterator[PairBatch]:
-        """Each batch's rows of the split, int64 [B], to the batches, one after the other.
+        """Yield the batches of the given images, one after the other.
 
         Which rows to take, and the small columns, are worked out for all of them at once: done batch by batch, that
         would cost a third of what the features cost.
 
         Args:
-            images_of_batches: In the batches' own order.
-            extra: Further fields by name: whether a row is an image or a pair, and where they are taken from.
+            images_of_batches: Rows of the split for each batch, int64 [B].
+            extra: Extra fields by name: whether a row is an image or a pair, and where they are taken from.
         """
         images = np.concatenate(images_of_batches)
         bounds = np.cumsum([0, *map(len, images_of_batches)])
@@ -284,7 +282,7 @@ class BatchMaker:
             )
 
     def _paired_detections(self, pairs: Runs, humans_objects: np.ndarray) -> Runs:
-        """Each image's detections up to the last that is in a pair; scores fall, so most others come after."""
+        # Each image's detections up to the last that is in a pair; scores fall, so most others come after.
         counts = np.zeros(len(pairs.images), np.int64)
         has_pairs = pairs.counts > 0
         if has_pairs.any():
@@ -295,7 +293,6 @@ class BatchMaker:
     def _columns(
         self, detections: Runs, detections_at: Located, pairs: Runs, humans_objects: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """What batches hold of pairs, [P, ...] by name, without the features."""
         boxes, scores, labels = (
             detections_at.take(0, len(detections.images), name).numpy() for name in DETECTION_COLUMNS
         )
@@ -318,15 +315,14 @@ class BatchMaker:
         }
 
     def _split(self, columns: Mapping[str, np.ndarray], bounds: np.ndarray) -> Iterator[dict[str, Tensor]]:
-        """Columns to their rows between each two bounds, on the batches' device."""
         on_cpu = self.device.type == "cpu"
         for begin, end in pairwise(bounds.tolist()):
-            own = {name: torch.from_numpy(rows[begin:end]) for name, rows in columns.items()}
-            yield own if on_cpu else {name: rows.to(self.device) for name, rows in own.items()}
+            batch = {name: torch.from_numpy(rows[begin:end]) for name, rows in columns.items()}
+            yield batch if on_cpu else {name: rows.to(self.device) for name, rows in batch.items()}
 
 
 def _places(bounds: np.ndarray, detections: Runs, pairs: Runs, humans_objects: np.ndarray) -> dict[str, np.ndarray]:
-    """int64 [P] each, counted from the pair's batch: its image, and its human and object among the detections.
+    """Return int64 [P] each, counted from the pair's batch: its image, and its human and object among the detections.
 
     Args:
         bounds: int64, where the batches begin among the images, and C.
@@ -335,6 +331,6 @@ def _places(bounds: np.ndarray, detections: Runs, pairs: Runs, humans_objects: n
     """
     first_image = np.repeat(bounds[:-1], np.diff(bounds))
     slots = detections.slots[:-1] - detections.slots[first_image]
-    human, thing = humans_objects + np.repeat(slots, pairs.counts)
+    human, obj = humans_objects + np.repeat(slots, pairs.counts)
     image = np.repeat(np.arange(len(first_image)) - first_image, pairs.counts)
-    return {"image": image, "human": human, "object": thing}
+    return {"image": image, "human": human, "object": obj}

@@ -1,4 +1,4 @@
-"""A complete pass of a split, opened for reading: the base pass, or a further one beside it."""
+"""A complete pass of a split, opened for reading: the base pass, or an extra one beside it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hoi.cache.fingerprint import refuse_other_settings, settings_of_pass
-from hoi.cache.index import (
-    BUILD,
-    LazyShard,
-    SplitIndex,
-    open_index,
-)
-from hoi.cache.manifest import BASE, Manifest, Pass, has_all_files, passes_in, read_manifest, split_name
-from hoi.cache.plan import is_over, plan_over
-from hoi.cache.read.batches import (
-    JoinedTables,
-    Kind,
-    MappedTables,
-    Tables,
-    Template,
-)
-from hoi.cache.schema import Field, shape_of
+from hoi.cache.index import LazyShard, open_index
+from hoi.cache.manifest import Manifest, has_all_files, read_manifest
+from hoi.cache.plan import is_over, plan_over, refuse_other_settings
+from hoi.cache.read.batches import JoinedTables, Kind, MappedTables, Tables, Template
+from hoi.cache.schema import BASE, Field, Pass, pass_and_name, passes_in, shape_of
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
+from hoi.errors import UserError, command
 
 
 class OpenedPass:
@@ -41,7 +29,7 @@ class OpenedPass:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
-        self.index: SplitIndex = open_index(folder, manifest)
+        self.index = open_index(folder, manifest)
         self._shards = [LazyShard(folder, manifest, self.index, number) for number in range(len(manifest.shards))]
 
     @property
@@ -50,87 +38,89 @@ class OpenedPass:
 
     @cached_property
     def fields(self) -> dict[str, Field]:
-        """What a batch may take of it: fields of images, detections and pairs, but no texts."""
+        """What a batch may take: fields of images, detections and pairs, but no texts."""
         known = (field for _, field in self.index.fields.values())
         return {f.name: f for f in known if f.rows in ("image", "detection", "pair") and not f.is_text}
 
     def rows(self, shard: int, name: str) -> np.ndarray:
-        """A field's rows of one shard, mapped and read-only."""
+        """Return a field's rows of one shard, mapped and read-only."""
         return self._shards[shard].rows(name)
 
     def template(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
-        """dtype and shape of one row of a field."""
+        """Return dtype and shape of one row of a field."""
         field = self.fields[name]
         return np.dtype(field.dtype), shape_of(field, 0, self.manifest.bank.axes)[1:]
 
     def extra(self, name: str) -> Field:
-        """A field of images or pairs, by its own name.
+        """Return a field of images or pairs.
 
         Raises:
             UserError: the pass has no such field.
         """
-        known = {own: field for own, field in self.fields.items() if field.rows in ("image", "pair")}
+        known = {name: field for name, field in self.fields.items() if field.rows in ("image", "pair")}
         if name in known:
             return known[name]
-        title = "this cache" if self.manifest.of.is_base else self.manifest.of.title
+        content = self.manifest.of.content
         raise UserError(
-            f"{title} has no field '{name}' of images or pairs",
+            f"{content.subject} has no field '{name}' of images or pairs",
             where=self.folder,
             expected=f"one of {', '.join(known)}",
-            fix=f"ask for it under {'teacher' if self.manifest.of.is_base else 'vlms'}, then {BUILD}",
+            fix=f"ask for it under {content.section}, then {command('teacher-cache')}",
         )
 
 
-def open_further(folder: Path, of: Pass, base: Manifest, config: PipelineConfig | None) -> OpenedPass:
-    """A further pass of a split, beside its complete base pass.
+def open_extra(folder: Path, name: str, base: Manifest, config: PipelineConfig | None) -> OpenedPass:
+    """Open an extra pass of a split, beside its complete base pass.
 
     Args:
         folder: Of the split.
-        of: Which pass.
+        name: Of the pass.
         base: Manifest of the base pass.
         config: The pipeline file that is run now, with which the pass must agree if it names it; None for any.
 
     Raises:
         UserError: there is no such pass; it is not complete, or made with other settings or over other base shards.
     """
-    known = passes_in(folder)
-    if of not in known:
+    known = {of.name: of for of in passes_in(folder)}
+    if name not in known:
         raise UserError(
-            f"the cache has no {of.title}",
+            f"the cache has no {Pass(name).title}",
             where=folder,
-            expected=f"one of {', '.join(other.name for other in known)}" if known else "none is there",
-            fix=f"describe it under vlms.{of.name} in the pipeline file, then {BUILD}",
+            expected=f"one of {', '.join(known)}" if known else "none is there",
+            fix=f"describe it under vlms.{name} in the pipeline file, then {command('teacher-cache')}",
         )
-    manifest = read_manifest(folder, of)
+    of, manifest = known[name], read_manifest(folder, known[name])
     if manifest is None or not has_all_files(folder, manifest):
-        raise UserError(f"{of.title} is not complete", where=folder, fix=BUILD)
+        raise UserError(f"{of.title} is not complete", where=folder, fix=command("teacher-cache"))
     if manifest.bank.parts.get("base") != base.bank.fingerprint or not is_over(plan_over(base, folder, of), manifest):
         raise UserError(
-            f"{of.title} was made over other shards of the base pass", where=folder, fix="make cache-repair"
+            f"{of.title} was made over other shards of the base pass", where=folder, fix=command("cache repair")
         )
-    if config is not None and of.name in config.vlms:
-        made_with = settings_of_pass(manifest.made_with["config"], of.name)
-        refuse_other_settings(folder, made_with, settings_of_pass(config.model_dump(mode="json"), of.name), of)
+    if config is not None and name in config.vlms:
+        made_with, now = manifest.made_with["config"], config.model_dump(mode="json")
+        settings = of.content.settings
+        refuse_other_settings(folder, settings(made_with, manifest.split), settings(now, manifest.split), of)
     return OpenedPass(folder, manifest)
 
 
 def pass_fingerprints(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Further passes of a split to the fingerprints of what they were made with, by name.
+    """Return the fingerprints of extra passes of a split by name.
 
     Raises:
         UserError: a pass is not there or not complete.
     """
-    found = {}
+    fingerprints = {}
     for name in sorted(names):
         manifest = read_manifest(folder, Pass(name))
         if manifest is None:
-            raise UserError(f"the cache has no complete {Pass(name).title}", where=folder, fix=BUILD)
-        found[name] = manifest.bank.fingerprint
-    return found
+            what = f"the cache has no complete {Pass(name).title}"
+            raise UserError(what, where=folder, fix=command("teacher-cache"))
+        fingerprints[name] = manifest.bank.fingerprint
+    return fingerprints
 
 
 SHARE_OF_GPU = 0.5
-"""A split's features, and each further field, are kept on a GPU if they take at most this share of its free memory."""
+"""A split's features, and each extra field, are kept on a GPU if they take at most this share of its free memory."""
 
 
 class SplitTables:
@@ -139,7 +129,7 @@ class SplitTables:
     Args:
         base: Its base pass.
         is_mapped: Whether rows stay on disk until they are touched.
-        config: The pipeline file that is run now, for further passes to agree with; None for any.
+        config: The pipeline file that is run now, for extra passes to agree with; None for any.
     """
 
     def __init__(self, base: OpenedPass, is_mapped: bool, config: PipelineConfig | None) -> None:
@@ -155,7 +145,7 @@ class SplitTables:
         return self._mapped if self.is_mapped else self._joined
 
     def on(self, device: torch.device) -> JoinedTables:
-        """The fields on a device, each put there when it is first asked for."""
+        """Return the fields on a device, each put there when it is first asked for."""
         if device.type == "cpu":
             return self._joined
         if device not in self._on:
@@ -163,32 +153,32 @@ class SplitTables:
         return self._on[device]
 
     def whole(self, name: str) -> np.ndarray:
-        """All rows of a field, as on disk; no copy where fields are joined in memory."""
+        """Return all rows of a field, as on disk; no copy where fields are joined in memory."""
         if self.is_mapped:
             return np.concatenate([self._shard_rows(shard, name) for shard in range(self._base.num_shards)])
         return self._joined.whole(name).numpy()
 
-    def further(self, names: Sequence[str], device: torch.device | None) -> dict[str, tuple[Kind, Tables]]:
-        """Fields of images or pairs to which of the two they are of, and where they are taken from.
+    def extra(self, names: Sequence[str], device: torch.device | None) -> dict[str, tuple[Kind, Tables]]:
+        """Return, for fields of images or pairs, which of the two they are of and where they are taken from.
 
         Args:
             names: Of any pass; one that was not asked for before is opened.
             device: Where fields are kept; one that has no room there comes from where it lies by itself.
 
         Raises:
-            UserError: there is no such pass or field; see `open_further` and `OpenedPass.extra`.
+            UserError: there is no such pass or field; see `open_extra` and `OpenedPass.extra`.
         """
-        found: dict[str, tuple[Kind, Tables]] = {}
+        places: dict[str, tuple[Kind, Tables]] = {}
         for name in names:
-            of, own = split_name(name)
-            kind: Kind = "image" if self._opened(of).extra(own).rows == "image" else "pair"
-            found[name] = (kind, self.here if device is None or not self._fits(name, device) else self.on(device))
-        return found
+            of, field = pass_and_name(name)
+            kind: Kind = "image" if self._opened(of).extra(field).rows == "image" else "pair"
+            places[name] = (kind, self.here if device is None or not self._fits(name, device) else self.on(device))
+        return places
 
     def num_bytes(self, name: str) -> int:
-        """What all rows of a field take."""
-        of, own = split_name(name)
-        field = self._opened(of).fields[own]
+        """Return what all rows of a field take."""
+        of, field_name = pass_and_name(name)
+        field = self._opened(of).fields[field_name]
         dtype, shape = self._template(name)
         offsets = self._base.index.columns
         num_images = len(offsets["detection_offsets"]) - 1
@@ -196,7 +186,7 @@ class SplitTables:
         return num_rows * dtype.itemsize * math.prod(shape)
 
     def _fits(self, name: str, device: torch.device) -> bool:
-        """Whether a field is put on a device whole, found out when it is first asked for."""
+        # Whether a field is put on a device whole is found out when it is first asked for.
         if (name, device) not in self._kept:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
             self._kept[name, device] = free is None or self.num_bytes(name) <= SHARE_OF_GPU * free
@@ -204,7 +194,7 @@ class SplitTables:
 
     def _opened(self, of: Pass) -> OpenedPass:
         if of not in self._passes:
-            self._passes[of] = open_further(self._base.folder, of, self._base.manifest, self._config)
+            self._passes[of] = open_extra(self._base.folder, of.name, self._base.manifest, self._config)
         return self._passes[of]
 
     @cached_property
@@ -223,9 +213,9 @@ class SplitTables:
         return MappedTables(self._shard_rows, starts, self._template)
 
     def _shard_rows(self, shard: int, name: str) -> np.ndarray:
-        of, own = split_name(name)
-        return self._opened(of).rows(shard, own)
+        of, field = pass_and_name(name)
+        return self._opened(of).rows(shard, field)
 
     def _template(self, name: str) -> Template:
-        of, own = split_name(name)
-        return self._opened(of).template(own)
+        of, field = pass_and_name(name)
+        return self._opened(of).template(field)

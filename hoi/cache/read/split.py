@@ -1,9 +1,12 @@
-"""Which cache a config speaks of: the one door through which training and evaluation reach it."""
+"""A split of the cache, opened for reading. `open_split` is the one door through which students reach it.
+
+Shapes: n images, N detections and P pairs of a split; B images of a batch; K interactions, D the teacher's joint width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,23 +14,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from hoi.cache.fingerprint import refuse_other_settings, refuse_replaced_files, request_parts, settings_parts
-from hoi.cache.index import BUILD
-from hoi.cache.manifest import (
-    BANK_NAME,
-    INDEX_NAME,
-    MANIFEST_NAME,
-    Manifest,
-    has_all_files,
-    read_manifest,
+from hoi.cache.manifest import Manifest, has_all_files, read_manifest
+from hoi.cache.plan import (
+    plan_split,
+    refuse_other_request,
+    refuse_other_settings,
+    refuse_replaced_files,
 )
-from hoi.cache.plan import is_complete, plan_split
-from hoi.cache.read.batches import BatchMaker
-from hoi.cache.read.opened import OpenedPass, SplitTables
-from hoi.cache.schema import READABLE
+from hoi.cache.read.batches import FEATURES, BatchMaker
+from hoi.cache.read.opened import SHARE_OF_GPU, OpenedPass, SplitTables
+from hoi.cache.schema import BASE, READABLE
 from hoi.cache.shard import Header, read_header, read_text
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
+from hoi.errors import UserError, command
 from hoi.machine import free_memory_bytes
 from hoi.records import PairBatch, TextBank, VisualHead
 from hoi.vocabulary import Vocabulary
@@ -40,11 +39,39 @@ PLANNED_IMAGES = 512
 """Images of an epoch whose rows are worked out at once, before their features are read batch by batch."""
 
 
-class CacheSplit:
-    """One complete split, opened for reading. `open` makes it.
+def open_split(
+    config: PipelineConfig, name: str, *, same_images: bool = True, fingerprint: str | None = None, mode: Mode = "auto"
+) -> CacheSplit:
+    """Open a complete split of a config's cache, made with the config's settings.
 
-    Tables keep their dtype on disk; batches are float32.
+    Extra passes are checked in the same way when a field of theirs is first asked for.
+
+    Args:
+        config: The pipeline file.
+        name: Of the split.
+        same_images: Whether it must hold the data set's own images in its own order, as labels do, which join images by
+            row; they must be here then. Without them only weight files that are here are looked at.
+        fingerprint: What the cache must have been made with, or None for whatever the settings give.
+        mode: `memory`, `mapped`, or `auto` by size.
+
+    Raises:
+        UserError: there is no such split or cache, it is not complete, damaged, or of other settings or images.
     """
+    plan = plan_split(config, name) if same_images else None
+    split = CacheSplit.open(config.cache.folder, name, fingerprint, mode, config)
+    bank = split.manifest.bank
+    if plan is not None:
+        refuse_other_request(plan, bank, BASE.content.request(config))
+    else:
+        made_with, now = split.manifest.made_with["config"], config.model_dump(mode="json")
+        settings = BASE.content.settings
+        refuse_other_settings(split.folder, settings(made_with, name), settings(now, name))
+        refuse_replaced_files(split.folder, bank.request, now)
+    return split
+
+
+class CacheSplit:
+    """One complete split, opened for reading. Tables keep their dtype on disk; batches are float32."""
 
     def __init__(self, folder: Path, manifest: Manifest, mode: Mode, config: PipelineConfig | None) -> None:
         self.folder = folder
@@ -62,53 +89,45 @@ class CacheSplit:
         cls,
         folder: str | Path,
         split: str,
-        expected_fingerprint: str | None = None,
+        fingerprint: str | None = None,
         mode: Mode = "auto",
         config: PipelineConfig | None = None,
     ) -> CacheSplit:
-        """A split's folder to its reader: manifest, index, and the sizes of all files; no shard is opened yet.
+        """Open a split without a look at its settings: manifest, index, and the sizes of all files.
 
         A shard is checked to be the manifest's when a row of it is first touched, which raises the same errors.
 
         Args:
-            folder: The cache's folder, `cache.folder` of the config.
+            folder: The cache's folder.
             split: Name of the split, a folder below it.
-            expected_fingerprint: What the cache must have been made with, or None for whatever it is.
+            fingerprint: What the cache must have been made with, or None for whatever it is.
             mode: `memory`, `mapped`, or `auto` by size.
-            config: The pipeline file that is run now, whose settings the cache must have been made with; None for any.
+            config: Whose settings extra passes must have been made with; None for any.
 
         Raises:
             UserError: there is no cache, it is not complete, damaged, of another schema version or fingerprint.
         """
-        path = Path(folder) / split
+        path, fix = Path(folder) / split, command("teacher-cache")
         manifest = read_manifest(path)
         if manifest is None or manifest.index is None:
             what = "there is no teacher cache" if not path.is_dir() else "this teacher cache is not complete"
-            expected = MANIFEST_NAME if manifest is None else INDEX_NAME
-            raise UserError(what, where=path, expected=expected, got="none", fix=BUILD)
-        if expected_fingerprint is not None and manifest.bank.fingerprint != expected_fingerprint:
-            raise UserError(
-                "this cache was made with other settings",
-                where=path,
-                expected=f"fingerprint {expected_fingerprint}",
-                got=manifest.bank.fingerprint,
-                fix=BUILD,
-            )
-        if config is not None:
-            made_with, now = manifest.made_with["config"], config.model_dump(mode="json")
-            refuse_other_settings(path, settings_parts(made_with, split), settings_parts(now, split))
-            refuse_replaced_files(path, manifest.bank.request, now)
+            expected = BASE.manifest_name if manifest is None else BASE.index_name
+            raise UserError(what, where=path, expected=expected, got="none", fix=fix)
+        made_with = manifest.bank.fingerprint
+        if fingerprint not in (None, made_with):
+            what = "this cache was made with other settings"
+            raise UserError(what, where=path, expected=f"fingerprint {fingerprint}", got=made_with, fix=fix)
         if not has_all_files(path, manifest):
-            raise UserError("a file of this teacher cache is missing or has another size", where=path, fix=BUILD)
+            raise UserError("a file of this teacher cache is missing or has another size", where=path, fix=fix)
         return cls(path, manifest, mode, config)
 
     def __reduce__(self) -> tuple[Callable[..., CacheSplit], tuple[Any, ...]]:
-        """Opens anew in another process, instead of sending tables there."""
+        # Opened anew in another process, instead of sending tables there.
         return CacheSplit.open, (self.folder.parent, self.folder.name, self.fingerprint, self._mode, self._config)
 
     @property
     def fingerprint(self) -> str:
-        """Hash over all that changed what is cached."""
+        """Hash over all that changes what is cached."""
         return self.manifest.bank.fingerprint
 
     @property
@@ -180,7 +199,7 @@ class CacheSplit:
         return self.table("labels").astype(np.int64)
 
     def table(self, name: str) -> np.ndarray:
-        """A whole field of the split or, as `NAME/field`, of a further pass, as on disk; not for offsets and text.
+        """Return a whole field of the split or, as `NAME/field`, of an extra pass, as on disk; not offsets and text.
 
         It is [n, ...], [N, ...] or [P, ...], and no copy in memory mode.
         """
@@ -204,11 +223,11 @@ class CacheSplit:
         )
 
     def batch(self, image_rows: np.ndarray, extra: Sequence[str] = (), device: torch.device | None = None) -> PairBatch:
-        """Rows of the split to a batch of their pairs, float32.
+        """Return a batch of the pairs of some images, float32.
 
         Args:
-            image_rows: int [B], readable images.
-            extra: Further fields by name, for `PairBatch.extra`: `spatial_map`, `union_embedding`, ..., or of a further
+            image_rows: int [B], rows of readable images.
+            extra: More fields by name, for `PairBatch.extra`: `spatial_map`, `union_embedding`, ..., or of an extra
                 pass, whose index is opened then, `NAME/field`.
             device: Where fields are kept whole from the first batch on, for the batch to be made there; None for the
                 CPU, from memory or mapped shards.
@@ -220,7 +239,7 @@ class CacheSplit:
         image_rows = np.asarray(image_rows, np.int64)
         if not self.is_readable[image_rows].all():
             raise ValueError("a batch asks for an unreadable image; take rows where `is_readable`")
-        return next(self._maker(device).make([image_rows], self._tables.further(extra, device)))
+        return next(self._maker(device).make([image_rows], self._tables.extra(extra, device)))
 
     def batches(
         self,
@@ -229,7 +248,7 @@ class CacheSplit:
         extra: Sequence[str] = (),
         device: torch.device | None = None,
     ) -> Iterator[PairBatch]:
-        """Every readable image once, in batches; the last may be smaller.
+        """Yield every readable image once, in batches; the last may be smaller.
 
         Args:
             batch_images: B.
@@ -245,20 +264,20 @@ class CacheSplit:
     def batches_of(
         self, image_rows: Sequence[np.ndarray], extra: Sequence[str] = (), device: torch.device | None = None
     ) -> Iterator[PairBatch]:
-        """The batches of the given images.
+        """Yield the batches of the given images.
 
         Args:
             image_rows: int64 [B] each, readable images.
             extra, device: As in `batch`.
         """
-        further = self._tables.further(extra, device)
+        places = self._tables.extra(extra, device)
         largest = max(map(len, image_rows), default=0)
         at_once = max(1, PLANNED_IMAGES // max(1, largest))
         for start in range(0, len(image_rows), at_once):
-            yield from self._maker(device).make(image_rows[start : start + at_once], further)
+            yield from self._maker(device).make(image_rows[start : start + at_once], places)
 
     def num_bytes(self, name: str) -> int:
-        """What all rows of a field take, `NAME/field` of a further pass."""
+        """Return what all rows of a field take, `NAME/field` of an extra pass."""
         return self._tables.num_bytes(name)
 
     def _maker(self, device: torch.device | None) -> BatchMaker:
@@ -276,14 +295,105 @@ class CacheSplit:
 
     @cached_property
     def _bank(self) -> Header:
-        return read_header(self.folder / BANK_NAME)
+        return read_header(self.folder / BASE.bank_name)
 
 
-def open_split(config: PipelineConfig, split: str) -> CacheSplit:
-    """A split of the config's cache, made with the config's settings from the config's images.
+@dataclass(frozen=True)
+class ResidentSplit:
+    """A split's batches, made on a device where its features are put with the first of them."""
+
+    split: CacheSplit
+    device: torch.device
+
+    @property
+    def num_images(self) -> int:
+        return self.split.num_images
+
+    def batches(
+        self, batch_images: int, rng: np.random.Generator | None = None, extra: Sequence[str] = ()
+    ) -> Iterator[PairBatch]:
+        """Yield what `CacheSplit.batches` yields, on the device."""
+        return self.split.batches(batch_images, rng, extra, self.device)
+
+
+def training_source(
+    split: CacheSplit, device: torch.device, resident: Literal["auto", "never", "always"]
+) -> CacheSplit | ResidentSplit:
+    """Return the split itself, or kept on the device, as `train.resident` says.
 
     Raises:
-        UserError: there is no such cache, it is not complete, or it was made with other settings or images.
+        UserError: it is always to be kept on a GPU that has no room for it.
     """
-    is_complete(plan_split(config, split), request_parts(config))
-    return CacheSplit.open(config.cache.folder, split)
+    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    return ResidentSplit(split, device) if is_resident(feature_bytes(split), free_bytes, resident) else split
+
+
+def is_resident(num_bytes: int, free_bytes: int | None, resident: Literal["auto", "never", "always"]) -> bool:
+    """Return whether features are kept on the device.
+
+    Args:
+        num_bytes: What they take.
+        free_bytes: What a GPU has room for, or None for the CPU.
+        resident: `train.resident`.
+
+    Raises:
+        UserError: as `training_source`.
+    """
+    if resident == "always" and free_bytes is not None and num_bytes > free_bytes:
+        raise UserError(
+            "the GPU has no room for the cached features",
+            where="train.resident",
+            expected=f"{num_bytes / 1e9:.1f} GB free",
+            got=f"{free_bytes / 1e9:.1f} GB",
+            fix="set train.resident: auto",
+        )
+    fits = free_bytes is not None and num_bytes <= SHARE_OF_GPU * free_bytes
+    return resident == "always" or (resident == "auto" and fits)
+
+
+def feature_bytes(split: CacheSplit, extra: Sequence[str] = ()) -> int:
+    """Return what the features of a split's batches take on a device, and more fields by name."""
+    return sum(split.num_bytes(name) for name in (*FEATURES, *extra))
+
+
+ORDER_SEED = 0
+
+
+@dataclass(frozen=True)
+class FirstImages:
+    """The first readable images of one shuffled order, which no training seed changes.
+
+    Args:
+        source: The whole split.
+        max_images: How many; where there are fewer, or None, all of them.
+        share: Takes from the rows of each batch this process's own, which may be none; None for all.
+    """
+
+    source: CacheSplit | ResidentSplit
+    max_images: int | None
+    share: Callable[[np.ndarray], np.ndarray] | None = None
+
+    @property
+    def num_images(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """int64 [n], ascending rows of the split."""
+        readable = np.flatnonzero(self._split.is_readable)
+        return np.sort(np.random.default_rng(ORDER_SEED).permutation(readable)[: self.max_images])
+
+    def batches(
+        self, batch_images: int, rng: np.random.Generator | None = None, extra: Sequence[str] = ()
+    ) -> Iterator[PairBatch]:
+        """Yield their batches, as `CacheSplit.batches`."""
+        rows = self.rows if rng is None else rng.permutation(self.rows)
+        device = self.source.device if isinstance(self.source, ResidentSplit) else None
+        batches = [rows[start : start + batch_images] for start in range(0, len(rows), batch_images)]
+        if self.share is not None:
+            batches = [self.share(batch) for batch in batches]
+        return self._split.batches_of(batches, extra, device)
+
+    @property
+    def _split(self) -> CacheSplit:
+        return self.source.split if isinstance(self.source, ResidentSplit) else self.source

@@ -9,31 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from hoi.cache.fingerprint import flatten
-from hoi.cache.manifest import (
-    BANK_NAME,
-    BASE,
-    Manifest,
-    Pass,
-    of_file,
-    passes_in,
-    read_bank_receipt,
-    read_manifest,
-    read_receipt,
-)
-from hoi.cache.schema import UNREADABLE, fields_of
-from hoi.cache.shard import (
-    Header,
-    inspect_shard,
-    read_header,
-    read_text,
-)
-from hoi.cache.tables import unpack_answers, unpack_image
+from hoi.cache.base_pass import unpack_image
+from hoi.cache.manifest import Manifest, cached_splits, read_bank_receipt, read_manifest, read_receipt
+from hoi.cache.schema import BASE, UNREADABLE, Pass, fields_of, of_file, passes_in
+from hoi.cache.shard import Header, inspect_shard, read_header, read_text
 from hoi.cache.tools.estimate import journal_seconds, size_text
 from hoi.cache.tools.repair import QUARANTINE_NAME
-from hoi.cache.tools.verify import cached_splits
+from hoi.cache.vlm_pass import unpack_answers
 from hoi.config import PipelineConfig
-from hoi.errors import UserError, nearest
+from hoi.errors import UserError, command, nearest
+from hoi.provenance import flatten
 from hoi.records import ImageSignals
 from hoi.vlm import ImageAnswers
 from hoi.vocabulary import Vocabulary
@@ -49,12 +34,9 @@ def info(config: PipelineConfig) -> str:
         UserError: there is no cache, or it is of another schema version.
     """
     folder = Path(config.cache.folder)
-    splits = cached_splits(folder)
-    if not splits:
-        raise UserError("there is no teacher cache", where=folder, fix="make teacher-cache, or set cache.folder")
     lines: list[str] = []
     shown: set[str] = set()
-    for split in splits:
+    for split in cached_splits(folder):
         for of in (BASE, *passes_in(folder / split)):
             lines += _describe(folder / split, shown, of)
     return "\n".join(lines)
@@ -63,18 +45,18 @@ def info(config: PipelineConfig) -> str:
 def _describe(folder: Path, shown: set[str], of: Pass = BASE) -> list[str]:
     manifest = read_manifest(folder, of)
     bank = manifest.bank if manifest is not None else read_bank_receipt(folder, of)
-    name = folder.name if of.is_base else f"{folder.name}, {of.title}"
+    name = of.label(folder.name)
     if bank is None:
-        return [f"{name}: begun, but what it was begun with is lost; the next make teacher-cache makes it again"]
-    num_shards = len(manifest.shards) if manifest is not None else -(-bank.num_images // bank.images_per_shard)
-    found = (read_receipt(folder / of.shard_name(index)) for index in range(num_shards))
-    receipts = manifest.shards if manifest is not None else [receipt for receipt in found if receipt is not None]
+        return [f"{name}: begun, but what it was begun with is lost; {command('teacher-cache')} makes it again"]
+    num_shards = len(manifest.shards) if manifest is not None else bank.num_shards
+    there = (read_receipt(folder / of.shard_name(index)) for index in range(num_shards))
+    receipts = manifest.shards if manifest is not None else [receipt for receipt in there if receipt is not None]
     failed = [pair for receipt in receipts for pair in receipt.failed]
     state = "complete" if manifest is not None else f"not complete: {len(receipts)} of {num_shards} shards"
     lines = [
         f"{name}: {state} · {folder}",
         f"  {sum(r.num_images for r in receipts)} of {bank.num_images} images ({len(failed)} unreadable), "
-        + (f"{sum(r.num_detections for r in receipts)} detections, " if of.is_base else "")
+        + (f"{sum(r.num_detections for r in receipts)} detections, " if of == BASE else "")
         + f"{sum(r.num_pairs for r in receipts)} pairs, "
         f"{size_text(sum(r.num_bytes for r in receipts))} in shards of {bank.images_per_shard} images",
     ]
@@ -98,7 +80,6 @@ def _describe(folder: Path, shown: set[str], of: Pass = BASE) -> list[str]:
 
 
 def _history(folder: Path, of: Pass) -> list[str]:
-    """What the journal tells: worker time, and what is in quarantine."""
     lines = []
     if (folder / of.journal_name).is_file():
         seconds = journal_seconds([folder], of)
@@ -116,12 +97,7 @@ def _plain(value: object) -> str:
 
 
 def find_image(folder: Path, image_id: str, split: str | None) -> tuple[Manifest, Header, int]:
-    """An image of a complete split to its shard and the row in it.
-
-    Args:
-        folder: The cache's folder.
-        image_id: Stable key of the image.
-        split: Where it is, or None to look in all complete splits.
+    """Find an image in a complete split, or in all: return the manifest, the shard, and the row in it.
 
     Raises:
         UserError: no complete split has this image.
@@ -130,18 +106,15 @@ def find_image(folder: Path, image_id: str, split: str | None) -> tuple[Manifest
     for name in [split] if split is not None else cached_splits(folder):
         manifest = read_manifest(folder / name)
         for receipt in manifest.shards if manifest is not None else ():
-            header = inspect_shard(folder / name / receipt.name)
+            header = inspect_shard(folder / name / receipt.name, BASE.content.fields)
             ids = read_text(header.table("image_id"))
             if image_id in ids:
                 assert manifest is not None
                 return manifest, header, ids.index(image_id)
             known += ids
     if not known:
-        raise UserError(
-            "there is no complete teacher cache",
-            where=folder if split is None else folder / split,
-            fix="make teacher-cache (CONFIG=your pipeline file)",
-        )
+        where = folder if split is None else folder / split
+        raise UserError("there is no complete teacher cache", where=where, fix=command("teacher-cache"))
     raise UserError("the cache has no such image", where=folder, expected=nearest(image_id, known), got=image_id)
 
 
@@ -176,7 +149,7 @@ def export(config: PipelineConfig, image_id: str, top: int = 5, split: str | Non
 def _export_image(folder: Path, image_id: str, top: int, split: str | None) -> dict[str, Any]:
     manifest, header, row = find_image(folder, image_id, split)
     axes = header.attributes["axes"]
-    tables = {field.name: header.table(field.name, mapped=True) for field in fields_of(axes)}
+    tables = header.tables(fields_of(axes, BASE.content.fields))
     record = unpack_image(tables, row, axes)
     plain: dict[str, Any] = {
         "image_id": image_id,
@@ -188,7 +161,7 @@ def _export_image(folder: Path, image_id: str, top: int, split: str | None) -> d
     }
     if not isinstance(record, ImageSignals):
         return {**plain, "reason": record}
-    bank = read_header(header.path.parent / BANK_NAME)
+    bank = read_header(header.path.parent / BASE.bank_name)
     vocabulary = Vocabulary.from_dict(bank.json("vocabulary"))
     scale, bias = bank.attributes["logit_scale"], bank.attributes.get("logit_bias")
     names = [vocabulary.objects[label] for label in record.detections.labels]
@@ -196,7 +169,7 @@ def _export_image(folder: Path, image_id: str, top: int, split: str | None) -> d
 
     def best(cosines: np.ndarray, admitted: np.ndarray) -> list[dict[str, Any]]:
         cosines = cosines.astype(np.float64)
-        scores = _scores(cosines, scale, bias)
+        scores = _teacher_scores(cosines, scale, bias)
         rows = sorted(admitted.tolist(), key=lambda k: -scores[k])[:top]
         return [
             {"interaction": vocabulary.names[k], "cosine": round(cosines[k], 4), "score": round(scores[k], 6)}
@@ -217,29 +190,30 @@ def _export_image(folder: Path, image_id: str, top: int, split: str | None) -> d
         "pairs": [
             {
                 "human": int(human),
-                "object": int(thing),
-                "object_name": names[thing],
-                "interactions": best(cosines[0], _admitted(vocabulary, record, int(human), int(thing))),
+                "object": int(obj),
+                "object_name": names[obj],
+                "interactions": best(cosines[0], _admitted(vocabulary, record, int(human), int(obj))),
             }
-            for (human, thing), cosines in zip(record.pairs_ho, record.union_similarity, strict=True)
+            for (human, obj), cosines in zip(record.pairs_ho, record.union_similarity, strict=True)
         ],
         **_passes(header, row, vocabulary, top),
     }
 
 
 def _passes(base: Header, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
-    """What complete further passes say of the image, by name; nothing where there is none."""
     folder, number = base.path.parent, base.attributes["index"]
     said = {}
     for of in passes_in(folder):
         if read_manifest(folder, of) is not None:
-            said[of.name] = _answers(inspect_shard(folder / of.shard_name(number), of.fields), of, row, vocabulary, top)
+            said[of.name] = _answers(
+                inspect_shard(folder / of.shard_name(number), of.content.fields), of, row, vocabulary, top
+            )
     return {"passes": said} if said else {}
 
 
 def _answers(header: Header, of: Pass, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
     axes = header.attributes["axes"]
-    tables = {field.name: header.table(field.name, mapped=True) for field in fields_of(axes, of.fields)}
+    tables = header.tables(fields_of(axes, of.content.fields))
     record = unpack_answers(tables, row, axes)
     if not isinstance(record, ImageAnswers):
         return {"reason": record}
@@ -256,14 +230,13 @@ def _answers(header: Header, of: Pass, row: int, vocabulary: Vocabulary, top: in
     return plain
 
 
-def _admitted(vocabulary: Vocabulary, record: ImageSignals, human: int, thing: int) -> np.ndarray:
-    """Interactions that a pair may have: those of its object, or, for a human with itself, those without object."""
-    label = vocabulary.no_object_idx if human == thing else record.detections.labels[thing]
+def _admitted(vocabulary: Vocabulary, record: ImageSignals, human: int, obj: int) -> np.ndarray:
+    # The interactions of its object, or, for a human with itself, those without object.
+    label = vocabulary.no_object_idx if human == obj else record.detections.labels[obj]
     return np.flatnonzero(vocabulary.object_of == label)
 
 
-def _scores(cosines: np.ndarray, scale: float, bias: float | None) -> np.ndarray:
-    """Cosines [K], float64, to the teacher's own scores [K]."""
+def _teacher_scores(cosines: np.ndarray, scale: float, bias: float | None) -> np.ndarray:
     logits = scale * cosines + (bias or 0.0)
     if bias is not None:
         return 1 / (1 + np.exp(-logits))

@@ -1,6 +1,6 @@
-"""What a build would take before anything runs: shards, bytes and minutes per split. Nothing is written.
+"""Plan a build: shards, bytes and minutes per split, before anything runs. Nothing is written.
 
-Letters as in `hoi.cache.schema`.
+Shapes as in `hoi.cache.schema`.
 """
 
 from __future__ import annotations
@@ -16,27 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from hoi.cache.build.pool import default_workers, visible_devices
-from hoi.cache.fingerprint import pass_request, request_parts
+from hoi.cache.build.pool import default_workers
 from hoi.cache.index import index_fields
-from hoi.cache.manifest import (
-    BASE,
-    Pass,
-    Receipt,
-    read_bank_receipt,
-    read_manifest,
-    read_receipt,
-)
+from hoi.cache.manifest import Receipt, read_bank_receipt, read_manifest, read_receipt
 from hoi.cache.plan import SplitPlan, begun_with, is_complete, plan_over, plan_split, splits_of
-from hoi.cache.schema import fields_of
+from hoi.cache.schema import BASE, Pass, extra_passes, fields_of
 from hoi.config import PipelineConfig, TeacherConfig
-from hoi.datasets import load_vocabulary
+from hoi.datasets import UnreadableImage, load_vocabulary, open_images
+from hoi.errors import UserError
 from hoi.files import LOCAL_DIR, find_local
+from hoi.machine import visible_devices
 
 FILE_BYTES = 8 << 10
 """About what HDF5, attributes and the receipt take per shard beside its tables."""
-ID_BYTES, CAPTION_BYTES = 32, 300
-"""About what an image id takes, and the longest caption of a shard."""
+ID_BYTES = 32
+"""About what an image id takes."""
 ASSUMED_PAIRS, ASSUMED_DETECTIONS = 15.0, 20.0
 """Per image, where nothing of the cache is finished and nothing was sampled: usual for photographs of people."""
 
@@ -64,8 +58,6 @@ class SplitEstimate:
     """What a split has and lacks.
 
     Args:
-        split: Its name.
-        of: Which pass over it this is about.
         num_images, num_shards: Of the whole split.
         num_finished: Shards that are there.
         num_missing_images: Images of the others.
@@ -88,7 +80,7 @@ class SplitEstimate:
 
 
 def finished_shards(plan: SplitPlan, request: dict[str, Any]) -> list[Receipt]:
-    """Receipts of the shards of a split that are there; sizes are looked at, files are not opened.
+    """Return the receipts of the shards of a split that are there; sizes are looked at, files are not opened.
 
     Raises:
         UserError: they were made with other settings.
@@ -104,7 +96,9 @@ def finished_shards(plan: SplitPlan, request: dict[str, Any]) -> list[Receipt]:
 
 
 def axes_of(config: PipelineConfig) -> dict[str, int]:
-    """Size of every letter, without loading weights; C, H, W are absent where only the loaded model knows them.
+    """Return the size of every letter of the base pass, without loading weights.
+
+    C, H, W are absent where only the loaded model knows them.
 
     Raises:
         UserError: the model is unknown.
@@ -140,42 +134,28 @@ def _architecture(teacher: TeacherConfig) -> dict[str, Any]:
     return read_architecture(teacher)
 
 
-def axes_of_pass(config: PipelineConfig, name: str, width: int) -> dict[str, int]:
-    """Size of every letter of a further pass.
-
-    Args:
-        config: `vlms` and the vocabulary are read.
-        name: Of the pass.
-        width: D of the teacher.
-    """
-    settings, number = config.vlms[name], len(load_vocabulary(config.dataset))
-    axes = {"K": number} if settings.image_scores else {}
-    axes |= {"Q": number} if settings.pair_scores else {}
-    return axes | ({"S": settings.max_sentences, "D": width} if settings.caption else {})
-
-
 def bytes_per_image(axes: dict[str, int], detections: float, pairs: float, of: Pass = BASE) -> float:
-    """What one image with so many detections and pairs takes in a shard and in the index, by the schema."""
-    rows = {"image": 1.0, "offset": 1.0, "detection": detections, "pair": pairs}
-    index = [field for field in index_fields(of.fields) if field.rows in rows]
-    texts = {"image_id": ID_BYTES, "caption": CAPTION_BYTES if "S" in axes and not of.is_base else 1}
+    """Return what an image with so many detections and pairs takes in a shard and in the index, by the schema."""
+    content, rows = of.content, {"image": 1.0, "offset": 1.0, "detection": detections, "pair": pairs}
+    index = [field for field in index_fields(content.fields) if field.rows in rows]
+    texts = {"image_id": ID_BYTES, **content.text_bytes(axes)}
     return sum(
         rows[field.rows]
         * (texts.get(field.name, 1) if field.is_text else np.dtype(field.dtype).itemsize)
         * float(np.prod([axes[axis] if isinstance(axis, str) else axis for axis in field.axes]))
-        for field in (*fields_of(axes, of.fields), *index)
+        for field in (*fields_of(axes, content.fields), *index)
     )
 
 
 def pair_cap(config: PipelineConfig) -> int:
-    """The most pairs that an image can have."""
+    """Return the most pairs that an image can have."""
     total, with_itself = config.detector.max_detections, load_vocabulary(config.dataset).has_no_object
-    most_humans, most_things = min(config.pairs.max_humans, total), config.pairs.max_objects
-    return max(h * (h - 1 + with_itself + min(most_things, total - h)) for h in range(1, most_humans + 1))
+    most_humans, most_objects = min(config.pairs.max_humans, total), config.pairs.max_objects
+    return max(h * (h - 1 + with_itself + min(most_objects, total - h)) for h in range(1, most_humans + 1))
 
 
 def measured_density(folders: Sequence[Path], receipts: Sequence[Receipt], of: Pass = BASE) -> Density | None:
-    """What finished shards of a pass, and its journals in the splits, say; None where nothing is finished."""
+    """Return what finished shards of a pass and its journals say; None where nothing is finished."""
     num_images = sum(receipt.num_images for receipt in receipts)
     if not num_images:
         return None
@@ -189,14 +169,14 @@ def measured_density(folders: Sequence[Path], receipts: Sequence[Receipt], of: P
 
 
 def journal_seconds(folders: Sequence[Path], of: Pass = BASE) -> float | None:
-    """Seconds of one worker per image, the median over the journals' shards; None where they hold none."""
+    """Return one worker's seconds per image, the median over the journals' shards; None where they hold none."""
     seconds = []
     for folder in folders:
         bank = read_bank_receipt(folder, of)
         journal = folder / of.journal_name
         if bank is None or not journal.is_file():
             continue
-        last = -(-bank.num_images // bank.images_per_shard) - 1
+        last = bank.num_shards - 1
         for text in journal.read_text(encoding="utf-8").splitlines():
             try:
                 line = json.loads(text)
@@ -211,23 +191,21 @@ def journal_seconds(folders: Sequence[Path], of: Pass = BASE) -> float | None:
 
 
 def assumed_density(config: PipelineConfig) -> Density:
-    """What is assumed where nothing is known, within the limits that the config sets."""
+    """Return what is assumed where nothing is known, within the limits that the config sets."""
     pairs = min(ASSUMED_PAIRS, float(pair_cap(config)))
     detections = min(ASSUMED_DETECTIONS, float(config.detector.max_detections))
     return Density(detections, pairs, None, None, "assumed: nothing of this cache is finished, and nothing was sampled")
 
 
 def sampled_density(config: PipelineConfig, split: str, num_images: int) -> tuple[Density, dict[str, int]]:
-    """A few images, spread evenly over a split, through the real models: (what they came to, the exact axes).
+    """Run a few images, spread evenly over a split, through the models; return what they came to and the axes.
 
     Raises:
         UserError: the models cannot be loaded, or none of the images can be read.
     """
-    from hoi.cache.build.models import hold, load_extractor
-    from hoi.datasets import UnreadableImage, open_images
-    from hoi.errors import UserError
+    from hoi.cache.build.worker import OwnModel, hold
 
-    held = hold(config.model_dump_json(), load_extractor)
+    held = hold(config.model_dump_json(), OwnModel())
     source = open_images(config.dataset, split)
     rows = np.unique(np.linspace(0, len(source.image_ids) - 1, min(num_images, len(source.image_ids))).astype(int))
     images = []
@@ -259,7 +237,7 @@ def sampled_density(config: PipelineConfig, split: str, num_images: int) -> tupl
 def estimate_split(
     plan: SplitPlan, finished: Sequence[Receipt], density: Density, config: PipelineConfig, axes: dict[str, int]
 ) -> SplitEstimate:
-    """A split's plan and what is finished of it to what it still takes."""
+    """Return what a split has and still takes."""
     done_images = sum(receipt.num_images for receipt in finished)
     missing = plan.num_images - done_images
     # A complete split may have been built with another shard size than the config's.
@@ -282,16 +260,11 @@ def estimate_split(
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes of the disk that a folder lies on, or will lie on."""
+    """Return the free bytes of the disk that a folder lies on, or will lie on."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def lacks_spatial_map(config: PipelineConfig, axes: dict[str, int]) -> bool:
-    """Whether spatial maps are asked for whose size the axes do not tell."""
-    return config.teacher.spatial_map and "C" not in axes
 
 
 @dataclass(frozen=True)
@@ -299,7 +272,7 @@ class PlanReport:
     """What stage one would do.
 
     Args:
-        splits: In the config's order, then those of every further pass.
+        splits: In the config's order, then those of every extra pass.
         density: What an image comes to in the base pass.
         axes: Size of every letter.
         num_workers: Of the config; None on a cluster.
@@ -322,8 +295,7 @@ class PlanReport:
     def __str__(self) -> str:
         lines = []
         for s in self.splits:
-            name = s.split if s.of.is_base else f"{s.split}, {s.of.title}"
-            have = f"{name}: {s.num_images} images, {s.num_shards} shards: {s.num_finished} finished"
+            have = f"{s.of.label(s.split)}: {s.num_images} images, {s.num_shards} shards: {s.num_finished} finished"
             have += f" ({size_text(s.bytes_finished)})" if s.num_finished else ""
             lack = f", {s.num_shards - s.num_finished} missing: about {size_text(s.bytes_missing)}"
             lack += f" (with every image at the limits {size_text(s.bytes_at_caps)})"
@@ -353,7 +325,7 @@ class PlanReport:
 
 
 def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
-    """Config to what a build would take.
+    """Return what a build would take.
 
     Args:
         config: The pipeline file.
@@ -362,7 +334,7 @@ def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
     Raises:
         UserError: the folder holds a cache of other settings, or the data set or the teacher is unknown.
     """
-    request, folder = request_parts(config), Path(config.cache.folder)
+    request, folder = BASE.content.request(config), Path(config.cache.folder)
     plans = [plan_split(config, split) for split in splits_of(config)]
     finished = {p.split: finished_shards(p, request) for p in plans}
     banks = [bank for p in plans if (bank := read_bank_receipt(p.folder)) is not None]
@@ -377,35 +349,36 @@ def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
         axes = banks[0].axes if banks else axes_of(config)
     density = density or assumed_density(config)
     estimates = [estimate_split(p, finished[p.split], density, config, axes) for p in plans]
-    for name in config.vlms:
-        estimates += _estimate_pass(config, name, plans, request, density, axes["D"])
-    lacks_map = lacks_spatial_map(config, axes)
+    for of in extra_passes(config):
+        estimates += _estimate_extra(config, of, plans, request, density, axes)
+    lacks_map = config.teacher.spatial_map and "C" not in axes
     return PlanReport(tuple(estimates), density, axes, _num_workers(config), free_bytes(folder), lacks_map)
 
 
-def _estimate_pass(
-    config: PipelineConfig, name: str, plans: list[SplitPlan], base: dict[str, Any], density: Density, width: int
+def _estimate_extra(
+    config: PipelineConfig,
+    of: Pass,
+    plans: list[SplitPlan],
+    base: dict[str, Any],
+    density: Density,
+    axes: dict[str, int],
 ) -> list[SplitEstimate]:
-    """A further pass over splits, whether their base pass is complete yet or not.
+    """Estimate an extra pass over splits, whether their base pass is complete yet or not.
 
     Args:
         config: The pipeline file.
-        name: Of the pass.
-        plans: Of the base pass.
-        base: What the config asks of the base pass.
-        density: Of the base pass: images have these many pairs.
-        width: D of the teacher.
+        of: The pass.
+        plans, base, density, axes: Of the base pass.
     """
-    of, request = Pass(name), pass_request(config, name, base)
-    own, finished = [], {}
+    request, over, finished = of.content.request(config, base), list[SplitPlan](), {}
     for plan in plans:
         manifest = read_manifest(plan.folder) if is_complete(plan, base) else None
-        own.append(replace(plan, of=of) if manifest is None else plan_over(manifest, plan.folder, of))
-        finished[plan.split] = [] if manifest is None else finished_shards(own[-1], request)
-    measured = measured_density([p.folder for p in own], [r for receipts in finished.values() for r in receipts], of)
-    ours = measured or replace(density, num_bytes=None, seconds=None)
-    axes = axes_of_pass(config, name, width)
-    return [estimate_split(plan, finished[plan.split], ours, config, axes) for plan in own]
+        over.append(replace(plan, of=of) if manifest is None else plan_over(manifest, plan.folder, of))
+        finished[plan.split] = [] if manifest is None else finished_shards(over[-1], request)
+    measured = measured_density([p.folder for p in over], [r for receipts in finished.values() for r in receipts], of)
+    expected = measured or replace(density, num_bytes=None, seconds=None)
+    axes = of.content.axes(config, axes, len(load_vocabulary(config.dataset)))
+    return [estimate_split(plan, finished[plan.split], expected, config, axes) for plan in over]
 
 
 def _num_workers(config: PipelineConfig) -> int | None:

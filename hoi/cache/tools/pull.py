@@ -1,4 +1,4 @@
-"""A finished cache from anywhere that fsspec reaches (S3, HTTP, another disk) to a folder here, every byte verified.
+"""Pull a finished cache from anywhere that fsspec reaches (S3, HTTP, another disk), every byte verified.
 
 The manifest comes first and says which files there are, with sizes and hashes; it is written last. Only names of the
 format are asked for and written, so a manifest cannot point anywhere else.
@@ -18,8 +18,9 @@ from pathlib import Path
 import fsspec  # type: ignore[import-untyped]
 from tqdm import tqdm
 
-from hoi.cache.manifest import BASE, Manifest, Pass, parse_manifest, sole_builder
+from hoi.cache.manifest import Manifest, parse_manifest, sole_builder
 from hoi.cache.plan import splits_of
+from hoi.cache.schema import BASE, Pass, extra_passes
 from hoi.cache.tools.estimate import free_bytes
 from hoi.config import PipelineConfig
 from hoi.datasets import check_split
@@ -67,12 +68,11 @@ class Pulled:
 
     def __str__(self) -> str:
         got = f"{self.num_files - self.num_kept} files fetched ({self.num_bytes / 1e6:.1f} MB), {self.num_kept} kept"
-        name = self.split if self.of.is_base else f"{self.split}, {self.of.title}"
-        return f"{name}: {got}, all verified · {self.folder}"
+        return f"{self.of.label(self.split)}: {got}, all verified · {self.folder}"
 
 
 def files_of(manifest: Manifest, split: str, of: Pass = BASE) -> list[RemoteFile]:
-    """The files that a pass over a split has beside its manifest and receipts.
+    """Return the files that a pass over a split has beside its manifest and receipts.
 
     Raises:
         ValueError: the manifest is of another split or of no whole one, or a name, size or hash in it is malformed.
@@ -96,7 +96,7 @@ def files_of(manifest: Manifest, split: str, of: Pass = BASE) -> list[RemoteFile
 
 
 def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], object], of: Pass = BASE) -> Pulled:
-    """A finished pass over a split from somewhere to a folder of the same name here.
+    """Fetch a finished pass over a split to a folder of the same name here.
 
     Files that are here with the right hash are kept, so an interrupted pull goes on where it was.
 
@@ -105,7 +105,7 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
         split: Name of the split, a checked folder name.
         folder: The cache's folder here.
         progress: Is told the bytes of every file that is here.
-        of: Which pass. A further one is of use only beside the base pass that it was made over.
+        of: Which pass. An extra one is of use only beside the base pass that it was made over.
 
     Raises:
         UserError: nothing is there, it cannot be reached, its manifest is damaged or of another schema version, a file
@@ -150,7 +150,6 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
 
 
 def _refuse_other_cache(here: Path, manifest: Manifest, data: bytes) -> None:
-    """Nothing, if what is here is a part of the same cache, or nothing."""
     try:
         begun = read_json(here / manifest.of.bank_receipt_name)
     except ValueError:
@@ -160,7 +159,7 @@ def _refuse_other_cache(here: Path, manifest: Manifest, data: bytes) -> None:
     if same_manifest and begun in (None, asdict(manifest.bank)):
         return
     raise UserError(
-        f"another {'cache' if manifest.of.is_base else manifest.of.title} is in this folder",
+        f"another {manifest.of.title} is in this folder",
         where=here,
         expected=f"nothing, or parts of the cache with fingerprint {manifest.bank.fingerprint[:12]}",
         got=f"fingerprint {str(begun.get('fingerprint'))[:12]}" if isinstance(begun, dict) else "another manifest",
@@ -185,14 +184,14 @@ def _bring(place: str, file: RemoteFile, here: Path) -> RemoteFile:
             where=url,
             expected=f"{file.num_bytes} bytes, SHA-256 {file.sha256[:12]}",
             got=f"{len(data)} bytes, SHA-256 {digest[:12]}",
-            fix="run the same command again; if it stays so, run make cache-verify where the cache was made",
+            fix="run the same command again; if it stays so, run hoi cache verify where the cache was made",
         )
     write_atomically(here / file.name, data)
     return file
 
 
 def _fetch(url: str, max_bytes: int) -> bytes:
-    """A remote file's bytes; reading stops one byte after the limit."""
+    # Reading stops one byte after the limit.
     blocks: list[bytes] = []
     with _reachable(url), fsspec.open(url, "rb") as remote:
         left = max_bytes + 1
@@ -252,7 +251,7 @@ def pull(
     """
     for split in splits or ():
         check_split(config.dataset, split)
-    wanted = [BASE, *map(Pass, config.vlms if passes is None else passes)]
+    wanted = [BASE, *(extra_passes(config) if passes is None else map(Pass, passes))]
     with sole_builder(to), tqdm(unit="B", unit_scale=True, desc="pull") as bar:
         return PullReport(
             tuple(pull_split(url, split, to, bar.update, of) for split in splits or splits_of(config) for of in wanted)

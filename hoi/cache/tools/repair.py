@@ -6,50 +6,38 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hoi.cache.build.run import build_missing, complete_manifest
-from hoi.cache.fingerprint import pass_request, request_parts
+from hoi.cache.build.run import build_missing, mended_of
 from hoi.cache.manifest import (
-    BASE,
     Manifest,
-    Pass,
     Receipt,
+    base_of,
+    complete_manifest,
     read_bank_receipt,
     read_manifest,
     read_receipt,
     sole_builder,
 )
-from hoi.cache.plan import (
-    SplitPlan,
-    begun_with,
-    is_complete,
-    plan_over,
-    plan_split,
-    splits_of,
-)
-from hoi.cache.tools.verify import (
-    Problem,
-    verify_pass,
-    verify_split,
-)
+from hoi.cache.plan import SplitPlan, begun_with, is_complete, plan_over, plan_split, splits_of
+from hoi.cache.schema import BASE, Pass, extra_passes
+from hoi.cache.tools.verify import Problem, verify_pass, verify_split
 from hoi.config import PipelineConfig
-from hoi.datasets import ImageSource, UnreadableImage, open_images
+from hoi.datasets import ImageSource, open_images
 from hoi.files import append_line, sync_folder, write_json
 
 if TYPE_CHECKING:
-    from hoi.cache.build.models import AskerFactory, ExtractorFactory
-
+    from hoi.cache.build.worker import ModelFactory
 
 QUARANTINE_NAME = "quarantine"
 REASONS_NAME = "reasons.jsonl"
 
 
 def mended_images(split: str, receipts: Sequence[Receipt], source: ImageSource) -> list[Problem]:
-    """Images that the cache calls unreadable and that can be read now, as one problem per shard."""
+    """Return the images that the cache calls unreadable and that can be read now, as one problem per shard."""
     row_of = {image_id: row for row, image_id in enumerate(source.image_ids)}
     problems = []
     for receipt in receipts:
@@ -60,27 +48,8 @@ def mended_images(split: str, receipts: Sequence[Receipt], source: ImageSource) 
     return problems
 
 
-def mended_of(receipt: Receipt, source: ImageSource, row_of: Mapping[str, int]) -> list[str]:
-    """Images of one shard that could not be read when it was built, and can be now.
-
-    Args:
-        receipt: Of the shard.
-        source: The split's images.
-        row_of: Image id to row, for those of the shard at least; one that is not there any more stays unreadable.
-    """
-    return [image_id for image_id, _ in receipt.failed if image_id in row_of and _can_be_read(source, row_of[image_id])]
-
-
-def _can_be_read(source: ImageSource, row: int) -> bool:
-    try:
-        source.read(row)
-    except UnreadableImage:
-        return False
-    return True
-
-
 def set_aside(folder: Path, problems: Sequence[Problem], of: Pass = BASE) -> list[str]:
-    """Moves every file that has a problem, and the receipts that belong to it, into quarantine.
+    """Move every file that has a problem, and the receipts that belong to it, into quarantine.
 
     Args:
         folder: The split's folder; the caller keeps other builders out of it.
@@ -99,7 +68,7 @@ def set_aside(folder: Path, problems: Sequence[Problem], of: Pass = BASE) -> lis
 
 
 def _belonging(name: str, of: Pass) -> list[str]:
-    """A bad file and what is of no use without it; the bank and its receipt are only made together."""
+    # The bank and its receipt are only made together.
     bank = [of.bank_name, of.bank_receipt_name]
     if name in bank:
         return bank
@@ -123,7 +92,7 @@ def _move(folder: Path, name: str, reason: str) -> bool:
 
 
 def restore_receipts(folder: Path, of: Pass = BASE) -> list[str]:
-    """Writes the receipts that are missing beside the shards of a complete pass, from its manifest.
+    """Write the receipts that are missing beside the shards of a complete pass, from its manifest.
 
     Returns:
         Names of the files that were written.
@@ -149,53 +118,39 @@ class RepairReport:
 
 
 def repair(
-    config: PipelineConfig, factory: ExtractorFactory | None = None, asker: AskerFactory | None = None
+    config: PipelineConfig, factory: ModelFactory | None = None, extra_factory: ModelFactory | None = None
 ) -> RepairReport:
     """Make a cache whole: move bad files into quarantine, then build what is missing as always.
 
-    Shards whose unreadable images can be read by now are made again as well, and shards of further passes whose base
+    Shards whose unreadable images can be read by now are made again as well, and shards of extra passes whose base
     shard is another one by now. All else stays as it is, to the byte.
 
     Args:
-        config: The pipeline file; of further passes those that it names.
-        factory, asker: As for `hoi.cache.build.run.build_cache`.
+        config: The pipeline file; of extra passes those that it names.
+        factory, extra_factory: As for `hoi.cache.build.run.build_cache`.
 
     Raises:
-        UserError: the cache was made with other settings, or see `hoi.cache.build.run.build_cache`.
+        UserError: the cache was made with other settings, or as `build_cache`.
     """
-    request, lines = request_parts(config), list[str]()
+    base, lines = BASE.content.request(config), list[str]()
     for split in splits_of(config):
-        lines += _repair_base(config, split, request, factory)
-    for name in config.vlms:
-        of_pass = pass_request(config, name, request)
+        folder = Path(config.cache.folder) / split
+        manifest, problems = _problems(folder, BASE)
+        bank = manifest.bank if manifest is not None else read_bank_receipt(folder)
+        # What is made again must have the size of what stays.
+        same_size = config if bank is None else config_with_cache(config, images_per_shard=bank.images_per_shard)
+        lines += _repair_pass(same_size, plan_split(same_size, split), base, manifest, problems, factory)
+    for of in extra_passes(config):
+        request = of.content.request(config, base)
         for split in splits_of(config):
-            lines += _repair_further(config, split, Pass(name), of_pass, asker)
+            folder = Path(config.cache.folder) / split
+            plan = plan_over(complete_manifest(folder), folder, of)
+            lines += _repair_pass(config, plan, request, *_problems(folder, of), extra_factory)
     return RepairReport(tuple(lines))
 
 
-def _repair_base(
-    config: PipelineConfig, split: str, request: dict[str, Any], factory: ExtractorFactory | None
-) -> list[str]:
-    folder = Path(config.cache.folder) / split
-    manifest, problems = _problems(folder, BASE)
-    bank = manifest.bank if manifest is not None else read_bank_receipt(folder)
-    if bank is not None:
-        # What is made again must have the size of what stays.
-        config = config_with_cache(config, images_per_shard=bank.images_per_shard)
-    return _repair_pass(config, plan_split(config, split), request, manifest, problems, factory)
-
-
-def _repair_further(
-    config: PipelineConfig, split: str, of: Pass, request: dict[str, Any], asker: AskerFactory | None
-) -> list[str]:
-    folder = Path(config.cache.folder) / split
-    plan = plan_over(complete_manifest(folder), folder, of)
-    return _repair_pass(config, plan, request, *_problems(folder, of), asker)
-
-
 def _problems(folder: Path, of: Pass) -> tuple[Manifest | None, list[Problem]]:
-    """A pass to (its manifest, if that can be read, all that is wrong with the pass)."""
-    if of.is_base and not folder.is_dir():
+    if not folder.is_dir():
         return None, verify_split(folder)
     problems = verify_pass(folder, of)
     is_bad = of.manifest_name in {problem.name for problem in problems}
@@ -208,7 +163,7 @@ def _repair_pass(
     request: dict[str, Any],
     manifest: Manifest | None,
     problems: list[Problem],
-    factory: ExtractorFactory | AskerFactory | None,
+    factory: ModelFactory | None,
 ) -> list[str]:
     folder, of = plan.folder, plan.of
     bad = {problem.name for problem in problems}
@@ -222,23 +177,22 @@ def _repair_pass(
         moved = set_aside(folder, problems, of) if folder.is_dir() else []
     num_built = build_missing(config, [plan], request, factory)[plan.split]
     written = restore_receipts(folder, of)
-    name = plan.split if of.is_base else f"{plan.split}, {of.title}"
     return [
         *map(str, problems),
         *(f"{plan.split}/{file}: moved to {plan.split}/{QUARANTINE_NAME}" for file in moved),
-        f"{name}: {num_built} shards built, {len(written)} receipts written, complete again",
+        f"{of.label(plan.split)}: {num_built} shards built, {len(written)} receipts written, complete again",
     ]
 
 
 def _own_failures(folder: Path, manifest: Manifest) -> list[Receipt]:
-    """Receipts with the images that this pass could not read; of a further one, without those of its base pass."""
-    base = None if manifest.of.is_base else read_manifest(folder)
+    # Of an extra pass, without the images that its base pass could not read.
+    base = base_of(folder, manifest.of)
     given = set(base.failed) if base is not None else set()
     return [replace(r, failed=tuple(pair for pair in r.failed if pair not in given)) for r in manifest.shards]
 
 
 def _refuse_other_settings(plan: SplitPlan, request: dict[str, Any], manifest: Manifest | None, bad: set[str]) -> None:
-    """Nothing is moved away for a config that is not the cache's."""
+    # Nothing is moved away for a config that is not the cache's.
     if manifest is not None:
         is_complete(plan, request)
     elif not {plan.of.bank_name, plan.of.bank_receipt_name} & bad:
@@ -246,5 +200,5 @@ def _refuse_other_settings(plan: SplitPlan, request: dict[str, Any], manifest: M
 
 
 def config_with_cache(config: PipelineConfig, **changes: Any) -> PipelineConfig:
-    """The config with other values in its section `cache`."""
+    """Return the config with other values in its section `cache`."""
     return config.model_copy(update={"cache": config.cache.model_copy(update=changes)})

@@ -1,4 +1,4 @@
-"""Cached embeddings to a cache with other prompts or another vocabulary: no image is read, only texts are encoded.
+"""Rescore: make a cache with other prompts or another vocabulary from cached embeddings, without reading an image.
 
 Embeddings, boxes and region features are taken over; similarities are computed anew, as the extractor computes them. A
 shard at a time is in memory, and an interrupted run goes on where it was.
@@ -14,28 +14,23 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hoi.cache.build.models import device_name
-from hoi.cache.build.run import complete_manifest
-from hoi.cache.build.split_build import SplitBuild
-from hoi.cache.build.worker import LIBRARIES, as_begun
-from hoi.cache.build.writing import write_bank, write_shard
-from hoi.cache.fingerprint import differing_keys, refuse_other_settings, request_parts
-from hoi.cache.manifest import BANK_NAME, BankReceipt, Manifest, Receipt, sole_builder
-from hoi.cache.plan import ShardPlan, plan_over, splits_of
-from hoi.cache.schema import fields_of
+from hoi.cache.base_pass import bank_tables, pack_tables, unpack_tables
+from hoi.cache.build.run import SplitBuild
+from hoi.cache.build.worker import LIBRARIES, device_name, write_bank, write_shard
+from hoi.cache.manifest import BankReceipt, Manifest, Receipt, complete_manifest, sole_builder
+from hoi.cache.plan import ShardPlan, plan_over, refuse_other_settings, splits_of
+from hoi.cache.schema import BASE, fields_of
 from hoi.cache.shard import inspect_shard, read_header, read_text
-from hoi.cache.tables import pack_tables, unpack_tables
 from hoi.cache.tools.repair import config_with_cache
 from hoi.config import PairsConfig, PipelineConfig
 from hoi.datasets import load_vocabulary
-from hoi.errors import UserError
+from hoi.errors import UserError, command
 from hoi.extraction import pair_detections, similarity
 from hoi.files import file_sha256, json_sha256
 from hoi.machine import choose_device
 from hoi.prompts import spaced
-from hoi.provenance import library_versions
+from hoi.provenance import differing_keys, library_versions
 from hoi.records import ImageSignals, TextBank
-from hoi.teachers import Teacher
 from hoi.vocabulary import Vocabulary
 
 NEW_IN_REQUEST = {"vocabulary", "teacher.prompts", "teacher.no_interaction_prompts"}
@@ -45,14 +40,7 @@ NEW_IN_TEACHER = {"prompts", "no_interaction_prompts", "tokens_sha256"}
 
 @dataclass(frozen=True)
 class Texts:
-    """What the new cache asks of the old embeddings.
-
-    Args:
-        vocabulary: The new one.
-        bank: Its texts, from the teacher that made the embeddings.
-        provenance: What that teacher says of itself now.
-        device: `cpu` or `cuda`, where the texts were encoded.
-    """
+    """The new vocabulary's texts, and what the teacher that encoded them on `device` says of itself now."""
 
     vocabulary: Vocabulary
     bank: TextBank
@@ -65,14 +53,11 @@ class Rescored:
     """What became of a split.
 
     Args:
-        split: Its name.
-        num_images, num_pairs: What the new cache holds.
         num_done: Shards that were made now.
         dropped: Objects that the new vocabulary leaves out.
-        fewer_pairs: Images of the shards made now for which a fresh build would have further pairs: dropped objects
-            took places below `pairs.max_objects`, and what would have moved up was never embedded.
-        full: Images of the shards made now at `detector.max_detections`, where a fresh build may have found further
-            boxes.
+        fewer_pairs: Images of the shards made now for which a fresh build would have more pairs: dropped objects took
+            places below `pairs.max_objects`, and what would have moved up was never embedded.
+        full: Images of the shards made now at `detector.max_detections`, where a fresh build may have found more boxes.
     """
 
     split: str
@@ -94,13 +79,8 @@ class Rescored:
         return "\n".join(lines)
 
 
-def encode_texts(teacher: Teacher, vocabulary: Vocabulary, device: str) -> Texts:
-    """The new vocabulary's texts, by the teacher's text tower alone."""
-    return Texts(vocabulary, teacher.text_bank(vocabulary), dict(teacher.provenance()), device)
-
-
-def refuse_other_request(folder: Path, cached: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Nothing, if two requests differ in prompts and vocabulary alone.
+def refuse_other_than_texts(folder: Path, cached: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise if two requests differ in more than prompts and vocabulary.
 
     Raises:
         UserError: something else differs, which only a new build can give.
@@ -111,12 +91,12 @@ def refuse_other_request(folder: Path, cached: dict[str, Any], wanted: dict[str,
             "rescoring changes prompts and vocabulary alone",
             where=folder,
             got="; ".join(differences),
-            fix="set these keys back, or build a new cache with make teacher-cache and another cache.folder",
+            fix=f"set these keys back, or build a new cache: {command('teacher-cache', 'cache.folder=FOLDER')}",
         )
 
 
 def object_rows(old: Vocabulary, new: Vocabulary, where: object) -> np.ndarray:
-    """Rows of the old vocabulary's objects to rows of the new one's, by name; -1 for objects that it leaves out.
+    """Return, by row of the old vocabulary's objects, the row in the new one; -1 for objects that it leaves out.
 
     Raises:
         UserError: the new vocabulary has objects that the detector was never asked for.
@@ -129,7 +109,7 @@ def object_rows(old: Vocabulary, new: Vocabulary, where: object) -> np.ndarray:
             where=where,
             expected=f"objects out of {', '.join(old.objects)}",
             got=", ".join(unknown),
-            fix="take them out of the vocabulary, or build another cache.folder with make teacher-cache",
+            fix=f"take them out, or build another cache: {command('teacher-cache', 'cache.folder=FOLDER')}",
         )
     return np.array([row_of.get(_plain(name), -1) for name in old.objects], np.int64)
 
@@ -139,7 +119,7 @@ def _plain(name: str) -> str:
 
 
 def new_parts(folder: Path, cached: dict[str, Any], texts: Texts) -> dict[str, Any]:
-    """The cache's fingerprint parts with the new vocabulary and prompts in them: those of a fresh build.
+    """Return the cache's fingerprint parts with the new vocabulary and prompts: those of a fresh build.
 
     Raises:
         UserError: the teacher is not the one that made the embeddings.
@@ -161,7 +141,7 @@ def rescore_split(
     request: dict[str, Any],
     progress: Callable[[int], object],
 ) -> Rescored:
-    """A complete split to one with other texts, complete as well.
+    """Make a complete split with other texts out of a complete one.
 
     Args:
         source: The old split's folder.
@@ -173,9 +153,9 @@ def rescore_split(
         progress: Is told the number of images of every shard that is there.
 
     Raises:
-        UserError: see `refuse_other_request`, `object_rows` and `new_parts`; or another cache is in the new place.
+        UserError: see `refuse_other_than_texts`, `object_rows` and `new_parts`; or another cache is in the new place.
     """
-    refuse_other_request(source, manifest.bank.request, request)
+    refuse_other_than_texts(source, manifest.bank.request, request)
     rows = object_rows(old_vocabulary, texts.vocabulary, source)
     dropped = tuple(name for name, row in zip(old_vocabulary.objects, rows, strict=True) if row < 0)
     folder = Path(config.cache.folder) / manifest.split
@@ -195,7 +175,7 @@ def rescore_split(
     plan = plan_over(manifest, folder)
     build = SplitBuild(plan, config, request, reads_images=False)
     if build.bank is None:
-        build.bank = write_bank(folder, texts.bank, texts.vocabulary, begun)
+        build.bank = write_bank(folder, *bank_tables(texts.bank, texts.vocabulary), begun)
     refuse_other_settings(folder, build.bank.parts, parts)
     build.unseal()
     progress(build.num_images_done)
@@ -214,7 +194,7 @@ def rescore_split(
 
 
 class _Rescoring:
-    """What all shards of a split share, and what is counted over them."""
+    # What all shards of a split share, and what is counted over them.
 
     def __init__(self, texts: Texts, rows: np.ndarray, pairs: PairsConfig, old: BankReceipt, new: BankReceipt) -> None:
         self._texts, self._rows, self._pairs, self._old, self._new = texts, rows, pairs, old, new
@@ -226,23 +206,14 @@ class _Rescoring:
     def shard(self, path: Path, sha256: str, folder: Path, plan: ShardPlan) -> Receipt:
         if file_sha256(path) != sha256:
             raise UserError(
-                "a file differs from what its manifest says", where=path, fix="make cache-repair with the old settings"
+                "a file differs from what its manifest says", where=path, fix="hoi cache repair with the old settings"
             )
-        header = inspect_shard(path)
-        axes = self._old.axes
-        tables = {field.name: header.table(field.name) for field in fields_of(axes)}
+        axes, fields = self._old.axes, BASE.content.fields
+        tables = inspect_shard(path, fields).tables(fields_of(axes, fields), mapped=False)
         image_ids = read_text(tables["image_id"])
         outcomes = [o if isinstance(o, str) else self._image(o) for o in unpack_tables(tables, axes)]
-        return write_shard(
-            folder,
-            pack_tables(image_ids, outcomes, self._new.axes),
-            index=plan.index,
-            start=plan.start,
-            image_ids_sha256=plan.image_ids_sha256,
-            parts=self._new.parts,
-            fingerprint=self._new.fingerprint,
-            axes=self._new.axes,
-        )
+        tables = pack_tables(image_ids, outcomes, self._new.axes)
+        return write_shard(folder, tables, plan, self._new.parts, self._new.axes)
 
     def _image(self, record: ImageSignals) -> ImageSignals:
         self.num_detections.append(len(record.detections))
@@ -307,21 +278,23 @@ def rescore(config: PipelineConfig, to: Path) -> RescoreReport:
 
     from hoi.teachers import build_teacher
 
-    source, request = Path(config.cache.folder), request_parts(config)
+    source, request = Path(config.cache.folder), BASE.content.request(config)
     if to.resolve() == source.resolve():
         raise UserError("the new cache would overwrite the old one", where=to, fix="choose another --to FOLDER")
     manifests = {split: complete_manifest(source / split) for split in splits_of(config)}
     for split, manifest in manifests.items():
-        refuse_other_request(source / split, manifest.bank.request, request)
+        refuse_other_than_texts(source / split, manifest.bank.request, request)
     torch.set_num_threads(config.cache.threads)
     device = choose_device(config.cache.device, "cache.device").type
-    begun = PipelineConfig.model_validate_json(as_begun(config.model_dump_json(), source / next(iter(manifests))))
-    texts = encode_texts(build_teacher(begun.teacher, device), load_vocabulary(config.dataset), device)
+    as_begun = BASE.content.as_begun(config.model_dump_json(), source / next(iter(manifests)))
+    teacher = build_teacher(PipelineConfig.model_validate_json(as_begun).teacher, device)
+    vocabulary = load_vocabulary(config.dataset)
+    texts = Texts(vocabulary, teacher.text_bank(vocabulary), dict(teacher.provenance()), device)
     done = []
     total = sum(manifest.num_images for manifest in manifests.values())
     with sole_builder(to), tqdm(total=total, unit="image", desc="rescore") as bar:
         for split, manifest in manifests.items():
-            old = Vocabulary.from_dict(read_header(source / split / BANK_NAME).json("vocabulary"))
-            own = config_with_cache(config, folder=str(to), images_per_shard=manifest.bank.images_per_shard)
-            done.append(rescore_split(source / split, manifest, old, texts, own, request, bar.update))
+            old = Vocabulary.from_dict(read_header(source / split / BASE.bank_name).json("vocabulary"))
+            there = config_with_cache(config, folder=str(to), images_per_shard=manifest.bank.images_per_shard)
+            done.append(rescore_split(source / split, manifest, old, texts, there, request, bar.update))
     return RescoreReport(tuple(done))

@@ -1,6 +1,6 @@
-"""A split's folder to everything that is wrong with it: sizes, hashes and tables against manifest and schema.
+"""Verify a cache: sizes, hashes and tables against manifest and schema; on request a few images against the models.
 
-Nothing is loaded but one shard's tables at a time, and nothing is written.
+One shard's tables are loaded at a time, and nothing is written.
 """
 
 from __future__ import annotations
@@ -11,37 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from tqdm import tqdm
 
-from hoi.cache.fingerprint import differing_keys, request_parts
+from hoi.cache.base_pass import compare_images, unpack_image
 from hoi.cache.manifest import (
-    BASE,
-    MANIFEST_NAME,
     BankReceipt,
     Manifest,
-    Pass,
     Receipt,
-    passes_in,
+    cached_splits,
+    complete_manifest,
     read_manifest,
     read_receipt,
 )
-from hoi.cache.plan import hash_of_ids, is_complete, plan_split, splits_of
-from hoi.cache.schema import check_detections, check_tables, fields_of
-from hoi.cache.shard import (
-    BrokenFile,
-    Header,
-    inspect_shard,
-    read_header,
-    read_text,
-)
+from hoi.cache.plan import hash_of_ids, is_complete, plan_split, refuse_other_settings, splits_of
+from hoi.cache.schema import BASE, Pass, fields_of, passes_in
+from hoi.cache.shard import BrokenFile, Header, inspect_shard, read_header, read_text
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
+from hoi.datasets import UnreadableImage, open_images
+from hoi.errors import UserError, command
 from hoi.files import TEMPORARY_SUFFIX, file_sha256, json_sha256, read_json
+from hoi.provenance import differing_keys
+from hoi.records import ImageSignals
 from hoi.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from hoi.cache.build.models import ExtractorFactory
-    from hoi.cache.tools.recompute import Recomputed
+    from hoi.cache.build.worker import Held, ModelFactory
 
 Kind = Literal["missing", "truncated", "changed", "foreign", "stray", "damaged", "incomplete", "failed"]
 
@@ -51,12 +46,10 @@ class Problem:
     """One thing that is wrong.
 
     Args:
-        split: Name of the split.
         name: Of the file in the split's folder.
         kind: `missing`; `truncated`, another size than recorded; `changed`, other bytes; `foreign`, of another cache,
             split or place; `stray`, left by a killed build; `damaged`, against the schema; `incomplete`, not sealed;
             `failed`, an unreadable image that can be read by now (`repair` alone looks for these).
-        text: What exactly, for people.
     """
 
     split: str
@@ -68,32 +61,19 @@ class Problem:
         return f"{self.split}/{self.name}: {self.kind}: {self.text}"
 
 
-def cached_splits(folder: Path) -> list[str]:
-    """Names of the splits that a cache's folder holds, finished or not."""
-    if not folder.is_dir():
-        return []
-    begun = ("manifest.json", "bank.json", "bank.h5", "shard-*.h5")
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and any(any(path.glob(name)) for name in begun)
-    )
-
-
 def verify_split(folder: Path) -> list[Problem]:
-    """All problems of a split, by name; none for a split that is complete and whole, and all passes of which are.
+    """Return all problems of a split and its extra passes; none where everything is complete and whole.
 
     Raises:
         UserError: a manifest or a shard is of another schema version.
     """
     if not folder.is_dir():
-        return [Problem(folder.name, MANIFEST_NAME, "missing", "there is no such split in this cache")]
-    further = [problem for of in passes_in(folder) for problem in verify_pass(folder, of)]
-    return [*verify_pass(folder), *further]
+        return [Problem(folder.name, BASE.manifest_name, "missing", "there is no such split in this cache")]
+    return [problem for of in (BASE, *passes_in(folder)) for problem in verify_pass(folder, of)]
 
 
 def verify_pass(folder: Path, of: Pass = BASE) -> list[Problem]:
-    """All problems of one pass over a split.
+    """Return all problems of one pass over a split.
 
     A pass that is not sealed is one problem, and what is there is judged by its own receipts.
 
@@ -108,20 +88,21 @@ def verify_pass(folder: Path, of: Pass = BASE) -> list[Problem]:
         receipts: list[Receipt | None] = list(manifest.shards)
         problems += _judge_index(folder, manifest)
     else:
-        receipts = _present_receipts(folder, of, bank)
+        planned = bank.num_shards if bank is not None else 0
+        receipts = [read_receipt(folder / of.shard_name(index)) for index in range(planned)]
         if not problems:
-            done, planned = sum((folder / of.shard_name(i)).exists() for i in range(len(receipts))), len(receipts)
-            text = f"the {of.title if not of.is_base else 'split'} is not sealed: {done} of {planned} shards are there"
+            done = sum((folder / of.shard_name(index)).exists() for index in range(planned))
+            text = f"the {of.title if of.name else 'split'} is not sealed: {done} of {planned} shards are there"
             problems.append(Problem(split, of.manifest_name, "incomplete", text))
     judge = _ShardJudge(folder, of, bank)
     start = 0
     for index, receipt in enumerate(receipts):
         path = folder / of.shard_name(index)
         if manifest is not None or path.exists():
-            problems += [Problem(split, path.name, *found) for found in judge.problems(path, index, start, receipt)]
+            problems += [Problem(split, path.name, *wrong) for wrong in judge.problems(path, index, start, receipt)]
             problems += _judge_receipt(path, receipt if manifest is not None else None)
         start += receipt.num_images if receipt is not None else bank.images_per_shard if bank is not None else 0
-    problems += [Problem(split, *found) for found in _strays(folder, of, len(receipts))]
+    problems += [Problem(split, *stray) for stray in _strays(folder, of, len(receipts))]
     return problems
 
 
@@ -148,23 +129,23 @@ def _manifest(folder: Path, of: Pass) -> tuple[Manifest | None, list[Problem]]:
 
 
 def _bank(folder: Path, of: Pass, manifest: Manifest | None) -> tuple[BankReceipt | None, list[Problem]]:
-    """The bank's receipt, the manifest's before the file's own, and what is wrong with both files."""
-    path = folder / of.bank_name
+    wrong: tuple[Kind, str] | None = None
+    beside = None
     try:
         plain = read_json(folder / of.bank_receipt_name)
-        own = BankReceipt(**plain) if plain is not None else None
-        own_problem = None if own is not None else ("missing", "what the split was begun with")
+        beside = BankReceipt(**plain) if plain is not None else None
+        if beside is None:
+            wrong = "missing", "what the split was begun with"
     except (ValueError, TypeError) as error:
-        own, own_problem = None, ("damaged", " ".join(repr(error).split()))
-    if manifest is not None and own is not None and own != manifest.bank:
-        own_problem = ("changed", "it differs from what the manifest says of it")
-    bank = manifest.bank if manifest is not None else own
-    found: list[tuple[str, str, str]] = []
-    if own_problem is not None:
-        found.append((of.bank_receipt_name, *own_problem))
+        wrong = "damaged", " ".join(repr(error).split())
+    if manifest is not None and beside is not None and beside != manifest.bank:
+        wrong = "changed", "it differs from what the manifest says of it"
+    bank = manifest.bank if manifest is not None else beside
+    problems = [] if wrong is None else [Problem(folder.name, of.bank_receipt_name, *wrong)]
     if bank is not None:
-        found += [(path.name, *problem) for problem in _judge_bank(path, of, bank)]
-    return bank, [Problem(folder.name, name, kind, text) for name, kind, text in found]  # type: ignore[arg-type]
+        path = folder / of.bank_name
+        problems += [Problem(folder.name, path.name, *problem) for problem in _judge_bank(path, of, bank)]
+    return bank, problems
 
 
 def _judge_bank(path: Path, of: Pass, bank: BankReceipt) -> Iterator[tuple[Kind, str]]:
@@ -176,13 +157,12 @@ def _judge_bank(path: Path, of: Pass, bank: BankReceipt) -> Iterator[tuple[Kind,
         yield "damaged", "the fingerprint is not the hash of its parts"
     try:
         header = read_header(path)
-        shape = header.locations["text_embedding" if of.is_base else "num_tokens"].shape
+        shape = header.locations[of.content.bank_key].shape
         vocabulary = Vocabulary.from_dict(header.json("vocabulary"))
     except (BrokenFile, KeyError, UserError) as error:
         yield "damaged", str(error)
         return
-    expected = (bank.axes["K"], bank.axes["D"]) if of.is_base else (len(vocabulary),)
-    if shape != expected or len(vocabulary) != bank.axes.get("K", len(vocabulary)):
+    if shape != of.content.bank_shape(bank.axes, vocabulary) or len(vocabulary) != bank.axes.get("K", len(vocabulary)):
         yield "damaged", f"texts of shape {shape} and {len(vocabulary)} interactions, expected those of {bank.axes}"
     if header.attributes.get("fingerprint") != bank.fingerprint:
         yield "foreign", f"it was made with fingerprint {str(header.attributes.get('fingerprint'))[:12]}"
@@ -206,42 +186,22 @@ def _judge_index(folder: Path, manifest: Manifest) -> list[Problem]:
     return [] if wrong is None else [Problem(folder.name, name, *wrong)]
 
 
-def _present_receipts(folder: Path, of: Pass, bank: BankReceipt | None) -> list[Receipt | None]:
-    """The receipts beside the shards of a pass that is not sealed; None where there is none."""
-    if bank is None:
-        return []
-    planned = -(-bank.num_images // bank.images_per_shard)
-    return [read_receipt(folder / of.shard_name(index)) for index in range(planned)]
-
-
 class _ShardJudge:
-    """What every shard of a pass is compared with.
-
-    Args:
-        folder: Of the split.
-        of: Which pass.
-        bank: What it was begun with, as far as that is known.
-    """
+    """Judges the shards of a pass, by what it was begun with as far as that is known."""
 
     def __init__(self, folder: Path, of: Pass, bank: BankReceipt | None) -> None:
         self._of, self._bank = of, bank
-        base = None if of.is_base else _manifest(folder, BASE)[0]
+        base = _manifest(folder, BASE)[0] if of.name else None
         self._base_sha256 = [receipt.sha256 for receipt in base.shards] if base is not None else []
         self._num_objects = _num_objects(folder)
 
     def problems(self, path: Path, index: int, start: int, receipt: Receipt | None) -> list[tuple[Kind, str]]:
-        """All that is wrong with one shard.
-
-        Args:
-            path: Its file.
-            index, start: Its place in the split.
-            receipt: What was written of it, if that is known.
-        """
+        """Return all that is wrong with a shard, at its place in the split, by its receipt if that is known."""
         if not path.is_file():
             return [("missing", "there is no such file")]
         wrong = _judge_bytes(path, receipt.num_bytes, receipt.sha256) if receipt is not None else None
         try:
-            header = inspect_shard(path, self._of.fields)
+            header = inspect_shard(path, self._of.content.fields)
         except (BrokenFile, ValueError) as error:
             return [wrong or ("truncated", f"it is cut short, or no shard ({error})")]
         except UserError:
@@ -258,7 +218,6 @@ class _ShardJudge:
         return [] if damage is None else [("damaged", damage)]
 
     def _foreign(self, header: Header, index: int, start: int, receipt: Receipt | None) -> list[str]:
-        """In what a shard differs from the one that belongs here."""
         attributes, bank = header.attributes, self._bank
         wanted = {"split": header.path.parent.name, "index": index, "start": start}
         if receipt is not None:
@@ -274,13 +233,10 @@ class _ShardJudge:
         ]
 
     def _damage(self, header: Header) -> str | None:
-        """What the schema says against a shard's tables."""
-        axes, fields = header.attributes["axes"], self._of.fields
+        axes, content = header.attributes["axes"], self._of.content
         try:
-            tables = {field.name: header.table(field.name, mapped=True) for field in fields_of(axes, fields)}
-            check_tables(tables, axes, fields)
-            if self._of.is_base and self._num_objects is not None:
-                check_detections(tables, self._num_objects)
+            tables = header.tables(fields_of(axes, content.fields))
+            content.check(tables, axes, self._num_objects)
         except (ValueError, KeyError, OSError) as error:
             return str(error)
         ids = read_text(tables["image_id"])
@@ -290,7 +246,6 @@ class _ShardJudge:
 
 
 def _num_objects(folder: Path) -> int | None:
-    """Objects of the split's vocabulary; None where the bank does not say."""
     try:
         return len(Vocabulary.from_dict(read_header(folder / BASE.bank_name).json("vocabulary")).objects)
     except (BrokenFile, KeyError, FileNotFoundError, UserError, ValueError):
@@ -298,7 +253,6 @@ def _num_objects(folder: Path) -> int | None:
 
 
 def _judge_receipt(path: Path, receipt: Receipt | None) -> list[Problem]:
-    """A receipt may be missing; one that is there says what the manifest says."""
     beside = path.with_suffix(".json")
     if receipt is None or not beside.exists():
         return []
@@ -311,10 +265,10 @@ def _judge_receipt(path: Path, receipt: Receipt | None) -> list[Problem]:
 
 
 def _strays(folder: Path, of: Pass, num_shards: int) -> Iterator[tuple[str, Kind, str]]:
-    """Shards beyond the last one, and, said once for all passes, temporary files."""
+    # Temporary files are said once for all passes.
     known = {of.shard_name(index) for index in range(num_shards)}
     for path in sorted(folder.iterdir()):
-        if of.is_base and path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
+        if of == BASE and path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
             yield path.name, "stray", "a temporary file: of a build that runs now, or that was killed"
         elif path.match(of.shard_pattern) and path.name not in known:
             yield path.name, "foreign", "the split has no such shard"
@@ -343,14 +297,14 @@ class VerifyReport:
         for split, numbers in self.num_shards.items():
             counts = ", ".join(f"{number} shards of the {title}" for title, number in numbers.items())
             lines += [f"{split}: {counts}, as they were written"] if split not in bad else []
-        verdict = "nothing is wrong" if self.is_good else "next: make cache-repair, or see what changed"
+        verdict = "nothing is wrong" if self.is_good else f"next: {command('cache repair')}, or see what changed"
         return "\n".join([*lines, f"verified in {self.seconds:.1f} s: {verdict}"])
 
 
 def verify(
-    config: PipelineConfig, recompute: int | None = None, seed: int = 0, factory: ExtractorFactory | None = None
+    config: PipelineConfig, recompute: int | None = None, seed: int = 0, factory: ModelFactory | None = None
 ) -> VerifyReport:
-    """Every file of a cache against manifest and schema; on request a few images against the models, too.
+    """Check every file of a cache against manifest and schema; on request a few images against the models, too.
 
     Args:
         config: Its cache, with all splits that lie there.
@@ -363,8 +317,6 @@ def verify(
     """
     start, folder = time.monotonic(), Path(config.cache.folder)
     splits = list(dict.fromkeys([*splits_of(config), *cached_splits(folder)]))
-    if not cached_splits(folder):
-        raise UserError("there is no teacher cache", where=folder, fix="make teacher-cache, or set cache.folder")
     problems: list[Problem] = []
     num_shards: dict[str, dict[str, int]] = {}
     for split in tqdm(splits, unit="split", desc="verify", leave=False):
@@ -378,29 +330,71 @@ def verify(
     return VerifyReport(tuple(problems), recomputed, num_shards, time.monotonic() - start)
 
 
-def _recompute(
-    config: PipelineConfig, number: int, seed: int, factory: ExtractorFactory | None
-) -> dict[str, Recomputed]:
-    from hoi.cache.build.models import hold, load_extractor, release
-    from hoi.cache.build.run import complete_manifest
-    from hoi.cache.build.worker import as_begun
-    from hoi.cache.tools.recompute import recompute
+def _recompute(config: PipelineConfig, number: int, seed: int, factory: ModelFactory | None) -> dict[str, Recomputed]:
+    from hoi.cache.build.worker import OwnModel, hold, release
 
-    request, folder = request_parts(config), Path(config.cache.folder)
+    request, folder, config_json = BASE.content.request(config), Path(config.cache.folder), config.model_dump_json()
     manifests = {split: complete_manifest(folder / split) for split in splits_of(config)}
     for split in manifests:
         is_complete(plan_split(config, split), request)
+    recomputed = {}
     try:
-        models = factory or load_extractor
-        return {
-            split: recompute(
-                folder / split,
-                manifest,
-                hold(as_begun(config.model_dump_json(), folder / split), models),
-                number,
-                seed,
-            )
-            for split, manifest in tqdm(manifests.items(), unit="split", desc="recompute", leave=False)
-        }
+        for split, manifest in tqdm(manifests.items(), unit="split", desc="recompute", leave=False):
+            held = hold(BASE.content.as_begun(config_json, folder / split), factory or OwnModel())
+            recomputed[split] = _recompute_split(folder / split, manifest, held, number, seed)
     finally:
         release()
+    return recomputed
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What a second look at some images of a split found.
+
+    Args:
+        differences: The largest absolute difference over them by field.
+        problems: What is out of tolerance, each naming its image.
+    """
+
+    image_ids: tuple[str, ...]
+    differences: dict[str, float]
+    problems: tuple[str, ...]
+
+
+def _recompute_split(folder: Path, manifest: Manifest, held: Held, num_images: int, seed: int) -> Recomputed:
+    # Weights that were replaced under the same path are found here, too.
+    refuse_other_settings(folder, manifest.bank.parts, held.parts)
+    if json_sha256(held.parts) != manifest.bank.fingerprint:
+        raise UserError(
+            "the fingerprint of this cache is not the hash of its parts",
+            where=folder,
+            got=manifest.bank.fingerprint[:12],
+            fix=command("cache verify"),
+        )
+    failed = {image_id for image_id, _ in manifest.failed}
+    fields = BASE.content.fields
+    readable = [
+        (folder / receipt.name, row, image_id)
+        for receipt in manifest.shards
+        for row, image_id in enumerate(read_text(inspect_shard(folder / receipt.name, fields).table("image_id")))
+        if image_id not in failed
+    ]
+    rng = np.random.default_rng(seed)
+    chosen = sorted(rng.choice(len(readable), min(num_images, len(readable)), replace=False).tolist())
+    source, axes = open_images(held.config.dataset, manifest.split), manifest.bank.axes
+    row_of = {image_id: row for row, image_id in enumerate(source.image_ids)}
+    differences: dict[str, float] = {}
+    problems: list[str] = []
+    for path, row, image_id in (readable[number] for number in chosen):
+        stored = unpack_image(inspect_shard(path, fields).tables(fields_of(axes, fields)), row, axes)
+        assert isinstance(stored, ImageSignals)
+        try:
+            [now] = held.model.extract([image_id], [source.read(row_of[image_id])])
+        except UnreadableImage as error:
+            problems.append(f"{image_id}: cannot be read any more: {error}")
+            continue
+        largest, wrong = compare_images(stored, now, axes)
+        for name, value in largest.items():
+            differences[name] = max(differences.get(name, 0.0), value)
+        problems += [f"{image_id}: {text}" for text in wrong]
+    return Recomputed(tuple(readable[number][2] for number in chosen), differences, tuple(problems))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hoi.cache.build.run import build_cache
-from hoi.cache.read.split import CacheSplit
+from hoi.cache.read.split import open_split
 from hoi.cache.shard import read_header
 from hoi.cache.tools.verify import verify
 from hoi.config import PipelineConfig, parse_config
@@ -70,14 +70,14 @@ def test_adding_it_opens_no_detector_and_no_image_tower_of_the_teacher_and_leave
         monkeypatch.setattr(name, forbidden)
     config = with_passes(base, coca={"pair_scores": True, "no_interaction": "product", "max_new_tokens": 12})
     report = build_cache(config)
-    assert [(s.name, s.num_built) for s in report.splits] == [("test", 0), ("test, pass 'coca'", 2)]
+    assert [(s.of.label(s.split), s.num_built) for s in report.splits] == [("test", 0), ("test, pass 'coca'", 2)]
     for name, (data, time) in before.items():
         assert (folder / name).read_bytes() == data, name
         assert (folder / name).stat().st_mtime_ns == time, name
     assert verify(config).is_good
     assert build_cache(config).splits[1].num_built == 0
 
-    split = CacheSplit.open(base.cache.folder, "test", config=config)
+    split = open_split(config, "test", same_images=False)
     names = (
         "vlm_scores",
         "vlm_asked",
