@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hoi.cache.read.split import CacheSplit
+from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig, StudentSettings, parse_student
 from hoi.errors import UserError, command
 from hoi.evaluation.audit import read_result
@@ -95,7 +95,7 @@ def open_finished(
     Raises:
         UserError: the cache or a run is gone or another one.
     """
-    split = CacheSplit.open(config.cache.folder, config.evaluation.split, summary["fingerprint"])
+    split = open_split(config, config.evaluation.split, same_images=False, fingerprint=summary["fingerprint"])
     made_by = {(row["name"], row["seed"]): row["knobs"] for row in results}
     name, first = shown_student(config), config.train.seeds[0]
 

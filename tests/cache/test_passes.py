@@ -206,9 +206,7 @@ def test_where_a_base_shard_was_made_again_with_an_image_more_only_the_shard_ove
     assert "1 shards built" in repair(base_alone, RandomSignals).lines[-1]
     with pytest.raises(UserError, match=r"made over other shards of the base pass"):
         opened(config).batch(np.array([0]), FIELDS)
-    with pytest.raises(
-        UserError, match=r"shard of pass 'coca' was made over another base shard .*00001.h5"
-    ):
+    with pytest.raises(UserError, match=r"shard of pass 'coca' was made over another base shard .*00001.h5"):
         build(config)
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*shard-*.h5")}
     lines = mend(config)
