@@ -55,7 +55,6 @@ def test_blocks_of_ci_are_part_of_ci() -> None:
 
 
 def test_commands_and_options_exist() -> None:
-    from hoi.cli import load_verbs
 
     root = load_verbs()
     for block in BLOCKS:
