@@ -54,7 +54,7 @@ def test_one_of_each_from_outside_runs_all_stages(tables: None, tmp_path: Path) 
     assert isinstance(config.students["student"], plugin.LinearConfig)
     assert PipelineConfig.model_validate_json(config.model_dump_json()) == config
     build_cache(config)
-    train.main(config)
+    train.train_students(config)
     report = evaluate(config)
     rows = {row.name: row for row in report.rows}
     assert rows.keys() >= {"student", "direct_clip", "vlm_image"}

@@ -26,9 +26,9 @@ def demo(config: Config = None, overrides: Overrides = None) -> None:
         with _timed("teacher cache"):
             print(build_cache(settings), flush=True)
         with _timed("train"):
-            from hoi.training import train
+            from hoi.training.train import train_students
 
-            print(train.main(settings), flush=True)
+            print(train_students(settings), flush=True)
         with _timed("evaluate"):
             from hoi.evaluation.evaluate import evaluate, short_table
 
@@ -72,11 +72,11 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
 
     Run it again to go on after an interruption.
     """
-    from hoi.training import train as stage
     from hoi.training.distributed import end_with_group, is_first_process, one_voice
+    from hoi.training.train import train_students
 
     with one_voice(), pipeline(config, overrides) as settings:
-        report = stage.main(settings)
+        report = train_students(settings)
         if is_first_process():
             print(report, flush=True)
             say_next("eval")
@@ -103,9 +103,9 @@ def sweep(
 ) -> int:
     """Train a grid or list of students and seeds against one cache, and write one table."""
     from hoi.sweeps.plan import load_sweep
-    from hoi.sweeps.run import main
+    from hoi.sweeps.run import run_sweep
 
-    table = main(load_sweep(pipeline_file(config, "sweep"), list(overrides or ())))
+    table = run_sweep(load_sweep(pipeline_file(config, "sweep"), list(overrides or ())))
     print(table)
     return 1 if table.failed else 0
 
@@ -118,10 +118,10 @@ def bench(
     overrides: Overrides = None,
 ) -> int:
     """Train and evaluate the named rows over worlds and seeds, to outputs/bench."""
-    from hoi.sweeps.bench import main
+    from hoi.sweeps.bench import run_bench
     from hoi.sweeps.plan import load_bench
 
-    report = main(load_bench(pipeline_file(config, "bench"), list(overrides or ())))
+    report = run_bench(load_bench(pipeline_file(config, "bench"), list(overrides or ())))
     print(report)
     return 1 if report.has_failed else 0
 

@@ -78,7 +78,7 @@ def run_published(config: PipelineConfig, *, heeds_gates: bool = True) -> None:
     _heading("sanity gates: is the cache what it should be?")
     fingerprint = _judge(config, progress, heeds_gates)
     _heading("train: students, from the cache alone")
-    print(train.main(config), flush=True)
+    print(train.train_students(config), flush=True)
     _heading("evaluate: the result table")
     _evaluate(config, progress, fingerprint)
     _heading("audit: what touched these results")

@@ -1,6 +1,6 @@
-"""The named rows over worlds and seeds: each world's teacher cache, its students, and what they are worth.
+"""A bench: named rows over several worlds and seeds, each world with its own teacher cache.
 
-Every world is a sweep of its own (stages/sweep.py), so what is finished is kept and a failed run stops no other.
+Every world is a sweep of its own, so what is finished is kept and a failed run stops no other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hoi.cache.build import run as teacher_cache
+from hoi.cache.build.run import build_cache
 from hoi.cache.build.worker import ModelFactory
 from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig
@@ -33,27 +33,22 @@ from hoi.files import read_json, write_atomically, write_json
 from hoi.machine import choose_device
 from hoi.matching import CEILING
 from hoi.provenance import commit, library_versions
-from hoi.sweeps import run as sweep
 from hoi.sweeps.plan import Bench, Sweep
-from hoi.sweeps.run import grading_digest
+from hoi.sweeps.run import grading_digest, run_sweep, sweeps_folder
 from hoi.sweeps.table import SweepTable
 
-DEFAULT = "examples/bench.yaml"
 LIBRARIES = ("torch", "numpy", "open_clip_torch", "h5py", "safetensors")
 
 
 @dataclass(frozen=True)
 class World:
-    """What one world shows.
+    """Results of one world.
 
     Args:
-        seed: Its own.
-        config: Its pipeline.
         num_images, num_pairs: Of the evaluated split.
-        fingerprint: Of its cache.
         rows: Baselines, students, and labels on the detections.
-        comparisons, ways: As the bench file asks, of rows that were graded and means that have truth.
-        failed: Why a row and seed was not.
+        comparisons, ways: Those of the bench file whose rows were evaluated and whose means have annotations.
+        failed: Reasons by row and seed.
     """
 
     seed: int
@@ -68,7 +63,6 @@ class World:
 
     @property
     def title(self) -> str:
-        """What was evaluated."""
         positives = int(self.rows[0].result.num_positives.sum())
         return (
             f"world {self.seed}, split {self.config.evaluation.split}: {self.num_images} images, {self.num_pairs} "
@@ -76,23 +70,22 @@ class World:
         )
 
     def differences(self) -> Iterator[str]:
-        """One line a comparison, then one a way."""
+        """Yield a line for each comparison, then one for each headroom."""
         yield from map(str, self.comparisons)
         yield from map(str, self.ways)
 
     def failures(self) -> Iterator[str]:
-        """One line a run that failed."""
         yield from (f"failed: {name} seed {seed}: {text}" for (name, seed), text in self.failed.items())
 
     def plain_rows(self) -> list[dict[str, Any]]:
-        """Rows as they go into results.json."""
+        """Return the rows as they go into results.json."""
         own = {"world": self.seed}
         return [
             {**row.to_dict(self.num_images), **own, "audit": audit_row(self.config, row.settings)} for row in self.rows
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the rows, as plain data; figures in percent."""
+        """Return everything but the rows as plain data; figures in percent."""
         return {
             "world": self.seed,
             "split": self.config.evaluation.split,
@@ -109,14 +102,14 @@ class World:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What all worlds show, and what was written."""
+    """Results of all worlds, and the files that were written."""
 
     worlds: list[World]
     files: list[Path]
 
     @property
     def has_failed(self) -> bool:
-        """Whether a row is not there."""
+        """Whether some row is missing."""
         return any(world.failed for world in self.worlds)
 
     def __str__(self) -> str:
@@ -129,20 +122,19 @@ class BenchReport:
         return "\n\n".join([*filter(None, parts), "\n".join(f"wrote {file}" for file in self.files)])
 
 
-def main(bench: Bench, factory: ModelFactory | None = None) -> BenchReport:
-    """Every world's cache, students and figures; what is there already is not computed again.
+def run_bench(bench: Bench, factory: ModelFactory | None = None) -> BenchReport:
+    """Build every world's cache, train and evaluate its students, and write the tables; what is there is kept.
 
     Args:
-        bench: The bench file.
-        factory: As in stage one.
+        factory: Of stage one's models; None for those that the pipeline names.
 
     Raises:
         UserError: as stage one and a sweep.
     """
     worlds = []
     for seed, asked in bench.sweeps.items():
-        print(teacher_cache.build_cache(asked.config, factory), flush=True)
-        worlds.append(_world(bench, seed, asked, sweep.main(asked)))
+        print(build_cache(asked.config, factory), flush=True)
+        worlds.append(_world(bench, seed, asked, run_sweep(asked)))
     return _write(bench, worlds)
 
 
@@ -175,8 +167,8 @@ def _world(bench: Bench, seed: int, asked: Sweep, table: SweepTable) -> World:
 
 
 def _ceiling(config: PipelineConfig, fingerprint: str) -> ResultRow:
-    """Labels on the cached pairs, kept like a sweep's grades."""
-    file = sweep.sweeps_folder(config) / CEILING / f"{grading_digest(config, fingerprint)}.json"
+    # Labels on the cached pairs, kept like a sweep's rows.
+    file = sweeps_folder(config) / CEILING / f"{grading_digest(config, fingerprint)}.json"
     kept = read_json(file)
     if kept is None:
         torch.set_num_threads(config.train.threads)
@@ -187,7 +179,6 @@ def _ceiling(config: PipelineConfig, fingerprint: str) -> ResultRow:
 
 
 def _write(bench: Bench, worlds: list[World]) -> BenchReport:
-    """Writes the tables for reading, the summary and, last, results.json."""
     files = [bench.output / name for name in ("table.md", "summary.json", "results.json")]
     table, summary, results = files
     write_atomically(table, _markdown(bench, worlds).encode())
@@ -198,7 +189,6 @@ def _write(bench: Bench, worlds: list[World]) -> BenchReport:
 
 
 def _markdown(bench: Bench, worlds: list[World]) -> str:
-    """Each world's table as it is printed, and its differences as a list."""
     parts = [f"# {bench.name}", "Mean average precision in percent by HICO-DET's official rule, ± sd over seeds."]
     for world in worlds:
         table = "\n".join(f"    {line}".rstrip() for line in format_table(world.rows).splitlines())

@@ -1,4 +1,4 @@
-"""A bench file to one sweep for each of its worlds, and the differences that are to be shown.
+"""Sweep files and bench files, checked. A bench is one sweep for each of its worlds, and differences to be shown:
 
     name: bench
     base: pipeline.yaml            # of data set `world`
@@ -11,7 +11,7 @@
     headroom:
       - {of: best, start: direct_clip_tuned, goal: labels_on_detections}
 
-The other keys are a sweep file's: hoi/sweeps.py.
+The other keys are a sweep file's: `SweepSection`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RowSection(Section):
     start: str | None = Field(None, alias="from")
     """Row above, or student of the pipeline file, whose settings these are put over; null for the defaults."""
     student: dict[str, Any] = Field(default_factory=dict)
-    """What is changed there, by key: nested as in the pipeline file, or dotted (`gate.exponent: 0.5`)."""
+    """What is changed there: nested as in the pipeline file, or by dotted key (`gate.exponent: 0.5`)."""
     train: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -81,10 +81,8 @@ class SweepRow:
     """One student of a sweep, with all its settings.
 
     Args:
-        name: In the table.
         start: The row or student that it starts from.
         changes: What it changes there, by dotted key.
-        student, train: All settings.
     """
 
     name: str
@@ -100,7 +98,6 @@ class Sweep:
 
     Args:
         name: Of its folder.
-        config: The pipeline.
         against: The row or baseline that rows are compared with.
         rows: In the file's order, the grid's last.
     """
@@ -111,15 +108,15 @@ class Sweep:
     rows: tuple[SweepRow, ...]
 
     def config_of(self, row: SweepRow) -> PipelineConfig:
-        """The pipeline with this row for its only student."""
+        """Return the pipeline with this row as its only student."""
         return self.config.model_copy(update={"students": {row.name: row.student}, "train": row.train})
 
 
 def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep:
-    """Sweep file plus `section.key=value` overrides of its pipeline file to a checked sweep.
+    """Read a sweep file, with `section.key=value` overrides of its pipeline file.
 
     Raises:
-        UserError: a file is missing or no YAML, a key is unknown, missing or mistyped, or a name is unknown or there
+        UserError: a file is missing or no YAML, a key is unknown, missing or mistyped, or a name is unknown or used
             twice.
     """
     plain = read_yaml(path)
@@ -129,7 +126,7 @@ def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) ->
 
 
 def resolve_sweep(section: SweepSection, path: str, overrides: list[str] | tuple[str, ...] = ()) -> Sweep:
-    """A sweep file's content to a checked sweep; arguments and errors as in `load_sweep`."""
+    """Return the checked sweep of a sweep file's content; arguments and errors as in `load_sweep`."""
     seeds = [] if section.seeds is None else [f"train.seeds={section.seeds}"]
     config = load_config(section.base, [*section.overrides, *seeds, *overrides])
     known = {name: SweepRow(name, None, {}, student, config.train) for name, student in config.students.items()}
@@ -152,7 +149,7 @@ def resolve_sweep(section: SweepSection, path: str, overrides: list[str] | tuple
 
 
 def untrained_rows(config: PipelineConfig) -> list[str]:
-    """Rows that stand beside those of every sweep of a pipeline, its language models' among them."""
+    """Return the rows that stand beside those of every sweep of a pipeline, its language models' included."""
     return baseline_names(config.vlms)
 
 
@@ -203,7 +200,7 @@ OWN_KEYS = {
     "output": "output",
     "evaluation.intervals": "differences",
 }
-"""Keys of the pipeline file that each world has for itself → where the bench file says them."""
+"""Keys of the pipeline file that differ from world to world → the bench file's key that sets them."""
 
 MeanName = Literal["full", "rare", "non_rare", "without_no_interaction", "one_pair", "several_pairs"]
 
@@ -243,14 +240,7 @@ class BenchSection(SweepSection):
 
 @dataclass(frozen=True)
 class Bench:
-    """A checked bench file.
-
-    Args:
-        name: Of its tables.
-        output: Where they go.
-        sweeps: By world seed.
-        differences, headroom: What is shown of every world.
-    """
+    """A checked bench file; sweeps by the world's seed, `differences` and `headroom` to be shown of every world."""
 
     name: str
     output: Path
@@ -260,7 +250,7 @@ class Bench:
 
 
 def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
-    """Bench file plus `section.key=value` overrides of its pipeline file to a checked bench.
+    """Read a bench file, with `section.key=value` overrides of its pipeline file.
 
     Raises:
         UserError: as `load_sweep`; a world is there twice; a row is named that is not there; or an override is of a key
@@ -300,14 +290,14 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
 
 
 def _own(section: BenchSection, world: WorldSection) -> list[str]:
-    """What a world has for itself, as overrides of the pipeline file."""
+    # What differs from world to world, as overrides of the pipeline file.
     output = f"{section.output}/world-{world.seed}"
-    further = sorted({mean for shown in section.differences for mean in shown.means} - {"full"})
+    intervals = sorted({mean for shown in section.differences for mean in shown.means} - {"full"})
     return [
         f"dataset.seed={world.seed}",
         f"output={output}",
         f"cache.folder={world.cache or f'{output}/cache'}",
-        f"evaluation.intervals=[{', '.join(further)}]",
+        f"evaluation.intervals=[{', '.join(intervals)}]",
     ]
 
 

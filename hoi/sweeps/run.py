@@ -1,8 +1,8 @@
-"""A sweep: many students against one cache, trained and graded in parallel, gathered in one table.
+"""A sweep: many students trained from one cache and evaluated in parallel, gathered in one table.
 
-A run is its settings: rows that differ only in how they are scored share one, whatever they are called, and what is
-finished is never done again. A run that fails is listed with its reason and stops nothing; the exit code is then 1.
-Runs go where `cache.scheduler` says, as shards do; workers of a cluster must see cache and output under the same paths.
+A run is identified by its settings: rows that differ only in how they are scored share one, whatever they are called,
+and what is finished is never done again. A run that fails is listed with its reason and stops no other. Runs go where
+`cache.scheduler` says, as shards do; workers of a cluster must see cache and output under the same paths.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hoi.cache.build.pool import Pool, Task, open_pool
 from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
+from hoi.errors import UserError, command
 from hoi.evaluation.evaluate import Run, RunEvaluator, annotation_hashes, zero_shot_splits
 from hoi.evaluation.rows import ResultRow, from_plain, to_plain
 from hoi.files import json_sha256, read_json, write_json
@@ -34,16 +34,13 @@ from hoi.training.train import check_annotations, open_source, open_training_spl
 
 
 def train_task(config_json: str, seed: int, folder: str, fingerprint: str) -> dict[str, Any]:
-    """Trains the only student of a config, unless that is done, and says how long it took or why it failed.
+    """Train the only student of a config, unless that is done.
 
     Args:
-        config_json: The pipeline, with one student.
-        seed: Of the training.
-        folder: Of the run.
         fingerprint: What the cache must have been made with.
 
     Returns:
-        `seconds`, None where it was finished before; or `error`. A failure is a result here, so that it is neither
+        `seconds`, None if it was finished before; or `error`. A failure is a result here, so that it is neither
         tried again nor ends the sweep.
     """
     try:
@@ -62,26 +59,25 @@ def train_task(config_json: str, seed: int, folder: str, fingerprint: str) -> di
 
 
 def run_of(config: PipelineConfig, seed: int, folder: Path, fingerprint: str) -> RunFolder:
-    """The run of a config's only student in a folder of the sweep's choice."""
+    """Return the run of a config's only student, in a folder of the sweep's choice."""
     name = only_student(config)
     return RunFolder(folder, config.students[name], run_settings(config, name, seed, fingerprint))
 
 
 def only_student(config: PipelineConfig) -> str:
-    """The name of a config's only student."""
     (name,) = config.students
     return name
 
 
 def reason(error: Exception) -> str:
-    """An exception to one line."""
+    """Return an exception as one line."""
     text = " ".join(str(error).split())
-    return text if type(error).__name__ == "UserError" else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 @lru_cache(maxsize=1)
 def _open(folder: str, split: str, fingerprint: str) -> CacheSplit:
-    """Kept from run to run, so that a worker loads the tables once."""
+    # Kept from run to run, so that a worker loads the tables once.
     return CacheSplit.open(folder, split, fingerprint)
 
 
@@ -92,15 +88,15 @@ GRADES_VERSION = 3
 def grade_task(
     rows: tuple[tuple[str, str], ...], seed: int, folder: str, fingerprint: str, digest: str
 ) -> dict[str, Any]:
-    """Grades every way in which one run is scored.
+    """Evaluate one run in every way in which it is scored.
 
     Args:
         rows: Config with one student, as JSON, and the file that its row goes to.
-        seed, folder, fingerprint: As in `hoi.sweeps.run.train_task`.
-        digest: Of the grading, so that a worker that lives long reads changed labels anew.
+        seed, folder, fingerprint: As in `train_task`.
+        digest: Of the evaluation, so that a long-lived worker reads changed labels again.
 
     Returns:
-        `errors`: file to reason, where there is any.
+        `errors`: file → reason, where there is any.
     """
     errors = {}
     for config_json, file in rows:
@@ -117,7 +113,7 @@ def grade_task(
 
 
 def baselines_task(config_json: str, file: str, digest: str) -> dict[str, Any]:
-    """Grades what needs no training, as `grade_task` grades a run."""
+    """Evaluate the rows that need no training, as `grade_task` evaluates a run."""
     try:
         evaluator = _evaluator(_shared(PipelineConfig.model_validate_json(config_json)), digest)
         write_json(Path(file), [to_plain(row) for row in evaluator.baselines()])
@@ -127,28 +123,26 @@ def baselines_task(config_json: str, file: str, digest: str) -> dict[str, Any]:
 
 
 def grading_digest(config: PipelineConfig, fingerprint: str) -> str:
-    """Hash over all that decides the figures of a sweep besides its students: cache, annotations and settings.
+    """Return a hash of all that decides a sweep's figures besides its students: cache, annotations and settings.
 
     Raises:
         UserError: a pass of `vlms` is not there or not complete.
     """
     passes = pass_fingerprints(Path(config.cache.folder) / config.evaluation.split, config.vlms)
-    decides = [GRADES_VERSION, fingerprint, annotation_hashes(config), _graded_by(config)]
+    plain = config.model_dump(mode="json")
+    settings = {name: plain[name] for name in ("dataset", "evaluation", "teacher")}
+    settings["train_split"] = config.train.split
+    decides = [GRADES_VERSION, fingerprint, annotation_hashes(config), settings]
     return short_digest([*decides, passes] if passes else decides)
 
 
 def short_digest(plain: Any) -> str:
-    """Plain data to a name for files that is the same for equal data."""
+    """Return a name for files that is the same for equal data."""
     return json_sha256(plain)[:12]
 
 
-def _graded_by(config: PipelineConfig) -> dict[str, Any]:
-    plain = config.model_dump(mode="json")
-    return {**{name: plain[name] for name in ("dataset", "evaluation", "teacher")}, "train_split": config.train.split}
-
-
 def _shared(config: PipelineConfig) -> str:
-    """What all rows of a sweep have in common, as a key."""
+    # What all rows of a sweep have in common.
     plain = config.model_dump(mode="json", exclude={"students"})
     plain["train"] = {key: plain["train"][key] for key in ("split", "device", "threads")}
     return json.dumps({**plain, "students": {"student": {}}})
@@ -162,7 +156,6 @@ def _evaluator(shared: str, digest: str) -> RunEvaluator:
 
 
 BASELINES = "baselines"
-DEFAULT = "examples/ablation.yaml"
 
 
 @dataclass(frozen=True)
@@ -170,9 +163,7 @@ class Job:
     """One row and seed.
 
     Args:
-        row: Of the sweep.
-        config: With the row for its only student.
-        seed: Of the training.
+        config: With the row as its only student.
         folder: Of its run, which other rows may share.
         grade: File of its result row.
     """
@@ -190,14 +181,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """All jobs of a sweep.
-
-    Args:
-        sweep: The sweep file.
-        fingerprint: Of the cache.
-        digest: Of the grading.
-        jobs: Row by row, seed by seed.
-    """
+    """All jobs of a sweep, row by row and seed by seed; `fingerprint` is the cache's, `digest` the evaluation's."""
 
     sweep: Sweep
     fingerprint: str
@@ -206,7 +190,7 @@ class Plan:
 
     @property
     def runs(self) -> dict[Path, list[Job]]:
-        """Jobs by the run that they share."""
+        """Jobs by the folder of the run that they share."""
         runs: dict[Path, list[Job]] = {}
         for job in self.jobs:
             runs.setdefault(job.folder, []).append(job)
@@ -218,20 +202,24 @@ class Plan:
         return sweeps_folder(self.sweep.config) / BASELINES / f"{self.digest}.json"
 
 
-def main(sweep: Sweep) -> SweepTable:
-    """Trains and grades what is missing and writes the tables.
+def run_sweep(sweep: Sweep) -> SweepTable:
+    """Train and evaluate what is missing, and write the tables.
 
     Raises:
         UserError: no cache, a cache of other settings, no annotations, a damaged run.
     """
     plan = make_plan(sweep)
     errors: dict[Path, str] = {}
-    to_train = [jobs[0] for folder, jobs in plan.runs.items() if not _is_finished(plan, jobs[0])]
+    to_train = [
+        jobs[0]
+        for folder, jobs in plan.runs.items()
+        if run_of(jobs[0].config, jobs[0].seed, folder, plan.fingerprint).status() != "finished"
+    ]
     if any(job.row.student.supervision == "labels" for job in to_train):
         check_annotations(sweep.config)
     if to_train or _grade_tasks(plan, errors):
         with open_pool(sweep.config.cache) as pool:
-            _run(pool, [_train_task(plan, job) for job in to_train], errors)
+            _run(pool, [_train_task(job, plan.fingerprint) for job in to_train], errors)
             _run(pool, _grade_tasks(plan, errors), errors)
     table = _gather(plan, errors, num_trained=sum(job.folder not in errors for job in to_train))
     table.write()
@@ -239,7 +227,6 @@ def main(sweep: Sweep) -> SweepTable:
 
 
 def _run(pool: Pool, tasks: list[Task], errors: dict[Path, str]) -> None:
-    """Runs tasks of one group, and notes what failed."""
     if not tasks:
         return
     with tqdm(total=len(tasks), desc=tasks[0].group, unit="run", disable=None) as bar:
@@ -253,13 +240,13 @@ def _run(pool: Pool, tasks: list[Task], errors: dict[Path, str]) -> None:
 
 
 def make_plan(sweep: Sweep) -> Plan:
-    """Rows and seeds to the runs that they need, with everything checked that can be before the first starts."""
+    """Return the runs that a sweep needs, with everything checked that can be before the first starts."""
     config = sweep.config
     if not has_labels(config.dataset):
         raise UserError(
             "a sweep compares students by average precision, and this data set has no annotations",
             where="dataset",
-            fix="set dataset.annotations, or compare by hand what make eval says",
+            fix=f"set dataset.annotations, or compare what {command('eval')} prints",
         )
     split = open_training_split(config)
     open_split(config, config.evaluation.split)
@@ -277,7 +264,7 @@ def _jobs(sweep: Sweep, fingerprint: str, digest: str) -> Iterator[Job]:
             settings = run_settings(config, row.name, seed, fingerprint)
             key = short_digest({name: value for name, value in settings.items() if name != "seed"})
             if key not in names:
-                # The name is for people: a run is found by its settings, under whatever name it was trained.
+                # The name is for readers: a run is found by its settings, whatever name it was trained under.
                 names[key] = next(iter(sorted(runs.glob(f"*-{key}"))), runs / f"{row.name}-{key}")
             grade = short_digest([digest, row.student.model_dump(mode="json")])
             folder = names[key] / f"seed-{seed}"
@@ -285,21 +272,20 @@ def _jobs(sweep: Sweep, fingerprint: str, digest: str) -> Iterator[Job]:
 
 
 def sweeps_folder(config: PipelineConfig) -> Path:
-    """Where all sweeps of a pipeline keep their runs and tables."""
+    """Return the folder in which all sweeps of a pipeline keep their runs and tables."""
     return Path(config.output) / "sweeps"
 
 
-def _is_finished(plan: Plan, job: Job) -> bool:
-    return run_of(job.config, job.seed, job.folder, plan.fingerprint).status() == "finished"
+def _train_task(job: Job, fingerprint: str) -> Task:
+    return Task("training", str(job.folder), train_task, (job.config_json, job.seed, str(job.folder), fingerprint))
 
 
-def _train_task(plan: Plan, job: Job) -> Task:
-    arguments = (job.config_json, job.seed, str(job.folder), plan.fingerprint)
-    return Task("training", str(job.folder), train_task, arguments)
+def _train_task(job: Job, fingerprint: str) -> Task:
+    return Task("training", str(job.folder), train_task, (job.config_json, job.seed, str(job.folder), fingerprint))
 
 
 def _grade_tasks(plan: Plan, errors: dict[Path, str]) -> list[Task]:
-    """One task a run that has something ungraded, and, first since it takes longest, one for the baselines."""
+    # The baselines come first, since they take longest.
     tasks: list[Task] = []
     if not plan.baselines.exists():
         whole = (plan.sweep.config.model_dump_json(), str(plan.baselines), plan.digest)
@@ -314,7 +300,7 @@ def _grade_tasks(plan: Plan, errors: dict[Path, str]) -> list[Task]:
 
 
 def _failures(task: Task, result: dict[str, Any]) -> dict[Path, str]:
-    """What went wrong by run, or by file of a grade."""
+    # What went wrong, by run or by file of a grade.
     if "error" in result:
         return {Path(task.name): result["error"]}
     return {Path(file): text for file, text in result.get("errors", {}).items()}
@@ -331,7 +317,7 @@ def _gather(plan: Plan, errors: dict[Path, str], num_trained: int) -> SweepTable
         if plain is None:
             failed[job.row.name, job.seed] = errors.get(job.grade) or errors.get(job.folder) or "not graded"
         else:
-            # A grade may have been made under another row's name.
+            # It may have been evaluated under another row's name.
             graded[job.row.name, job.seed] = from_plain({**plain, "name": job.row.name})
     return SweepTable(
         plan.sweep,
@@ -342,9 +328,7 @@ def _gather(plan: Plan, errors: dict[Path, str], num_trained: int) -> SweepTable
         failed,
         {(job.row.name, job.seed): job.folder for job in plan.jobs},
         num_trained,
-        zero_shot_splits(_with_all_rows(plan.sweep)),
+        zero_shot_splits(
+            plan.sweep.config.model_copy(update={"students": {row.name: row.student for row in plan.sweep.rows}})
+        ),
     )
-
-
-def _with_all_rows(sweep: Sweep) -> PipelineConfig:
-    return sweep.config.model_copy(update={"students": {row.name: row.student for row in sweep.rows}})

@@ -1,4 +1,4 @@
-"""Graded rows of a sweep to one table: as text, Markdown, CSV and JSON."""
+"""The table of a sweep: as text, Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -32,16 +32,14 @@ RowSeed = tuple[str, int]
 
 @dataclass(frozen=True)
 class SweepTable:
-    """What a sweep found.
+    """Results of a sweep.
 
     Args:
-        sweep: What was asked.
         folder: Where the tables go.
         fingerprint: Of the cache.
         baselines: Rows that need no training.
-        graded: Rows by name and seed.
-        failed: Why there is none, by name and seed.
-        runs: Folders of the training runs by name and seed; rows that are only scored differently share one.
+        failed: Reasons by name and seed.
+        runs: Folders of the training runs; rows that are only scored differently share one.
         num_trained: Runs that were not finished before.
         zero_shot: Splits whose unseen and seen means are shown, with the ids that each hides.
     """
@@ -63,19 +61,19 @@ class SweepTable:
 
     @cached_property
     def comparisons(self) -> dict[str, Comparison]:
-        """Of every other row with the one that the sweep names, where that one was graded."""
+        """Every other row compared with the one that the sweep names, if that one was evaluated."""
         names = dict.fromkeys(row.name for row in self.rows)
         against = self.sweep.against
         return {name: compare(self.rows, name, against) for name in names if name != against and against in names}
 
     def write(self) -> None:
-        """Writes table.csv, table.md and, last, table.json."""
+        """Write table.csv, table.md and, last, table.json."""
         write_atomically(self.folder / "table.csv", self.to_csv().encode())
         write_atomically(self.folder / "table.md", self.to_markdown().encode())
         write_json(self.folder / "table.json", self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain data; figures in percent."""
+        """Return everything as plain data; figures in percent."""
         means = {record["name"]: record for record in means_over_seeds(self.rows)}
         students = []
         for row in self.sweep.rows:
@@ -112,7 +110,7 @@ class SweepTable:
         }
 
     def to_csv(self) -> str:
-        """One line a row: mean and standard deviation over its seeds, and its difference to the named row."""
+        """Return one line per row: mean and standard deviation over its seeds, and its difference to the named row."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         of_means = [f"{name}_{part}" for name in MEANS for part in ("mean", "sd")]
@@ -128,7 +126,7 @@ class SweepTable:
         return text.getvalue()
 
     def to_markdown(self) -> str:
-        """The printed columns as a Markdown table under one line that says what it is."""
+        """Return the printed columns as a Markdown table below a title."""
         head = ["", "seeds", *COLUMNS.values(), f"− {self.sweep.against}, 95 % interval"]
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *self._cells()]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -160,7 +158,7 @@ class SweepTable:
         )
 
     def _lines(self) -> Iterator[tuple[str, dict[str, Any], Comparison | None]]:
-        """Every row's name, its means and its comparison; rows without any figure among them."""
+        """Yield every row's name, means and comparison, rows without figures included."""
         means = {record["name"]: record for record in means_over_seeds(self.rows)}
         for name in [*dict.fromkeys(row.name for row in self.baselines), *(row.name for row in self.sweep.rows)]:
             yield name, means.get(name, {}), self.comparisons.get(name)

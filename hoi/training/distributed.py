@@ -1,9 +1,9 @@
-"""Processes that train one student together: what they add up, and how they end together.
+"""Processes that train one student together: what they sum up, and how they end together.
 
-    torchrun --nproc_per_node=2 -m hoi.training.train --config pipeline.yaml
+    torchrun --nproc_per_node=2 -m hoi train --config pipeline.yaml
 
 Each process computes on its share of every batch. Gradients are summed over all of them, so that each takes the step
-that one process would take on the whole batch; only the first writes anything.
+that one process would take on the whole batch; only the first process writes.
 """
 
 from __future__ import annotations
@@ -29,38 +29,33 @@ PATIENCE = timedelta(hours=2)
 ENDED_WITH_ANOTHER = 1
 """Exit code of a process that ends because another one failed, which is the one that says why."""
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process among those that train together.
-
-    Args:
-        rank: Its number, from 0.
-        size: How many there are.
-    """
+    """The processes that train together, as this one (`rank`, from 0) sees them."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that writes."""
+        """Whether this process is the one that writes."""
         return self.rank == 0
 
     def own(self, rows: np.ndarray) -> np.ndarray:
-        """A batch's images to this process's share: one of `size` near equal parts, empty where there are too few."""
+        """Return this process's share of a batch's images: one of `size` near equal parts, which may be empty."""
         return rows[len(rows) * self.rank // self.size : len(rows) * (self.rank + 1) // self.size]
 
     def add(self, values: Tensor) -> Tensor:
-        """Values to their sum over all processes, in place."""
+        """All-reduce (sum) in place."""
         if self.size > 1:
             self._together(lambda: dist.all_reduce(values))
         return values
 
     def add_gradients(self, parameters: list[nn.Parameter], figures: Tensor) -> Tensor:
-        """Every parameter's gradient to its sum over all processes, and figures [F] along with them.
+        """All-reduce (sum) the gradients in place, and return the sums of the figures [F].
 
         Which parameters have a gradient depends on the student's settings alone, so it is the same everywhere.
         """
@@ -71,16 +66,16 @@ class Group:
             gradient.copy_(total.view_as(gradient))
         return figures
 
-    def ask_first(self, ask: Callable[[], Found]) -> Found:
-        """What the first process finds, on all of them; the others do not look."""
+    def ask_first(self, ask: Callable[[], T]) -> T:
+        """Call `ask` on the first process and return its result on all of them."""
         if self.size == 1:
             return ask()
-        found = [ask() if self.is_first else None]
-        self._together(lambda: dist.broadcast_object_list(found, src=0))
-        return found[0]  # type: ignore[return-value]
+        results = [ask() if self.is_first else None]
+        self._together(lambda: dist.broadcast_object_list(results, src=0))
+        return results[0]  # type: ignore[return-value]
 
     def copy_first(self, student: nn.Module) -> None:
-        """Gives every process the first one's weights."""
+        """Give every process the first one's weights."""
         if self.size > 1:
             for tensor in student.state_dict().values():
                 self._together(lambda tensor=tensor: dist.broadcast(tensor, src=0))  # type: ignore[misc]
@@ -90,7 +85,7 @@ class Group:
             call()
         except RuntimeError as error:
             raise UserError(
-                "another process of this training ended without a word",
+                "another process of this training ended without an error message",
                 where=f"process {self.rank} of {self.size}",
                 got=(str(error).splitlines() or [type(error).__name__])[0],
                 fix="look for the reason (killed, out of memory), then run the same command again to go on",
@@ -102,10 +97,9 @@ ALONE = Group()
 
 @contextmanager
 def join(device: torch.device) -> Iterator[Group]:
-    """This process to its group, as torchrun's environment says; without one, it is alone.
+    """Join the group that torchrun's environment describes; without one, the process is alone.
 
-    Args:
-        device: What it computes on; GPUs talk by NCCL, CPUs by gloo.
+    GPUs communicate by NCCL, CPUs by gloo.
     """
     if not _has_others():
         yield ALONE
@@ -120,7 +114,7 @@ def join(device: torch.device) -> Iterator[Group]:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Of processes that fail, as all do when one of them is gone, the first says why and the others end in silence."""
+    """Let only the first process that fails raise; the others, which fail because it is gone, exit silently."""
     if not _has_others():
         yield
         return
@@ -138,7 +132,7 @@ def _has_others() -> bool:
 
 
 def end_with_group() -> None:
-    """Ends a process of a group that has done its work, at once: gloo's threads may still run, and would abort it."""
+    """End a process of a group that has done its work, at once: gloo's threads may still run, and would abort it."""
     if _has_others():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -146,7 +140,7 @@ def end_with_group() -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that reports, as torchrun says; alone, it is."""
+    """Return whether this process is the one that reports, as torchrun says; alone, it is."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -154,5 +148,5 @@ def _is_first_to_fail(store: Any) -> bool:
     try:
         return store.add("failed", 1) == 1
     except RuntimeError:
-        # The store ended with the process that kept it, which may have had no time to speak.
+        # The store ended with the process that kept it, which may not have reported its error.
         return True

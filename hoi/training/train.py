@@ -1,7 +1,6 @@
-"""Stage two: every student and seed of the pipeline file to trained weights, from the cache alone.
+"""Stage two: train every student and seed of the pipeline file, from the cache alone.
 
-No image, detector or teacher is opened. Labels are read for `supervision: labels` only, whose code alone imports them.
-Under `torchrun --nproc_per_node=N -m hoi train` each of N processes takes its share of every batch.
+No image, detector or teacher is opened. Labels are read for `supervision: labels` only; that code alone imports them.
 """
 
 from __future__ import annotations
@@ -20,15 +19,12 @@ from hoi.cache.read.split import CacheSplit, FirstImages, open_split, training_s
 from hoi.config import PipelineConfig, StudentSettings, TrainConfig
 from hoi.errors import UserError
 from hoi.machine import choose_device, choose_precision
-from hoi.matching import LabelTargets
+from hoi.matching import LabelTargets, label_targets
 from hoi.provenance import commit, library_versions
 from hoi.records import HoiLabels
+from hoi.scoring import score_split
 from hoi.students.base import Student, build_student
-from hoi.training.distributed import (
-    ALONE,
-    Group,
-    join,
-)
+from hoi.training.distributed import ALONE, Group, join
 from hoi.training.loop import BatchSource, fit
 from hoi.training.runs import RunFolder, check_tensorboard
 
@@ -39,14 +35,7 @@ BATCH_IMAGES = 64
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """One student and seed.
-
-    Args:
-        name: In the pipeline file.
-        seed: Of weights, order and dropout.
-        folder: Where its weights lie.
-        seconds: What training took, or None where it was finished before.
-    """
+    """One student and seed; `seconds` is None if it was finished before."""
 
     name: str
     seed: int
@@ -67,11 +56,11 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class Supervision:
-    """What labels give to a student that is trained with them, and nothing to the others.
+    """What a student with `supervision: labels` is trained with; empty for all others.
 
     Args:
         labels: Of the training split.
-        quality: Student to its mean average precision on the tuning split.
+        quality: Returns a student's mean average precision on the tuning split.
         hidden: What a zero-shot split hid from both, for the run's record.
     """
 
@@ -80,8 +69,8 @@ class Supervision:
     hidden: dict[str, Any] | None = None
 
 
-def main(config: PipelineConfig) -> TrainReport:
-    """Trains what is not trained yet; a run of other settings in the way is refused before anything starts.
+def train_students(config: PipelineConfig) -> TrainReport:
+    """Train what is not trained yet; a run of other settings in the way is refused before anything starts.
 
     Raises:
         UserError: no cache, a cache or a run of other settings, a split without pairs, wrong annotations.
@@ -92,33 +81,29 @@ def main(config: PipelineConfig) -> TrainReport:
     device = choose_device(config.train.device)
     choose_precision(config.train.precision, device)
     with join(device) as group:
-        return _train_all(config, device, group)
-
-
-def _train_all(config: PipelineConfig, device: torch.device, group: Group) -> TrainReport:
-    split = open_training_split(config)
-    jobs = [
-        (name, seed, run_folder(config, name, seed, split.fingerprint))
-        for name in config.students
-        for seed in config.train.seeds
-    ]
-    status = group.ask_first(lambda: {folder.path: folder.status() for _, _, folder in jobs})
-    if any(config.students[name].supervision == "labels" for name, _, _ in jobs):
-        check_annotations(config)
-    source = open_source(config, split, device, group)
-    runs = []
-    for name, seed, folder in jobs:
-        is_finished = status[folder.path] == "finished"
-        seconds = None if is_finished else train_run(config, name, seed, split, source, folder, device, group=group)
-        runs.append(TrainedRun(name, seed, folder.path, seconds))
-        if group.is_first:
-            done = "finished before" if seconds is None else f"trained in {seconds:.1f} s"
-            print(f"{name} seed {seed}: {done} · {folder.path}", flush=True)
-    return TrainReport(runs)
+        split = open_training_split(config)
+        jobs = [
+            (name, seed, run_folder(config, name, seed, split.fingerprint))
+            for name in config.students
+            for seed in config.train.seeds
+        ]
+        status = group.ask_first(lambda: {folder.path: folder.status() for _, _, folder in jobs})
+        if any(config.students[name].supervision == "labels" for name, _, _ in jobs):
+            check_annotations(config)
+        source = open_source(config, split, device, group)
+        runs = []
+        for name, seed, folder in jobs:
+            is_finished = status[folder.path] == "finished"
+            seconds = None if is_finished else train_run(config, name, seed, split, source, folder, device, group=group)
+            runs.append(TrainedRun(name, seed, folder.path, seconds))
+            if group.is_first:
+                done = "finished before" if seconds is None else f"trained in {seconds:.1f} s"
+                print(f"{name} seed {seed}: {done} · {folder.path}", flush=True)
+        return TrainReport(runs)
 
 
 def open_training_split(config: PipelineConfig) -> CacheSplit:
-    """The cache of the split that students are trained on.
+    """Open the cache of the split that students are trained on.
 
     Raises:
         UserError: no cache, a cache of other settings, or a split without pairs.
@@ -135,45 +120,38 @@ def open_training_split(config: PipelineConfig) -> CacheSplit:
 
 
 def open_source(config: PipelineConfig, split: CacheSplit, device: torch.device, group: Group = ALONE) -> BatchSource:
-    """What training draws its batches from: the split or the first of its images, here or resident on the device.
+    """Return what training draws its batches from: the split or its first images, in memory or on the device.
 
     Args:
         config: `train.resident` and `train.max_images` are read.
-        split: The cache.
-        device: Where to compute.
-        group: Whose batches these are; each of its processes gets a share of them.
+        group: Each of its processes gets a share of each batch.
     """
     source = training_source(split, device, config.train.resident)
     is_whole = config.train.max_images is None and group.size == 1
     return source if is_whole else FirstImages(source, config.train.max_images, group.own)
 
 
-def own_training(config: PipelineConfig, settings: StudentSettings, split: CacheSplit) -> TrainConfig:
-    """The training section as one student takes it: with its own learning rate, epochs and share of the images."""
+def training_of(config: PipelineConfig, settings: StudentSettings, split: CacheSplit) -> TrainConfig:
+    """Return the training section with the student's own learning rate, epochs and share of the images."""
     train = config.train
-    own: dict[str, Any] = {key: getattr(settings, key) for key in ("learning_rate", "epochs")}
+    changes: dict[str, Any] = {key: getattr(settings, key) for key in ("learning_rate", "epochs")}
     if settings.label_fraction is not None:
         num_images = min(train.max_images or split.num_images, int(split.is_readable.sum()))
-        own["max_images"] = max(1, round(settings.label_fraction * num_images))
-    return train.model_copy(update={key: value for key, value in own.items() if value is not None})
+        changes["max_images"] = max(1, round(settings.label_fraction * num_images))
+    return train.model_copy(update={key: value for key, value in changes.items() if value is not None})
 
 
 def run_folder(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> RunFolder:
-    """Where a student of the pipeline file is trained, and all that decides its weights.
-
-    Args: as `run_settings`.
-    """
+    """Return the folder in which a student of the pipeline file is trained; arguments as in `run_settings`."""
     settings = run_settings(config, name, seed, fingerprint)
     return RunFolder(Path(config.output) / "runs" / name / f"seed-{seed}", config.students[name], settings)
 
 
 def run_settings(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> dict[str, Any]:
-    """All that decides the weights of a student and seed, as plain data; runs of equal settings are the same run.
+    """Return all that decides the weights of a student and seed, as plain data; equal settings are the same run.
 
     Args:
-        config: The pipeline.
-        name: Of the student in it.
-        seed: One of `train.seeds`.
+        name: Of the student in the pipeline file.
         fingerprint: Of the training split's cache.
     """
     student = config.students[name]
@@ -181,7 +159,7 @@ def run_settings(config: PipelineConfig, name: str, seed: int, fingerprint: str)
     # Labels choose among checkpoints by the final score, so there scoring and checkpoints decide the weights as well.
     elsewhere = {"seeds", "device", "resident", "tensorboard"} | (set() if by_labels else {"checkpoint_every"})
     if config.train.precision == "auto":
-        # What it comes to depends on the device, which is no part of a run either.
+        # The precision then depends on the device, which is not part of a run either.
         elsewhere |= {"precision"}
     passes = pass_fingerprints(Path(config.cache.folder) / config.train.split, student.vlm_names)
     return {
@@ -206,19 +184,11 @@ def train_run(
     with_bar: bool = True,
     group: Group = ALONE,
 ) -> float:
-    """Trains one student and seed into its folder, going on from its last checkpoint.
+    """Train one student and seed into its folder, going on from its last checkpoint, and return the seconds it took.
 
     Args:
         config, name, seed: As in `run_settings`.
-        split: The cache.
-        source: What batches are drawn from: `open_source`.
-        folder: Of the run.
-        device: Where to compute.
-        with_bar: Whether a progress bar is shown.
-        group: Who trains together; the first process alone writes.
-
-    Returns:
-        Seconds that it took.
+        source: From `open_source`.
 
     Raises:
         UserError: the loss is no longer finite, or a file cannot be written.
@@ -226,12 +196,12 @@ def train_run(
     start = time.monotonic()
     settings = config.students[name]
     supervision = _supervision(config, settings, split, device) if settings.supervision == "labels" else Supervision()
-    train = own_training(config, settings, split)
+    train = training_of(config, settings, split)
     if train.max_images != config.train.max_images:
         source = open_source(config.model_copy(update={"train": train}), split, device, group)
     student = build_student(settings, split.text_bank, split.vocabulary, split.axes, seed)
     if group.ask_first(folder.status) == "new":
-        # All of them on every process, whose share of the batches `source` may be.
+        # Every process looks at all images; `source` may be its share of the batches only.
         everything = FirstImages(split, train.max_images).batches(BATCH_IMAGES, extra=student.extra_fields)
         student.prepare(everything, supervision.labels)
     student, progress = fit(
@@ -271,11 +241,9 @@ def train_run(
 def _supervision(
     config: PipelineConfig, settings: StudentSettings, split: CacheSplit, device: torch.device
 ) -> Supervision:
-    """Annotations of the training split as targets, and those of the tuning split as judge of the checkpoints."""
+    """Load the training split's labels as targets, and the tuning split's to choose among checkpoints."""
     from hoi.evaluation.hico import evaluate
     from hoi.labels.zero_shot import hide
-    from hoi.matching import label_targets
-    from hoi.scoring import score_split
 
     vocabulary = split.vocabulary
     # Labels join images by row, so these splits must hold the data set's own images in its own order.
@@ -299,7 +267,7 @@ def _supervision(
 
 
 def zero_shot_unseen(config: PipelineConfig, name: str) -> np.ndarray:
-    """A zero-shot split to the ids of what it hides, int64; splits that count read the training labels."""
+    """Return the ids that a zero-shot split hides, int64; splits by rarity read the training labels."""
     from hoi.datasets import load_vocabulary
     from hoi.labels import load_labels
     from hoi.labels.zero_shot import unseen_ids
@@ -311,7 +279,11 @@ def zero_shot_unseen(config: PipelineConfig, name: str) -> np.ndarray:
 
 
 def check_annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
-    """The labels of the training split and of the tuning split, or what is wrong with them."""
+    """Return the labels of the training split and of the tuning split.
+
+    Raises:
+        UserError: a split has none, or the tuning split trains or evaluates.
+    """
     from hoi.labels import load_labels
     from hoi.labels.zero_shot import check_zero_shot
 

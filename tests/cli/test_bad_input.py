@@ -143,7 +143,7 @@ def test_images_without_a_person_cannot_be_learned_from(tmp_path: Path) -> None:
     assert teacher_cache.build_cache(config, RandomSignals).splits[0].num_pairs == 0
     assert CacheSplit.open(config.cache.folder, "test").is_readable.all()
     with pytest.raises(UserError, match=r"no image of the training split has a pair.* next: lower pairs\.min_score"):
-        train.main(config)
+        train.train_students(config)
     assert not Path(config.output).exists()
 
 
@@ -187,9 +187,9 @@ def test_absent_labels_stop_all_before_anything_is_trained(tmp_path: Path, cache
     )
     teacher_cache.build_cache(photos, RandomSignals)
     with pytest.raises(UserError, match=r"the data set has no annotations .* next: set dataset\.annotations"):
-        train.main(photos)
+        train.train_students(photos)
     with pytest.raises(UserError, match=r"no split 'val' .* expected: train or validation or test"):
-        train.main(small_pipeline(tmp_path, cache=cache, evaluation={"tune_split": "val"}))
+        train.train_students(small_pipeline(tmp_path, cache=cache, evaluation={"tune_split": "val"}))
     assert not (tmp_path / "outputs").exists()
 
 
@@ -197,13 +197,13 @@ def test_a_full_disk_in_stage_two_keeps_finished_students(tmp_path: Path, cache:
     students = {"small": {"width": 2}, "large": {"width": 256}}
     config = small_pipeline(tmp_path, cache=cache, students=students, train=ONE_SEED)
     with disk_of(100_000), pytest.raises(UserError) as caught:
-        train.main(config)
+        train.train_students(config)
     assert re.search(r"cannot be written · where: .*large/seed-0/state\.safetensors .* free space", str(caught.value))
     assert "cache" not in str(caught.value)
     finished = ["model.safetensors", "run.json"]
     kept = [f"small/seed-0/{name}" for name in ["metrics.jsonl", *finished]]
     assert files(tmp_path / "outputs" / "runs") == ["large/seed-0/metrics.jsonl", *kept]
-    assert [run.seconds is None for run in train.main(config).runs] == [True, False]
+    assert [run.seconds is None for run in train.train_students(config).runs] == [True, False]
     assert len((tmp_path / "outputs/runs/large/seed-0/metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -211,7 +211,7 @@ def test_a_full_disk_in_stage_three_leaves_old_results_whole(tmp_path: Path, cac
     config = small_pipeline(
         tmp_path, cache=cache, students=STUDENT, train=ONE_SEED, evaluation={"bootstrap": 10, "split": "test"}
     )
-    train.main(config)
+    train.train_students(config)
     evaluate(config)
     outputs = tmp_path / "outputs"
     before = {name: (outputs / name).read_bytes() for name in files(outputs)}
@@ -228,7 +228,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, cache: dict[st
         "teacher_cache": lambda: teacher_cache.build_cache(
             photo_pipeline(tmp_path, cache={"folder": str(tmp_path / "taken")}), RandomSignals
         ),
-        "train": lambda: train.main(
+        "train": lambda: train.train_students(
             small_pipeline(tmp_path, cache=cache, students=STUDENT, train=ONE_SEED, output=str(tmp_path / "taken"))
         ),
         "evaluate": lambda: evaluate(

@@ -87,7 +87,7 @@ def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: 
         for features in (batch.union_feature, batch.human_feature, batch.object_feature, batch.image_embedding):
             assert features.shape[-1] == 256
             assert abs(features.norm(dim=-1) - 1).max() < 2e-3
-    train.main(config)
+    train.train_students(config)
     evaluate(config)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     names = {row["name"]: row for row in rows}
@@ -169,7 +169,7 @@ def test_hoiclip_learns_from_a_full_size_vits_maps(tmp_path: Path, monkeypatch: 
     assert {letter: split.axes[letter] for letter in "DCHW"} == {"D": 512, "C": 768, "H": 7, "W": 7}
     head = split.text_bank.visual
     assert (head.projection.shape, head.norm.shape, head.value) == ((769, 512), (2, 768), None)
-    train.main(config)
+    train.train_students(config)
     evaluate(config)
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())}
     for name in HOICLIPS:
@@ -202,7 +202,7 @@ def test_a_folder_and_phrases_become_a_student(tmp_path: Path, monkeypatch: pyte
     config = load_config(tmp_path / "mine.yaml", [*small, *places])
     splits = teacher_cache.build_cache(config).splits
     assert sum(split.num_images for split in splits) == NUM_OWN
-    train.main(config)
+    train.train_students(config)
     assert "no average precision" in str(evaluate(config))
     said = str(measure_quality(config, sample=1))
     assert "hug person" in said

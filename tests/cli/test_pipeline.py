@@ -32,7 +32,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     folder = tmp_path_factory.mktemp("pipeline")
     config = load_config(ROOT / "pipeline.yaml", [*FEW, f"output={folder}", f"cache.folder={folder / 'cache'}"])
     teacher_cache.build_cache(config)
-    train.main(config)
+    train.train_students(config)
     evaluate(config)
     return config
 
@@ -65,7 +65,7 @@ def test_finished_parts_are_kept_and_a_lost_shard_is_built_alone(config: Pipelin
     before = shards(config)
     assert len(before) == (3 + 2 + 2) + 2 * 3, "each split has a bank and an index beside its shards"
     assert "nothing to do" in str(teacher_cache.build_cache(config))
-    assert [run.seconds for run in train.main(config).runs] == [None] * len(config.students)
+    assert [run.seconds for run in train.train_students(config).runs] == [None] * len(config.students)
     lost = Path(config.cache.folder) / "train" / "shard-00001.h5"
     lost.unlink()
     assert [split.num_built for split in teacher_cache.build_cache(config).splits] == [1, 0, 0]

@@ -56,7 +56,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     plain = plain_config(tmp_path_factory.mktemp("world"))
     config = parse_config(plain, "test")
     teacher_cache.build_cache(config)
-    train.main(config)
+    train.train_students(config)
     return plain
 
 
@@ -203,7 +203,7 @@ def test_without_annotations_only_agreement_is_reported(tmp_path: Path, plain: d
     changed["students"] = {"student": {"width": 16}}
     config = parse_config(changed, "test")
     teacher_cache.build_cache(config)
-    train.main(config)
+    train.train_students(config)
     report = evaluate(config)
     assert report.rows == []
     assert [path.name for path in report.files] == ["summary.json"]
@@ -214,7 +214,7 @@ def test_without_annotations_only_agreement_is_reported(tmp_path: Path, plain: d
 def test_a_supervised_student_has_no_branch_rows(tmp_path: Path, plain: dict[str, Any]) -> None:
     changed = {**plain, "output": str(tmp_path), "students": {"student": plain["students"]["supervised"]}}
     config = parse_config(changed, "test")
-    train.main(config)
+    train.train_students(config)
     report = evaluate(config)
     assert [row.name for row in report.rows] == [*BASELINES, "student", "student"]
     assert [found.than for found in report.comparisons] == TUNED

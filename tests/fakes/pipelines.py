@@ -112,6 +112,6 @@ def trained_world(folder: Path, **sections: Any) -> PipelineConfig:
     """Build, train and export `small_world`: the checkpoint of `best` is in `folder/checkpoint`."""
     config = small_world(folder, **sections)
     teacher_cache.build_cache(config)
-    train.main(config)
+    train.train_students(config)
     make_checkpoint(config, out=folder / "checkpoint")
     return config

@@ -21,7 +21,7 @@ from tests.test_imports import LABELS
 
 config = load_config("pipeline.yaml", sys.argv[1:])
 splits = teacher_cache.build_cache(config).splits
-runs = train.main(config).runs
+runs = train.train_students(config).runs
 read = sorted(LABELS & set(sys.modules))
 print(json.dumps([{s.split: [s.num_images, s.num_failed, s.num_pairs] for s in splits}, len(runs), read]))
 """

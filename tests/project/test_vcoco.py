@@ -47,7 +47,7 @@ def test_vcoco_goes_through_all_three_stages(
     # ANNA and BEN pair with each other, the ball, the racket and themselves.
     found = {report.split: (report.num_images, report.num_pairs) for report in teacher_cache.build_cache(config).splits}
     assert found == {split: (num, 8 * num) for split, num in COUNTS.items()}
-    train.main(config)
+    train.train_students(config)
 
     split, vocabulary = open_split(config, "test", same_images=False), load_vocabulary(config.dataset)
     batch = split.batch(np.arange(4))

@@ -85,7 +85,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     plain = plain_config(tmp_path_factory.mktemp("report"))
     config = parse_config(plain, "test")
     teacher_cache.build_cache(config)
-    train.main(config)
+    train.train_students(config)
     evaluate(config)
     return plain
 
@@ -222,7 +222,7 @@ def test_without_annotations_there_is_agreement_and_a_gallery_and_no_figure_of_q
     dataset = {**plain["dataset"], "annotations": None}
     changed = {"dataset": dataset, "output": str(tmp_path), "students": {"first": {"width": 16}}, "name": "unlabelled"}
     config = parse_config({**plain, **changed}, "test")
-    train.main(config)
+    train.train_students(config)
     evaluate(config)
     _, reader = read(write_report(config).file)
     text = "".join(reader.text)

@@ -12,8 +12,8 @@ import yaml
 
 from hoi.errors import UserError
 from hoi.evaluation.baselines import baseline_names
-from hoi.sweeps import bench
 from hoi.sweeps import run as sweep_runs
+from hoi.sweeps.bench import run_bench
 from hoi.sweeps.plan import Bench, load_bench
 from tests.fakes.extractors import DrawnSignals
 from tests.fakes.pipelines import small_pipeline, write_pipeline
@@ -65,7 +65,7 @@ def times(folder: Path) -> dict[Path, int]:
 def test_every_row_of_every_world_is_there_with_its_differences_and_a_second_bench_keeps_it_all(
     tmp_path: Path,
 ) -> None:
-    report = bench.main(load(tmp_path), DrawnSignals)
+    report = run_bench(load(tmp_path), DrawnSignals)
     rows = written(tmp_path, "results.json")
     names = [*baseline_names({}), "plain", "plain", "alone", "alone", "labels_on_detections"]
     assert [(row["world"], row["name"]) for row in rows] == [(seed, name) for seed in (3, 7) for name in names]
@@ -98,7 +98,7 @@ def test_every_row_of_every_world_is_there_with_its_differences_and_a_second_ben
     assert str(report).count("% of the way from detector_prior to labels_on_detections") == 2
 
     before, results = times(tmp_path), (tmp_path / "bench/results.json").read_bytes()
-    bench.main(load(tmp_path), DrawnSignals)
+    run_bench(load(tmp_path), DrawnSignals)
     assert times(tmp_path) == before
     assert (tmp_path / "bench/results.json").read_bytes() == results
 
@@ -112,7 +112,7 @@ def test_a_run_that_fails_leaves_the_rest_and_is_named(tmp_path: Path, monkeypat
         return usual(config, name, seed, *rest, **further)
 
     monkeypatch.setattr(sweep_runs, "train_run", fails)
-    report = bench.main(load(tmp_path, worlds=[{"seed": 0}]), DrawnSignals)
+    report = run_bench(load(tmp_path, worlds=[{"seed": 0}]), DrawnSignals)
     assert report.has_failed
     assert "failed: alone seed 1: the loss is no longer finite" in str(report)
     assert [failed["name"] for failed in written(tmp_path, "summary.json")["worlds"][0]["failed"]] == ["plain", "alone"]

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from hoi.cache.build import run as teacher_cache
+from hoi.cache.build.run import build_cache
 from hoi.cli import run_verb
 from hoi.errors import UserError
 from hoi.evaluation.baselines import baseline_names
 from hoi.evaluation.evaluate import evaluate
-from hoi.sweeps import run as sweep
 from hoi.sweeps.plan import Sweep, load_sweep
-from hoi.training import train
+from hoi.sweeps.run import run_sweep
+from hoi.training.train import run_settings, train_students
 from tests.fakes.extractors import DrawnSignals
 from tests.fakes.pipelines import small_pipeline, write_pipeline
 
@@ -32,7 +32,7 @@ ROWS: list[dict[str, Any]] = [
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The cache section of a finished cache."""
     config = small_pipeline(tmp_path_factory.mktemp("world"))
-    teacher_cache.build_cache(config, DrawnSignals)
+    build_cache(config, DrawnSignals)
     return config.cache.model_dump(mode="json")
 
 
@@ -61,7 +61,7 @@ def weights(folder: Path) -> dict[Path, int]:
 def test_rows_that_are_only_scored_differently_share_a_run_and_its_figures_are_those_of_stage_three(
     tmp_path: Path, cache: dict[str, Any]
 ) -> None:
-    table = sweep.main(load(tmp_path, cache))
+    table = run_sweep(load(tmp_path, cache))
     assert len(weights(tmp_path)) == 4
     assert table.runs["plain", 1] == table.runs["alone", 1] != table.runs["few", 1]
     assert table.graded["plain", 1].result.ap.tolist() != table.graded["alone", 1].result.ap.tolist()
@@ -74,7 +74,7 @@ def test_rows_that_are_only_scored_differently_share_a_run_and_its_figures_are_t
         train={"seeds": [0, 1], "epochs": 1, "batch_images": 8, "checkpoint_every": 2, "device": "cpu"},
         evaluation={"bootstrap": 20},
     )
-    train.main(config)
+    train_students(config)
     report = evaluate(config)
     for row in report.rows:
         if row.name in students:
@@ -85,15 +85,15 @@ def test_rows_that_are_only_scored_differently_share_a_run_and_its_figures_are_t
 
 
 def test_what_is_finished_is_kept_whatever_it_is_called(tmp_path: Path, cache: dict[str, Any]) -> None:
-    first = sweep.main(load(tmp_path, cache))
+    first = run_sweep(load(tmp_path, cache))
     before, table = weights(tmp_path), (tmp_path / "outputs/sweeps/tried/table.csv").read_bytes()
-    again = sweep.main(load(tmp_path, cache))
+    again = run_sweep(load(tmp_path, cache))
     assert (first.num_trained, again.num_trained) == (4, 0)
     assert (tmp_path / "outputs/sweeps/tried/table.csv").read_bytes() == table
 
     renamed = [{"name": "simple", "student": {"width": 16}}, {**ROWS[2], "from": "simple", "name": "fewer"}]
     renamed[1]["train"] = {"max_images": 3}
-    other = sweep.main(load(tmp_path, cache, rows=renamed, against="simple"))
+    other = run_sweep(load(tmp_path, cache, rows=renamed, against="simple"))
     assert other.num_trained == 2
     assert other.runs["simple", 0] == first.runs["plain", 0]
     assert other.graded["simple", 0].means == first.graded["plain", 0].means
@@ -114,7 +114,7 @@ def test_a_run_that_fails_is_listed_with_its_reason_and_stops_nothing(
 
 def test_the_tables_hold_means_spread_and_paired_differences(tmp_path: Path, cache: dict[str, Any]) -> None:
     rows = [*ROWS, {"name": "supervised", "student": {"width": 16, "supervision": "labels"}}]
-    table = sweep.main(load(tmp_path, cache, rows=rows))
+    table = run_sweep(load(tmp_path, cache, rows=rows))
     names = [*baseline_names({}), "plain", "alone", "few", "supervised"]
     folder = tmp_path / "outputs/sweeps/tried"
     with (folder / "table.csv").open() as file:
@@ -174,7 +174,7 @@ def test_a_wrong_sweep_file_is_one_line_that_names_the_key(
 def test_the_shipped_sweep_is_valid_and_about_sixty_runs() -> None:
     shipped = load_sweep(Path(__file__).parents[2] / "examples/ablation.yaml")
     trained = {
-        json.dumps(train.run_settings(shipped.config_of(row), row.name, seed, ""), sort_keys=True)
+        json.dumps(run_settings(shipped.config_of(row), row.name, seed, ""), sort_keys=True)
         for row in shipped.rows
         for seed in shipped.config.train.seeds
     }
@@ -184,27 +184,28 @@ def test_the_shipped_sweep_is_valid_and_about_sixty_runs() -> None:
 
 def test_a_sweep_without_a_cache_or_without_annotations_is_refused(tmp_path: Path, cache: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"there is no teacher cache"):
-        sweep.main(load(tmp_path, {**cache, "folder": str(tmp_path / "nowhere")}))
+        run_sweep(load(tmp_path, {**cache, "folder": str(tmp_path / "nowhere")}))
     folder = {"name": "folder", "images": str(tmp_path), "vocabulary": "none.yaml"}
     config = small_pipeline(tmp_path / "photos", dataset=folder, cache=cache)
     plain = load(tmp_path, cache)
     with pytest.raises(UserError, match=r"no annotations"):
-        sweep.main(Sweep(plain.name, config, plain.against, plain.rows))
+        run_sweep(Sweep(plain.name, config, plain.against, plain.rows))
 
 
+@pytest.mark.slow
 def test_workers_train_the_same_weights_as_this_process(tmp_path: Path, cache: dict[str, Any]) -> None:
     (tmp_path / "apart").mkdir()
-    here = sweep.main(load(tmp_path, cache, rows=ROWS[:1], seeds=[0]))
+    here = run_sweep(load(tmp_path, cache, rows=ROWS[:1], seeds=[0]))
     on_workers = {**cache, "scheduler": "local", "workers": 2}
-    apart = sweep.main(load(tmp_path / "apart", on_workers, rows=ROWS[:1], seeds=[0]))
+    apart = run_sweep(load(tmp_path / "apart", on_workers, rows=ROWS[:1], seeds=[0]))
     assert here.to_csv() == apart.to_csv()
     files = [table.runs["plain", 0] / "model.safetensors" for table in (here, apart)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_changed_evaluation_settings_grade_again_and_train_nothing(tmp_path: Path, cache: dict[str, Any]) -> None:
-    first = sweep.main(load(tmp_path, cache))
-    again = sweep.main(load(tmp_path, cache, "evaluation.bootstrap=10"))
+    first = run_sweep(load(tmp_path, cache))
+    again = run_sweep(load(tmp_path, cache, "evaluation.bootstrap=10"))
     assert again.num_trained == 0
     assert len(again.graded["plain", 0].resampled.resampled) == 10
     assert again.graded["plain", 0].means == first.graded["plain", 0].means

@@ -14,8 +14,7 @@ from hoi.errors import UserError
 from hoi.students.base import build_student
 from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.training.loop import fit
-from hoi.training.loop import runs as boards
-from hoi.training.runs import Board, RunFolder
+from hoi.training.runs import RunFolder, TensorBoardLogger
 from tests.fakes.splits import AXES, VOCABULARY, make_split
 
 needs_tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="the extra tensorboard is not there")
@@ -29,11 +28,11 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def test_without_the_extra_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boards, "find_spec", lambda name: None)
+    monkeypatch.setattr("hoi.training.runs.find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"TensorBoard is not installed.*next: pip install 'hoi-distill\[tensorboard\]'"
     ):
-        Board(tmp_path / "tensorboard", 0)
+        TensorBoardLogger(tmp_path / "tensorboard", 0)
     assert not list(tmp_path.iterdir())
 
 
@@ -52,11 +51,11 @@ def test_it_shows_every_figure_of_metrics_jsonl(tmp_path: Path) -> None:
 
 @needs_tensorboard
 def test_epochs_that_are_done_again_are_shown_once(tmp_path: Path) -> None:
-    interrupted = Board(tmp_path, 0)
+    interrupted = TensorBoardLogger(tmp_path, 0)
     for epoch in (1, 2, 3):
         interrupted.log(epoch, {"loss": 10.0 * epoch})
     interrupted.close()
-    resumed = Board(tmp_path, 1)
+    resumed = TensorBoardLogger(tmp_path, 1)
     resumed.log(2, {"loss": 7.0})
     resumed.close()
     assert scalars(tmp_path)["loss"] == {1: 10.0, 2: 7.0}

@@ -178,7 +178,8 @@ def test_two_processes_that_share_batches_learn_what_one_learns_from_the_whole(t
             assert difference.square().mean().sqrt() < 1e-6
             assert difference.max() < 1e-4
         for here, there in zip(metrics(tmp_path / name), metrics(tmp_path / "alone" / name), strict=True):
-            assert here == pytest.approx(there, rel=1e-4)
+            # Losses sum terms of order 1 in float32, however small they are themselves.
+            assert here == pytest.approx(there, rel=1e-4, abs=1e-6)
         # The second wrote nothing: one line an epoch.
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["metrics.jsonl", "state.safetensors"]
 
@@ -194,8 +195,14 @@ def test_processes_go_on_from_the_first_ones_checkpoint(tmp_path: Path) -> None:
     ("work", "said"),
     [
         (fails_on_the_second, r"error: the second one cannot go on · where: here"),
-        (too_few_images, r"error: a batch has fewer images than processes share it · .*next: raise train.batch_images"),
-        (is_killed, r"error: another process of this training ended without a word · where: process 0 of 2 · .*next:"),
+        (
+            too_few_images,
+            r"error: a batch has fewer images than there are processes to share it .*next: raise train.batch_images",
+        ),
+        (
+            is_killed,
+            r"error: another process of this training ended without an error message .*process 0 of 2 · .*next:",
+        ),
     ],
 )
 def test_a_process_that_fails_ends_all_with_one_line(

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from hoi.cache.build import run as teacher_cache
+from hoi.cache.build.run import build_cache
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from hoi.training import train
+from hoi.training.train import train_students
 from tests.fakes.extractors import DrawnSignals
 from tests.fakes.pipelines import small_pipeline, write_pipeline
 
@@ -29,7 +29,7 @@ STUDENT = {"student": {"width": 32}}
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The cache section of a finished cache."""
     config = small_pipeline(tmp_path_factory.mktemp("world"))
-    teacher_cache.build_cache(config, DrawnSignals)
+    build_cache(config, DrawnSignals)
     return config.cache.model_dump(mode="json")
 
 
@@ -47,7 +47,7 @@ def weights(config: PipelineConfig, name: str = "student", seed: int = 0) -> byt
 
 def test_every_student_and_seed_is_trained_once(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = pipeline(tmp_path, cache)
-    report = train.main(config)
+    report = train_students(config)
     assert [(run.name, run.seed) for run in report.runs] == [
         ("student", 0),
         ("student", 1),
@@ -62,7 +62,7 @@ def test_every_student_and_seed_is_trained_once(tmp_path: Path, cache: dict[str,
         assert record["config"] == config.model_dump(mode="json")
         assert record["versions"]["torch"]
     before = {run.folder: (run.folder / "model.safetensors").stat().st_mtime_ns for run in report.runs}
-    again = train.main(config)
+    again = train_students(config)
     assert [run.seconds for run in again.runs] == [None] * 4
     assert before == {run.folder: (run.folder / "model.safetensors").stat().st_mtime_ns for run in again.runs}
 
@@ -70,7 +70,7 @@ def test_every_student_and_seed_is_trained_once(tmp_path: Path, cache: dict[str,
 def test_two_fresh_runs_are_byte_identical(tmp_path: Path, cache: dict[str, Any]) -> None:
     configs = [pipeline(tmp_path / name, cache) for name in ("one", "two")]
     for config in configs:
-        train.main(config)
+        train_students(config)
     for name in ("student", "supervised"):
         assert weights(configs[0], name) == weights(configs[1], name)
         assert weights(configs[0], name, seed=1) != weights(configs[0], name, seed=0)
@@ -80,7 +80,7 @@ def test_labels_choose_among_checkpoints_and_annotation_free_students_keep_the_l
     tmp_path: Path, cache: dict[str, Any]
 ) -> None:
     config = with_train(pipeline(tmp_path, cache), seeds=[0])
-    student, supervised = (run.folder for run in train.main(config).runs)
+    student, supervised = (run.folder for run in train_students(config).runs)
     assert json.loads((student / "run.json").read_text())["chosen_epoch"] == 4
     assert "quality" not in (student / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in (supervised / "metrics.jsonl").read_text().splitlines()]
@@ -92,38 +92,39 @@ def test_labels_choose_among_checkpoints_and_annotation_free_students_keep_the_l
 
 def test_a_run_of_other_settings_is_refused_before_anything_is_trained(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = pipeline(tmp_path, cache, students=STUDENT)
-    train.main(config)
+    train_students(config)
     wider = pipeline(tmp_path, cache, students={"new": {"width": 8}, "student": {"width": 16}})
     with pytest.raises(
         UserError, match=r"other settings.*seed-0.*expected: student.width = 16.*got: student.width = 32.*next: rm -r"
     ):
-        train.main(wider)
+        train_students(wider)
     assert not (tmp_path / "outputs" / "runs" / "new").exists()
     with pytest.raises(UserError, match=r"expected: train.epochs = 5"):
-        train.main(with_train(config, epochs=5))
+        train_students(with_train(config, epochs=5))
     scored_otherwise = pipeline(tmp_path, cache, students={"student": {"width": 32, "score_exponent": 0.5}})
-    assert [run.seconds for run in train.main(with_train(scored_otherwise, checkpoint_every=1)).runs] == [None, None]
+    again = train_students(with_train(scored_otherwise, checkpoint_every=1))
+    assert [run.seconds for run in again.runs] == [None, None]
 
 
 def test_a_precision_that_was_asked_for_is_part_of_a_run_and_what_auto_comes_to_is_not(
     tmp_path: Path, cache: dict[str, Any]
 ) -> None:
     config = with_train(pipeline(tmp_path, cache, students=STUDENT), seeds=[0], epochs=1)
-    (run,) = train.main(config).runs
+    (run,) = train_students(config).runs
     record = json.loads((run.folder / "run.json").read_text())
     assert record["precision"] == "fp32"
     assert not {"precision", "tensorboard"} & set(record["settings"]["train"])
     with pytest.raises(
         UserError, match=r"other settings.*expected: train\.precision = bf16 · got: train\.precision = None"
     ):
-        train.main(with_train(config, precision="bf16"))
+        train_students(with_train(config, precision="bf16"))
 
 
 def test_no_cache_and_a_cache_of_other_settings_are_refused(tmp_path: Path, cache: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"there is no teacher cache"):
-        train.main(small_pipeline(tmp_path))
+        train_students(small_pipeline(tmp_path))
     with pytest.raises(UserError, match=r"made with other settings.*pairs\.max_humans \(cache: 15, now: 3\)"):
-        train.main(pipeline(tmp_path, cache, pairs={"max_humans": 3}))
+        train_students(pipeline(tmp_path, cache, pairs={"max_humans": 3}))
     assert not (tmp_path / "outputs").exists()
 
 
@@ -131,28 +132,27 @@ def test_a_split_without_pairs_and_a_tuning_split_that_trains_are_refused(
     tmp_path: Path, cache: dict[str, Any]
 ) -> None:
     config = small_pipeline(tmp_path, pairs={"min_score": 1.0})
-    teacher_cache.build_cache(config, DrawnSignals)
+    build_cache(config, DrawnSignals)
     with pytest.raises(UserError, match=r"no image of the training split has a pair.*pairs\.min_score"):
-        train.main(config)
+        train_students(config)
     tuned_on_test = pipeline(tmp_path, cache, evaluation={"tune_split": "test"})
     with pytest.raises(UserError, match=r"checkpoints would be chosen.*tune_split"):
-        train.main(tuned_on_test)
+        train_students(tuned_on_test)
 
 
 BLOCKED = """
 import sys
-NAMES = {"hoi.datasets", "hoi.labels", "hoi.world", "hoi.teachers", "hoi.detectors", "hoi.extraction",
-         "PIL", "torchvision", "open_clip", "dask"}
+NAMES = {"hoi.labels", "hoi.teachers", "hoi.detectors", "hoi.extraction", "PIL", "torchvision", "open_clip", "dask"}
 class Refuses:
     def find_spec(self, name, path=None, target=None):
         if name in NAMES:
             raise ImportError("refused: " + name)
 sys.meta_path.insert(0, Refuses())
 from hoi.config import load_config
-from hoi.training import train
-train.main(load_config(sys.argv[1], ["students={student: {}}"]))
+from hoi.training.train import train_students
+train_students(load_config(sys.argv[1], ["students={student: {}}"]))
 assert not NAMES & set(sys.modules)
-train.main(load_config(sys.argv[1], ["students={supervised: {supervision: labels}}"]))
+train_students(load_config(sys.argv[1], ["students={supervised: {supervision: labels}}"]))
 """
 
 
@@ -164,9 +164,10 @@ def test_annotation_free_training_reaches_no_label_image_detector_or_teacher(
     done = subprocess.run([sys.executable, "-c", BLOCKED, str(path)], cwd=ROOT, capture_output=True, text=True)
     assert "student seed 0: trained" in done.stdout, done.stderr
     # The block holds: what asks for labels cannot have them.
-    assert "ImportError: refused: hoi.datasets" in done.stderr.splitlines()[-1]
+    assert "ImportError: refused: hoi.labels" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path: Path, cache: dict[str, Any]) -> None:
     def config_in(folder: Path) -> PipelineConfig:
         return with_train(pipeline(folder, cache, students=STUDENT), seeds=[0], epochs=40, checkpoint_every=1)
@@ -182,8 +183,8 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path: Pat
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (state.parent / "run.json").exists()
-    train.main(undisturbed)
-    train.main(killed)
+    train_students(undisturbed)
+    train_students(killed)
     assert weights(killed) == weights(undisturbed)
     assert len((state.parent / "metrics.jsonl").read_text().splitlines()) == 40
 
@@ -193,13 +194,14 @@ def torchrun(path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, "--config", str(path), *overrides], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_under_torchrun_train_what_one_does(tmp_path: Path, cache: dict[str, Any]) -> None:
     students = {"student": {"width": 32, "dropout": 0.0}, "supervised": {"supervision": "labels", "dropout": 0.0}}
     alone, together = (
         with_train(pipeline(tmp_path / name, cache, students=students), seeds=[0], max_images=17, epochs=2)
         for name in ("alone", "together")
     )
-    train.main(alone)
+    train_students(alone)
     done = torchrun(write_pipeline(together, tmp_path / "together.yaml"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("student seed 0: trained in") == 1
@@ -212,9 +214,10 @@ def test_two_processes_under_torchrun_train_what_one_does(tmp_path: Path, cache:
         for key, found in load_file(two / "model.safetensors").items():
             # Root mean square: Adam makes much of what is lost in rounding where a gradient is next to nothing.
             assert (found - expected[key]).square().mean().sqrt() < 1e-6
-    assert [run.seconds for run in train.main(together).runs] == [None, None]
+    assert [run.seconds for run in train_students(together).runs] == [None, None]
 
 
+@pytest.mark.slow
 def test_processes_under_torchrun_say_a_mistake_once(tmp_path: Path, cache: dict[str, Any]) -> None:
     path = write_pipeline(pipeline(tmp_path, cache), tmp_path / "small.yaml")
     for override, said in (

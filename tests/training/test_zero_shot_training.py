@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hoi import labels as label_reader
-from hoi.cache.build import run as teacher_cache
+from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig
 from hoi.datasets import load_vocabulary
@@ -22,9 +22,8 @@ from hoi.evaluation.evaluate import evaluate
 from hoi.labels.zero_shot import unseen_ids
 from hoi.records import HoiLabels, ImageSignals, VisualHead
 from hoi.students.hoiclip.model import HoiclipStudent
-from hoi.training import train
-from hoi.training.loop import Loop
-from hoi.training.train import own_training
+from hoi.training.loop import Trainer
+from hoi.training.train import train_students, training_of
 from tests.fakes.extractors import DRAWN_WIDTH, DrawnSignals
 from tests.fakes.pipelines import small_pipeline
 from tests.fakes.splits import SMALL_HOICLIP
@@ -62,7 +61,7 @@ class DrawnMaps(DrawnSignals):
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The cache section of a finished cache with maps."""
     config = small_pipeline(tmp_path_factory.mktemp("world"))
-    teacher_cache.build_cache(config, DrawnMaps)
+    build_cache(config, DrawnMaps)
     return config.cache.model_dump(mode="json")
 
 
@@ -87,7 +86,7 @@ def otherwise(labels: HoiLabels, is_changed: np.ndarray, ids: np.ndarray) -> Hoi
 def trained(config: PipelineConfig, change: Callable[[HoiLabels], HoiLabels], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Trains with changed annotations, of every split; gives the run's folder."""
     monkeypatch.setattr(label_reader, "load_labels", lambda dataset, split: change(READ(dataset, split)))
-    (run,) = train.main(config).runs
+    (run,) = train_students(config).runs
     return run.folder
 
 
@@ -127,7 +126,7 @@ def test_the_priors_exponent_is_chosen_without_one_unseen_label(
     students = {"hidden": ZERO_SHOT, "sees_all": {**ZERO_SHOT, "zero_shot": None}}
     config = pipeline(tmp_path, cache, students=students, evaluation={"bootstrap": 5})
     ids = hidden_ids(config)
-    train.main(config)
+    train_students(config)
 
     def changed(dataset: Any, split: str) -> HoiLabels:
         labels = READ(dataset, split)
@@ -150,7 +149,7 @@ def test_a_fraction_learns_from_the_first_images_of_one_order_and_from_no_other(
     student = {"quarter": {**ZERO_SHOT, "zero_shot": None, "label_fraction": 0.25}}
     config = pipeline(tmp_path, cache, students=student)
     split = open_split(config, "train")
-    assert own_training(config, config.students["quarter"], split).max_images == 6
+    assert training_of(config, config.students["quarter"], split).max_images == 6
     ids = np.arange(len(load_vocabulary(config.dataset)))
     order = np.random.default_rng(0).permutation(24)
     used = np.sort(order[:6])
@@ -166,7 +165,7 @@ def test_a_fraction_learns_from_the_first_images_of_one_order_and_from_no_other(
 
 def test_a_student_may_have_a_learning_rate_and_epochs_of_its_own(tmp_path: Path, cache: dict[str, Any]) -> None:
     students = {"slow": {**ZERO_SHOT, "learning_rate": 1e-5, "epochs": 3, "supervision": "teacher", "zero_shot": None}}
-    (run,) = train.main(pipeline(tmp_path, cache, students=students)).runs
+    (run,) = train_students(pipeline(tmp_path, cache, students=students)).runs
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     assert lines[0]["learning_rate"] <= 1e-5
@@ -176,23 +175,23 @@ def test_a_run_that_was_interrupted_goes_on_without_looking_at_the_split_again(
     tmp_path: Path, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed, interrupted = (pipeline(tmp_path / name, cache) for name in ("undisturbed", "interrupted"))
-    (whole,) = train.main(undisturbed).runs
-    epoch_of = Loop.run_epoch
+    (whole,) = train_students(undisturbed).runs
+    epoch_of = Trainer.run_epoch
 
-    def stopped(loop: Loop, epoch: int, bar: Any) -> dict[str, float]:
+    def stopped(trainer: Trainer, epoch: int, bar: Any) -> dict[str, float]:
         if epoch == 1:
             raise KeyboardInterrupt
-        return epoch_of(loop, epoch, bar)
+        return epoch_of(trainer, epoch, bar)
 
     def never(*_: object) -> None:
         raise AssertionError("it looked again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "run_epoch", stopped)
+        patch.setattr(Trainer, "run_epoch", stopped)
         with pytest.raises(KeyboardInterrupt):
-            train.main(interrupted)
+            train_students(interrupted)
     monkeypatch.setattr(HoiclipStudent, "prepare", never)
-    (resumed,) = train.main(interrupted).runs
+    (resumed,) = train_students(interrupted).runs
     assert (resumed.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
 
@@ -210,7 +209,7 @@ def test_the_teachers_last_layers_come_back_from_the_cache_as_they_were(tmp_path
 def test_stage_three_reports_unseen_and_seen_of_a_students_own_split(tmp_path: Path, cache: dict[str, Any]) -> None:
     students = {"hidden": ZERO_SHOT, "sees_all": {**ZERO_SHOT, "zero_shot": None}}
     config = pipeline(tmp_path, cache, students=students, evaluation={"bootstrap": 5, "zero_shot": ["unseen_object"]})
-    train.main(config)
+    train_students(config)
     report = evaluate(config)
     assert list(report.zero_shot) == ["unseen_object", "unseen_verb"]
     lines = str(report).splitlines()
@@ -230,5 +229,5 @@ def test_stage_three_reports_unseen_and_seen_of_a_students_own_split(tmp_path: P
 def test_an_unknown_split_is_refused_before_anything_is_trained(tmp_path: Path, cache: dict[str, Any]) -> None:
     students = {"hidden": {**ZERO_SHOT, "zero_shot": "uc0"}}
     with pytest.raises(UserError, match=r"no zero-shot split 'uc0' of world.*students\.hidden\.zero_shot"):
-        train.main(pipeline(tmp_path, cache, students=students))
+        train_students(pipeline(tmp_path, cache, students=students))
     assert not (tmp_path / "outputs").exists()
