@@ -95,7 +95,7 @@ checkpoint: setup ## a trained student as one self-contained folder (STUDENT=bes
 predict: setup ## images, folders or videos to predictions and pictures (IMAGES=path OUT=folder THRESHOLD=0.1 TOP=10)
 	@$(HOI) predict $(WORDS)
 
-quality: setup ## what can be said of students without labels, and its limits (SAMPLE=24 images looked at again)
+quality: setup ## what can be said of students without labels, and its limits (SAMPLE=24 images mirrored)
 	@$(HOI) quality $(WORDS)
 
 app: setup ## a page on this machine: drop an image, see who does what (PORT=8008, CHECKPOINT=folder or CONFIG=)
