@@ -38,7 +38,7 @@ def overlapping(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def test_labels_take_their_wishes_in_turn_then_the_nearest_free_place_then_none() -> None:
+def test_labels_take_a_wish_then_the_nearest_free_place_then_none() -> None:
     first, second, third, fourth = place_labels([(10, 5)] * 4, [[(2, 3), (40, 3)]] * 4, (60, 10))
     assert (first, second) == ((2, 3, 12, 8), (40, 3, 50, 8))
     # From (2, 3) on, columns and rows of 5 pixels: (15, 5) is the nearest that leaves the first alone.
@@ -51,10 +51,10 @@ def test_labels_take_their_wishes_in_turn_then_the_nearest_free_place_then_none(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_however_crowded_labels_lie_inside_the_image_and_none_covers_another(seed: int) -> None:
-    dice = np.random.default_rng(seed)
-    sizes = [(float(w), float(h)) for w, h in dice.uniform((20, 8), (90, 16), (60, 2))]
-    wishes = [[(float(x), float(y))] for x, y in dice.uniform(-20, 220, (60, 2))]
+def test_crowded_labels_lie_inside_the_image_and_never_overlap(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = [(float(w), float(h)) for w, h in rng.uniform((20, 8), (90, 16), (60, 2))]
+    wishes = [[(float(x), float(y))] for x, y in rng.uniform(-20, 220, (60, 2))]
     places = [place for place in place_labels(sizes, wishes, (200, 150)) if place is not None]
     assert 10 < len(places) < 60
     assert all(x1 >= 0 and y1 >= 0 and x2 <= 200 and y2 <= 150 for x1, y1, x2, y2 in places)
@@ -62,7 +62,7 @@ def test_however_crowded_labels_lie_inside_the_image_and_none_covers_another(see
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (400, 3), (192, 192), (2600, 900)])
-def test_a_picture_of_any_size_keeps_its_size_and_the_image_is_left_alone(size: tuple[int, int]) -> None:
+def test_a_picture_of_any_size_keeps_it_and_the_image_is_unchanged(size: tuple[int, int]) -> None:
     width, height = size
     image = grey(width, height)
     boxes: list[Box] = [(0, 0, width, height), (-5, -5, width + 9, 1), (width / 2, height / 2, width / 2, height / 2)]
@@ -74,7 +74,7 @@ def test_a_picture_of_any_size_keeps_its_size_and_the_image_is_left_alone(size: 
     assert not touched(draw_pairs(image, [])).any()
 
 
-def test_lines_run_along_the_boxes_and_between_their_centres_and_nowhere_else() -> None:
+def test_lines_run_along_the_boxes_and_between_their_centres() -> None:
     pair = DrawnPair((20, 60, 80, 160), (140, 60, 180, 160), "", "right")
     picture = draw_pairs(grey(200, 200), [pair])
     pixels, colour = np.asarray(picture).astype(int), np.array(ImageColor.getrgb(VERDICT_COLOURS["right"]))
@@ -87,14 +87,13 @@ def test_lines_run_along_the_boxes_and_between_their_centres_and_nowhere_else() 
     assert not lines[:, 190:].any()
 
 
-def share_drawn(verdict: Verdict) -> float:
-    picture = draw_pairs(grey(200, 200), [DrawnPair((20, 60, 180, 160), (20, 60, 180, 160), "", verdict)])
-    return float(touched(picture)[60, 25:175].mean())
-
-
 def test_what_was_missed_is_dashed_and_what_was_found_is_not() -> None:
-    assert share_drawn("right") == share_drawn("wrong") == 1
-    assert 0.3 < share_drawn("missed") < 0.8
+    box = (20, 60, 180, 160)
+    verdicts: tuple[Verdict, ...] = ("right", "wrong", "missed")
+    pictures = [draw_pairs(grey(200, 200), [DrawnPair(box, box, "", verdict)]) for verdict in verdicts]
+    right, wrong, missed = (touched(picture)[60, 25:175].mean() for picture in pictures)
+    assert right == wrong == 1
+    assert 0.3 < missed < 0.8
 
 
 def test_what_a_person_does_alone_is_one_box_without_a_link() -> None:
@@ -105,14 +104,14 @@ def test_what_a_person_does_alone_is_one_box_without_a_link() -> None:
     assert touched(labelled)[:18].any()
 
 
-def test_a_long_or_many_lined_text_stays_on_one_line_inside_the_picture() -> None:
+def test_a_long_text_stays_on_one_line_inside_the_picture() -> None:
     picture = draw_pairs(grey(120, 120), [DrawnPair((40, 50, 60, 70), (60, 50, 80, 70), "ride\n" + "very " * 99)])
     rows = np.flatnonzero(touched(picture)[:, 12])
     assert 0 < len(rows) < 25
 
 
 @pytest.mark.parametrize("colour", [*PAIR_COLOURS, *VERDICT_COLOURS.values()])
-def test_letters_on_every_colour_have_the_contrast_that_reading_asks_for(colour: str) -> None:
+def test_letters_on_every_colour_have_enough_contrast(colour: str) -> None:
     def luminance(name: str) -> float:
         parts = np.array(ImageColor.getrgb(name)) / 255
         return float(
@@ -135,7 +134,7 @@ def test_a_box_that_is_no_box_is_refused() -> None:
         DrawnPair((0, 0, float("nan"), 1), (0, 0, 1, 1), "hold")
 
 
-def test_a_pair_may_have_a_colour_of_its_own_and_a_number_on_its_link() -> None:
+def test_a_pair_may_have_its_own_colour_and_a_number_on_its_link() -> None:
     pair = DrawnPair((10, 80, 60, 180), (140, 80, 190, 180), "7", colour="#ff0000", at_link=True)
     pixels = np.asarray(draw_pairs(grey(200, 200), [pair])).astype(int)
     assert abs(pixels[128:133, 80:92] - [255, 0, 0]).max(-1).min() < 40
@@ -145,7 +144,7 @@ def test_a_pair_may_have_a_colour_of_its_own_and_a_number_on_its_link() -> None:
     assert (abs(badge - [255, 0, 0]).max(-1) > 150).any()
 
 
-def test_how_much_labels_would_cover_is_known_beforehand_and_none_where_one_has_no_room() -> None:
+def test_the_share_that_labels_cover_is_none_where_one_has_no_room() -> None:
     pair = DrawnPair((10, 60, 60, 160), (140, 60, 190, 160), "ride bicycle")
     one, two = covered_share((200, 200), [pair]), covered_share((200, 200), [pair] * 2)
     assert one is not None
@@ -157,7 +156,7 @@ def test_how_much_labels_would_cover_is_known_beforehand_and_none_where_one_has_
 
 
 @pytest.mark.parametrize("width", [30, 200, 1600])
-def test_a_legend_has_a_line_for_each_pair_in_as_many_columns_as_fit(width: int) -> None:
+def test_a_legend_has_a_line_per_pair_in_as_many_columns_as_fit(width: int) -> None:
     lines = [("#e69f00", str(number), f"ride bicycle {number}") for number in range(1, 9)]
     picture = Image.fromarray(grey(width, 100))
     taller = add_legend(picture, lines)

@@ -1,4 +1,4 @@
-"""What is drawn of a result: the best pairs, a colour a person, words where they fit and a legend where not."""
+"""What is drawn of a result: the best pairs, a colour a person, words where they fit, else a legend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VOCABULARY = Vocabulary(
 
 def result_of(size_hw: tuple[int, int], rows: list[tuple[int, int, int, float]]) -> ImageResult:
     """Triplets (human, object, interaction, score) over a row of people with boxes of a tenth of the image."""
-    num = 1 + max((max(human, thing) for human, thing, *_ in rows), default=0)
+    num = 1 + max((max(human, obj) for human, obj, *_ in rows), default=0)
     height, width = size_hw
     left = np.linspace(0, 0.9 * width, num)
     boxes = np.stack([left, np.full(num, 0.4 * height), left + 0.1 * width, np.full(num, 0.8 * height)], 1)
@@ -32,30 +32,19 @@ def result_of(size_hw: tuple[int, int], rows: list[tuple[int, int, int, float]])
     return ImageResult("image", size_hw, found, ["person"] * num, triplets)
 
 
-def test_pairs_are_shown_with_their_likely_interactions_and_one_colour_a_person() -> None:
-    rows = [
-        (0, 1, 0, 0.8),
-        (2, 3, 1, 0.5),
-        (0, 1, 1, 0.3),
-        (0, 3, 0, 0.2),
-        (2, 1, 2, 0.9),
-        (2, 2, 3, 0.1),
-        (2, 0, 0, 0.07),
-    ]
+def test_pairs_have_their_likely_interactions_and_a_colour_a_person() -> None:
+    rows = [(0, 1, 0, 0.8), (2, 3, 1, 0.5), (0, 1, 1, 0.3), (0, 3, 0, 0.2), (2, 1, 2, 0.9), (2, 2, 3, 0.1)]
+    rows.append((2, 0, 0, 0.07))
     pairs = shown_pairs(result_of((100, 100), rows), VOCABULARY, 9)
-    assert [pair.text for pair in pairs] == [
-        "ride + sit on horse 0.80",
-        "sit on horse 0.50",
-        "ride horse 0.20",
-        "run 0.10",
-    ]
+    texts = ["ride + sit on horse 0.80", "sit on horse 0.50", "ride horse 0.20", "run 0.10"]
+    assert [pair.text for pair in pairs] == texts
     colours = [pair.colour for pair in pairs]
     assert colours[0] == colours[2] != colours[1] == colours[3]
     assert len(shown_pairs(result_of((100, 100), rows), VOCABULARY, 2)) == 2
     assert shown_pairs(result_of((100, 100), [(0, 1, 2, 0.9)]), VOCABULARY, 9) == []
 
 
-def test_two_things_that_are_detected_as_one_class_are_both_named() -> None:
+def test_two_objects_detected_as_one_class_are_both_named() -> None:
     bikes = Vocabulary(
         ("person", "bicycle"),
         ("ride", "hold"),
@@ -72,7 +61,7 @@ def test_two_things_that_are_detected_as_one_class_are_both_named() -> None:
     assert pair.text == "ride + hold bike + ride bicycle 0.80"
 
 
-def test_phrases_of_ones_own_are_shown_as_they_are() -> None:
+def test_phrases_of_the_vocabulary_are_shown_as_they_are() -> None:
     own = Vocabulary(VOCABULARY.objects, VOCABULARY.verbs, VOCABULARY.interactions, ("up on a horse", None, None, None))
     [pair] = shown_pairs(result_of((100, 100), [(0, 1, 0, 0.8)]), own, 9)
     assert pair.text == "phrase 0.80"
@@ -81,9 +70,7 @@ def test_phrases_of_ones_own_are_shown_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("size_hw", "drawn_wh"), [((50, 100), (640, 320)), ((900, 700), (700, 900)), ((40, 4000), (1600, 16))]
 )
-def test_few_pairs_keep_the_images_shape_between_the_least_and_the_largest_side(
-    size_hw: tuple[int, int], drawn_wh: tuple[int, int]
-) -> None:
+def test_few_pairs_keep_the_images_shape_within_the_limits(size_hw: tuple[int, int], drawn_wh: tuple[int, int]) -> None:
     image = np.full((*size_hw, 3), 90, np.uint8)
     assert draw_result(image, result_of(size_hw, []), VOCABULARY).size == drawn_wh
     few = draw_result(image, result_of(size_hw, [(0, 1, 0, 0.8)]), VOCABULARY)

@@ -15,16 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from hoi.cli import run_verb
 from hoi.config import PipelineConfig
-from hoi.datasets import load_vocabulary, open_images
+from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.evaluation.evaluate import evaluate
 from hoi.evaluation.score import score
-from hoi.labels import load_labels
 from hoi.prediction import Checkpoint, Predictor
 from hoi.prediction import run as predict_module
 from hoi.prediction.run import PredictReport, predict
@@ -78,33 +76,9 @@ def test_files_score_what_the_cached_evaluation_says(
 ) -> None:
     report = run(photographs, tmp_path / "out", pictures=False)
     assert (report.num_images, report.num_now, report.unreadable, report.exit_code) == (10, 10, [], 0)
-    source, labels = open_images(trained.dataset, "test"), load_labels(trained.dataset, "test")
-    names = [f"{'deeper/' if row % 2 else ''}{image_id}.png" for row, image_id in enumerate(source.image_ids)]
-    vocabulary = load_vocabulary(trained.dataset)
-    annotated = [
-        {
-            "file_name": names[image],
-            "human_xyxy": human.tolist(),
-            "object_xyxy": obj.tolist(),
-            "verb": vocabulary.interactions[k][0],
-            "object": vocabulary.interactions[k][1],
-        }
-        for image, human, obj, k in zip(labels.image, labels.boxes_h, labels.boxes_o, labels.interaction, strict=True)
-    ]
-    (tmp_path / "annotations.jsonl").write_text("".join(json.dumps(each) + "\n" for each in annotated))
-    phrases = [{"verb": verb, "object": obj} for verb, obj in vocabulary.interactions]
-    (tmp_path / "vocabulary.yaml").write_text(yaml.safe_dump(phrases))
-    folder = {
-        "name": "folder",
-        "images": str(photographs),
-        "vocabulary": str(tmp_path / "vocabulary.yaml"),
-        "annotations": str(tmp_path / "annotations.jsonl"),
-        "splits": {"train": 0.0, "test": 1.0},
-    }
-    plain = {**trained.model_dump(mode="json"), "dataset": folder}
-    (tmp_path / "folder.yaml").write_text(yaml.safe_dump(plain))
-    predictions = tmp_path / "out" / "predictions.jsonl"
-    by_files = score("world", tmp_path / "folder.yaml", predictions)
+    by_id = [{**row, "file_name": Path(row["file_name"]).stem} for row in lines(report.files[0])]
+    predictions = write(tmp_path / "by_id.jsonl", "".join(json.dumps(row) + "\n" for row in by_id).encode())
+    by_files = score("world", write_pipeline(trained, tmp_path / "pipeline.yaml"), predictions)
     evaluate(trained)
     rows = json.loads((Path(trained.output) / "results.json").read_text())
     [cached] = [row["full"] for row in rows if row["name"] == "best"]
@@ -144,10 +118,13 @@ def test_a_stopped_run_ends_as_one_that_was_not_stopped(
         name = f"pictures/{json.loads(line)['name']}.jpg"
         write(stopped / name, (whole / name).read_bytes())
     assert run(photographs, stopped, batch=4).num_now == 8
-    one, other = lines(whole / "predictions.jsonl"), lines(stopped / "predictions.jsonl")
-    for key in ("file_name", "interaction"):
-        assert [each[key] for each in one] == [each[key] for each in other]
-    np.testing.assert_allclose([each["score"] for each in one], [each["score"] for each in other], atol=1e-4)
+    # Which images share a batch moves the last bits of scores, and may swap triplets of nearly the same score.
+    one, other = (
+        sorted((row["file_name"], row["interaction"], row["score"]) for row in lines(folder / "predictions.jsonl"))
+        for folder in (whole, stopped)
+    )
+    assert [row[:2] for row in one] == [row[:2] for row in other]
+    np.testing.assert_allclose([row[2] for row in one], [row[2] for row in other], rtol=0, atol=1e-4)
     assert set(contents(whole)) == set(contents(stopped))
     before = contents(stopped)
     monkeypatch.setattr(predict_module, "Predictor", None)
