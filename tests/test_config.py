@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hoi.cache.fingerprint import request_parts
 
+from hoi.cache.plan import request_parts
 from hoi.config import PipelineConfig, WorldDataset, load_config
 from hoi.errors import UserError
 

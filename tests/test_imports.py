@@ -42,10 +42,6 @@ BY_NAME = {
 HOMES = {"h5py": "hoi/cache/shard.py", "dask": "hoi/cache/build/pool.py", "distributed": "hoi/cache/build/pool.py"}
 
 
-def pending(module: str, other: str, kind: str) -> bool:
-    return module in ("hoi.cache.build.split_build", "hoi.cache.read.sources")
-
-
 def reached_from(module: str, *kinds: str) -> set[str]:
     """Return what running a module may import: by imports of these kinds, and by any kind from there on."""
     first, later = import_graph(*kinds), import_graph("eager", "typing", "lazy")
@@ -82,7 +78,7 @@ def test_imports_point_down_also_inside_functions() -> None:
         and folder_of(module) != folder_of(other)
         and RANK[folder_of(other)] >= RANK[folder_of(module)]
     }
-    assert {pair for pair in upward if pair not in BY_NAME and not pending(*pair)} == set()
+    assert {pair for pair in upward if pair not in BY_NAME} == set()
 
 
 def test_there_is_no_import_cycle() -> None:
