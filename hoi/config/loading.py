@@ -115,10 +115,11 @@ def parse_section(kind: type[AnySection], plain: dict[str, Any], where: str, und
         return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:
         first, *more = error.errors()
+        key = ".".join(filter(None, (under, _key_path(first))))
         others = f" ({len(more)} more: {', '.join(map(_key_path, more[:5]))})" if more else ""
         raise UserError(
             _explain(first),
-            where=f"{where}, key '{'.'.join(filter(None, (under, _key_path(first))))}'",
+            where=f"{where}, key '{key}'" if key else where,
             expected=first.get("ctx", {}).get("expected") if first["type"].startswith("unknown_") else None,
             got=None if first["type"] == "missing" else repr(first.get("input"))[:120],
             fix=f"mend this key{others}",

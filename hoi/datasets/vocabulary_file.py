@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from hoi.config.loading import read_yaml
+from pydantic import Field
+
+from hoi.config.loading import parse_section, read_yaml
+from hoi.config.section import Section
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.errors import UserError, nearest
@@ -86,16 +88,18 @@ def usual_name(name: str) -> str:
     return name if known is None else known.replace(" ", "_")
 
 
+@lru_cache(maxsize=1)
+def known_things() -> frozenset[str]:
+    """Return COCO's classes and their everyday names."""
+    return frozenset({*COCO_OBJECTS, *_by_name()})
+
+
 def singular(words: str) -> str:
     """Return the singular of a plural that is known; anything else as it is."""
-    known = {*COCO_OBJECTS, *_by_name()}
+    known = known_things()
     endings = [("ies", "y"), ("ves", "fe"), ("es", ""), ("s", "")]
     forms = [words.removesuffix(end) + other for end, other in endings if words.endswith(end)]
     return words if words in known else next((form for form in forms if form in known), words)
-
-
-def known_things() -> frozenset[str]:
-    return frozenset({*COCO_OBJECTS, *_by_name()})
 
 
 ARTICLES = frozenset({"a", "an", "the", "his", "her", "their", "its", "my", "your", "our", "some"})
@@ -105,8 +109,7 @@ _PEOPLE = re.compile(
 _PARTS = re.compile(r"^(pair|piece|slice) of ")
 
 
-@dataclass(frozen=True)
-class Phrase:
+class Phrase(NamedTuple):
     """What a line says: verb (`sit_on`), object (`park_bench`), and its own words if the prompt's would differ."""
 
     verb: str
@@ -116,8 +119,7 @@ class Phrase:
 
 def parse_phrase(line: str, where: str) -> Phrase:
     """Return the verb and object of a line, or raise a UserError if it has none."""
-    said = " ".join(line.strip().rstrip(".!").split())
-    said = _PEOPLE.sub("", said)
+    said = _PEOPLE.sub("", " ".join(line.strip().rstrip(".!").split()))
     verb, object_name = _parts(said.replace("_", " ").lower())
     if not verb or not object_name:
         raise UserError(
@@ -128,10 +130,9 @@ def parse_phrase(line: str, where: str) -> Phrase:
             fix="for what a person does alone, write 'walking, no_object'",
         )
     first, *rest = verb.split(" ")
-    is_ing = _is_ing(first)
     base = " ".join([base_form(first), *rest])
     usual = f"{verb_ing(base)} {a_object(object_name)}"
-    wording = said if is_ing and "," not in said and said.lower() != usual else None
+    wording = said if _is_ing(first) and "," not in said and said.lower() != usual else None
     return Phrase(base.replace(" ", "_"), object_name.replace(" ", "_"), wording)
 
 
@@ -187,19 +188,20 @@ def _candidates(stem: str) -> list[str]:
 
 
 YAML_SUFFIXES = (".yaml", ".yml")
-ENTRY = "{verb: text, object: text, phrase: text, synonyms: [text, ...], detector_class: text}, the last three optional"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Section):
     """One interaction of a file; without `detector_class` the object is detected under its usual name."""
 
-    where: str
-    verb: str
-    object_name: str
+    verb: Annotated[str, Field(min_length=1)]
+    object: Annotated[str, Field(min_length=1)]
     phrase: str | None = None
-    synonyms: tuple[str, ...] = ()
+    synonyms: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     detector_class: str | None = None
+
+
+Entries = dict[str, Entry]
+"""Place in the file → what it says there."""
 
 
 def read_vocabulary(path: str) -> Vocabulary:
@@ -212,74 +214,70 @@ def read_vocabulary(path: str) -> Vocabulary:
     Raises:
         UserError: an entry is not understood, or is there twice; named by its position.
     """
-    in_keys = Path(path).suffix.lower() in YAML_SUFFIXES
-    entries = _read_entries(path) if in_keys else _read_lines(path)
+    is_yaml = Path(path).suffix.lower() in YAML_SUFFIXES
+    entries = _read_yaml(path) if is_yaml else _read_lines(path)
     if not entries:
         raise UserError("the vocabulary holds no phrase", where=path, expected="at least one, as 'riding a bicycle'")
     _refuse_repeated(entries)
-    class_of = _classes(entries, (lambda name: name) if in_keys else usual_name)
-    objects = (PERSON, *dict.fromkeys(seen for seen in class_of.values() if seen != PERSON))
+    class_of = _classes(entries, (lambda name: name) if is_yaml else usual_name)
     try:
         return Vocabulary(
-            objects,
-            tuple(dict.fromkeys(entry.verb for entry in entries)),
-            tuple((entry.verb, entry.object_name) for entry in entries),
-            tuple(entry.phrase for entry in entries),
-            tuple(entry.synonyms for entry in entries),
+            (PERSON, *dict.fromkeys(seen for seen in class_of.values() if seen != PERSON)),
+            tuple(dict.fromkeys(entry.verb for entry in entries.values())),
+            tuple((entry.verb, entry.object) for entry in entries.values()),
+            tuple(entry.phrase for entry in entries.values()),
+            tuple(tuple(entry.synonyms) for entry in entries.values()),
             tuple((name, seen) for name, seen in class_of.items() if name != seen),
         )
     except UserError as error:
         raise UserError(error.what, where=path, expected=error.expected, got=error.got, fix=error.fix) from None
 
 
-def _classes(entries: list[Entry], usual: Callable[[str], str]) -> dict[str, str]:
+def _classes(entries: Entries, usual: Callable[[str], str]) -> dict[str, str]:
     """Return the class of each object name. A thing and its everyday name are one class, spelt as in the file."""
-    class_of: dict[str, str] = {}
-    said: dict[str, Entry] = {}
-    own = {spaced(entry.object_name).lower(): entry.object_name for entry in entries}
-    for entry in entries:
-        name = entry.object_name
-        seen = name if name == NO_OBJECT else entry.detector_class or usual(name)
+    spelt = {spaced(entry.object).lower(): entry.object for entry in entries.values()}
+    said: dict[str, tuple[str, str]] = {}
+    for where, entry in entries.items():
         if entry.detector_class is not None:
-            first = said.setdefault(name, entry)
-            if first.detector_class != entry.detector_class:
+            seen, first = said.setdefault(entry.object, (entry.detector_class, where))
+            if seen != entry.detector_class:
                 raise UserError(
-                    f"the object '{name}' has two detector classes",
-                    where=f"{first.where} and {entry.where}",
-                    got=f"{first.detector_class} and {entry.detector_class}",
+                    f"the object '{entry.object}' has two detector classes",
+                    where=f"{first} and {where}",
+                    got=f"{seen} and {entry.detector_class}",
                     fix="keep one of the two",
                 )
-            class_of[name] = own.get(spaced(seen).lower(), seen)
-        elif name not in said:
-            class_of[name] = own.get(spaced(seen).lower(), seen)
+    class_of: dict[str, str] = {}
+    for name in dict.fromkeys(entry.object for entry in entries.values()):
+        seen = name if name == NO_OBJECT else said[name][0] if name in said else usual(name)
+        class_of[name] = spelt.get(spaced(seen).lower(), seen)
     # A class may itself be seen as another one: the last of the chain is what a detector gives.
     for name in class_of:
         chain = [name]
         while (after := class_of.get(chain[-1], chain[-1])) != chain[-1]:
             if after in chain:
-                raise UserError("detector classes go round in a circle", where=said[name].where, got=" = ".join(chain))
+                raise UserError("detector classes go round in a circle", where=said[name][1], got=" = ".join(chain))
             chain.append(after)
         class_of[name] = chain[-1]
     return class_of
 
 
-def _refuse_repeated(entries: list[Entry]) -> None:
-    first: dict[tuple[str, str], Entry] = {}
-    for entry in entries:
-        key = (verb_ing(entry.verb), spaced(entry.object_name).lower())
-        other = first.setdefault(key, entry)
-        if other is not entry:
+def _refuse_repeated(entries: Entries) -> None:
+    places: dict[tuple[str, str], str] = {}
+    for where, entry in entries.items():
+        first = places.setdefault((verb_ing(entry.verb), spaced(entry.object).lower()), where)
+        if first != where:
             raise UserError(
-                f"the interaction '{entry.verb} {entry.object_name}' is there twice",
-                where=f"{other.where} and {entry.where}",
+                f"the interaction '{entry.verb} {entry.object}' is there twice",
+                where=f"{first} and {where}",
                 fix="keep one; another wording of it is a synonym",
             )
 
 
-def _read_lines(path: str) -> list[Entry]:
-    lines = read_text(path, "phrases, one a line", encoding="utf-8-sig").splitlines()
-    entries, classes = [], {}
-    for number, line in enumerate(lines, start=1):
+def _read_lines(path: str) -> Entries:
+    plain: dict[str, dict[str, Any]] = {}
+    classes: dict[str, tuple[str, str]] = {}
+    for number, line in enumerate(read_text(path, "phrases, one a line", encoding="utf-8-sig").splitlines(), start=1):
         text, where = line.partition("#")[0].strip(), f"{path}, line {number}"
         if "=" in text:
             name, seen = (" ".join(part.split()).replace(" ", "_").lower() for part in text.split("=", 1))
@@ -288,39 +286,22 @@ def _read_lines(path: str) -> list[Entry]:
             classes[name] = (seen, where)
         elif text:
             said, *others = (part.strip() for part in text.split("|"))
-            phrase = parse_phrase(said, where)
-            entries.append(Entry(where, phrase.verb, phrase.object_name, phrase.wording, tuple(filter(None, others))))
-    named = {entry.object_name for entry in entries}
+            verb, name, wording = parse_phrase(said, where)
+            synonyms = [other for other in others if other]
+            plain[where] = {"verb": verb, "object": name, "phrase": wording, "synonyms": synonyms}
+    named = {entry["object"] for entry in plain.values()}
     for name, (_, where) in classes.items():
         if name not in named:
-            got = f"'{name}', which no phrase speaks of"
-            raise UserError(
-                "a line gives a class to an unknown object", where=where, expected=nearest(name, named), got=got
-            )
-    return [
-        Entry(e.where, e.verb, e.object_name, e.phrase, e.synonyms, classes.get(e.object_name, (None,))[0])
-        for e in entries
-    ]
+            what, got = "a line gives a class to an unknown object", f"'{name}', which no phrase speaks of"
+            raise UserError(what, where=where, expected=nearest(name, named), got=got)
+    seen_as = {name: seen for name, (seen, _) in classes.items()}
+    return {where: Entry(**entry, detector_class=seen_as.get(entry["object"])) for where, entry in plain.items()}
 
 
-def _read_entries(path: str) -> list[Entry]:
+def _read_yaml(path: str) -> Entries:
     plain = read_yaml(path)
     if not isinstance(plain, list) or not plain:
-        raise UserError("this is no vocabulary", where=path, expected=f"a list of {ENTRY}")
-    return [_entry(entry, f"{path}, entry {position}") for position, entry in enumerate(plain, start=1)]
-
-
-def _entry(entry: Any, where: str) -> Entry:
-    if not isinstance(entry, dict):
-        raise UserError("a vocabulary entry is not understood", where=where, expected=ENTRY, got=repr(entry))
-    unknown = set(entry) - {"verb", "object", "phrase", "synonyms", "detector_class"}
-    wrong = [key for key in ("verb", "object") if not isinstance(entry.get(key), str) or not entry[key]]
-    wrong += [key for key in ("phrase", "detector_class") if not isinstance(entry.get(key, ""), str)]
-    synonyms = entry.get("synonyms", [])
-    if not isinstance(synonyms, list) or not all(isinstance(text, str) and text for text in synonyms):
-        wrong.append("synonyms")
-    if unknown or wrong:
-        raise UserError("a vocabulary entry has wrong keys", where=where, expected=ENTRY, got=repr(entry))
-    return Entry(
-        where, entry["verb"], entry["object"], entry.get("phrase"), tuple(synonyms), entry.get("detector_class")
-    )
+        expected = "a list of {verb, object, phrase, synonyms, detector_class}, the last three optional"
+        raise UserError("this is no vocabulary", where=path, expected=expected)
+    places = {f"{path}, entry {position}": entry for position, entry in enumerate(plain, start=1)}
+    return {where: parse_section(Entry, entry, where) for where, entry in places.items()}

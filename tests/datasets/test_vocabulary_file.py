@@ -138,13 +138,15 @@ def test_an_object_without_detector_class_gets_the_nearest(tmp_path: Path) -> No
         ("riding a bike\nbike = \n", "a.txt", r"not understood .* line 2"),
         ("riding a bike\nbicycle\n", "a.txt", r"needs a verb and an object .* line 2"),
         ("riding a car\nriding a van\ncar = van\nvan = car\n", "a.txt", "round in a circle"),
-        ("- {verb: ride, object: bike, detector_class: 3}", "a.yaml", r"wrong keys .* entry 1"),
-        ("- {verb: ride, object: bike, synonyms: cycling}", "a.yaml", r"wrong keys .* entry 1"),
+        ("- {verb: ride, object: bike, detector_class: 3}", "a.yaml", r"string .* entry 1, key 'detector_class'"),
+        ("- {verb: ride, object: bike, synonyms: cycling}", "a.yaml", r"list .* entry 1, key 'synonyms'"),
         (
             "- {verb: ride, object: van, detector_class: car}\n- {verb: wash, object: van, detector_class: bus}",
             "a.yaml",
             "'van' has two detector classes",
         ),
+        ("- {verb: ride, objekt: bike}", "a.yaml", r"unknown key .* entry 1, key 'objekt' .* nearest: object"),
+        ("- ride", "a.yaml", r"valid dictionary .* entry 1 "),
         ("{}", "a.yaml", "this is no vocabulary"),
     ],
 )
