@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -129,12 +131,12 @@ class Extractor:
         """Do the same for (image id, image), taken a few at a time so that the next ones are decoded meanwhile."""
         jobs: list[_Job] = []
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            batch_size = self._config.teacher.batch_size
-            crops = self._batches(lambda batch: (self._teacher.encode_crops(batch),), batch_size, self._crop_px)
-            whole = self._batches(self._encode_images, min(IMAGE_BATCH, batch_size), self._image_px)
-            with _Cutter(self._teacher.crop_style, self._device) as cutter:
+            size, device = self._config.teacher.batch_size, None if self._few else self._device
+            crops = _Batches(lambda batch: (self._teacher.encode_crops(batch),), size, self._crop_px, device)
+            whole = _Batches(self._encode_images, min(IMAGE_BATCH, size), self._image_px, device)
+            with _side_thread(self._device) as thread:
                 for chunk in _chunks(images):
-                    jobs += self._begin(chunk, cutter, crops, whole)
+                    jobs += self._begin(chunk, partial(_cut, self._teacher.crop_style, thread), crops, whole)
             if not jobs:
                 return []
             encoded = crops.finish()
@@ -144,9 +146,7 @@ class Extractor:
         none = np.zeros((0, self.axes["D"]), np.float32)
         crop_embeddings = _split(encoded[0].cpu().numpy() if encoded else none, num_windows)
         if "crop" in self._config.teacher.regions:
-            region_levels.append(
-                [_crop_features(job, rows)[:, None] for job, rows in zip(jobs, crop_embeddings, strict=True)]
-            )
+            region_levels += [[_crop_features(*pair)[:, None] for pair in zip(jobs, crop_embeddings, strict=True)]]
         features = [np.concatenate(levels, axis=1) for levels in zip(*region_levels, strict=True)]
         spatial = maps[-1].float().cpu().numpy() if self._config.teacher.spatial_map else [None] * len(jobs)
         rows = zip(jobs, image_embeddings.cpu().numpy(), crop_embeddings, features, spatial, strict=True)
@@ -176,24 +176,26 @@ class Extractor:
             "L": len(self._map_levels) + ("crop" in self._config.teacher.regions),
         }
         if self._config.teacher.spatial_map:
-            maps = self._teacher.encode_images(
-                torch.zeros(1, 3, self._image_px, self._image_px, dtype=torch.uint8)
-            ).maps
-            axes |= dict(zip("CHW", maps[-1].shape[1:], strict=True))
+            probe = torch.zeros(1, 3, self._image_px, self._image_px, dtype=torch.uint8)
+            axes |= dict(zip("CHW", self._teacher.encode_images(probe).maps[-1].shape[1:], strict=True))
         return axes
 
     def _begin(
-        self, chunk: Sequence[tuple[str, np.ndarray]], cutter: _Cutter, crops: _Batches, whole: _Batches
+        self,
+        chunk: Sequence[tuple[str, np.ndarray]],
+        cut: Callable[..., Iterator[Tensor]],
+        crops: _Batches,
+        whole: _Batches,
     ) -> list[_Job]:
         """Detect, pair and cut the images of a chunk; crops and whole images join the batches."""
         found = self._detector.detect([image for _, image in chunk], [image_id for image_id, _ in chunk])
         jobs = [self._plan(*pair, detections) for pair, detections in zip(chunk, found, strict=True)]
         pixels = [torch.from_numpy(np.array(image, order="C")).to(self._device).permute(2, 0, 1) for _, image in chunk]
         windows = ((of, window) for of, job in zip(pixels, jobs, strict=True) for window in job.windows)
-        for crop in cutter.cut(windows, self._crop_px):
+        for crop in cut(windows, self._crop_px):
             crops.add(crop)
         whole_windows = ((of, whole_image_window(job.size_hw)) for of, job in zip(pixels, jobs, strict=True))
-        for crop in cutter.cut(whole_windows, self._image_px):
+        for crop in cut(whole_windows, self._image_px):
             whole.add(crop)
         return jobs
 
@@ -251,12 +253,6 @@ class Extractor:
         features = np.concatenate(encoded)
         return [features[rows] for rows in rows_of]
 
-    def _batches(self, encode: Callable[[Tensor], tuple[Tensor, ...]], size: int, side_px: int) -> _Batches:
-        if self._few:
-            return _Batches(encode, size, None)
-        zeros = torch.zeros(size, 3, side_px, side_px, dtype=torch.uint8, device=self._device)
-        return _Batches(encode, size, zeros.contiguous(memory_format=torch.channels_last))
-
     def _record(
         self, job: _Job, image: np.ndarray, crops: np.ndarray, features: np.ndarray, spatial_map: np.ndarray | None
     ) -> ImageSignals:
@@ -291,44 +287,45 @@ def similarity(embedding: np.ndarray, text_embedding: np.ndarray) -> np.ndarray:
     return (embedding.astype(np.float32) @ text_embedding.T).astype(np.float16)
 
 
-class _Cutter:
-    """Cuts crops in order; on a CPU in a thread of its own, if allowed, while earlier ones are encoded."""
+@contextmanager
+def _side_thread(device: str) -> Iterator[Executor | None]:
+    """Yield a thread to cut crops in, on a CPU and if allowed, while earlier ones are encoded."""
+    if device != "cpu" or not may_have_side_threads():
+        yield None
+        return
+    # A thread starts with as many OpenMP threads as there are cores, whatever its maker has.
+    pool = ThreadPoolExecutor(1, "cutter", torch.set_num_threads, (torch.get_num_threads(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def __init__(self, style: CropStyle, device: str) -> None:
-        self._style = style
-        # A thread starts with as many OpenMP threads as there are cores, whatever its maker has.
-        threads = (torch.get_num_threads(),)
-        has_thread = device == "cpu" and may_have_side_threads()
-        self._pool = ThreadPoolExecutor(1, "cutter", torch.set_num_threads, threads) if has_thread else None
 
-    def __enter__(self) -> _Cutter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def cut(self, windows: Iterable[tuple[Tensor, np.ndarray]], size_px: int) -> Iterator[Tensor]:
-        if self._pool is None:
-            yield from (cut_crop(pixels, window, size_px, self._style) for pixels, window in windows)
-            return
-        futures = (self._pool.submit(cut_crop, *pair, size_px, self._style) for pair in windows)
-        ahead = deque(islice(futures, CUT_AHEAD))
-        while ahead:
-            crop = ahead.popleft().result()
-            ahead.extend(islice(futures, 1))
-            yield crop
+def _cut(
+    style: CropStyle, thread: Executor | None, windows: Iterable[tuple[Tensor, np.ndarray]], size_px: int
+) -> Iterator[Tensor]:
+    """Yield the crops, uint8 [3, S, S], of pairs of an image and a window."""
+    if thread is None:
+        yield from (cut_crop(pixels, window, size_px, style) for pixels, window in windows)
+        return
+    futures = (thread.submit(cut_crop, *pair, size_px, style) for pair in windows)
+    ahead = deque(islice(futures, CUT_AHEAD))
+    while ahead:
+        crop = ahead.popleft().result()
+        ahead.extend(islice(futures, 1))
+        yield crop
 
 
 class _Batches:
-    """Collects rows [3, S, S] and encodes them in batches of one size, or of any size without a blank.
+    """Collects rows [3, S, S] and encodes them in batches of one size, padded on a device; without one, unpadded."""
 
-    Args:
-        blank: uint8 [size, 3, S, S] of zeros, in the layout that the teacher reads.
-    """
-
-    def __init__(self, encode: Callable[[Tensor], tuple[Tensor, ...]], size: int, blank: Tensor | None) -> None:
-        self._encode, self._size, self._blank = encode, size, blank
+    def __init__(
+        self, encode: Callable[[Tensor], tuple[Tensor, ...]], size: int, side_px: int, device: str | None
+    ) -> None:
+        self._encode, self._size, self._blank = encode, size, None
+        if device is not None:
+            zeros = torch.zeros(size, 3, side_px, side_px, dtype=torch.uint8, device=device)
+            self._blank = zeros.contiguous(memory_format=torch.channels_last)
         self._rows: list[Tensor] = []
         self._encoded: list[tuple[Tensor, ...]] = []
 
