@@ -1,4 +1,4 @@
-"""A further dataset, detector, teacher, vlm backend or method is one module and one line, from outside the package."""
+"""A dataset, detector, teacher, vlm backend, method or metric is one module and one line, from outside the package."""
 
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ def test_one_of_each_from_outside_runs_all_stages(tables: None, tmp_path: Path) 
     rows = {row.name: row for row in report.rows}
     assert rows.keys() >= {"student", "direct_clip", "vlm_image"}
     assert rows["student"].means["full"] > 0
+    assert rows["student"].extra == {"count": {"triplets": 6}}
+    assert "student: 6 triplets" in str(report)
 
 
 def test_a_plugin_is_loaded_at_the_first_unknown_name(

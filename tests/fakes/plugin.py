@@ -1,4 +1,4 @@
-"""A distribution of somebody else's: one dataset, detector, teacher, vlm backend and method, each a class or two.
+"""Somebody else's distribution: a dataset, detector, teacher, vlm backend, method and metric, each a class or two.
 
 docs/extending.md shows these classes; tests/test_extending.py registers and runs them.
 """
@@ -19,8 +19,8 @@ from hoi.crops import CropStyle
 from hoi.datasets import Dataset
 from hoi.labels import LabelReader
 from hoi.matching import LabelTargets
-from hoi.records import BranchScores, Detections, HoiLabels, PairBatch, TextBank
-from hoi.registry import DATASETS, DETECTORS, METHODS, TEACHERS, VLM_BACKENDS
+from hoi.records import BranchScores, Detections, HoiLabels, PairBatch, TextBank, Triplets
+from hoi.registry import DATASETS, DETECTORS, METHODS, METRICS, TEACHERS, VLM_BACKENDS
 from hoi.students.base import StepLosses, Student
 from hoi.teachers import WholeImages
 from hoi.vlm import Likelihoods
@@ -35,6 +35,7 @@ def register() -> None:
     TEACHERS.register("colour", f"{__name__}:ColourConfig")
     VLM_BACKENDS.register("parrot", f"{__name__}:Parrot")
     METHODS.register("linear", f"{__name__}:LinearConfig")
+    METRICS.register("count", f"{__name__}:TripletCount")
 
 
 # --8<-- [end:register]
@@ -46,6 +47,7 @@ class NoiseDataset(DatasetSettings):
 
     IMPLEMENTATION = f"{__name__}:Noise"
     LABELS = f"{__name__}:NoiseLabels"
+    METRICS = ("count",)
 
     name: Literal["noise"]
     splits: dict[str, int]
@@ -221,3 +223,22 @@ class LinearStudent(Student):
 
 
 # --8<-- [end:student]
+
+
+class TripletCount:
+    """How many triplets a method predicts."""
+
+    @classmethod
+    def open(cls, config: Any, split: Any) -> TripletCount:
+        return cls()
+
+    def figures(self, triplets: Triplets) -> dict[str, Any]:
+        return {"triplets": len(triplets)}
+
+    @staticmethod
+    def summary(rows: Sequence[Any]) -> list[dict[str, Any]]:
+        return [{"name": row.name, **row.extra["count"]} for row in rows]
+
+    @staticmethod
+    def table(summary: Sequence[dict[str, Any]]) -> str:
+        return "\n".join(f"{each['name']}: {each['triplets']} triplets" for each in summary)
