@@ -21,8 +21,7 @@ import torch
 from benchmarks.side_by_side import Rounds, ratio_table, run_in_turn
 from hoi.config import VlmConfig
 from hoi.vlm import VisionLanguageModel, build_vlm
-from hoi.vlm.prompting import likelihoods, plain_likelihoods, run_prefix
-from hoi.vlm.transformers_model import TransformersModel
+from hoi.vlm.transformers_model import TransformersModel, likelihoods, plain_likelihoods, run_prefix
 
 CASES = ("qwen2_vl", "coca")
 ALONE = "image and question alone"

@@ -21,7 +21,7 @@ import torch
 from hoi.config import VlmConfig
 from hoi.errors import UserError
 from hoi.vlm import build_vlm
-from hoi.vlm.prompting import (
+from hoi.vlm.transformers_model import (
     common_length,
     first_token_share,
     likelihoods,
