@@ -1,8 +1,8 @@
 """Vision language models as teachers: what they say of an image, and how likely they find a text.
 
-A further backend is a module and a line in `hoi.registry`.
+Another backend is one more module and a line in `hoi.registry.VLM_BACKENDS`.
 
-Shapes: n candidates of one image, in the order in which they were given.
+Shapes: K interactions, P pairs, n candidates of one image in the order given, S sentences at most, D joint width.
 """
 
 from __future__ import annotations
@@ -20,33 +20,27 @@ from hoi.registry import VLM_BACKENDS
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """How likely a model finds each candidate text, given an image and a question.
-
-    Args:
-        log_likelihood: Sum of the log-probabilities of the candidate's tokens, in nats, its end included if a backend
-        ends
-            texts.
-        num_tokens: How many were summed, so that `log_likelihood / num_tokens` is the mean.
-    """
+    """How likely a model finds each candidate text, given an image and a question."""
 
     log_likelihood: Float32[np.ndarray, " n"]
+    """Sum over the candidate's tokens, with its end where a backend ends texts, in nats."""
     num_tokens: Int32[np.ndarray, " n"]
+    """How many were summed, so that `log_likelihood / num_tokens` is the mean."""
 
 
 class VisionLanguageModel(Protocol):
     """A frozen model that reads images and writes text. Images are uint8 [H, W, 3] RGB, upright; sizes may differ."""
 
     def captions(self, images: Sequence[np.ndarray]) -> list[str]:
-        """Return one caption of each image, decoded greedily."""
+        """Return one caption for each image, decoded greedily."""
         ...
 
     def log_likelihoods(
         self, images: Sequence[np.ndarray], candidates: Sequence[Sequence[str]], question: str | None = None
     ) -> list[Likelihoods]:
-        """Return how likely each image's candidate texts are, in one pass over an image.
+        """Return how likely each image's candidates are; one pass over an image.
 
         Args:
-            candidates: Texts of each image; may be none.
             question: Put before every candidate, for models that take instructions; None for those that only caption.
         """
         ...
@@ -54,56 +48,48 @@ class VisionLanguageModel(Protocol):
     def yes_probabilities(
         self, images: Sequence[np.ndarray], questions: Sequence[Sequence[str]]
     ) -> list[Float32[np.ndarray, " n"]]:
-        """Return p(yes) / (p(yes) + p(no)) of each image's questions."""
+        """Return p(yes) / (p(yes) + p(no)) for each image's questions."""
         ...
 
     def answers(self, images: Sequence[np.ndarray], question: str) -> list[str]:
-        """Return each image's answer to one question, decoded greedily."""
+        """Return free text for each image, decoded greedily."""
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """Return what decides its outputs, in plain JSON types: weights' hash, prompts, decoding, precision."""
+        """Return what decides the outputs, in plain JSON types."""
         ...
 
 
 @dataclass(frozen=True)
 class PhraseBank:
-    """The candidates, and what a vision language model makes of them without an image.
-
-    Args:
-        phrases: K texts; empty for interactions that are never asked.
-        num_tokens: int32 [K], how many tokens a phrase's log-likelihood is summed over; 0 where none is taken.
-        prior_log_likelihood: float32 [K], that of the phrase on a blank image, in nats; 0 where none is taken.
-    """
+    """The candidates, and what a vision language model makes of them without an image."""
 
     phrases: tuple[str, ...]
+    """K texts; empty for interactions that are never asked."""
     num_tokens: np.ndarray
+    """int32 [K] of each phrase; 0 where no likelihood is taken."""
     prior_log_likelihood: np.ndarray
+    """float32 [K], that of the phrase on a blank image, in nats; 0 where none is taken."""
 
 
 @dataclass(frozen=True)
 class ImageAnswers:
-    """One record of an extra pass. None for what was not asked for.
-
-    Args:
-        image_id: As in the base pass.
-        caption: What was generated; empty where none was asked for.
-        context_embedding: float16 [S, D] teacher embeddings of its sentences, unit norm; 0 beyond the last one.
-        context_mask: uint8 [S], 1 where there is a sentence.
-        vlm_scores: float16 [K], confidence in [0, 1]; 0 where not asked.
-        vlm_asked: uint8 [K], 1 where the interaction was asked of the image.
-        vlm_log_likelihood: float32 [K], sum of the phrase's token log-probabilities in nats; 0 where none is taken.
-        vlm_pair_scores: float16 [P, K], confidence asked of the union crops.
-    """
+    """One record of an extra pass; None for what was not asked for."""
 
     image_id: str
     caption: str = ""
     context_embedding: np.ndarray | None = None
+    """float16 [S, D], the teacher's embeddings of the caption's sentences, unit norm; 0 beyond the last one."""
     context_mask: np.ndarray | None = None
+    """uint8 [S], 1 where there is a sentence."""
     vlm_scores: np.ndarray | None = None
+    """float16 [K], confidence in [0, 1]; 0 where not asked."""
     vlm_asked: np.ndarray | None = None
+    """uint8 [K], 1 where the interaction was asked of the image."""
     vlm_log_likelihood: np.ndarray | None = None
+    """float32 [K], sum of the phrase's token log-probabilities in nats; 0 where none is taken."""
     vlm_pair_scores: np.ndarray | None = None
+    """float16 [P, K], confidence asked of the union crops."""
 
 
 def build_vlm(config: VlmConfig, device: str) -> VisionLanguageModel:

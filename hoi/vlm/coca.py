@@ -1,11 +1,11 @@
 """Any open_clip CoCa as a `VisionLanguageModel`: how likely it finds a caption, given an image.
 
-A CoCa writes captions and takes no instructions: what is asked as a question is text that a caption may begin with.
-Nothing is needed beyond open_clip: its own `generate` wants `transformers`, so the greedy loop is ours.
+A CoCa writes captions and takes no instructions: a question is text that a caption may begin with. The greedy loop is
+ours, since open_clip's `generate` wants `transformers`.
 
-An image goes through the image tower once, and texts through the text tower once for all images, since it does not see
-them. The texts of one image then lie one after the other in one row of the decoder, where each token sees its own text
-alone: the image's keys and values are made once for all of them.
+Each image goes through its tower once, and each text through the text tower once for all images. The texts of an image
+then lie in one row of the decoder, where a token sees its own text alone, so that the image's keys and values are made
+once.
 
 Shapes: B images, L image tokens, R texts, T tokens of all texts together, W width, V words of the vocabulary.
 """
@@ -15,8 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,11 +38,7 @@ from hoi.weights import RANDOM, RANDOM_SEED, weights_sha256
 
 
 def image_states(tower: Any, views: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B L W"]]:
-    """Return the contrastive embedding, not normalised, and the tokens of normalised images.
-
-    Args:
-        views: Of any size if the tower is a ResNet; the positions of its pool are interpolated.
-    """
+    """Return the contrastive embedding (any norm) and the tokens of normalised images, of any size for a ResNet."""
     if not isinstance(tower, ModifiedResNet):
         embedding, tokens = tower(views)
         return embedding, tokens
@@ -102,10 +97,8 @@ class CocaModel:
     def answers(self, images: Sequence[np.ndarray], question: str) -> list[str]:
         """Continue the question, which is the beginning of the caption."""
         prompt = [self._start, *self._tokenizer.encode(question)]
-        texts: list[str] = []
-        for image_tokens in self._image_tokens(images):
-            texts += [self._tokenizer.decode(tokens).strip() for tokens in self._continue(image_tokens, prompt)]
-        return texts
+        batches = [self._continue(image_tokens, prompt) for image_tokens in self._image_tokens(images)]
+        return [self._tokenizer.decode(tokens).strip() for batch in batches for tokens in batch]
 
     @torch.inference_mode()
     def log_likelihoods(
@@ -113,13 +106,13 @@ class CocaModel:
     ) -> list[Likelihoods]:
         """Score the candidates; the end of the text is one of its tokens."""
         prompt = [self._start, *self._tokenizer.encode(question or "")]
-        texts = [[self._tokens(prompt, text) for text in own] for own in candidates]
-        found = []
-        for scores, own in zip(self._scores(images, texts), texts, strict=True):
-            sums = [score[len(prompt) - 1 :].sum().item() for score in scores]
-            counts = [len(tokens) - len(prompt) for tokens in own]
-            found.append(Likelihoods(np.array(sums, np.float32), np.array(counts, np.int32)))
-        return found
+        texts = [[self._tokens(prompt, text) for text in each] for each in candidates]
+        result = []
+        for log_p in self._log_probabilities(images, texts):
+            of_candidates = [each[len(prompt) - 1 :] for each in log_p]
+            sums, counts = [each.sum().item() for each in of_candidates], [len(each) for each in of_candidates]
+            result.append(Likelihoods(np.array(sums, np.float32), np.array(counts, np.int32)))
+        return result
 
     @torch.inference_mode()
     def yes_probabilities(
@@ -128,15 +121,15 @@ class CocaModel:
         """Compare "yes" with "no" as what follows the question."""
         answers = [self._tokenizer.encode(word) for word in (YES, NO)]
         texts = [
-            [self._tokens([self._start], text)[:-1] + answer for text in asked for answer in answers]
-            for asked in questions
+            [self._tokens([self._start], question)[:-1] + answer for question in each for answer in answers]
+            for each in questions
         ]
-        found = []
-        for scores in self._scores(images, texts):
-            sums = [score[-len(answers[at % 2]) :].sum() for at, score in enumerate(scores)]
+        result = []
+        for log_p in self._log_probabilities(images, texts):
+            sums = [each[-len(answers[place % 2]) :].sum() for place, each in enumerate(log_p)]
             pairs = torch.stack(sums).view(-1, 2) if sums else torch.zeros(0, 2)
-            found.append(pairs.softmax(1)[:, 0].numpy().astype(np.float32))
-        return found
+            result.append(pairs.softmax(1)[:, 0].numpy().astype(np.float32))
+        return result
 
     def provenance(self) -> dict[str, Any]:
         style = self._style
@@ -164,55 +157,52 @@ class CocaModel:
     def _tokens(self, prompt: list[int], text: str) -> list[int]:
         tokens = [*prompt, *self._tokenizer.encode(text), self._end]
         if len(tokens) > self._context:
-            raise UserError(
-                "a candidate is longer than the model's context",
-                where=f"vlms, model {self._config.model}, '{text[:80]}'",
-                expected=f"at most {self._context} tokens",
-                got=len(tokens),
-                fix="shorten the phrase or the question",
-            )
+            where, fix = f"vlms, model {self._config.model}, '{text[:80]}'", "shorten the phrase or the question"
+            problem, expected = "a candidate is longer than the model's context", f"at most {self._context} tokens"
+            raise UserError(problem, where=where, expected=expected, got=len(tokens), fix=fix)
         return tokens
 
     def _image_tokens(self, images: Sequence[np.ndarray]) -> list[Float[Tensor, "B L W"]]:
-        """Yield the tokens that the decoder looks at, a batch of images at a time."""
-        found, size = [], self._style.size_px
+        """Return the tokens that the decoder looks at, by batches of images."""
+        batches = []
         for start in range(0, len(images), self._config.batch_size):
             crops = []
             for image in images[start : start + self._config.batch_size]:
                 pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
-                crops.append(cut_crop(pixels, whole_image_window(image.shape[:2]), size, self._style))
+                crops.append(cut_crop(pixels, whole_image_window(image.shape[:2]), self._style.size_px, self._style))
             views = torch.stack(crops).to(self._device).float().div_(255).sub_(self._mean).div_(self._std)
             with self._autocast():
-                found.append(image_states(self._model.visual, views)[1])
-        return found
+                batches.append(image_states(self._model.visual, views)[1])
+        return batches
 
-    def _scores(self, images: Sequence[np.ndarray], texts: Sequence[Sequence[list[int]]]) -> list[list[Tensor]]:
-        """Return log p of every token of each text but its first, float32 on the CPU."""
+    def _log_probabilities(
+        self, images: Sequence[np.ndarray], texts: Sequence[Sequence[list[int]]]
+    ) -> Iterator[list[Tensor]]:
+        """Yield for each image log p of every token of each text but its first, float32 on the CPU."""
         rows = [row for batch in self._image_tokens(images) for row in batch]
-        found = []
-        for image_tokens, own in zip(rows, texts, strict=True):
-            scores: list[Tensor] = []
-            for start in range(0, len(own), self._config.batch_size):
-                some = own[start : start + self._config.batch_size]
-                logits = self._packed_logits(image_tokens, [self._text_states(tokens[:-1]) for tokens in some])
-                targets = torch.tensor([token for tokens in some for token in tokens[1:]], device=self._device)
-                each = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu()
-                scores += each.split([len(tokens) - 1 for tokens in some])
-            found.append(scores)
-        return found
+        for image_tokens, of_image in zip(rows, texts, strict=True):
+            log_p: list[Tensor] = []
+            for start in range(0, len(of_image), self._config.batch_size):
+                chunk = of_image[start : start + self._config.batch_size]
+                logits = self._packed_logits(image_tokens, [self._text_states(tokens[:-1]) for tokens in chunk])
+                targets = torch.tensor([token for tokens in chunk for token in tokens[1:]], device=self._device)
+                packed = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu()
+                log_p += packed.split([len(tokens) - 1 for tokens in chunk])
+            yield log_p
 
     def _packed_logits(self, image_tokens: Float[Tensor, "L W"], states: Sequence[Tensor]) -> Float[Tensor, "T V"]:
         """Return the logits after each token of several texts of one image, text by text."""
-        lengths = [len(state) for state in states]
-        total = sum(lengths)
-        mask = torch.full((total, total), -torch.inf, device=self._device)
-        for end, length in zip(accumulate(lengths), lengths, strict=True):
-            mask[end - length : end, end - length : end] = self._model.text_decoder.attn_mask[:length, :length]
         decoder, image = self._model.text_decoder, image_tokens[None]
+        total = sum(map(len, states))
+        mask, start = torch.full((total, total), -torch.inf, device=self._device), 0
+        for length in map(len, states):
+            end = start + length
+            mask[start:end, start:end] = decoder.attn_mask[:length, :length]
+            start = end
         with self._autocast():
             x = torch.cat(list(states))[None]
-            for own, cross in zip(decoder.resblocks, decoder.cross_attn, strict=True):
-                x = cross(own(x, attn_mask=mask), k_x=image, v_x=image)
+            for self_attention, cross_attention in zip(decoder.resblocks, decoder.cross_attn, strict=True):
+                x = cross_attention(self_attention(x, attn_mask=mask), k_x=image, v_x=image)
             return (decoder.ln_final(x) @ decoder.text_projection)[0].float()
 
     def _text_states(self, tokens: list[int]) -> Float[Tensor, "t W"]:
@@ -228,7 +218,7 @@ class CocaModel:
         tower, length = self._model.text, tokens.shape[1]
         if tower.cls_emb is None:
             # A tower without class token takes whole contexts only; a causal one does not see the padding.
-            tokens = torch.nn.functional.pad(tokens, (0, tower.context_length - length), value=tower.pad_id)
+            tokens = functional.pad(tokens, (0, tower.context_length - length), value=tower.pad_id)
         with self._autocast():
             return tower(tokens)[1][:, :length]
 
@@ -255,8 +245,9 @@ def _load(config: VlmConfig) -> tuple[LoadedModel, SimpleTokenizer]:
     try:
         loaded = load_model(TeacherConfig(model=config.model, pretrained=config.pretrained))
     except UserError as error:
-        said = error.what.replace("the teacher", "the CoCa"), str(error.where).replace("teacher", "vlms.NAME")
-        raise UserError(said[0], where=said[1], expected=error.expected, got=error.got) from None
+        problem = error.what.replace("the teacher", "the CoCa")
+        key = str(error.where).replace("teacher", "vlms.NAME")
+        raise UserError(problem, where=key, expected=error.expected, got=error.got) from None
     model, tokenizer = loaded.model, loaded.tokenizer
     if not isinstance(model, CoCa):
         raise UserError("the model is no CoCa", where=where, expected="coca_ViT-B-32, say", got=type(model).__name__)

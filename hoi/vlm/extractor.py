@@ -46,27 +46,25 @@ Image = tuple[ImageSignals, np.ndarray]
 
 
 class VlmExtractor:
-    """A vision language model and what a section of `vlms` asks of it.
-
-    Args:
-        config: `vlms`, and the teacher's crops and text side.
-        name: Of the section.
+    """A vision language model and what the section `vlms.NAME` asks of it.
 
     Raises:
         UserError: see `build_vlm` and `load_model`; or the phrase has no place for the vocabulary's own wording.
     """
 
     def __init__(self, config: PipelineConfig, name: str, vocabulary: Vocabulary, device: str) -> None:
-        self._settings, self._crop = config.vlms[name], config.teacher.crop
-        self._vocabulary, self._device = vocabulary, device
-        texts = _phrases(self._settings, vocabulary, f"vlms.{name}.phrase")
-        self._model = build_vlm(self._settings, device)
-        self._text_side = (
-            load_target(config.teacher.TEXT_SIDE)(config.teacher, device) if self._settings.caption else None
-        )
-        self._lexicon = vocabulary_lexicon(vocabulary, self._settings.synonyms)
+        settings = self._settings = config.vlms[name]
+        self._crop, self._vocabulary, self._device = config.teacher.crop, vocabulary, device
+        texts = _phrases(settings, vocabulary, f"vlms.{name}.phrase")
+        self._model = build_vlm(settings, device)
+        self._text_side = load_target(config.teacher.TEXT_SIDE)(config.teacher, device) if settings.caption else None
+        self._lexicon = vocabulary_lexicon(vocabulary, settings.synonyms)
         self.phrases = self._on_blank(texts)
-        self.axes = self._axes()
+        self.axes = {
+            **({"K": len(vocabulary)} if settings.image_scores else {}),
+            **({"Q": len(vocabulary)} if settings.pair_scores else {}),
+            **({"S": settings.max_sentences, "D": self._text_side.width} if self._text_side is not None else {}),
+        }
 
     def ask(self, images: Iterable[Image], teacher: Mapping[str, Any]) -> list[ImageAnswers]:
         """Return one record for each image, in order.
@@ -83,26 +81,16 @@ class VlmExtractor:
 
     def provenance(self) -> dict[str, Any]:
         """Return everything that changes a record's content, in plain JSON types; `versions` is for the manifest."""
-        said = dict(self._model.provenance())
-        versions = said.pop("versions", {})
+        of_model = dict(self._model.provenance())
+        versions = of_model.pop("versions", {})
         settings = self._settings.model_dump(mode="json", exclude={"model", "pretrained"})
         return {
-            "vlm": {**settings, "provenance": said, "max_crop_px": MAX_CROP_PX},
+            "vlm": {**settings, "provenance": of_model, "max_crop_px": MAX_CROP_PX},
             "text": None if self._text_side is None else self._text_side.provenance(),
             "device": torch.device(self._device).type,
             "num_threads": torch.get_num_threads(),
             "versions": {"torch": torch.__version__, **versions},
         }
-
-    def _axes(self) -> dict[str, int]:
-        settings, axes = self._settings, dict[str, int]()
-        if settings.image_scores:
-            axes["K"] = len(self._vocabulary)
-        if settings.pair_scores:
-            axes["Q"] = len(self._vocabulary)
-        if self._text_side is not None:
-            axes |= {"S": settings.max_sentences, "D": self._text_side.width}
-        return axes
 
     def _on_blank(self, texts: tuple[str, ...]) -> PhraseBank:
         """Return the phrases with their tokens, and how likely each is on a blank image."""
@@ -110,8 +98,8 @@ class VlmExtractor:
         rows = np.flatnonzero(np.array(texts) != "")
         if self._settings.scoring in ("sum", "mean"):
             blank = np.full((BLANK_PX, BLANK_PX, 3), BLANK_GREY, np.uint8)
-            [found] = self._model.log_likelihoods([blank], [[texts[row] for row in rows]], self._settings.question)
-            num_tokens[rows], prior[rows] = found.num_tokens, found.log_likelihood
+            [on_blank] = self._model.log_likelihoods([blank], [[texts[row] for row in rows]], self._settings.question)
+            num_tokens[rows], prior[rows] = on_blank.num_tokens, on_blank.log_likelihood
         return PhraseBank(texts, num_tokens, prior)
 
     def _ask(self, chunk: Sequence[Image], teacher: Mapping[str, Any]) -> list[ImageAnswers]:
@@ -124,8 +112,8 @@ class VlmExtractor:
                 record |= self._context(caption)
         if settings.image_scores:
             present = [self._present(self._labels(signals)) for signals, _ in chunk]
-            for record, (found, sums) in zip(records, self._score(images, present, captions), strict=True):
-                scores, asked = found.scores.astype(np.float16), found.asked.astype(np.uint8)
+            for record, (confidences, sums) in zip(records, self._score(images, present, captions), strict=True):
+                scores, asked = confidences.scores.astype(np.float16), confidences.asked.astype(np.uint8)
                 record |= {"vlm_scores": scores, "vlm_asked": asked, "vlm_log_likelihood": sums}
         if settings.pair_scores:
             for record, (signals, image) in zip(records, chunk, strict=True):
@@ -136,18 +124,18 @@ class VlmExtractor:
         assert self._text_side is not None
         # A model that writes bytes may write any, and a NUL would end the stored text.
         caption = caption.replace("\0", "")
-        found = sentences(caption)[: self._settings.max_sentences]
+        texts = sentences(caption)[: self._settings.max_sentences]
         embedding = np.zeros((self._settings.max_sentences, self._text_side.width), np.float16)
-        embedding[: len(found)] = self._text_side.encode(found).numpy().astype(np.float16)
-        mask = (np.arange(len(embedding)) < len(found)).astype(np.uint8)
+        embedding[: len(texts)] = self._text_side.encode(texts).numpy().astype(np.float16)
+        mask = (np.arange(len(embedding)) < len(texts)).astype(np.uint8)
         return {"caption": caption, "context_embedding": embedding, "context_mask": mask}
 
     def _labels(self, signals: ImageSignals) -> np.ndarray:
         """Return int64 [P], the object of every pair; `no_object` for a human with itself."""
-        human, thing = signals.pairs_ho.T
-        labels = signals.detections.labels[thing].astype(np.int64)
+        human, obj = signals.pairs_ho.T
+        labels = signals.detections.labels[obj].astype(np.int64)
         if self._vocabulary.no_object_idx is not None:
-            labels[human == thing] = self._vocabulary.no_object_idx
+            labels[human == obj] = self._vocabulary.no_object_idx
         return labels
 
     def _present(self, labels: np.ndarray) -> np.ndarray:
@@ -191,11 +179,11 @@ class VlmExtractor:
                 yield confidences_by_text(text, candidates, vocabulary, self._lexicon, **with_product), no_sums
             return
         likelihoods = self._model.log_likelihoods(images, texts, settings.question)
-        for found, candidates in zip(likelihoods, rows, strict=True):
+        for of_image, candidates in zip(likelihoods, rows, strict=True):
             sums = no_sums.copy()
-            sums[candidates] = found.log_likelihood
+            sums[candidates] = of_image.log_likelihood
             confidences = confidences_by_likelihood(
-                found,
+                of_image,
                 candidates,
                 vocabulary,
                 length=settings.scoring,
@@ -209,21 +197,22 @@ class VlmExtractor:
 
     def _of_pairs(self, signals: ImageSignals, image: np.ndarray, teacher: Mapping[str, Any]) -> np.ndarray:
         """Return float16 [P, K]: each pair's union crop asked about its object; equal questions are asked once."""
-        labels = self._labels(signals)
-        scores = np.zeros((len(labels), len(self._vocabulary)), np.float16)
-        unions = union_boxes(signals.detections.boxes_xyxy, signals.pairs_ho)
-        size_hw, style = (image.shape[0], image.shape[1]), _style(teacher)
+        style = CropStyle(
+            teacher["crop_size_px"], tuple(teacher["fill_rgb"]), teacher["interpolation"], teacher["resize_mode"]
+        )
+        unions, size_hw = union_boxes(signals.detections.boxes_xyxy, signals.pairs_ho), (image.shape[0], image.shape[1])
         windows = crop_windows(unions, self._crop.margins[0], self._crop.mode, size_hw, style.resize_mode)
-        asked, of_pair = np.unique(np.concatenate([windows, labels[:, None]], axis=1), axis=0, return_inverse=True)
+        questions = np.concatenate([windows, self._labels(signals)[:, None]], axis=1)
+        questions, of_pair = np.unique(questions, axis=0, return_inverse=True)
         pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
-        answers: list[Confidences] = []
-        for some in _batches(asked, self._settings.batch_size):
-            crops = [_crop(pixels, question[:8], style) for question in some]
-            present = [self._present(question[8:]) for question in some]
-            answers += [found for found, _ in self._score(crops, present, None)]
-        for pair, place in enumerate(of_pair.reshape(-1).tolist()):
-            scores[pair] = answers[place].scores.astype(np.float16)
-        return scores
+        scores = np.zeros((len(questions), len(self._vocabulary)), np.float16)
+        for start in range(0, len(questions), self._settings.batch_size):
+            chunk = questions[start : start + self._settings.batch_size]
+            crops = [_crop(pixels, question[:8], style) for question in chunk]
+            present = [self._present(question[8:]) for question in chunk]
+            for row, (confidences, _) in enumerate(self._score(crops, present, None), start):
+                scores[row] = confidences.scores.astype(np.float16)
+        return scores[of_pair.reshape(-1)]
 
 
 def sentences(text: str) -> list[str]:
@@ -239,19 +228,9 @@ def _phrases(settings: VlmConfig, vocabulary: Vocabulary, where: str) -> tuple[s
     except UserError as error:
         raise UserError(error.what, where=where, expected=error.expected, got=error.got or template) from None
     dropped = vocabulary.is_no_interaction & (settings.no_interaction != "asked")
-    return tuple("" if none else own[0] for own, none in zip(filled, dropped, strict=True))
-
-
-def _style(teacher: Mapping[str, Any]) -> CropStyle:
-    return CropStyle(
-        teacher["crop_size_px"], tuple(teacher["fill_rgb"]), teacher["interpolation"], teacher["resize_mode"]
-    )
+    return tuple("" if drop else texts[0] for texts, drop in zip(filled, dropped, strict=True))
 
 
 def _crop(pixels: Tensor, window: np.ndarray, style: CropStyle) -> np.ndarray:
     side = int(min(MAX_CROP_PX, max(window[2] - window[0], window[3] - window[1])))
     return cut_crop(pixels, window, side, style).permute(1, 2, 0).contiguous().numpy()
-
-
-def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -1,12 +1,11 @@
-"""From what a vision language model says of an image's candidates to confidences in [0, 1], and what was asked.
+"""Confidences in [0, 1] from what a vision language model says of an image's candidates.
 
 Three ways: likelihoods of the candidates' phrases, normalised over those of one object; probabilities of yes; phrases
 found in free text ("a man riding a horse and holding it" says ride horse and hold horse). An interaction that was not
-asked is 0 and masked out, which is not the same as asked and unlikely.
+asked is 0 and masked out.
 
-Source: scoring by the summed likelihood of each candidate phrase, one question per detected object class, is DA-HOI's
-(ICLR 2026). The mean over tokens, the other ways of normalising, the correction by the prior and the product for
-`no_interaction` are choices of this project, there for comparison.
+Source: the summed likelihood of each candidate phrase, one question per detected object class, is DA-HOI's (ICLR 2026).
+The mean over tokens, the other groups, the prior and the product for `no_interaction` are ours, for comparison.
 
 Shapes: K interactions, O object classes, n candidates of one image.
 """
@@ -25,132 +24,15 @@ from hoi.prompts import spaced, verb_ing
 from hoi.vlm import Likelihoods
 from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, PERSON, Vocabulary
 
+Length = Literal["sum", "mean"]
+Group = Literal["object", "all", "none"]
+NoInteraction = Literal["skip", "asked", "product"]
+
 PERSON_WORDS = (
     *("person", "people", "persons", "man", "men", "woman", "women", "kid", "kids", "child", "children"),
     *("boy", "boys", "girl", "girls", "lady", "ladies", "guy", "guys", "someone", "somebody", "rider", "player"),
 )
 PRONOUNS = ("it", "them")
-
-
-@dataclass(frozen=True)
-class Lexicon:
-    """Which words stand for which name; words are lower-case, single spaces between them.
-
-    Args:
-        verbs, objects: Name of a verb, or of an object other than a person, by its words.
-        people: Words for a person, who begins a new clause.
-        phrases: Interactions that a whole phrase says, wherever it is.
-    """
-
-    verbs: Mapping[str, str]
-    objects: Mapping[str, str]
-    people: frozenset[str]
-    phrases: Mapping[str, tuple[tuple[str, str], ...]]
-
-
-def vocabulary_lexicon(vocabulary: Vocabulary, synonyms: Mapping[str, Iterable[str]] | None = None) -> Lexicon:
-    """Return the words that name a vocabulary's verbs and objects.
-
-    Verbs are found as "ride", "rides" and "riding", objects in singular and plural, people by everyday words, and the
-    vocabulary's own phrases and their synonyms as they are. `no_interaction` is never said.
-
-    Args:
-        synonyms: More words by the name of a verb or object, in all forms that are to be found.
-    """
-    verbs = {form: verb for verb in vocabulary.verbs if verb != NO_INTERACTION for form in _verb_forms(verb)}
-    objects = {
-        form: name for name in vocabulary.objects if name not in (PERSON, NO_OBJECT) for form in _noun_forms(name)
-    }
-    for name, words in (synonyms or {}).items():
-        forms = verbs if name in vocabulary.verbs else objects if name in vocabulary.objects else {}
-        forms |= {word.lower(): name for word in words}
-    phrases: dict[str, tuple[tuple[str, str], ...]] = {}
-    synonyms_of = vocabulary.synonyms or ((),) * len(vocabulary)
-    for pair, phrase, others in zip(vocabulary.interactions, vocabulary.phrases, synonyms_of, strict=True):
-        for text in (*((phrase,) if phrase else ()), *others):
-            words = " ".join(_words(text))
-            phrases[words] = (*phrases.get(words, ()), pair)
-    return Lexicon(verbs, objects, frozenset(PERSON_WORDS), phrases)
-
-
-def said_interactions(text: str, lexicon: Lexicon) -> frozenset[tuple[str, str]]:
-    """Return the (verb, object) pairs that a text says, which need not be in any vocabulary.
-
-    A verb belongs to the next object of its clause, with no other person in between; failing that ("holding the
-    reins"), or if "it" follows, to the object before it. Negation and passives are not understood.
-    """
-    words = _words(text)
-    said: set[tuple[str, str]] = set()
-    joined = f" {' '.join(words)} "
-    for phrase, pairs in lexicon.phrases.items():
-        if f" {phrase} " in joined:
-            said.update(pairs)
-    waiting: list[str] = []
-    last: str | None = None
-    for kind, name in (*_mentions(words, lexicon), ("end", "")):
-        if kind == "verb":
-            waiting.append(name)
-            continue
-        target = name if kind == "object" else last
-        if target is not None:
-            said.update((verb, target) for verb in waiting)
-        waiting = []
-        last = target if kind in ("object", "pronoun") else None
-    return frozenset(said)
-
-
-def named_objects(text: str, lexicon: Lexicon) -> tuple[str, ...]:
-    """Return the objects that a text names, in order, each once."""
-    return tuple(dict.fromkeys(name for kind, name in _mentions(_words(text), lexicon) if kind == "object"))
-
-
-def _mentions(words: list[str], lexicon: Lexicon) -> list[tuple[str, str]]:
-    """Return (kind, name) of what the words mention, in order; of two that begin at one word, the longer."""
-    tables: tuple[tuple[str, Mapping[str, str]], ...] = (
-        ("verb", lexicon.verbs),
-        ("object", lexicon.objects),
-        ("person", dict.fromkeys(lexicon.people, PERSON)),
-        ("pronoun", dict.fromkeys(PRONOUNS, "")),
-        ("end", {".": ""}),
-    )
-    longest = max((key.count(" ") + 1 for _, table in tables for key in table), default=1)
-    found, at = [], 0
-    while at < len(words):
-        for size in range(min(longest, len(words) - at), 0, -1):
-            run = " ".join(words[at : at + size])
-            hit = next(((kind, table[run]) for kind, table in tables if run in table), None)
-            if hit is not None:
-                found.append(hit)
-                at += size
-                break
-        else:
-            at += 1
-    return found
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9'-]+|\.", re.sub(r"[.;!?\n]+", " . ", text.lower().replace("_", " ")))
-
-
-def _verb_forms(verb: str) -> tuple[str, ...]:
-    first, *rest = spaced(verb.lower()).split(" ")
-    third = first + ("es" if re.search("(s|x|z|ch|sh|o)$", first) else "s")
-    if re.search("[^aeiou]y$", first):
-        third = first[:-1] + "ies"
-    return tuple(" ".join([form, *rest]) for form in (first, third, verb_ing(first)))
-
-
-def _noun_forms(name: str) -> tuple[str, ...]:
-    noun = spaced(name.lower())
-    plural = noun + ("es" if re.search("(s|x|z|ch|sh)$", noun) else "s")
-    if re.search("[^aeiou]y$", noun):
-        plural = noun[:-1] + "ies"
-    return (noun, plural)
-
-
-Length = Literal["sum", "mean"]
-Group = Literal["object", "all", "none"]
-NoInteraction = Literal["skip", "asked", "product"]
 
 
 @dataclass(frozen=True)
@@ -170,12 +52,7 @@ class Confidences:
 def candidate_rows(
     vocabulary: Vocabulary, present: Bool[np.ndarray, " O"], with_no_interaction: bool = False
 ) -> Int64[np.ndarray, " n"]:
-    """Return the interactions that are asked of an image, ascending.
-
-    Args:
-        present: Object classes that were detected (for a pair: its object's alone).
-        with_no_interaction: Whether `no_interaction` is a candidate with a phrase of its own.
-    """
+    """Return the interactions, ascending, that are asked of the object classes detected in an image or pair."""
     asked = vocabulary.object_mask[present].any(axis=0)
     return np.flatnonzero(asked if with_no_interaction else asked & ~vocabulary.is_no_interaction)
 
@@ -192,16 +69,11 @@ def confidences_by_likelihood(
     prior_weight: float = 0.0,
     no_interaction: NoInteraction = "skip",
 ) -> Confidences:
-    """Return confidences by the likelihoods of the candidates' phrases.
+    """Return confidences by the likelihoods of the candidates' phrases; `rows` are their interactions.
 
     With x the log-probability, summed or as the mean over tokens, less `prior_weight` times the same of a blank image:
     `object` gives softmax(x / temperature) over the candidates of one object; `all` the same over all candidates of the
     image; `none` gives exp(x / temperature), the likelihood itself, which is small for long texts.
-
-    Args:
-        rows: Interactions of the candidates, without duplicates.
-        blank: The same texts' likelihoods on a blank image; needed if `prior_weight` is not 0.
-        no_interaction: As in `confidences_by_yes`.
     """
     x = _log_probability(likelihoods, length)
     if prior_weight:
@@ -241,9 +113,8 @@ def confidences_by_yes(
 ) -> Confidences:
     """Return the probabilities of the candidates, p(yes) / (p(yes) + p(no)) say, as confidences.
 
-    Args:
-        no_interaction: `product` scores it with the product of (1 - score) over the asked verbs of its object, where it
-            is no candidate itself and there is such a verb; otherwise only candidates have a score.
+    Only candidates have a score, but with `product` also each `no_interaction` that is none: the product of (1 - score)
+    over the asked verbs of its object, if there are any.
     """
     scores, asked = np.zeros(len(vocabulary), np.float64), np.zeros(len(vocabulary), bool)
     scores[rows], asked[rows] = np.clip(np.asarray(probabilities, np.float64), 0.0, 1.0), True
@@ -269,3 +140,107 @@ def grouped_softmax(x: Float[np.ndarray, " n"], groups: Int64[np.ndarray, " n"])
 def _log_probability(likelihoods: Likelihoods, length: Length) -> Float[np.ndarray, " n"]:
     total = likelihoods.log_likelihood.astype(np.float64)
     return total if length == "sum" else total / np.maximum(likelihoods.num_tokens, 1)
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Which words stand for which name; words are lower-case, single spaces between them."""
+
+    verbs: Mapping[str, str]
+    objects: Mapping[str, str]
+    """Names by their words; a person is no object here."""
+    people: frozenset[str]
+    """Words for a person, who begins a new clause."""
+    phrases: Mapping[str, tuple[tuple[str, str], ...]]
+    """Interactions that a whole phrase says, wherever it is."""
+
+
+def vocabulary_lexicon(vocabulary: Vocabulary, synonyms: Mapping[str, Iterable[str]] | None = None) -> Lexicon:
+    """Return the words that name a vocabulary's verbs and objects.
+
+    Verbs are found as "ride", "rides" and "riding", objects in singular and plural, people by everyday words; phrases
+    and synonyms, of the vocabulary or by name of a verb or object, as they are. `no_interaction` is never said.
+    """
+    verbs = {form: verb for verb in vocabulary.verbs if verb != NO_INTERACTION for form in _verb_forms(verb)}
+    nouns = [name for name in vocabulary.objects if name not in (PERSON, NO_OBJECT)]
+    objects = {form: name for name in nouns for form in _noun_forms(name)}
+    for name, words in (synonyms or {}).items():
+        forms = verbs if name in vocabulary.verbs else objects if name in vocabulary.objects else {}
+        forms |= {word.lower(): name for word in words}
+    phrases: dict[str, tuple[tuple[str, str], ...]] = {}
+    synonyms_of = vocabulary.synonyms or ((),) * len(vocabulary)
+    for pair, phrase, others in zip(vocabulary.interactions, vocabulary.phrases, synonyms_of, strict=True):
+        for text in (*((phrase,) if phrase else ()), *others):
+            words = " ".join(_words(text))
+            phrases[words] = (*phrases.get(words, ()), pair)
+    return Lexicon(verbs, objects, frozenset(PERSON_WORDS), phrases)
+
+
+def said_interactions(text: str, lexicon: Lexicon) -> frozenset[tuple[str, str]]:
+    """Return the (verb, object) pairs that a text says, which need not be in any vocabulary.
+
+    A verb belongs to the next object of its clause, with no other person in between; failing that ("holding the
+    reins"), or if "it" follows, to the object before it. Negation and passives are not understood.
+    """
+    words = _words(text)
+    joined = f" {' '.join(words)} "
+    said = {pair for phrase, pairs in lexicon.phrases.items() if f" {phrase} " in joined for pair in pairs}
+    waiting: list[str] = []
+    last: str | None = None
+    for kind, name in (*_mentions(words, lexicon), ("end", "")):
+        if kind == "verb":
+            waiting.append(name)
+            continue
+        target = name if kind == "object" else last
+        if target is not None:
+            said.update((verb, target) for verb in waiting)
+        waiting = []
+        last = target if kind in ("object", "pronoun") else None
+    return frozenset(said)
+
+
+def named_objects(text: str, lexicon: Lexicon) -> tuple[str, ...]:
+    """Return the objects that a text names, in order, each once."""
+    return tuple(dict.fromkeys(name for kind, name in _mentions(_words(text), lexicon) if kind == "object"))
+
+
+def _mentions(words: list[str], lexicon: Lexicon) -> list[tuple[str, str]]:
+    """Return (kind, name) of what the words mention, in order; of two that begin at one word, the longer."""
+    tables: tuple[tuple[str, Mapping[str, str]], ...] = (
+        ("verb", lexicon.verbs),
+        ("object", lexicon.objects),
+        ("person", dict.fromkeys(lexicon.people, PERSON)),
+        ("pronoun", dict.fromkeys(PRONOUNS, "")),
+        ("end", {".": ""}),
+    )
+    longest = max((key.count(" ") + 1 for _, table in tables for key in table), default=1)
+    mentions, start = [], 0
+    while start < len(words):
+        for size in range(min(longest, len(words) - start), 0, -1):
+            run = " ".join(words[start : start + size])
+            named = [(kind, table[run]) for kind, table in tables if run in table]
+            if named:
+                mentions.append(named[0])
+                break
+        start += size if named else 1
+    return mentions
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9'-]+|\.", re.sub(r"[.;!?\n]+", " . ", text.lower().replace("_", " ")))
+
+
+def _verb_forms(verb: str) -> tuple[str, ...]:
+    first, *rest = spaced(verb.lower()).split(" ")
+    return tuple(" ".join([form, *rest]) for form in (first, _with_s(first, "s|x|z|ch|sh|o"), verb_ing(first)))
+
+
+def _noun_forms(name: str) -> tuple[str, ...]:
+    noun = spaced(name.lower())
+    return noun, _with_s(noun, "s|x|z|ch|sh")
+
+
+def _with_s(word: str, before_es: str) -> str:
+    if re.search("[^aeiou]y$", word):
+        return word[:-1] + "ies"
+    return word + ("es" if re.search(f"({before_es})$", word) else "s")
