@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
 from hoi.boxes import min_pair_iou
+from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
 from hoi.evaluation import hico, vcoco
 from hoi.evaluation.hico import PROTOCOLS
 from hoi.evaluation.predictions import PredictionReader
@@ -116,7 +117,7 @@ def hico_set() -> tuple[Triplets, HoiLabels]:
 def vcoco_set() -> tuple[vcoco.VcocoPredictions, VcocoTruth]:
     """Return rows and persons of the size of V-COCO's test split."""
     rng = np.random.default_rng(1)
-    num_actions, num_roles = len(vcoco.ACTIONS), len(vcoco.ACTION_ROLES)
+    num_actions, num_roles = len(ACTIONS), len(ACTION_ROLES)
     role_boxes = _boxes(rng, VCOCO_PERSONS * num_roles).reshape(VCOCO_PERSONS, num_roles, 4)
     truth = VcocoTruth(
         np.sort(rng.integers(0, VCOCO_IMAGES, VCOCO_PERSONS)),
@@ -133,7 +134,7 @@ def vcoco_set() -> tuple[vcoco.VcocoPredictions, VcocoTruth]:
         _moved(rng, truth.boxes_h[person]),
         _moved(rng, role_boxes[person, role]),
         rng.random(VCOCO_ROWS) < 0.9,
-        rng.random((VCOCO_ROWS, len(vcoco.KEYS))),
+        rng.random((VCOCO_ROWS, len(KEYS))),
     )
     return rows, truth
 

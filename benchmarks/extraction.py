@@ -183,7 +183,7 @@ class UsualWay:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default all")
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
     parser.add_argument("--images", type=int, default=None, help="images of each case")

@@ -77,7 +77,7 @@ def image_kind() -> str:
     return "photographs" if PHOTOGRAPHS in os.environ else f"scenes at {SIDE_PX} px"
 
 
-def _link_photographs(root: Path, folder: Path, num_images: int) -> dict[str, str]:
+def _link_photographs(root: Path, folder: Path, num_images: int) -> dict[str, Any]:
     """Link photographs that show a person and an object of the vocabulary."""
     instances = json.loads((root / "instances.json").read_text())
     objects = {entry["object"].replace("_", " ") for entry in read_yaml(PHOTOGRAPHS_VOCABULARY)}
@@ -97,7 +97,7 @@ def _link_photographs(root: Path, folder: Path, num_images: int) -> dict[str, st
     return _looked_up(root / "detections_yolox_nano.json", root / "instances.json")
 
 
-def _draw(folder: Path, num_images: int) -> dict[str, str]:
+def _draw(folder: Path, num_images: int) -> dict[str, Any]:
     """Draw enlarged scenes of the embedded world; their annotated boxes are the detections."""
     (folder / "images").mkdir()
     listed, results = [], []
@@ -119,7 +119,7 @@ def _draw(folder: Path, num_images: int) -> dict[str, str]:
     return _looked_up(folder / "results.json", folder / "instances.json")
 
 
-def _looked_up(results: Path, instances: Path) -> dict[str, str]:
+def _looked_up(results: Path, instances: Path) -> dict[str, Any]:
     return {"name": "precomputed", "results": str(results), "instances": str(instances)}
 
 

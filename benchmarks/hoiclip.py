@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -78,7 +79,7 @@ def _config(folder: str, num_images: int, image_size_px: int) -> PipelineConfig:
     return load_config(CONFIG, overrides)
 
 
-def _in_a_process(way: str, folder: str, given: argparse.Namespace) -> dict[str, list[float]]:
+def _in_a_process(way: str, folder: str, given: argparse.Namespace) -> dict[str, Any]:
     here = ["--here", way, "--folder", folder]
     options = ["--images", str(given.images), "--rounds", str(given.rounds), "--map", str(given.map)]
     command = [sys.executable, "-m", "benchmarks.hoiclip", *here, *options]
@@ -86,7 +87,7 @@ def _in_a_process(way: str, folder: str, given: argparse.Namespace) -> dict[str,
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _figures(config: PipelineConfig, way: str, num_rounds: int) -> dict[str, object]:
+def _figures(config: PipelineConfig, way: str, num_rounds: int) -> dict[str, Any]:
     """Return the seconds of each measured epoch, and the peak memory of the process."""
     torch.set_num_threads(1)
     peak, is_done = 0, threading.Event()

@@ -82,7 +82,7 @@ def _compare(predictor: Predictor, image: np.ndarray, num_rounds: int) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", help="default: the world's models and an untrained student")
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
     parser.add_argument("--device", default="auto")

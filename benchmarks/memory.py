@@ -83,7 +83,7 @@ def anonymous_bytes() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=NUM_IMAGES)
     parser.add_argument("--shard", type=int, default=IMAGES_PER_SHARD)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)

@@ -129,8 +129,8 @@ def write_cache(folder: Path, num_images: int, axes: Mapping[str, int] = AXES) -
     (path / BASE.bank_name).write_bytes(bank_data)
     bank = BankReceipt("synthetic", {}, {}, IMAGES_PER_SHARD, "", num_images, dict(axes), "", len(bank_data), {})
     (path / BASE.bank_name).with_suffix(".json").write_text(json.dumps(asdict(bank)))
-    index = write_index(path, SPLIT, "synthetic", receipts)
-    write_manifest(path, Manifest(SPLIT, bank, tuple(receipts), {}, index))
+    index_receipt = write_index(path, SPLIT, "synthetic", receipts)
+    write_manifest(path, Manifest(SPLIT, bank, tuple(receipts), {}, index_receipt))
     return sum(receipt.num_bytes for receipt in receipts)
 
 

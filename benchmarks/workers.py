@@ -70,7 +70,7 @@ def build_all(pool: Pool, config: PipelineConfig) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
     parser.add_argument("--shards", type=int, default=NUM_SHARDS)
     parser.add_argument("--images", type=int, default=IMAGES_PER_SHARD)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,7 +131,7 @@ class Vocabulary:
         return plain
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Sequence]) -> Vocabulary:
+    def from_dict(cls, plain: Mapping[str, Sequence]) -> Vocabulary:
         """Return the vocabulary of `to_dict`'s JSON form."""
         return cls(
             tuple(plain["objects"]),

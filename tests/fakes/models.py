@@ -121,6 +121,12 @@ def write_vlm(folder: Path, family: str, seed: int = 0, **sizes: int) -> Path:
     return folder
 
 
+def _transformers() -> Any:
+    import transformers
+
+    return transformers
+
+
 def _tokenizer(special: list[str], eos: str, *, sentencepiece: bool = False, **named: str) -> Any:
     """Return a tokenizer trained on `SENTENCES`: of bytes as in GPT-2, or with "▁" before every word as in Llama."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -155,7 +161,7 @@ def _tokenizer(special: list[str], eos: str, *, sentencepiece: bool = False, **n
 
 def _qwen(kind: str, width: int = WIDTH, layers: int = LAYERS, image_px: int = 112) -> tuple[Any, Any]:
     """Qwen-VL: position ids follow the image's grid (M-RoPE); of 3.5, every second layer is a recurrent one."""
-    import transformers as t
+    t = _transformers()
 
     image, video, start, end = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
     tokenizer = _tokenizer(["<|im_start|>", "<|im_end|>", start, end, image, video], "<|im_end|>")
@@ -197,7 +203,7 @@ def _qwen(kind: str, width: int = WIDTH, layers: int = LAYERS, image_px: int = 1
 
 def _llava(image_px: int = 56) -> tuple[Any, Any]:
     """LLaVA: a CLIP tower before a Llama, whose tokenizer puts a space before every text."""
-    import transformers as t
+    t = _transformers()
 
     tokenizer = _tokenizer(["<s>", "</s>", "<image>"], "</s>", sentencepiece=True)
     vision = t.CLIPVisionConfig(**VISION, image_size=image_px, patch_size=14)
@@ -220,7 +226,7 @@ def _llava(image_px: int = 56) -> tuple[Any, Any]:
 
 def _idefics3(image_px: int = 32) -> tuple[Any, Any]:
     """Idefics3 (and SmolVLM): an image is cut into tiles."""
-    import transformers as t
+    t = _transformers()
 
     around, end = "<fake_token_around_image>", "<end_of_utterance>"
     places = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
@@ -244,7 +250,7 @@ def _idefics3(image_px: int = 32) -> tuple[Any, Any]:
 
 def _paligemma(image_px: int = 32) -> tuple[Any, Any]:
     """PaliGemma: no chat template, positions from 1, and a prompt whose tokens all see each other."""
-    import transformers as t
+    t = _transformers()
 
     tokenizer = _tokenizer(["<bos>", "<eos>", "<image>"], "<eos>", image_token="<image>")
     tokenizer.bos_token = "<bos>"
@@ -266,7 +272,7 @@ def _paligemma(image_px: int = 32) -> tuple[Any, Any]:
 
 def _gemma3(image_px: int = 32) -> tuple[Any, Any]:
     """Gemma 3: layers that only see the last few tokens, and image tokens that all see each other."""
-    import transformers as t
+    t = _transformers()
 
     begin, end, image = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
     tokenizer = _tokenizer(

@@ -80,7 +80,7 @@ class Split:
         for start in range(0, self.num_images, batch_images):
             yield self.batch(order[start : start + batch_images])
 
-    def with_pairs(self, **changes: torch.Tensor) -> Split:
+    def with_pairs(self, **changes: Any) -> Split:
         return replace(self, whole=replace(self.whole, **changes))
 
 
