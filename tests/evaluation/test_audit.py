@@ -69,7 +69,7 @@ def test_each_rows_labels_follow_from_what_made_it() -> None:
         ({"name": "world", "weights": "mine.safetensors"}, UNKNOWN),
     ],
 )
-def test_a_detectors_training_data_is_what_is_known_of_its_weights(detector: dict[str, Any], known: str) -> None:
+def test_a_detectors_training_data_follows_from_its_weights(detector: dict[str, Any], known: str) -> None:
     found = audit(config_of(detector=detector), ROWS, {})
     assert found["detector"]["trained_on"].startswith(known)
     assert any("detector_trained_on" in warning for warning in found["warnings"]) == (known == UNKNOWN)
@@ -95,7 +95,7 @@ def test_a_teachers_training_data_follows_from_open_clips_tag(teacher: dict[str,
     assert audit(config_of(teacher=teacher), ROWS, {})["teacher"]["trained_on"].startswith(known)
 
 
-def test_coco_detectors_are_a_leak_on_vcoco_and_an_open_question_on_hicodet() -> None:
+def test_coco_detectors_are_a_leak_on_vcoco_alone() -> None:
     vcoco = {"name": "vcoco", "images": "coco"}
     warnings = audit(config_of(dataset=vcoco, detector=TORCHVISION, teacher=OPENAI), ROWS, {})["warnings"]
     assert "train2017" in warnings[0]
@@ -118,7 +118,7 @@ def test_a_label_trained_student_is_no_zero_shot_result() -> None:
     assert not any("no zero-shot results" in warning for warning in audit(alone, ROWS, drop)["warnings"])
 
 
-def test_a_zero_shot_row_trains_and_chooses_without_the_unseen_and_the_audit_says_what_was_counted() -> None:
+def test_the_audit_says_what_zero_shot_rows_were_spared() -> None:
     supervised = {"supervision": "labels", "zero_shot": "rare_first"}
     rows = [*ROWS, row("hidden", **supervised, tuned_on="validation", num_tried=11)]
     found = audit(config_of(students={"hidden": supervised}), rows, {})
@@ -144,7 +144,7 @@ def finished(tmp_path: Path) -> PipelineConfig:
     return config_of(tmp_path)
 
 
-def test_the_audit_is_of_the_config_that_made_the_results_and_is_kept_with_them(finished: PipelineConfig) -> None:
+def test_the_audit_is_of_the_config_that_made_the_results(finished: PipelineConfig) -> None:
     report = run_audit(finished)
     found = report.content
     assert found["detector"]["trained_on"] == COCO_2017
@@ -154,7 +154,7 @@ def test_the_audit_is_of_the_config_that_made_the_results_and_is_kept_with_them(
     assert "validation (660 settings)" in printed
 
 
-def test_evaluated_images_in_a_list_of_training_images_are_counted(finished: PipelineConfig, tmp_path: Path) -> None:
+def test_evaluated_images_seen_in_training_are_counted(finished: PipelineConfig, tmp_path: Path) -> None:
     names = ["world1-0-test-000003.png", "COCO_val2014_000000000294.jpg", "train/world1-0-test-000001.jpg", "x y.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(names))
     seen = run_audit(finished, tmp_path / "list.txt").content["seen_in_training"]
@@ -171,13 +171,11 @@ def test_evaluated_images_in_a_list_of_training_images_are_counted(finished: Pip
 
 
 @pytest.mark.parametrize("text", ['{"images": [{"file_na', '{"annotations": []}', "[1, 2]", '{"images": []}', "\n"])
-def test_a_list_of_training_images_that_is_misread_is_no_clean_bill(
-    finished: PipelineConfig, tmp_path: Path, text: str
-) -> None:
+def test_a_misread_list_of_training_images_is_refused(finished: PipelineConfig, tmp_path: Path, text: str) -> None:
     (tmp_path / "list").write_text(text)
-    with pytest.raises(UserError, match=r"no list of training images|names no image") as caught:
+    with pytest.raises(UserError) as caught:
         run_audit(finished, tmp_path / "list")
-    assert "file_name" in str(caught.value)
+    assert "file_name" in str(caught.value.expected)
 
 
 def test_without_results_the_command_that_makes_them_is_named(tmp_path: Path) -> None:
@@ -185,5 +183,6 @@ def test_without_results_the_command_that_makes_them_is_named(tmp_path: Path) ->
         run_audit(config_of(tmp_path))
     assert (caught.value.where, caught.value.fix) == (tmp_path / "results.json", "hoi eval")
     (tmp_path / "results.json").write_text("[")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError) as caught:
         run_audit(config_of(tmp_path))
+    assert "no JSON" in caught.value.what

@@ -1,4 +1,4 @@
-"""The rows that need no training, on numbers worked out by hand."""
+"""The rows that need no training, on numbers worked out by hand, and tuning of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import torch
 
 from hoi.config import VlmConfig
 from hoi.evaluation.baselines import (
+    EXPONENTS,
     DetectorPrior,
     DirectClip,
     DirectClipLevels,
     DirectSetting,
     DirectVlm,
     GatedDirectClip,
+    Tuner,
     direct_settings,
     direct_vlms,
 )
-from hoi.records import PairBatch, TextBank
+from hoi.records import BranchScores, HoiLabels, PairBatch, TextBank
 from hoi.vocabulary import Vocabulary
 
 RIDE, HOLD, EAT = 0, 1, 2
@@ -77,7 +79,7 @@ def test_the_prior_spreads_a_pair_over_its_objects_interactions() -> None:
     torch.testing.assert_close(scores, torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1.0], [0, 0, 0]]))
 
 
-def test_softmax_over_all_interactions_lets_another_objects_text_take_mass() -> None:
+def test_softmax_is_over_all_or_the_objects_interactions() -> None:
     close = {"rtol": 1e-3, "atol": 1e-3}
     torch.testing.assert_close(direct("softmax")["direct"][0], torch.tensor([0.25, 0.25, 0.5]).double(), **close)
     renormalised = direct("object_softmax")["direct"]
@@ -97,7 +99,7 @@ def test_temperature_and_margin_are_the_settings_own() -> None:
     torch.testing.assert_close(direct("softmax", margin=None)["direct"][0], mean, **close)
 
 
-def test_the_image_row_gives_every_pair_its_images_score_and_the_product_multiplies() -> None:
+def test_every_pair_has_its_images_score_and_the_product() -> None:
     rows = direct("softmax")
     image = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [1 / 3] * 3, [1 / 3] * 3]).double()
     torch.testing.assert_close(rows["direct_image"], image, rtol=1e-3, atol=1e-3)
@@ -110,7 +112,7 @@ def test_a_teacher_with_a_bias_is_read_by_sigmoid() -> None:
 
 
 @pytest.mark.parametrize(("bias", "form"), [(None, "softmax"), (-10.0, "sigmoid")])
-def test_the_first_setting_is_the_teacher_as_it_comes_and_none_is_tried_twice(bias: float | None, form: str) -> None:
+def test_the_first_setting_is_the_teacher_as_it_comes(bias: float | None, form: str) -> None:
     settings = direct_settings(bank(bias), num_margins=2)
     assert settings[0] == DirectSetting(form, 1.0, 0)  # type: ignore[arg-type]
     assert len(set(settings)) == len(settings)
@@ -139,7 +141,7 @@ def test_the_gate_divides_an_object_between_its_rivals() -> None:
     assert torch.equal(shared[:, EAT], before[:, EAT])
 
 
-def test_a_language_models_rows_are_its_confidences_in_the_pairs_image_and_in_the_pair() -> None:
+def test_a_vlms_rows_are_its_cached_confidences() -> None:
     plain = batch(CROPS, IMAGES)
     extra = {"a/vlm_scores": torch.rand(2, 3), "a/vlm_pair_scores": torch.rand(4, 3)}
     scorer = DirectVlm("a", "vlm_image", "vlm_pairs")
@@ -149,10 +151,49 @@ def test_a_language_models_rows_are_its_confidences_in_the_pairs_image_and_in_th
     assert set(scorer.scoring_fields) == set(extra)
 
 
-def test_the_rows_of_several_language_models_have_names_of_their_own() -> None:
+def test_rows_of_several_vlms_have_names_of_their_own() -> None:
     def asked(image: bool, pairs: bool) -> VlmConfig:
         return VlmConfig(backend="coca", model="m", image_scores=image, pair_scores=pairs)
 
     vlms = {"words": asked(False, False), "a": asked(True, False), "b": asked(True, True), "c": asked(False, True)}
     rows = {scorer.vlm: scorer.rows for scorer in direct_vlms(vlms)}
     assert rows == {"a": ("vlm_image",), "b": ("vlm_image/b", "vlm_pairs"), "c": ("vlm_pairs/c",)}
+
+
+class Fixed:
+    """Gives the pairs the same scores whatever the batch."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = torch.tensor(scores)[:, None] * torch.tensor([1.0, 0, 0])
+
+    def branch_scores(self, batch: PairBatch) -> BranchScores:
+        return {"row": self.scores}
+
+
+def tuner(detection: list[float]) -> Tuner:
+    """Four images with one pair each; the pairs of images 0 and 1 are true rides of a bicycle."""
+    plain = batch([[[0.0] * 3] * 2] * 4, [[0.0] * 3] * 4)
+    rows = torch.arange(4)
+    alone = {"image_rows": rows, "pair_image": rows, "labels_o": torch.ones(4, dtype=torch.int64)}
+    scores = {"scores_h": torch.tensor(detection), "scores_o": torch.ones(4)}
+    boxes = plain.boxes_h[:2].numpy()
+    labels = HoiLabels(np.array([0, 1]), boxes, boxes, np.full(2, RIDE))
+    pairs = replace(plain, **alone, **scores)
+    return Tuner(lambda extra: [pairs], labels, VOCABULARY, torch.device("cpu"))
+
+
+def test_the_best_scorer_and_the_plainest_exponent_win() -> None:
+    found = tuner([0.5, 0.5, 0.5, 0.5]).tune([Fixed(0.1, 0.2, 0.8, 0.9), Fixed(0.9, 0.8, 0.2, 0.1)], "row")
+    assert (found.choice, found.exponent, found.quality) == (1, 1.0, pytest.approx(1))
+    assert found.num_tried == 2 * len(EXPONENTS)
+    assert tuner([0.5] * 4).tune([Fixed(0.9, 0.8, 0.2, 0.1)] * 2, "row").choice == 0
+
+
+def test_the_exponent_weighs_detection_against_the_score() -> None:
+    # The true pairs score twice the false ones but are detected at 0.4 against 0.9: γ must stay below ln 2 / ln 2.25.
+    found = tuner([0.4, 0.4, 0.9, 0.9]).tune([Fixed(0.8, 0.8, 0.4, 0.4)], "row")
+    assert found.quality == pytest.approx(1)
+    assert found.exponent == 0.0
+    # The scores are wrong and detection is right: γ must be large.
+    found = tuner([0.9, 0.9, 0.4, 0.4]).tune([Fixed(0.2, 0.2, 0.5, 0.5)], "row")
+    assert found.exponent == 1.4

@@ -16,14 +16,14 @@ NONE = np.zeros(NUM_INTERACTIONS, bool)
 @pytest.fixture(scope="module")
 def case() -> tuple[Triplets, HoiLabels]:
     """One or two truths an image, predictions around them and astray, no two scores alike."""
-    dice = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     image = np.repeat(np.arange(NUM_IMAGES), 2)[:-3]
     boxes = np.stack([np.array([60 * (r % 2), 0, 60 * (r % 2) + 20, 20]) for r in range(len(image))]).astype(np.float32)
-    interaction = dice.integers(NUM_INTERACTIONS, size=len(image))
-    drawn = dice.integers(len(image), size=300)
-    shifted = boxes[drawn] + dice.integers(-9, 10, (300, 1))
-    stray = np.where(dice.random(300) < 0.3, dice.integers(NUM_IMAGES, size=300), image[drawn])
-    score = dice.permutation(300) / 300
+    interaction = rng.integers(NUM_INTERACTIONS, size=len(image))
+    drawn = rng.integers(len(image), size=300)
+    shifted = boxes[drawn] + rng.integers(-9, 10, (300, 1))
+    stray = np.where(rng.random(300) < 0.3, rng.integers(NUM_IMAGES, size=300), image[drawn])
+    score = rng.permutation(300) / 300
     return (
         Triplets(stray, shifted, boxes[drawn], interaction[drawn], score),
         HoiLabels(image, boxes, boxes, interaction),
@@ -60,7 +60,7 @@ def test_a_resample_equals_evaluating_really_copied_images(case: tuple[Triplets,
     assert found.observed == pytest.approx(as_it_is.full, abs=1e-12)
 
 
-def test_resamples_of_some_images_and_interactions_equal_evaluating_those_alone(
+def test_resamples_of_a_part_equal_evaluating_it_alone(
     case: tuple[Triplets, HoiLabels],
 ) -> None:
     predictions, labels = case

@@ -42,22 +42,22 @@ def hico(
 
 def random_case(seed: int, num_interactions: int = 5, num_images: int = 12) -> tuple[Triplets, HoiLabels]:
     """Integer boxes about a few truths, scores rounded so that many tie; images without truth; a class without any."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     truths, found = [], []
     for image in range(num_images):
-        for _ in range(dice.integers(0, 5)):
-            corners = dice.integers(0, 30, 4)
+        for _ in range(rng.integers(0, 5)):
+            corners = rng.integers(0, 30, 4)
             box_h, box_o = (
                 (x, y, x + w, y + h)
-                for (x, y), (w, h) in zip(corners.reshape(2, 2), dice.integers(8, 25, (2, 2)), strict=True)
+                for (x, y), (w, h) in zip(corners.reshape(2, 2), rng.integers(8, 25, (2, 2)), strict=True)
             )
-            truths.append((image, box_h, box_o, dice.integers(num_interactions - 1)))
+            truths.append((image, box_h, box_o, rng.integers(num_interactions - 1)))
     for _ in range(400):
-        image, box_h, box_o, k = truths[dice.integers(len(truths))]
-        moved_h, moved_o = np.add(box_h, dice.integers(-3, 4, 4)), np.add(box_o, dice.integers(-3, 4, 4))
-        image = image if dice.random() < 0.8 else dice.integers(num_images)
-        k = k if dice.random() < 0.8 else dice.integers(num_interactions)
-        found.append((image, moved_h, moved_o, k, round(dice.random(), 1)))
+        image, box_h, box_o, k = truths[rng.integers(len(truths))]
+        moved_h, moved_o = np.add(box_h, rng.integers(-3, 4, 4)), np.add(box_o, rng.integers(-3, 4, 4))
+        image = image if rng.random() < 0.8 else rng.integers(num_images)
+        k = k if rng.random() < 0.8 else rng.integers(num_interactions)
+        found.append((image, moved_h, moved_o, k, round(rng.random(), 1)))
     return triplets_of(*found), labels_of(*truths)
 
 
@@ -102,7 +102,7 @@ def test_a_perfect_prediction_has_ap_one_and_a_missed_class_zero() -> None:
     assert result.full == pytest.approx(0.5)  # class 2 has no truth and is in no mean
 
 
-def test_ap_of_three_truths_found_second_and_third_is_worked_out_by_hand() -> None:
+def test_ap_of_three_truths_found_late_is_as_by_hand() -> None:
     labels = labels_of((0, NEAR, FAR, 0), (1, NEAR, FAR, 0), (2, NEAR, FAR, 0))
     found = triplets_of((0, FAR, NEAR, 0, 0.9), (0, NEAR, FAR, 0, 0.8), (1, NEAR, FAR, 0, 0.7))
     # Recalls 0, 1/3, 2/3 at precisions 0, 1/2, 2/3: seven levels (0 to 0.6) see 2/3, the others nothing.
@@ -115,7 +115,7 @@ def test_a_second_detection_of_a_found_pair_is_a_false_positive() -> None:
     assert hico(found, labels).ap[0] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 
 
-def test_a_detection_never_falls_back_to_the_pair_with_the_next_largest_overlap() -> None:
+def test_a_detection_never_falls_back_to_another_pair() -> None:
     nearly = (0, 0, 10, 9)
     labels = labels_of((0, NEAR, FAR, 0), (0, nearly, FAR, 0))
     found = triplets_of((0, NEAR, FAR, 0, 0.9), (0, NEAR, FAR, 0, 0.8))
@@ -172,7 +172,7 @@ def test_known_object_counts_only_images_that_hold_the_object() -> None:
     assert hico(triplets_of(shared, true), labels, num=3, allowed=allowed).ap[0] == pytest.approx(1 / 2)
 
 
-def test_means_leave_out_classes_without_truth_and_say_none_where_all_are() -> None:
+def test_means_leave_out_classes_without_truth() -> None:
     yes, no = np.array([True, False, False]), np.array([False, True, False])
     result = HicoResult(np.array([0.5, 0.25, 0.0]), np.array([3, 1, 0]), is_rare=no, is_no_interaction=yes)
     assert (result.full, result.rare, result.non_rare, result.without_no_interaction) == (0.375, 0.25, 0.5, 0.25)
@@ -198,9 +198,9 @@ def test_vectorised_equals_the_rule_as_one_would_say_it(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_permuting_images_or_truth_changes_nothing_without_ties(seed: int) -> None:
     predictions, labels = random_case(seed)
-    dice = np.random.default_rng(seed)
-    score = dice.permutation(len(predictions)) / len(predictions)
-    new_row, truths, rows = dice.permutation(12), dice.permutation(len(labels)), dice.permutation(len(predictions))
+    rng = np.random.default_rng(seed)
+    score = rng.permutation(len(predictions)) / len(predictions)
+    new_row, truths, rows = rng.permutation(12), rng.permutation(len(labels)), rng.permutation(len(predictions))
     untied = Triplets(predictions.image, predictions.boxes_h, predictions.boxes_o, predictions.interaction, score)
     moved = Triplets(
         new_row[untied.image[rows]], *(getattr(untied, f)[rows] for f in ("boxes_h", "boxes_o", "interaction", "score"))
@@ -212,7 +212,7 @@ def test_permuting_images_or_truth_changes_nothing_without_ties(seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_matter_by_order_alone_and_a_low_false_positive_never_helps(seed: int) -> None:
+def test_only_the_order_of_scores_matters(seed: int) -> None:
     predictions, labels = random_case(seed)
     before = hico(predictions, labels, num=5).ap
     columns = (predictions.image, predictions.boxes_h, predictions.boxes_o, predictions.interaction)
@@ -225,8 +225,9 @@ def test_scores_matter_by_order_alone_and_a_low_false_positive_never_helps(seed:
 
 def test_an_interaction_out_of_range_is_named() -> None:
     truth = labels_of((0, NEAR, FAR, 0))
-    with pytest.raises(UserError, match=r"prediction 1 names an unknown interaction .*0\.\.0 .*got: 3"):
+    with pytest.raises(UserError) as caught:
         hico(triplets_of((0, NEAR, FAR, 0, 0.5), (0, NEAR, FAR, 3, 0.5)), truth)
+    assert (caught.value.what, caught.value.got) == ("prediction 1 names an unknown interaction", 3)
 
 
 CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))

@@ -8,16 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hoi.datasets.hicodet import unseen
 from hoi.evaluation.bootstrap import ResampledMap
+from hoi.evaluation.hico import HicoResult, zero_shot_means
 from hoi.evaluation.rows import (
     Evaluator,
     ResultRow,
     annotated_pairs,
     compare,
     format_table,
+    format_zero_shot,
     from_plain,
     headroom,
     to_plain,
+    zero_shot_of,
 )
 from hoi.records import HoiLabels, Triplets
 from hoi.vocabulary import Vocabulary
@@ -52,7 +56,7 @@ def graded(
     return evaluator.evaluate(name, seed, rows, {"knob": 1})
 
 
-def test_annotated_pairs_are_counted_once_however_many_interactions_they_have() -> None:
+def test_annotated_pairs_are_counted_once() -> None:
     np.testing.assert_array_equal(annotated_pairs(LABELS, 3), [1, 2, 0])
 
 
@@ -74,7 +78,7 @@ def test_a_row_holds_every_mean_in_percent_and_what_made_it() -> None:
     }
 
 
-def test_a_method_that_ranks_the_stray_last_is_better_and_the_difference_says_by_how_much() -> None:
+def test_the_difference_says_how_much_better_a_method_is() -> None:
     good, bad = graded([0.9, 0.9, 0.8, 0.1], 0, "good"), graded([0.5, 0.9, 0.4, 0.9], 0, "bad")
     found = compare([good, graded([0.9, 0.9, 0.8, 0.1], 1, "good"), bad], "good", "bad")
     assert found.num_seeds == (2, 1)
@@ -86,7 +90,7 @@ def test_a_method_that_ranks_the_stray_last_is_better_and_the_difference_says_by
     assert str(found).startswith(f"good − bad: {plus} mAP, 95 % interval +0.00 to +")
 
 
-def test_further_means_are_compared_where_they_were_resampled_and_come_back_from_disk() -> None:
+def test_other_means_are_compared_and_come_back_from_disk() -> None:
     good = graded([0.9, 0.9, 0.8, 0.1], 0, "good", ("rare", "several_pairs"))
     bad = graded([0.5, 0.9, 0.0, 0.9], 0, "bad", ("rare", "several_pairs"))
     rows = [from_plain(json.loads(json.dumps(to_plain(row)))) for row in (good, bad)]
@@ -124,10 +128,39 @@ def test_the_table_aligns_and_gives_mean_and_spread_over_seeds() -> None:
     assert points[0] == points[1]
 
 
-def test_a_mean_over_no_interaction_is_null_in_the_row_and_a_dash_in_the_table() -> None:
+def test_a_mean_over_no_interaction_is_a_dash() -> None:
     evaluator = Evaluator(LABELS, 3, VOCABULARY, np.array([False, False]), 10)
     nothing = Triplets(np.zeros(0, int), np.zeros((0, 4)), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
     row = evaluator.evaluate("nothing", None, nothing, {})
     assert row.to_dict(3)["rare"] is None
     assert row.to_dict(3)["full"] == 0
     assert format_table([row]).splitlines()[1].split() == ["nothing", "–", "0.00", "–", "0.00", "0.00", "0.00"]
+
+
+def test_means_over_unseen_and_seen_interactions_with_truth() -> None:
+    ids, nothing = unseen("unseen_verb"), np.zeros(600, bool)
+    ap, positives = np.full(600, 0.25), np.ones(600, np.int64)
+    ap[ids] = 0.5
+    ap[ids[0]], positives[ids[0]] = 0, 0
+    means = zero_shot_means(HicoResult(ap, positives, nothing, nothing), {"unseen_verb": ids, "none": ids[:1]})
+    of_verbs = means["unseen_verb"]
+    assert (of_verbs["unseen"], of_verbs["seen"]) == (0.5, 0.25)
+    assert (of_verbs["num_unseen"], of_verbs["num_unseen_instances"]) == (83, 83)
+    assert of_verbs["full"] == pytest.approx((83 * 0.5 + 516 * 0.25) / 599)
+    assert (means["none"]["unseen"], means["none"]["num_unseen"]) == (None, 0)
+
+
+def test_zero_shot_means_are_printed_over_seeds() -> None:
+    rows = [graded([0.9, 0.9, 0.8, 0.1], seed, "method") for seed in (0, 1)]
+    splits = {"a": np.array([0]), "b": np.array([1])}
+    ride, nothing = f"{rows[0].means['non_rare']:.2f}", f"{rows[0].means['rare']:.2f}"
+    header, line, _ = format_zero_shot(rows, splits).splitlines()
+    assert header.split() == ["zero-shot", "split", "unseen", "seen", "full"]
+    assert line.split() == ["method", "a", ride, nothing, f"{rows[0].means['full']:.2f}"]
+    assert zero_shot_of(rows[0], splits)["a"]["unseen"] == round(rows[0].means["non_rare"], 4)
+    by_labels = [replace(row, settings={"supervision": "labels"}) for row in rows]
+    _, marked, _, note = format_zero_shot(by_labels, splits).splitlines()
+    assert marked.split()[:3] == ["method", "*", "a"]
+    assert note.startswith("* trained with labels of unseen")
+    trained = [replace(row, settings={"supervision": "labels", "zero_shot": "a"}) for row in rows]
+    assert format_zero_shot(trained, splits).splitlines()[1:] == [line]

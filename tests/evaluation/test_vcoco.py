@@ -1,4 +1,4 @@
-"""V-COCO's agent and role AP: by hand, and against vsrl_eval's own output."""
+"""V-COCO's agent and role AP, of rows and of triplets: by hand, and against vsrl_eval's own output."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
-from hoi.evaluation.vcoco import VcocoPredictions, VcocoResult, evaluate
+from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS, vcoco_vocabulary
+from hoi.evaluation.vcoco import VcocoPredictions, VcocoResult, VcocoRoles, evaluate, vcoco_rows
 from hoi.labels.vcoco_files import VcocoTruth
+from hoi.records import Triplets
 
 PERSON, ANOTHER, BALL, CUP = (0, 0, 10, 20), (50, 0, 60, 20), (10, 10, 16, 16), (30, 30, 36, 36)
 KICK = ACTIONS.index("kick")
@@ -61,26 +62,26 @@ def test_a_right_person_and_object_are_found_in_every_scenario() -> None:
     assert kicks(truth_of((0, PERSON, "kicks", BALL)), (0, PERSON, BALL, 0.9)) == (1, 1, 1)
 
 
-def test_a_wrong_or_missing_object_fails_the_role_but_not_the_agent() -> None:
+def test_a_wrong_object_fails_the_role_but_not_the_agent() -> None:
     truth = truth_of((0, PERSON, "kicks", BALL))
     assert kicks(truth, (0, PERSON, CUP, 0.9)) == (1, 0, 0)
     assert kicks(truth, (0, PERSON, None, 0.9)) == (1, 0, 0)
 
 
-def test_without_a_boxed_role_scenario_one_wants_no_object_and_scenario_two_takes_any() -> None:
+def test_scenarios_differ_where_the_role_has_no_box() -> None:
     truth = truth_of((0, PERSON, "kicks", None))
     assert kicks(truth, (0, PERSON, None, 0.9)) == (1, 1, 1)
     assert kicks(truth, (0, PERSON, CUP, 0.9)) == (1, 0, 1)
 
 
-def test_a_person_is_found_once_and_ap_interpolates_over_all_points() -> None:
+def test_a_person_is_found_once() -> None:
     truth = truth_of((0, PERSON, "kicks", BALL), (1, PERSON, "kicks", BALL), (1, ANOTHER, "idle", None))
     rows = [(0, PERSON, BALL, 0.9), (0, PERSON, BALL, 0.8), (1, ANOTHER, CUP, 0.7), (1, PERSON, BALL, 0.6)]
     # True positives at ranks 1 and 4: (1/1 + 2/4) / 2.
     assert kicks(truth, *rows) == (0.75, 0.75, 0.75)
 
 
-def test_rows_on_persons_without_annotation_are_ignored_even_without_overlap() -> None:
+def test_rows_on_persons_without_annotation_are_ignored() -> None:
     unknown_first = truth_of((0, ANOTHER, "unknown", None), (0, PERSON, "kicks", BALL))
     on_unknown, astray, right = (0, ANOTHER, CUP, 0.9), (0, (200, 200, 210, 220), CUP, 0.8), (0, PERSON, BALL, 0.1)
     assert kicks(unknown_first, on_unknown, astray, right) == (1, 1, 1)
@@ -89,7 +90,7 @@ def test_rows_on_persons_without_annotation_are_ignored_even_without_overlap() -
     assert kicks(known_first, on_unknown, astray, right) == (0.5, 0.5, 0.5)
 
 
-def test_an_iou_of_one_half_is_enough_and_an_image_without_persons_gives_false_positives() -> None:
+def test_half_iou_is_enough_and_empty_images_count() -> None:
     truth = truth_of((0, PERSON, "kicks", BALL))
     assert kicks(truth, (0, (0, 0, 10, 10), BALL, 0.9)) == (1, 1, 1)
     assert kicks(truth, (0, (0, 0, 10, 9), BALL, 0.9)) == (0, 0, 0)
@@ -101,6 +102,62 @@ def test_papers_mean_leaves_out_point() -> None:
     result = VcocoResult(np.full(26, 0.25), ap, ap / 2, np.ones(26, int))
     assert (result.agent, result.role("scenario_1"), result.role("scenario_2")) == (0.25, 0.5, 0.25)
     assert result.role("scenario_1", 25) == pytest.approx((24 * 0.5 + 1) / 25)
+
+
+VOCABULARY = vcoco_vocabulary("common_sense")
+ANNA, BEN, THE_BALL, RACKET = [0, 0, 10, 20], [40, 0, 50, 20], [10, 15, 15, 20], [10, 5, 20, 10]
+
+
+def triplets(*rows: tuple[int, list[int], list[int], str, float]) -> Triplets:
+    return Triplets(
+        image=np.array([row[0] for row in rows], np.int64),
+        boxes_h=np.array([row[1] for row in rows], np.float32).reshape(-1, 4),
+        boxes_o=np.array([row[2] for row in rows], np.float32).reshape(-1, 4),
+        interaction=np.array([VOCABULARY.names.index(row[3]) for row in rows], np.int64),
+        score=np.array([row[4] for row in rows], np.float64),
+    )
+
+
+FOUND = triplets(
+    (3, ANNA, THE_BALL, "kick_obj sports ball", 0.5),
+    (3, ANNA, THE_BALL, "hit_obj sports ball", 0.25),
+    (3, ANNA, ANNA, "stand_agent no_object", 0.75),
+    (3, ANNA, RACKET, "hit_instr tennis racket", 0.125),
+    (1, BEN, BEN, "smile_agent no_object", 1.0),
+    (3, ANNA, THE_BALL, "kick_obj sports ball", 0.625),
+)
+
+
+def test_the_triplets_of_a_pair_are_one_row() -> None:
+    rows = vcoco_rows(FOUND, VOCABULARY)
+    assert rows.image.tolist() == [1, 3, 3, 3]
+    assert rows.has_object.tolist() == [False, False, True, True]
+    assert rows.boxes_h.tolist() == [BEN, ANNA, ANNA, ANNA]
+    assert rows.boxes_o[2:].tolist() == [RACKET, THE_BALL]
+    scored = [{KEYS[column]: row[column] for column in np.flatnonzero(row)} for row in rows.scores]
+    assert scored == [
+        {"smile_agent": 1.0},
+        {"stand_agent": 0.75},
+        {"hit_instr": 0.125},
+        {"kick_obj": 0.625, "hit_obj": 0.25},
+    ]
+    assert vcoco_rows(triplets(), VOCABULARY).scores.shape == (0, 29)
+
+
+def test_right_triplets_are_worth_one() -> None:
+    does, has_role, role_boxes = np.zeros((2, 26), bool), np.zeros((2, 25), bool), np.zeros((2, 25, 4))
+    for person, action in ((0, "kick"), (0, "hit"), (0, "stand"), (1, "smile")):
+        does[person, ACTIONS.index(action)] = True
+    for action, role, box in (("kick", "obj", THE_BALL), ("hit", "obj", THE_BALL), ("hit", "instr", RACKET)):
+        column = ACTION_ROLES.index((action, role))
+        has_role[0, column], role_boxes[0, column] = True, box
+    truth = VcocoTruth(np.array([3, 1]), np.array([ANNA, BEN], float), np.ones(2, bool), does, role_boxes, has_role)
+    result = evaluate(vcoco_rows(FOUND, VOCABULARY), truth)
+    for ap in (result.role_ap_s1, result.role_ap_s2):
+        np.testing.assert_array_equal(ap, has_role[0].astype(float))
+    np.testing.assert_array_equal(result.agent_ap, does.any(0).astype(float))
+    figures = VcocoRoles(truth, 4, VOCABULARY).figures(FOUND)
+    assert (figures["agent_ap"], figures["role_ap_s1"], figures["role_ap_s1_24"]) == (4 / 26, 3 / 25, 3 / 24)
 
 
 CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))

@@ -10,13 +10,13 @@ import copy
 import gzip
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from hoi.datasets import hicodet
 from hoi.errors import UserError
@@ -43,7 +43,7 @@ EXPECTED = [
 """From the fixtures' 1-based inclusive corners: x1 - 1, y1 - 1, x2, y2."""
 
 
-def test_every_format_gives_the_same_pixel_edges_whatever_its_file_is_called(tmp_path: Path) -> None:
+def test_every_format_gives_the_same_pixel_edges(tmp_path: Path) -> None:
     files = [write_json(tmp_path / "a.mat", instances_json()), tmp_path / "d.json", tmp_path / "e"]
     files += [write_json(tmp_path / f"ppdm{first}", ppdm_json(first)) for first in (0, 1)]
     write_mat(files[1])
@@ -58,7 +58,7 @@ def test_every_format_gives_the_same_pixel_edges_whatever_its_file_is_called(tmp
     assert read_annotations(files[1], "train2015").file_names == (NAMES[0],)
 
 
-def test_published_ppdm_training_files_count_from_0_and_test_files_from_1(tmp_path: Path) -> None:
+def test_ppdm_counts_from_0_in_training_and_1_in_test(tmp_path: Path) -> None:
     records = [ppdm_json(1)[2]]
     found = read_annotations(write_json(tmp_path / "x.json", records))
     assert found.boxes_h[0].tolist() == [1, 1, 20, 32]
@@ -67,7 +67,7 @@ def test_published_ppdm_training_files_count_from_0_and_test_files_from_1(tmp_pa
     assert found.boxes_h[0].tolist() == [2, 2, 21, 33]
 
 
-def test_a_ppdm_pair_is_known_by_verb_and_object_too_and_a_missing_box_is_reported(tmp_path: Path) -> None:
+def test_a_ppdm_pair_is_known_by_verb_and_object_too(tmp_path: Path) -> None:
     records = ppdm_json()
     for pair in records[0]["hoi_annotation"]:
         del pair["hoi_category_id"]
@@ -88,59 +88,58 @@ def change(plain: Any, *keys_and_value: Any) -> Any:
     return plain
 
 
+def write_mat_of_train(path: Path) -> None:
+    with open(path, "wb") as file:
+        savemat(file, {"bbox_train": np.zeros(0)})
+
+
 CLASSES = {"objects": ["bench", "cup"], "verbs": ["sit_on", "hold"], "correspondence": [[245, 1, 1]]}
 
 
 @pytest.mark.parametrize(
-    ("plain", "message"),
+    ("plain", "what", "where"),
     [
-        ({"images": []}, "no HICO-DET annotation file.*expected: fredzzhang's.*got: images"),
-        ([], "no HICO-DET annotation file.*got: list"),
-        (
-            change(instances_json(), "annotation", 2, "hoi", []),
-            r"annotation 2 \(HICO_test2015_00000002.jpg\).*one length",
-        ),
-        (change(instances_json(), "annotation", 0, "hoi", 0, 600), "image HICO_test2015_00000001.jpg.*interaction 600"),
-        (change(instances_json(), "annotation", 0, "hoi", 0, 1.5), "annotation 0"),
-        (change(instances_json(), "annotation", 0, "boxes_h", 0, 2, float("nan")), "impossible.*finite boxes"),
-        (change(instances_json(), "annotation", 0, "boxes_o", 0, [1, 2, 3]), r"annotation 0|four numbers"),
-        (change(instances_json(), "annotation", []), "differ in length.*expected: 3 .*got: 0"),
-        (change(instances_json(), "size", [[64, 48, 3], [64, 48, 3], [64, 48]]), "size is not understood"),
-        (change(instances_json(), "size", [[64], [48], [48]]), "size is not understood"),
-        (change(instances_json(), "filenames", 1, NAMES[0]), "stands twice.*HICO_test2015_00000001.jpg"),
-        (instances_json() | CLASSES, "another order.*correspondence 245.*expected: sit_on bench.*got: hold cup"),
-        (change(ppdm_json(), 2, "hoi_annotation", 0, "category_id", 88), "sit_on motorcycle as number 153"),
-        (change(ppdm_json(), 2, "annotations", 1, "category_id", 12), "a COCO object id.*object 12, verb 73"),
-        (change(ppdm_json(), 2, "annotations", {"a": 1}), r"entry 2 \(HICO_test2015_00000002.jpg\)"),
+        ({"images": []}, "no HICO-DET annotation file", ""),
+        ([], "no HICO-DET annotation file", ""),
+        (change(instances_json(), "annotation", 2, "hoi", []), "not understood", f"annotation 2 ({NAMES[2]})"),
+        (change(instances_json(), "annotation", 0, "hoi", 0, 600), "impossible", f"image {NAMES[0]}"),
+        (change(instances_json(), "annotation", 0, "hoi", 0, 1.5), "not understood", "annotation 0"),
+        (change(instances_json(), "annotation", 0, "boxes_h", 0, 2, float("nan")), "impossible", f"image {NAMES[0]}"),
+        (change(instances_json(), "annotation", 0, "boxes_o", 0, [1, 2, 3]), "not four numbers", ""),
+        (change(instances_json(), "annotation", []), "differ in length", ""),
+        (change(instances_json(), "size", [[64, 48, 3], [64, 48, 3], [64, 48]]), "size is not understood", ""),
+        (change(instances_json(), "size", [[64], [48], [48]]), "size is not understood", ""),
+        (change(instances_json(), "filenames", 1, NAMES[0]), "stands twice", ""),
+        (instances_json() | CLASSES, "another order", "correspondence 245"),
+        (change(ppdm_json(), 2, "hoi_annotation", 0, "category_id", 88), "not understood", f"entry 2 ({NAMES[2]})"),
+        (change(ppdm_json(), 2, "annotations", 1, "category_id", 12), "not understood", f"entry 2 ({NAMES[2]})"),
+        (change(ppdm_json(), 2, "annotations", {"a": 1}), "not understood", f"entry 2 ({NAMES[2]})"),
     ],
 )
-def test_a_wrong_file_is_named_with_its_record(tmp_path: Path, plain: Any, message: str) -> None:
+def test_a_wrong_file_is_named_with_its_record(tmp_path: Path, plain: Any, what: str, where: str) -> None:
     path = write_json(tmp_path / "x.json", plain)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError) as caught:
         read_annotations(path)
-    assert re.search(re.escape(str(path)), str(caught.value))
+    assert what in caught.value.what
+    assert str(caught.value.where).startswith(f"{path}, {where}" if where else str(path))
 
 
 @pytest.mark.parametrize(
-    ("write", "message"),
+    ("write", "what"),
     [
-        (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "no such file"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "no JSON"),
-        (lambda path: path.write_bytes(gzip.compress(b"[" * 999)[:-12]), "truncated or damaged"),
-        (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" + b"x" * 200), "MATLAB file cannot be read"),
+        (lambda path: None, "there is no such file"),
+        (lambda path: path.mkdir(), "there is no such file"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "this file is no JSON"),
+        (lambda path: path.write_bytes(gzip.compress(b"[" * 999)[:-12]), "this gzip file is truncated or damaged"),
+        (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" + b"x" * 200), "this MATLAB file cannot be read"),
+        (write_mat_of_train, "this MATLAB file holds something else"),
     ],
 )
-def test_an_unreadable_file_is_one_line(tmp_path: Path, write: Callable[[Path], Any], message: str) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, write: Callable[[Path], Any], what: str) -> None:
     write(tmp_path / "x")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as caught:
         read_annotations(tmp_path / "x")
-
-
-def test_another_matlab_file_is_refused_by_the_key_that_it_lacks(tmp_path: Path) -> None:
-    write_mat(tmp_path / "x.mat")
-    with pytest.raises(UserError, match=r"holds something else.*got: no list_train"):
-        read_image_labels(tmp_path / "x.mat", "train2015")
+    assert (caught.value.what, caught.value.where) == (what, tmp_path / "x")
 
 
 @needs_data
@@ -161,9 +160,7 @@ def test_the_real_test_annotations_hold_the_published_counts() -> None:
 @pytest.mark.parametrize(
     ("half", "num_images", "num_positive"), [("train2015", 38118, 70373), ("test2015", 9658, 20268)]
 )
-def test_the_real_image_level_labels_cover_what_is_annotated_in_boxes(
-    half: Any, num_images: int, num_positive: int
-) -> None:
+def test_real_image_level_labels_cover_the_boxes(half: Any, num_images: int, num_positive: int) -> None:
     folder = Path(os.environ["HOI_CHECK_DATA"]) / "annotations"
     labels = read_image_labels(folder / "hico_anno.mat", half)
     assert labels.positive.shape == (num_images, 600)

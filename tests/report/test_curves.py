@@ -46,7 +46,7 @@ def test_the_first_at_a_truth_is_right_and_the_second_is_not() -> None:
     assert true_positives(matches, triplets.score).tolist() == [True, False, False, False, True, False]
 
 
-def test_curves_by_hand_and_the_macro_curve_at_the_official_recalls_is_the_map() -> None:
+def test_curves_by_hand_and_their_mean_is_the_map() -> None:
     triplets, labels = case()
     matches = match(triplets, labels, 3, protocol="official")
     curves = curves_of(matches, triplets.score)
@@ -70,7 +70,7 @@ def test_calibration_by_hand() -> None:
     assert found.error == pytest.approx((0.0005 + 0.4 + 4 * 0.2) / 6)
 
 
-def test_an_images_ap_is_over_all_its_triplets_and_one_without_truth_has_none() -> None:
+def test_an_images_ap_is_over_all_its_triplets() -> None:
     triplets, labels = case()
     matches = match(triplets, labels, 3, protocol="official")
     found = image_ap(matches, triplets.score, 4, np.ones(3, bool))
@@ -83,7 +83,7 @@ def test_an_images_ap_is_over_all_its_triplets_and_one_without_truth_has_none() 
     assert only[1] == 1
 
 
-def test_disagreement_is_none_for_equal_spreads_and_whole_for_disjoint_ones() -> None:
+def test_disagreement_is_between_none_and_whole() -> None:
     image = np.array([0, 0, 1, 1, 2, 2])
     first, second = np.array([1.0, 3, 1, 0, 1, 1]), np.array([0.1, 0.3, 0, 5, 1, 3])
     assert image_disagreement(image, first, second, 4) == pytest.approx([0, 1, 0.25, 0])

@@ -27,7 +27,7 @@ def triplets(rows: list[tuple[int, int, int, float]]) -> Triplets:
     return Triplets(image, BOXES[box], BOXES[box], interaction, score)
 
 
-def test_as_many_triplets_are_shown_as_are_annotated_and_the_rest_is_missed() -> None:
+def test_as_many_triplets_are_shown_as_are_annotated() -> None:
     truth = labels([(1, 0, 0), (1, 0, 1), (1, 1, 2), (1, 2, 3), (0, 0, 2)])
     found = triplets([(1, 0, 0, 0.9), (1, 0, 3, 0.95), (1, 0, 1, 0.5), (1, 2, 2, 0.7), (1, 1, 2, 0.4), (0, 0, 2, 0.99)])
     chooser = PairChooser(VOCABULARY, truth)
@@ -51,7 +51,7 @@ def test_without_labels_the_best_are_shown_and_nothing_is_judged() -> None:
     assert PairChooser(VOCABULARY, None).choose(1, found, None) == []
 
 
-def test_the_largest_leads_and_lags_are_taken_and_the_lot_falls_among_the_others() -> None:
+def test_leads_and_lags_are_taken_and_the_lot_decides_others() -> None:
     lead = np.array([0.0, 0.5, -0.2, np.nan, 0.1, 0.0, -0.7])
     chosen = choose_images(lead, 2, 9)
     assert chosen == {"by lot": [0, 5], "ahead": [1, 4], "behind": [6, 2]}
