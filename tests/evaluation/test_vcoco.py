@@ -1,12 +1,6 @@
-"""V-COCO's agent and role AP, of rows and of triplets: by hand, and against vsrl_eval's own output."""
+"""V-COCO's agent and role AP, of rows and of triplets: by hand. Against vsrl_eval's own output: test_score.py."""
 
 from __future__ import annotations
-
-import gzip
-import json
-import os
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -158,66 +152,3 @@ def test_right_triplets_are_worth_one() -> None:
     np.testing.assert_array_equal(result.agent_ap, does.any(0).astype(float))
     figures = VcocoRoles(truth, 4, VOCABULARY).figures(FOUND)
     assert (figures["agent_ap"], figures["role_ap_s1"], figures["role_ap_s1_24"]) == (4 / 26, 3 / 25, 3 / 24)
-
-
-CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))
-
-
-def read_truth(rows: dict[int, int], instances: dict[str, Any], actions: list[dict[str, Any]]) -> VcocoTruth:
-    """vsrl_eval's files to its cleaned boxes, pixel-edge."""
-    edges = {image["id"]: np.array([image["width"], image["height"]] * 2) - 1 for image in instances["images"]}
-    boxes, persons = {}, {}
-    for record in instances["annotations"]:
-        corner, size = np.array(record["bbox"][:2]), np.array(record["bbox"][2:])
-        box = np.concatenate([corner, corner + np.maximum(size - 1, 0)]).clip(0, edges[record["image_id"]])
-        if record["area"] > 0 and (box[2:] > box[:2]).all():
-            boxes[record["id"]] = box + np.array([0, 0, 1, 1])
-            if record["category_id"] == 1:
-                persons[record["id"]] = (len(persons), rows[record["image_id"]])
-    num = len(persons)
-    is_annotated, does = np.zeros(num, bool), np.zeros((num, 26), bool)
-    has_role, role_boxes = np.zeros((num, 25), bool), np.zeros((num, 25, 4))
-    for a, action in enumerate(actions):
-        roles = action["role_name"]
-        role_ids = np.array(action["role_object_id"]).reshape(len(roles), -1).T
-        for person_id, label, ids in zip(action["ann_id"], action["label"], role_ids, strict=True):
-            row = persons[person_id][0]
-            is_annotated[row] = True
-            does[row, a] = label == 1
-            for role, object_id in zip(roles[1:], ids[1:], strict=True):
-                if label == 1 and object_id:
-                    q = ACTION_ROLES.index((action["action_name"], role))
-                    has_role[row, q], role_boxes[row, q] = True, boxes[object_id]
-    image = np.array([image for _, image in persons.values()])
-    return VcocoTruth(image, np.array([boxes[i] for i in persons]), is_annotated, does, role_boxes, has_role)
-
-
-@pytest.mark.skipif(not (CHECK_DATA / "reference").is_dir(), reason="needs HOI_CHECK_DATA: the reference predictions")
-def test_real_annotations_give_vsrl_evals_figures() -> None:
-    def read(name: str) -> Any:
-        return json.loads(gzip.open(CHECK_DATA / "annotations/vcoco" / name).read())
-
-    expected = json.loads((CHECK_DATA / "reference/vcoco_test_expected.json").read_text())["vsrl_eval"]
-    npz = np.load(CHECK_DATA / "reference/vcoco_test_predictions.npz")
-    assert tuple(npz["keys"]) == KEYS
-    instances = read("instances_vcoco_test_boxes.json.gz")
-    rows = {image["id"]: row for row, image in enumerate(instances["images"])}
-    to_edges = np.array([0, 0, 1, 1])
-    predictions = VcocoPredictions(
-        np.array([rows[i] for i in npz["image_id"]]),
-        npz["person_xyxy"] + to_edges,
-        npz["object_xyxy"] + to_edges,
-        npz["has_object"],
-        npz["scores"],
-    )
-    result = evaluate(predictions, read_truth(rows, instances, read("vcoco_test_rebuilt.json.gz")))
-    for a, action in enumerate(ACTIONS):
-        assert [round(100 * result.agent_ap[a], 2), result.num_positives[a]] == expected["agent"][action]
-    for name, role_ap in (("S1", result.role_ap_s1), ("S2", result.role_ap_s2)):
-        for q, (action, role) in enumerate(ACTION_ROLES):
-            assert 100 * role_ap[q] == pytest.approx(expected[name][f"{action}-{role}"][0], abs=0.0051)
-    assert round(100 * result.agent, 2) == expected["Agent AP"]
-    assert round(100 * result.role("scenario_1", 25), 2) == 30.89
-    assert round(100 * result.role("scenario_2", 25), 2) == 36.63
-    assert 100 * result.role("scenario_1") == pytest.approx(expected["S1 mean of 24 (no point)"], abs=0.005)
-    assert 100 * result.role("scenario_2") == pytest.approx(expected["S2 mean of 24 (no point)"], abs=0.005)
