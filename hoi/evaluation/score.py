@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +14,15 @@ from hoi.config import load_config
 from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare, unseen
 from hoi.errors import UserError, nearest
-from hoi.evaluation.hico import PROTOCOLS, HicoResult, known_object_images, match, score_matches, zero_shot_means
+from hoi.evaluation.hico import (
+    PROTOCOLS,
+    HicoResult,
+    ProtocolName,
+    known_object_images,
+    match,
+    score_matches,
+    zero_shot_means,
+)
 from hoi.evaluation.predictions import FORMATS, PredictionReader
 from hoi.evaluation.vcoco import VcocoPredictions
 from hoi.evaluation.vcoco import evaluate as evaluate_vcoco
@@ -50,7 +58,7 @@ class _Options:
     annotations: Path
     predictions: Path
     format: str
-    protocol: str
+    protocol: ProtocolName
     known_object: Path | None
     images: Path | None
     instances: Path | None
@@ -112,7 +120,8 @@ def score(
     for name, is_foreign in foreign.items():
         if is_foreign:
             raise UserError(f"--{name} is no option of {dataset}", fix="leave it out")
-    options = _Options(annotations, predictions, format, protocol, known_object, images, instances, clip, save_lines)
+    rule = cast(ProtocolName, protocol)
+    options = _Options(annotations, predictions, format, rule, known_object, images, instances, clip, save_lines)
     report = RULES[dataset](options)
     inputs = {"annotations": annotations, "predictions": predictions, "known_object": known_object, "images": images}
     inputs["instances"] = report.content.pop("instances", instances)

@@ -36,8 +36,9 @@ def read_annotation_lines(path: Path) -> FolderAnnotations:
     """
     records = read_json_lines(path, "an annotation", fix="set dataset.annotations")
     file_names, verbs, objects = (records.texts(key) for key in ("file_name", "verb", "object"))
-    boxes = [records.boxes(key, allow_empty=False).astype(np.float32) for key in ("human_xyxy", "object_xyxy")]
-    return FolderAnnotations(records, file_names, *boxes, list(zip(verbs, objects, strict=True)))
+    keys = ("human_xyxy", "object_xyxy")
+    boxes_h, boxes_o = (records.boxes(key, allow_empty=False).astype(np.float32) for key in keys)
+    return FolderAnnotations(records, file_names, boxes_h, boxes_o, list(zip(verbs, objects, strict=True)))
 
 
 class FolderLabels(LabelReader[FolderDataset]):
