@@ -33,7 +33,7 @@ from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.files import LOCAL_DIR, file_sha256, find_local
 from hoi.records import ImageSignals
-from hoi.vlm import ImageAnswers, PhraseBank
+from hoi.vlm import PhraseBank, VlmSignals
 from hoi.vocabulary import Vocabulary
 
 FIELDS = (
@@ -63,7 +63,7 @@ CAPTION_BYTES = 300
 """About what the longest caption of a shard takes."""
 
 
-class Asks(Protocol):
+class ExtractsVlm(Protocol):
     """What a worker needs of `hoi.vlm.extractor.VlmExtractor`."""
 
     @property
@@ -72,9 +72,9 @@ class Asks(Protocol):
     @property
     def axes(self) -> dict[str, int]: ...
 
-    def ask(
+    def extract(
         self, images: Iterable[tuple[ImageSignals, np.ndarray]], teacher: Mapping[str, Any]
-    ) -> list[ImageAnswers]: ...
+    ) -> list[VlmSignals]: ...
 
     def provenance(self) -> dict[str, Any]: ...
 
@@ -119,7 +119,7 @@ class VlmPass:
     def begins_alone(self, config: PipelineConfig) -> bool:
         return False
 
-    def load_model(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Asks:
+    def load_model(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> ExtractsVlm:
         from hoi.vlm.extractor import VlmExtractor
 
         return VlmExtractor(config, self._of.name, vocabulary, device)
@@ -146,7 +146,7 @@ class VlmPass:
             )
         return {**model_parts, "base": base.fingerprint}
 
-    def bank(self, model: Asks, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def bank(self, model: ExtractsVlm, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         phrases = model.phrases
         tables = {
             "phrases": json_table(list(phrases.phrases)),
@@ -187,17 +187,17 @@ class VlmPass:
         return readable, {row: outcome for row, outcome in rows.items() if isinstance(outcome, str)}
 
     def process(
-        self, model: Asks, over: BaseShard
-    ) -> Callable[[Iterable[tuple[ImageSignals, np.ndarray]]], list[ImageAnswers]]:
-        return lambda images: model.ask(images, over.teacher)
+        self, model: ExtractsVlm, over: BaseShard
+    ) -> Callable[[Iterable[tuple[ImageSignals, np.ndarray]]], list[VlmSignals]]:
+        return lambda images: model.extract(images, over.teacher)
 
     def pack(
-        self, image_ids: Sequence[str], outcomes: Sequence[ImageAnswers | str], axes: Mapping[str, int], over: BaseShard
+        self, image_ids: Sequence[str], outcomes: Sequence[VlmSignals | str], axes: Mapping[str, int], over: BaseShard
     ) -> dict[str, np.ndarray]:
-        return pack_answers(image_ids, outcomes, over.pair_offsets, axes)
+        return pack_signals(image_ids, outcomes, over.pair_offsets, axes)
 
     def check(self, tables: Mapping[str, np.ndarray], axes: Mapping[str, int], num_objects: int | None) -> None:
-        check_answers(tables, axes)
+        check_signals(tables, axes)
 
     def axes(self, config: PipelineConfig, teacher: Mapping[str, int], num_interactions: int) -> dict[str, int]:
         settings = config.vlms[self._of.name]
@@ -216,9 +216,9 @@ def _base_receipt(folder: Path) -> BankReceipt:
     return base
 
 
-def pack_answers(
+def pack_signals(
     image_ids: Sequence[str],
-    outcomes: Sequence[ImageAnswers | str],
+    outcomes: Sequence[VlmSignals | str],
     pair_offsets: np.ndarray,
     axes: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
@@ -226,53 +226,53 @@ def pack_answers(
 
     Args:
         image_ids: n keys.
-        outcomes: Per image its answers, or why it could not be read, in either pass: its rows are zero then.
+        outcomes: Per image its signals, or why it could not be read, in either pass: its rows are zero then.
         pair_offsets: int64 [n + 1], the base shard's.
         axes: Size of every letter.
 
     Raises:
-        ValueError: an answer's shape differs from `axes` or from the image's number of pairs, is no number, or its id
+        ValueError: a field's shape differs from `axes` or from the image's number of pairs, is no number, or its id
             is another record's.
     """
     for image_id, outcome in zip(image_ids, outcomes, strict=True):
-        if isinstance(outcome, ImageAnswers) and outcome.image_id != image_id:
-            raise ValueError(f"answers about image {outcome.image_id} came in the place of {image_id}")
-    answers = [outcome if isinstance(outcome, ImageAnswers) else None for outcome in outcomes]
+        if isinstance(outcome, VlmSignals) and outcome.image_id != image_id:
+            raise ValueError(f"signals of image {outcome.image_id} came in the place of {image_id}")
+    signals = [outcome if isinstance(outcome, VlmSignals) else None for outcome in outcomes]
     tables = {
         "image_id": text_table(image_ids),
-        "status": np.array([READABLE if a is not None else UNREADABLE for a in answers], np.uint8),
+        "status": np.array([READABLE if a is not None else UNREADABLE for a in signals], np.uint8),
         "status_reason": text_table([o if isinstance(o, str) else "" for o in outcomes]),
         "pair_offsets": pair_offsets.astype("<i8"),
-        "caption": text_table([a.caption if a is not None else "" for a in answers]),
+        "caption": text_table([a.caption if a is not None else "" for a in signals]),
     }
     num_pairs = np.diff(pair_offsets)
     for field in fields_of(axes, FIELDS):
         if field.name in tables:
             continue
-        num_rows = len(answers) if field.rows == "image" else int(pair_offsets[-1])
+        num_rows = len(signals) if field.rows == "image" else int(pair_offsets[-1])
         table = np.zeros(shape_of(field, num_rows, axes), field.dtype)
-        for row, answer in enumerate(answers):
-            if answer is not None:
+        for row, of_image in enumerate(signals):
+            if of_image is not None:
                 place = row if field.rows == "image" else slice(*pair_offsets[row : row + 2])
                 rows = () if field.rows == "image" else (int(num_pairs[row]),)
-                table[place] = _exact(answer, field.name, (*rows, *table.shape[1:]))
+                table[place] = _exact(of_image, field.name, (*rows, *table.shape[1:]))
         tables[field.name] = table
-    check_answers(tables, axes)
+    check_signals(tables, axes)
     return tables
 
 
-def _exact(answer: ImageAnswers, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    value = getattr(answer, name)
+def _exact(signals: VlmSignals, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    value = getattr(signals, name)
     if value is None or value.shape != shape:
         got = None if value is None else value.shape
-        raise ValueError(f"{name} of image {answer.image_id} has shape {got}, expected {shape}")
+        raise ValueError(f"{name} of image {signals.image_id} has shape {got}, expected {shape}")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(f"{name} of image {answer.image_id} holds NaN or infinity")
+        raise ValueError(f"{name} of image {signals.image_id} holds NaN or infinity")
     return np.asarray(value)
 
 
-def unpack_answers(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str, int]) -> ImageAnswers | str:
-    """Return the answers about one image of a shard, or the reason why it could not be read."""
+def unpack_signals(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str, int]) -> VlmSignals | str:
+    """Return the signals of one image of a shard, or the reason why it could not be read."""
     if tables["status"][row] == UNREADABLE:
         return tables["status_reason"][row].decode()
     pairs = slice(*tables["pair_offsets"][row : row + 2])
@@ -282,10 +282,10 @@ def unpack_answers(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str
         if field.rows in ("image", "pair") and not field.is_text and field.name != "status"
     }
     texts = {name: tables[name][row].decode() for name in ("image_id", "caption")}
-    return ImageAnswers(**texts, **values)
+    return VlmSignals(**texts, **values)
 
 
-def check_answers(tables: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
+def check_signals(tables: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
     """Raise if a shard's tables disagree with the schema, leave their range, or are not 0 where nothing was asked.
 
     Raises:

@@ -73,7 +73,7 @@ class PhraseBank:
 
 
 @dataclass(frozen=True)
-class ImageAnswers:
+class VlmSignals:
     """One record of an extra pass; None for what was not asked for."""
 
     image_id: str

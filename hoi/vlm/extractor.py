@@ -24,7 +24,7 @@ from hoi.errors import UserError
 from hoi.prompts import interaction_prompts
 from hoi.records import ImageSignals
 from hoi.registry import load_target
-from hoi.vlm import ImageAnswers, Likelihoods, PhraseBank, build_vlm
+from hoi.vlm import Likelihoods, PhraseBank, VlmSignals, build_vlm
 from hoi.vlm.scoring import (
     Confidences,
     candidate_rows,
@@ -66,18 +66,18 @@ class VlmExtractor:
             **({"S": settings.max_sentences, "D": self._text_side.width} if self._text_side is not None else {}),
         }
 
-    def ask(self, images: Iterable[Image], teacher: Mapping[str, Any]) -> list[ImageAnswers]:
+    def extract(self, images: Iterable[Image], teacher: Mapping[str, Any]) -> list[VlmSignals]:
         """Return one record for each image, in order.
 
         Args:
             images: Taken a batch at a time, so that the next ones are decoded meanwhile.
             teacher: The base pass's provenance of its teacher, for the style of its crops.
         """
-        answers: list[ImageAnswers] = []
+        records: list[VlmSignals] = []
         remaining = iter(images)
         while chunk := list(islice(remaining, self._settings.batch_size)):
-            answers += self._ask(chunk, teacher)
-        return answers
+            records += self._extract(chunk, teacher)
+        return records
 
     def provenance(self) -> dict[str, Any]:
         """Return everything that changes a record's content, in plain JSON types; `versions` is for the manifest."""
@@ -102,7 +102,7 @@ class VlmExtractor:
             num_tokens[rows], prior[rows] = on_blank.num_tokens, on_blank.log_likelihood
         return PhraseBank(texts, num_tokens, prior)
 
-    def _ask(self, chunk: Sequence[Image], teacher: Mapping[str, Any]) -> list[ImageAnswers]:
+    def _extract(self, chunk: Sequence[Image], teacher: Mapping[str, Any]) -> list[VlmSignals]:
         settings = self._settings
         images = [image for _, image in chunk]
         captions = self._model.captions(images) if settings.caption else None
@@ -118,7 +118,7 @@ class VlmExtractor:
         if settings.pair_scores:
             for record, (signals, image) in zip(records, chunk, strict=True):
                 record["vlm_pair_scores"] = self._of_pairs(signals, image, teacher)
-        return [ImageAnswers(**record) for record in records]
+        return [VlmSignals(**record) for record in records]
 
     def _context(self, caption: str) -> dict[str, Any]:
         assert self._text_side is not None

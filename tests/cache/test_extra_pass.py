@@ -164,7 +164,7 @@ VOCABULARY = Vocabulary(
 )
 
 
-def asker(base: PipelineConfig, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> tuple[VlmExtractor, Recording]:
+def extractor(base: PipelineConfig, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> tuple[VlmExtractor, Recording]:
     model = Recording()
     monkeypatch.setattr("hoi.vlm.extractor.build_vlm", lambda *_: model)
     made = VlmExtractor(with_passes(base, coca=keys), "coca", VOCABULARY, "cpu")
@@ -197,9 +197,9 @@ STYLE = {"crop_size_px": 32, "fill_rgb": [1, 2, 3], "interpolation": "bicubic", 
 def test_a_pair_is_asked_about_its_object_on_its_union_and_equal_questions_are_asked_once(
     base: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, model = asker(base, monkeypatch, image_scores=False, caption=False, pair_scores=True)
+    made, model = extractor(base, monkeypatch, image_scores=False, caption=False, pair_scores=True)
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    [found] = made.ask([(signals([[0, 1], [0, 3], [0, 2]]), image)], STYLE)
+    [found] = made.extract([(signals([[0, 1], [0, 3], [0, 2]]), image)], STYLE)
     assert [texts for _, texts, _ in model.asked] == [
         ["a person walking a dog"],
         ["a person riding a horse", "a person feeding a horse"],
@@ -218,8 +218,8 @@ def test_ways_of_asking_differ_in_what_is_asked_and_stored(
     image, both = np.zeros((40, 60, 3), np.uint8), signals([[0, 1], [0, 3]])
 
     def answer(**keys: Any) -> tuple[np.ndarray, Recording]:
-        made, model = asker(base, monkeypatch, caption=False, **keys)
-        [found] = made.ask([(both, image)], STYLE)
+        made, model = extractor(base, monkeypatch, caption=False, **keys)
+        [found] = made.extract([(both, image)], STYLE)
         assert found.vlm_scores is not None
         assert found.vlm_asked is not None
         assert not found.vlm_scores[found.vlm_asked == 0].any()
@@ -247,8 +247,8 @@ def test_ways_of_asking_differ_in_what_is_asked_and_stored(
 def test_an_image_without_a_pair_is_not_asked_and_its_caption_ends_with_its_last_sentence(
     base: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, model = asker(base, monkeypatch, max_sentences=3)
-    [found] = made.ask([(signals([]), np.zeros((40, 60, 3), np.uint8))], STYLE)
+    made, model = extractor(base, monkeypatch, max_sentences=3)
+    [found] = made.extract([(signals([]), np.zeros((40, 60, 3), np.uint8))], STYLE)
     assert model.asked == []
     assert found.vlm_asked is not None
     assert not found.vlm_asked.any()

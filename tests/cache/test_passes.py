@@ -24,11 +24,11 @@ from hoi.cache.tools.estimate import plan
 from hoi.cache.tools.pull import pull_split
 from hoi.cache.tools.repair import repair
 from hoi.cache.tools.verify import verify_split
-from hoi.cache.vlm_pass import pack_answers, unpack_answers
+from hoi.cache.vlm_pass import pack_signals, unpack_signals
 from hoi.config import PipelineConfig, VlmConfig
 from hoi.errors import UserError
-from hoi.vlm import ImageAnswers
-from tests.fakes.extractors import PASS, AnswersOf, RandomAnswers, RandomSignals
+from hoi.vlm import VlmSignals
+from tests.fakes.extractors import PASS, RandomSignals, RandomVlmSignals, VlmSignalsOf
 from tests.fakes.pipelines import photo_pipeline
 
 FIELDS = ("coca/vlm_scores", "coca/vlm_asked", "coca/vlm_log_likelihood", "coca/vlm_pair_scores")
@@ -41,11 +41,11 @@ def pipeline(folder: Path, *num_pairs: int, coca: dict[str, Any] | None = None, 
 
 
 def build(config: PipelineConfig) -> CacheReport:
-    return build_cache(config, RandomSignals, AnswersOf("coca"))
+    return build_cache(config, RandomSignals, VlmSignalsOf("coca"))
 
 
 def mend(config: PipelineConfig) -> list[str]:
-    return list(repair(config, RandomSignals, AnswersOf("coca")).lines)
+    return list(repair(config, RandomSignals, VlmSignalsOf("coca")).lines)
 
 
 def contents(folder: Path, of: Pass | None = None) -> dict[str, bytes]:
@@ -85,7 +85,7 @@ def test_adding_one_builds_nothing_else_and_changes_no_file(tmp_path: Path) -> N
     # Each further one is on its own as well, and a base pass that is alone again needs none of them.
     plain = pipeline(tmp_path).model_dump(mode="json")
     both = PipelineConfig.model_validate_json(json.dumps({**plain, "vlms": {"coca-2": PASS}}))
-    assert [s.num_built for s in build_cache(both, RandomSignals, AnswersOf("coca-2")).splits] == [0, 3]
+    assert [s.num_built for s in build_cache(both, RandomSignals, VlmSignalsOf("coca-2")).splits] == [0, 3]
     assert {name: contents(folder)[name] for name in after} == after
     assert passes_in(folder) == [Pass("coca"), Pass("coca-2")]
     assert verify_split(folder) == []
@@ -99,13 +99,13 @@ def test_its_fields_are_served_by_name_beside_the_pairs_and_images_that_they_are
     config = pipeline(tmp_path)
     build(config)
     split = opened(config, mode)
-    asker = RandomAnswers(config.vlms["coca"], split.vocabulary)
+    extractor = RandomVlmSignals(config.vlms["coca"], split.vocabulary)
     rows = np.array([3, 0, 1])
     batch = split.batch(rows, extra=(*FIELDS, *CONTEXT, "union_embedding"))
     for place, row in enumerate(rows.tolist()):
         image = np.full((8, 9, 3), [(2, 0, 1, 5, 3)[row], row, 0], np.uint8)
         signals = RandomSignals(config, split.vocabulary, "cpu").extract([f"{row:02d}.png"], [image])
-        [answer] = asker.ask([(signals[0], image)], {})
+        [answer] = extractor.extract([(signals[0], image)], {})
         of_pairs = (batch.pair_image == place).numpy()
         for name in (*FIELDS, *CONTEXT):
             found = batch.extra[name].numpy()
@@ -252,14 +252,14 @@ def test_after_repair_it_is_the_undisturbed_one(tmp_path: Path, name: str, damag
     assert rebuilt == ({name} if "shard" in name else set())
 
 
-class Failing(AnswersOf):
+class Failing(VlmSignalsOf):
     """Breaks on the third photograph."""
 
-    def __call__(self, config: PipelineConfig, *arguments: Any) -> RandomAnswers:
+    def __call__(self, config: PipelineConfig, *arguments: Any) -> RandomVlmSignals:
         made = super().__call__(config, *arguments)
         answer = made._answer
 
-        def break_on(signals: Any, image: np.ndarray) -> ImageAnswers:
+        def break_on(signals: Any, image: np.ndarray) -> VlmSignals:
             if signals.image_id == "02.png":
                 raise RuntimeError("the third")
             return answer(signals, image)
@@ -351,9 +351,9 @@ def photo_pipeline_plain() -> dict[str, Any]:
     }
 
 
-def answers(image_id: str, num_pairs: int, axes: dict[str, int]) -> ImageAnswers:
+def answers(image_id: str, num_pairs: int, axes: dict[str, int]) -> VlmSignals:
     rng = np.random.default_rng(num_pairs)
-    return ImageAnswers(
+    return VlmSignals(
         image_id,
         "two men. one dog",
         rng.normal(size=(axes["S"], axes["D"])).astype(np.float16) if "S" in axes else None,
@@ -370,12 +370,12 @@ def answers(image_id: str, num_pairs: int, axes: dict[str, int]) -> ImageAnswers
 def test_what_is_packed_is_unpacked_whatever_was_asked(letters: str, num_pairs: Sequence[int]) -> None:
     axes = {letter: {"K": 3, "Q": 3, "S": 2, "D": 4}[letter] for letter in letters}
     ids = [f"image {row}" for row in range(len(num_pairs))]
-    records: list[ImageAnswers | str] = [answers(i, n, axes) for i, n in zip(ids, num_pairs, strict=True)]
+    records: list[VlmSignals | str] = [answers(i, n, axes) for i, n in zip(ids, num_pairs, strict=True)]
     if records:
         records[-1] = "gone"
-    tables = pack_answers(ids, records, np.concatenate([[0], np.cumsum(num_pairs)]).astype(np.int64), axes)
+    tables = pack_signals(ids, records, np.concatenate([[0], np.cumsum(num_pairs)]).astype(np.int64), axes)
     for row, record in enumerate(records):
-        found = unpack_answers(tables, row, axes)
+        found = unpack_signals(tables, row, axes)
         if isinstance(record, str):
             assert found == record
             continue
@@ -383,12 +383,12 @@ def test_what_is_packed_is_unpacked_whatever_was_asked(letters: str, num_pairs: 
             np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
-def test_answers_that_break_a_rule_are_named() -> None:
+def test_signals_that_break_a_rule_are_named() -> None:
     axes = {"K": 3, "S": 2, "D": 4}
     good, offsets = answers("a", 1, axes), np.array([0, 1])
 
     def packed(**changes: Any) -> None:
-        pack_answers(["a"], [ImageAnswers(**{**vars(good), **changes})], offsets, axes)
+        pack_signals(["a"], [VlmSignals(**{**vars(good), **changes})], offsets, axes)
 
     packed()
     with pytest.raises(ValueError, match=r"vlm_scores leaves \[0, 1\]"):
@@ -399,7 +399,7 @@ def test_answers_that_break_a_rule_are_named() -> None:
         packed(vlm_log_likelihood=np.array([0, np.nan, 0], np.float32))
     with pytest.raises(ValueError, match=r"context_mask of image a has shape \(3,\), expected \(2,\)"):
         packed(context_mask=np.ones(3, np.uint8))
-    with pytest.raises(ValueError, match="about image b came in the place of a"):
+    with pytest.raises(ValueError, match="of image b came in the place of a"):
         packed(image_id="b")
 
 

@@ -16,7 +16,7 @@ from hoi.cache.build.run import CacheReport, build_cache
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.records import ImageSignals
-from tests.fakes.extractors import PASS, AnswersOf, RandomSignals
+from tests.fakes.extractors import PASS, RandomSignals, VlmSignalsOf
 from tests.fakes.pipelines import photo_pipeline
 
 NUM_PAIRS = (2, 0, 1, 5, 3, 1, 0, 4) * 5
@@ -47,7 +47,7 @@ def small_build(images: Path, cache: Path, **keys: Any) -> PipelineConfig:
 
 def build(config: PipelineConfig, factory: type[RandomSignals] = RandomSignals) -> CacheReport:
     """Stage one of such a pipeline, in this process."""
-    return build_cache(config, factory, AnswersOf(EXTRA))
+    return build_cache(config, factory, VlmSignalsOf(EXTRA))
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 from hoi.config import PipelineConfig, VlmConfig
 from hoi.datasets.world import scene_of
 from hoi.records import Detections, ImageSignals, TextBank
-from hoi.vlm import ImageAnswers, PhraseBank
+from hoi.vlm import PhraseBank, VlmSignals
 from hoi.vocabulary import Vocabulary
 from hoi.world import annotate
 
@@ -23,7 +23,7 @@ MAP_AXES = {"C": 2, "H": 3, "W": 1}
 DRAWN_LEVELS, DRAWN_MARGINS, DRAWN_WIDTH, DRAWN_NOISE = 2, 1, 16, 0.3
 """Of `DrawnSignals`."""
 PASS = {"backend": "coca", "model": "coca_ViT-B-32", "pretrained": "random", "pair_scores": True, "max_sentences": 2}
-"""A section of `vlms`. The model is never made: `RandomAnswers` stands in for it."""
+"""A section of `vlms`. The model is never made: `RandomVlmSignals` stands in for it."""
 
 
 def unit(array: np.ndarray) -> np.ndarray:
@@ -109,8 +109,8 @@ class FirstIsFaster(RandomSignals):
                 self.teacher["precision"] = "fp32"
 
 
-class RandomAnswers:
-    """In the place of `hoi.cache.vlm_pass.Asks`."""
+class RandomVlmSignals:
+    """In the place of `hoi.cache.vlm_pass.ExtractsVlm`."""
 
     def __init__(self, settings: VlmConfig, vocabulary: Vocabulary) -> None:
         self._settings, number = settings, len(vocabulary)
@@ -121,16 +121,18 @@ class RandomAnswers:
     def provenance(self) -> dict[str, Any]:
         return {"vlm": self._settings.model_dump(mode="json"), "versions": {"answers": "1"}}
 
-    def ask(self, images: Iterable[tuple[ImageSignals, np.ndarray]], teacher: Mapping[str, Any]) -> list[ImageAnswers]:
+    def extract(
+        self, images: Iterable[tuple[ImageSignals, np.ndarray]], teacher: Mapping[str, Any]
+    ) -> list[VlmSignals]:
         return [self._answer(signals, image) for signals, image in images]
 
-    def _answer(self, signals: ImageSignals, image: np.ndarray) -> ImageAnswers:
+    def _answer(self, signals: ImageSignals, image: np.ndarray) -> VlmSignals:
         seed = int(hashlib.sha256(image.tobytes()).hexdigest()[:8], 16)
         rng = np.random.default_rng([seed, len(signals.pairs_ho), round(100 * self._settings.temperature)])
         axes = self.axes
         asked = rng.integers(0, 2, axes["K"]).astype(np.uint8)
         mask = np.arange(axes["S"]) < 1
-        return ImageAnswers(
+        return VlmSignals(
             image_id=signals.image_id,
             caption=f"a person in {signals.image_id}",
             context_embedding=(rng.normal(size=(axes["S"], axes["D"])) * mask[:, None]).astype(np.float16),
@@ -143,13 +145,13 @@ class RandomAnswers:
 
 
 @dataclass(frozen=True)
-class AnswersOf:
-    """A factory of `RandomAnswers` for one section of `vlms`."""
+class VlmSignalsOf:
+    """A factory of `RandomVlmSignals` for one section of `vlms`."""
 
     name: str
 
-    def __call__(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> RandomAnswers:
-        return RandomAnswers(config.vlms[self.name], vocabulary)
+    def __call__(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> RandomVlmSignals:
+        return RandomVlmSignals(config.vlms[self.name], vocabulary)
 
 
 class DrawnSignals:

@@ -15,12 +15,12 @@ from hoi.cache.schema import BASE, UNREADABLE, Pass, fields_of, of_file, passes_
 from hoi.cache.shard import Header, inspect_shard, read_header, read_text
 from hoi.cache.tools.estimate import journal_seconds, size_text
 from hoi.cache.tools.repair import QUARANTINE_NAME
-from hoi.cache.vlm_pass import unpack_answers
+from hoi.cache.vlm_pass import unpack_signals
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command, nearest
 from hoi.provenance import flatten
 from hoi.records import ImageSignals
-from hoi.vlm import ImageAnswers
+from hoi.vlm import VlmSignals
 from hoi.vocabulary import Vocabulary
 
 SHOWN = 20
@@ -214,8 +214,8 @@ def _passes(base: Header, row: int, vocabulary: Vocabulary, top: int) -> dict[st
 def _answers(header: Header, of: Pass, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
     axes = header.attributes["axes"]
     tables = header.tables(fields_of(axes, of.content.fields))
-    record = unpack_answers(tables, row, axes)
-    if not isinstance(record, ImageAnswers):
+    record = unpack_signals(tables, row, axes)
+    if not isinstance(record, VlmSignals):
         return {"reason": record}
 
     def best(scores: np.ndarray) -> list[dict[str, Any]]:
