@@ -22,8 +22,9 @@ from hoi.config import load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.extraction import Extractor
 from hoi.prediction import Predictor
-from hoi.prediction.export import CheckpointParts, choose_student, save_checkpoint
+from hoi.prediction.export import CheckpointParts, save_checkpoint
 from hoi.students.base import build_student
+from hoi.training.train import choose_student
 
 CONFIG = "pipeline.yaml"
 NUM_ROUNDS = 60

@@ -18,11 +18,10 @@ from hoi.config.detectors import (
 )
 from hoi.config.loading import load_config, parse_config, parse_section, parse_student
 from hoi.config.pipeline import CacheConfig, EvaluationConfig, PipelineConfig, TrainConfig
-from hoi.config.section import TABLE_NAMES, Count, FolderName, Section, Seeds, Share, StudentName, StudentSettings
+from hoi.config.section import Count, FolderName, Section, Seeds, Share, StudentName, StudentSettings
 from hoi.config.teachers import CropConfig, PassName, TeacherConfig, VlmConfig
 
 __all__ = [
-    "TABLE_NAMES",
     "CacheConfig",
     "Count",
     "CropConfig",

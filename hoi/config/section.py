@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from hoi.errors import nearest
-from hoi.registry import Registry
+from hoi.registry import METHODS, Registry
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -26,7 +26,7 @@ def _folder_name(name: str) -> str:
 
 
 def _own_row(name: str) -> str:
-    if name in TABLE_NAMES:
+    if name in reserved_rows():
         raise ValueError("the result table has another row of this name")
     return name
 
@@ -48,13 +48,16 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 StudentName = Annotated[FolderName, AfterValidator(_own_row)]
 TeacherWeights = Annotated[dict[FolderName, Weight], AfterValidator(_with_weight)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
-TABLE_NAMES = frozenset(
+BASELINE_ROWS = frozenset(
     {"detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", "direct_clip_tuned"}
-    | {"vlm_image", "vlm_pairs", "interaction"}
-    | {"direct_clip_gated", "global", "union", "human_object", "spatial", "ungated"}
-    | {"labels_on_detections"}
+    | {"direct_clip_gated", "vlm_image", "vlm_pairs", "labels_on_detections"}
 )
-"""Rows of the result table that are not a student's own, so no student may be called so."""
+"""Rows of the result table that no student has part in: `hoi.evaluation.baselines`, and labels on the detections."""
+
+
+def reserved_rows() -> frozenset[str]:
+    """Return the rows of the result table that are not a student's own, so no student may be called so."""
+    return BASELINE_ROWS.union(*(METHODS[name].ROWS for name in METHODS))
 
 
 class Section(BaseModel):
@@ -142,6 +145,10 @@ class StudentSettings(Section):
 
     IMPLEMENTATION: ClassVar[str]
     """`module:attribute` of a `hoi.students.base.Student`."""
+    ROWS: ClassVar[Mapping[str, str]] = {}
+    """Rows of the result table that the student brings besides its own → what they are."""
+    BRANCHES: ClassVar[tuple[str, ...]] = ()
+    """Those of them with the best of which the student is compared."""
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset({"score_exponent"})
     """Keys, dotted, that do not change the weights, so changing them needs no new training."""
     MOVED: ClassVar[dict[str, str]] = {"gate": "gate.kind", "gate_exponent": "gate.exponent"}

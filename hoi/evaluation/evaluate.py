@@ -48,7 +48,6 @@ from hoi.training.train import run_folder, zero_shot_unseen
 
 BATCH_IMAGES = 64
 STUDENT = "student"
-BRANCHES = ("global", "union", "human_object")
 LIBRARIES = ("torch", "numpy", "open_clip_torch", "h5py", "safetensors")
 MOST_SHORT = 8
 
@@ -294,7 +293,7 @@ def _comparisons(config: PipelineConfig, rows: list[ResultRow]) -> list[Comparis
     direct = [name for name in (TUNED, GATED) if name in names] or [PLAIN]
     comparisons = []
     for student in taught if rows else []:
-        branches = [name for part in BRANCHES if (name := row_name(student, part)) in names]
+        branches = [name for part in config.students[student].BRANCHES if (name := row_name(student, part)) in names]
         heard = config.students[student].vlm_names
         asked = [row for scorer in direct_vlms(config.vlms) if scorer.vlm in heard for row in scorer.rows]
         others = [*direct, *asked, *([best_of(rows, branches)] if branches else [])]

@@ -14,14 +14,14 @@ from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
 from hoi.config import PipelineConfig
-from hoi.errors import UserError, nearest
+from hoi.errors import UserError
 from hoi.evaluation.audit import detector_training_data, teacher_training_data
 from hoi.files import LOCAL_DIR, find_local, read_json, remove_file, write_atomically
 from hoi.prediction.checkpoint import FORMAT, MODELS, RECORD_NAME, STUDENT_NAME, TEXT_NAME, VERSION
 from hoi.prediction.onnx import export_student
 from hoi.records import TextBank
 from hoi.students.base import Student
-from hoi.training.train import open_training_split, run_folder
+from hoi.training.train import choose_student, open_training_split, run_folder
 from hoi.vocabulary import Vocabulary
 
 CARD_NAME, ONNX_NAME = "MODEL_CARD.md", "student.onnx"
@@ -30,7 +30,6 @@ MAX_COPIED_BYTES = 64 << 20
 CARD_INTERACTIONS = 12
 """Interactions that the card lists by name."""
 MEANS = {"full": "mAP", "rare": "rare", "non_rare": "non-rare"}
-PREFERRED = "best"
 Models = Literal["auto", "copy", "refer"]
 
 
@@ -118,24 +117,6 @@ def make_checkpoint(
         write_atomically(report.folder / ONNX_NAME, exported.data)
         report.notes.append(f"{ONNX_NAME}: {exported}")
     return report
-
-
-def choose_student(config: PipelineConfig, name: str | None = None) -> str:
-    """A student of the pipeline file: the one that is asked for, else `best`, else the first that reads no label.
-
-    No figure chooses: those of the evaluated split are for grading.
-    """
-    if name is not None:
-        if name not in config.students:
-            raise UserError(
-                "the pipeline file has no such student",
-                where="--student",
-                expected=nearest(name, config.students),
-                got=name,
-            )
-        return name
-    taught = [each for each, settings in config.students.items() if settings.supervision == "teacher"]
-    return PREFERRED if PREFERRED in config.students else (taught or list(config.students))[0]
 
 
 def save_checkpoint(parts: CheckpointParts, folder: Path, models: Models = "auto") -> CheckpointReport:

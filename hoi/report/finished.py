@@ -15,7 +15,7 @@ import torch
 
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig, StudentSettings, parse_student
-from hoi.errors import UserError, command
+from hoi.errors import UserError
 from hoi.evaluation.audit import read_result
 from hoi.evaluation.baselines import ABOUT, PLAIN, TUNED, DetectorPrior, DirectClip, DirectSetting, direct_settings
 from hoi.evaluation.evaluate import BATCH_IMAGES, STUDENT, labels_of
@@ -24,20 +24,10 @@ from hoi.evaluation.rows import COLUMNS
 from hoi.records import HoiLabels, Triplets
 from hoi.scoring import Scorer, extra_of, score_split
 from hoi.students.base import Student
-from hoi.training.train import run_folder
+from hoi.training.train import choose_student, run_folder
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 
-PREFERRED = ("best", STUDENT)
 Plain = dict[str, Any]
-
-PARTS = {
-    "global": "its branch on the whole image, alone",
-    "union": "its branch on union boxes, alone",
-    "human_object": "its branch on the human and the object, alone",
-    "interaction": "its pairs' own scores, before their chance to interact at all",
-    "spatial": "its branch on boxes and classes, alone",
-    "ungated": "its branches together, before the gate",
-}
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ def open_finished(
     """
     split = open_split(config, config.evaluation.split, same_images=False, fingerprint=summary["fingerprint"])
     made_by = {(row["name"], row["seed"]): row["knobs"] for row in results}
-    name, first = shown_student(config), config.train.seeds[0]
+    name, first = choose_student(config), config.train.seeds[0]
 
     def load(student: str, seed: int) -> Student:
         folder = run_folder(config, student, seed, split.fingerprint)
@@ -121,19 +111,6 @@ def open_finished(
             triplets = _score(split, load(bound, first), made_by[bound, first]["score_exponent"], device)[STUDENT]
             others.append(Method(bound, triplets))
     return FinishedEvaluation(config, split, device, labels, matches, student, teacher, others, networks, exponent)
-
-
-def shown_student(config: PipelineConfig) -> str:
-    """Return the annotation-free student called `best`, else `student`, else the first of them, else any.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not config.students:
-        fix = f"add one, then {command('train')} and {command('eval')}"
-        raise UserError("the results hold no student", where="students", fix=fix)
-    free = [name for name, settings in config.students.items() if settings.supervision == "teacher"]
-    return next((name for name in PREFERRED if name in free), (free or list(config.students))[0])
 
 
 def _teacher(config: PipelineConfig, split: CacheSplit, tuned: dict[str, Any] | None) -> DirectClip:
@@ -228,7 +205,8 @@ def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
         return ABOUT[name] + tried
     if name not in students:
         owner, _, part = name.rpartition("/")
-        return f"{owner or 'student'}: {PARTS.get(part, part)}"
+        owner = owner or STUDENT
+        return f"{owner}: {parse_student(students[owner], f'student {owner}').ROWS.get(part, part)}"
     settings = parse_student(students[name], f"student {name}")
     changed = _departures(settings)
     if settings.supervision == "labels":

@@ -17,7 +17,7 @@ import torch
 from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.split import CacheSplit, FirstImages, open_split, training_source
 from hoi.config import PipelineConfig, StudentSettings, TrainConfig
-from hoi.errors import UserError
+from hoi.errors import UserError, nearest
 from hoi.machine import choose_device, choose_precision
 from hoi.matching import LabelTargets, label_targets
 from hoi.provenance import commit, library_versions
@@ -29,6 +29,8 @@ from hoi.training.loop import BatchSource, fit
 from hoi.training.runs import RunFolder, check_tensorboard
 
 LIBRARIES = ("torch", "numpy", "safetensors", "h5py")
+PREFERRED = ("best", "student")
+"""Names of the students that are shown and exported, if they are there and learn from no label."""
 BATCH_IMAGES = 64
 """Images scored at once when `supervision: labels` chooses among its checkpoints."""
 
@@ -100,6 +102,27 @@ def train_students(config: PipelineConfig) -> TrainReport:
                 done = "finished before" if seconds is None else f"trained in {seconds:.1f} s"
                 print(f"{name} seed {seed}: {done} · {folder.path}", flush=True)
         return TrainReport(runs)
+
+
+def choose_student(config: PipelineConfig, name: str | None = None) -> str:
+    """Return the student that is shown and exported: the named one, or of those without labels the preferred one.
+
+    No figure chooses: those of the evaluated split are for grading.
+
+    Raises:
+        UserError: there is no such student, or none at all.
+    """
+    if name is None and config.students:
+        free = [name for name, settings in config.students.items() if settings.supervision == "teacher"]
+        return next((name for name in PREFERRED if name in free), (free or list(config.students))[0])
+    if name is None or name not in config.students:
+        raise UserError(
+            "the pipeline file has no such student" if name else "the pipeline file has no student",
+            where="--student" if name else "students",
+            expected=nearest(name, config.students) if name else "at least one",
+            got=name,
+        )
+    return name
 
 
 def open_training_split(config: PipelineConfig) -> CacheSplit:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hoi.cache.build import run as teacher_cache
-from hoi.config import TABLE_NAMES, PipelineConfig, load_config
+from hoi.config import PipelineConfig, load_config
+from hoi.config.section import reserved_rows
 from hoi.evaluation.evaluate import evaluate
 from hoi.training import train
 
@@ -49,7 +50,7 @@ def test_the_table_has_every_promised_row(config: PipelineConfig) -> None:
     assert len(by_name) == len(rows)
     assert set(by_name) >= ROWS
     # No student of the pipeline file may take the name of another row.
-    assert {name for name in by_name if "/" not in name} <= TABLE_NAMES | set(config.students)
+    assert {name for name in by_name if "/" not in name} <= reserved_rows() | set(config.students)
     for name in ROWS:
         row = by_name[name]
         assert row["seed"] == (None if name in CLIP_ROWS else 0)

@@ -18,9 +18,10 @@ from hoi.config import PipelineConfig
 from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.prediction import Checkpoint, Predictor
-from hoi.prediction.export import choose_student, make_checkpoint
+from hoi.prediction.export import make_checkpoint
 from hoi.prediction.onnx import check_exportable
 from hoi.students.hoiclip.settings import HoiclipConfig
+from hoi.training.train import choose_student
 from tests.fakes.pipelines import WEIGHTS, write_pipeline
 
 

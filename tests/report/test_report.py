@@ -21,8 +21,8 @@ from hoi.errors import UserError
 from hoi.evaluation.evaluate import evaluate
 from hoi.labels import load_labels
 from hoi.report.build import write_report
-from hoi.report.finished import shown_student
 from hoi.training import train
+from hoi.training.train import choose_student
 from hoi.world import INTERACTIONS
 
 WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
@@ -268,7 +268,7 @@ def test_what_cannot_be_reported_is_said(plain: dict[str, Any], config: Pipeline
 
 def test_the_shown_student_is_the_best_without_labels(plain: dict[str, Any]) -> None:
     def shown(students: dict[str, Any]) -> str:
-        return shown_student(parse_config({**plain, "students": students}, "test"))
+        return choose_student(parse_config({**plain, "students": students}, "test"))
 
     by_labels: dict[str, Any] = {"supervision": "labels"}
     assert shown({"a": {}, "student": {}, "best": {}}) == "best"

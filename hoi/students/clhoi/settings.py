@@ -37,6 +37,10 @@ class ClhoiConfig(StudentSettings):
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset(
         {"score_exponent", "score.interactiveness_exponent", "score.form", "gate"}
     )
+    ROWS = {
+        "interaction": "its pairs' own scores, before their probability to interact at all",
+        "ungated": "its scores before the gate",
+    }
     MOVED: ClassVar[dict[str, str]] = {
         "target_temperature": "targets.temperature",
         "score_form": "score.form",

@@ -54,6 +54,7 @@ class HoiclipConfig(StudentSettings):
     READ_WHEN_SCORING: ClassVar[frozenset[str]] = frozenset(
         {"score_exponent", "score.fusion", "score.weights.union", "enhancement_classes", "gate"}
     )
+    ROWS = {"ungated": "its scores before the gate"}
     MOVED: ClassVar[dict[str, str]] = {
         "score_fusion": "score.fusion",
         "score_union_weight": "score.weights.union",

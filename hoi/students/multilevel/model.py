@@ -43,8 +43,6 @@ from hoi.students.multilevel.targets import (
 )
 from hoi.vocabulary import Vocabulary
 
-BRANCHES = ("global", "union", "human_object")
-
 
 @dataclass(frozen=True)
 class BranchLogits:
@@ -108,9 +106,11 @@ class SigmoidOffsets(nn.Module):
 
     def __init__(self, text_embedding: Tensor) -> None:
         super().__init__()
-        self.reference = nn.ParameterDict({name: nn.Parameter(text_embedding.mean(0)) for name in BRANCHES})
+        self.reference = nn.ParameterDict(
+            {name: nn.Parameter(text_embedding.mean(0)) for name in MultiLevelConfig.BRANCHES}
+        )
         self.bias = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(-math.log(len(text_embedding)))) for name in BRANCHES}
+            {name: nn.Parameter(torch.tensor(-math.log(len(text_embedding)))) for name in MultiLevelConfig.BRANCHES}
         )
 
 

@@ -101,6 +101,14 @@ class MultiLevelConfig(StudentSettings):
         {"score_exponent", "score.fusion", "gate"}
         | {"score.weights.union", "score.weights.human_object", "score.weights.global"}
     )
+    ROWS = {
+        "global": "its branch on the whole image, alone",
+        "union": "its branch on union boxes, alone",
+        "human_object": "its branch on the human and the object, alone",
+        "spatial": "its branch on boxes and classes, alone",
+        "ungated": "its branches together, before the gate",
+    }
+    BRANCHES = ("global", "union", "human_object")
     MOVED: ClassVar[dict[str, str]] = {
         "target_temperature": "targets.temperature",
         "target_scope": "targets.scope",
