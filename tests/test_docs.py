@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+from hoi.cli import load_verbs
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = ("dataset.splits={train: 32, validation: 16, test: 16}", "train.seeds=[0]", "train.epochs=1")
