@@ -11,9 +11,11 @@ import pytest
 
 from hoi import registry
 from hoi.cache.build.run import build_cache
+from hoi.cache.tools.estimate import axes_of
 from hoi.config import PipelineConfig, parse_config
 from hoi.errors import UserError
 from hoi.evaluation.evaluate import evaluate
+from hoi.project import doctor
 from hoi.registry import Registry
 from hoi.training import train
 from tests.fakes import plugin
@@ -53,7 +55,9 @@ def test_one_of_each_from_outside_runs_all_stages(tables: None, tmp_path: Path) 
     assert isinstance(config.dataset, plugin.NoiseDataset)
     assert isinstance(config.students["student"], plugin.LinearConfig)
     assert PipelineConfig.model_validate_json(config.model_dump_json()) == config
+    assert doctor.examine(config).num_errors == 0
     build_cache(config)
+    assert axes_of(config) == {"K": 2, "M": 1, "L": 1, "D": 3}
     train.train_students(config)
     report = evaluate(config)
     rows = {row.name: row for row in report.rows}

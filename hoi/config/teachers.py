@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 
 from hoi.config.section import Count, FolderName, Section
 from hoi.errors import nearest
-from hoi.registry import VLM_BACKENDS
+from hoi.registry import VLM_BACKENDS, load_target
 
 
 def _in_order(regions: list[str]) -> list[str]:
@@ -55,6 +55,8 @@ class TeacherConfig(Section):
     """`module:attribute` of a `hoi.teachers.Teacher`, called with these settings and a device."""
     TEXT_SIDE: ClassVar[str] = "hoi.teachers.loading:TextSide"
     """The same of its text side alone, which extra passes embed captions by."""
+    SIZES: ClassVar[str] = "hoi.cache.tools.estimate:open_clip_sizes"
+    """The same of a function of these settings that knows the axes of what it caches without loading weights."""
 
     kind: str = "open_clip"
     model: str
@@ -77,6 +79,11 @@ class TeacherConfig(Section):
     does not, if it is clearly faster than fp32 here; a cache that was begun goes on with what was found then."""
     batch_size: Count = 128
     """Crops of one forward pass; the last of a shard is padded to it."""
+
+    def may_download(self) -> bool:
+        """Return whether loading the model might download its weights."""
+        found: bool = load_target("hoi.teachers.loading:may_download")(self)
+        return found
 
     @model_serializer(mode="wrap")
     def _without_the_usual_kind(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
-
 from hoi.cache.plan import splits_of
 from hoi.config import DatasetSettings, DetectorSettings, PipelineConfig, TeacherConfig
 from hoi.datasets import load_vocabulary, open_images
 from hoi.detectors import ListsImages, build_detector
 from hoi.errors import UserError, command
 from hoi.project.dataset_checks import Finding, check_dataset, collect, first_of
-from hoi.teachers.loading import HF_HUB, load_model
+from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
-from hoi.weights import RANDOM
 
 BYTES_PER_IMAGE = 100_000
 """What an image takes in a cache, roughly: 15 pairs, 600 interactions, 512 to 1024 wide."""
@@ -29,21 +26,13 @@ BYTES_PER_MAP = 500_000
 
 def check_teacher(config: TeacherConfig, download: bool) -> Iterator[Finding]:
     """Load the teacher as stage one would, unless that might download its weights and nobody allowed it."""
-    tag = config.pretrained
-    may_download = config.model.startswith(HF_HUB) or (
-        tag is not None
-        and tag != RANDOM
-        and not Path(tag).is_file()
-        and (config.model, tag) in open_clip.list_pretrained()
-    )
-    if may_download and not download:
+    if not download and config.may_download():
         fix = f"{command('doctor', all=True)} loads it, which downloads what is missing"
-        yield Finding(
-            "warning", f"the teacher {config.model} ({tag}) was not loaded: it may have to be downloaded", fix=fix
-        )
+        what = f"the teacher {config.model} ({config.pretrained}) was not loaded: it may have to be downloaded"
+        yield Finding("warning", what, fix=fix)
         return
-    loaded = load_model(config)
-    yield Finding("ok", f"teacher {config.model}: loads, takes crops of {loaded.style.size_px} px")
+    teacher = build_teacher(config.model_copy(update={"precision": "fp32"}), "cpu")
+    yield Finding("ok", f"teacher {config.model}: loads, takes crops of {teacher.crop_style.size_px} px")
 
 
 def check_detector(

@@ -101,6 +101,13 @@ def load_model(config: TeacherConfig) -> LoadedModel:
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, architecture, mean, std, style)  # type: ignore[arg-type]
 
 
+def may_download(config: TeacherConfig) -> bool:
+    """Return whether loading the model might download its weights."""
+    tag = config.pretrained
+    is_published = tag not in (None, RANDOM) and (config.model, tag) in open_clip.list_pretrained()
+    return config.model.startswith(HF_HUB) or (is_published and not Path(str(tag)).is_file())
+
+
 def read_architecture(config: TeacherConfig) -> dict[str, Any]:
     """Return the model config that a teacher's name stands for, without any weights.
 

@@ -116,9 +116,14 @@ class ColourConfig(TeacherConfig):
 
     IMPLEMENTATION = f"{__name__}:ColourTeacher"
     TEXT_SIDE = f"{__name__}:ColourTexts"
+    SIZES = f"{__name__}:colour_sizes"
 
     kind: Literal["colour"]
     model: str = "mean"
+
+
+def colour_sizes(config: ColourConfig) -> dict[str, int]:
+    return {"D": 3, "L": 0}
 
 
 class ColourTexts:

@@ -26,6 +26,7 @@ from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.errors import UserError
 from hoi.files import LOCAL_DIR, find_local
 from hoi.machine import visible_devices
+from hoi.registry import load_target
 
 FILE_BYTES = 8 << 10
 """About what HDF5, attributes and the receipt take per shard beside its tables."""
@@ -104,23 +105,24 @@ def axes_of(config: PipelineConfig) -> dict[str, int]:
         UserError: the model is unknown.
     """
     teacher = config.teacher
+    sizes: dict[str, int] = load_target(teacher.SIZES)(teacher)
+    num_levels = sizes.pop("L") + ("crop" in teacher.regions)
+    return {"K": len(load_vocabulary(config.dataset)), "M": len(teacher.crop.margins), "L": num_levels, **sizes}
+
+
+def open_clip_sizes(teacher: TeacherConfig) -> dict[str, int]:
+    """Return D, the number of map levels L and, where the map is cached and no trunk of timm, its C, H and W."""
     architecture = _architecture(teacher)
     vision = architecture.get("vision_cfg", {})
     layers = vision.get("layers", 12)
     is_resnet, is_timm = isinstance(layers, list | tuple), bool(vision.get("timm_model_name"))
-    map_levels = (2 if is_resnet else 1) if "map" in teacher.regions else 0
-    axes = {
-        "K": len(load_vocabulary(config.dataset)),
-        "D": int(architecture["embed_dim"]),
-        "M": len(teacher.crop.margins),
-        "L": map_levels + ("crop" in teacher.regions),
-    }
+    sizes = {"D": int(architecture["embed_dim"]), "L": (2 if is_resnet else 1) if "map" in teacher.regions else 0}
     if teacher.spatial_map and not is_timm:
         side = teacher.image_size_px or vision.get("image_size", 224)
         width = vision.get("width", 64 if is_resnet else 768)
         cells = side // (32 if is_resnet else vision.get("patch_size", 16))
-        axes |= {"C": width * 32 if is_resnet else width, "H": cells, "W": cells}
-    return axes
+        sizes |= {"C": width * 32 if is_resnet else width, "H": cells, "W": cells}
+    return sizes
 
 
 def _architecture(teacher: TeacherConfig) -> dict[str, Any]:
