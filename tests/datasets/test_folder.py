@@ -6,18 +6,15 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from hoi.config import FolderDataset
-from hoi.datasets import UnreadableImage, load_vocabulary, open_images
+from hoi.datasets import load_vocabulary, open_images
 from hoi.datasets.folder import split_of
-from hoi.datasets.images import list_images, read_image
+from hoi.datasets.images import list_images
 from hoi.errors import UserError
 from hoi.labels import load_labels, rare_mask
-
-LIMIT = 1_000_000
 
 
 @pytest.fixture
@@ -30,38 +27,6 @@ def folder(tmp_path: Path) -> FolderDataset:
         "- {verb: ride, object: horse}\n- {verb: hold, object: cup, phrase: a person with a cup}\n"
     )
     return FolderDataset(name="folder", images=str(tmp_path / "images"), vocabulary=str(tmp_path / "vocabulary.yaml"))
-
-
-def test_all_image_modes_come_out_as_upright_rgb(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to view
-    Image.new("RGB", (8, 4), (200, 0, 0)).save(tmp_path / "turned.jpg", exif=exif)
-    Image.new("CMYK", (5, 4)).save(tmp_path / "cmyk.jpg")
-    Image.fromarray(np.full((3, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
-    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("P", (4, 4)).save(tmp_path / "palette.gif")
-    assert read_image(tmp_path / "turned.jpg", LIMIT).shape == (8, 4, 3)
-    assert read_image(tmp_path / "cmyk.jpg", LIMIT).shape == (4, 5, 3)
-    assert read_image(tmp_path / "deep.png", LIMIT).tolist() == [[[255] * 3] * 4] * 3
-    assert (read_image(tmp_path / "clear.png", LIMIT) == 255).all()
-    assert read_image(tmp_path / "palette.gif", LIMIT).dtype == np.uint8
-
-
-def test_an_unusable_file_says_why(tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "whole.jpg", quality=95)
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
-    (tmp_path / "text.jpg").write_text("hello")
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    Image.new("L", (2000, 600)).save(tmp_path / "huge.png")
-    for name, reason in (
-        ("gone.jpg", "missing"),
-        ("cut.jpg", "corrupt"),
-        ("text.jpg", "no image"),
-        ("empty.jpg", "empty"),
-        ("huge.png", "2000 x 600 pixels, more than the limit of 1000000"),
-    ):
-        with pytest.raises(UnreadableImage, match=reason):
-            read_image(tmp_path / name, LIMIT)
 
 
 def test_every_image_is_in_one_split_and_new_images_move_none(folder: FolderDataset) -> None:

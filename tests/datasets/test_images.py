@@ -55,8 +55,8 @@ def test_every_format_gives_its_pixels_and_a_mode_its_meaning(tmp_path: Path) ->
 
 
 def test_bytes_are_read_and_refused_like_files(tmp_path: Path) -> None:
-    dice = np.random.default_rng(0)
-    Image.fromarray(dice.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
     np.testing.assert_array_equal(decode_image(data, LIMIT), read_image(tmp_path / "a.jpg", LIMIT))
     for broken in (data[:-300], b"", b"hello", b"\0" * 4, data[:20]):
@@ -100,8 +100,8 @@ def test_what_is_no_file_and_what_is_heic_says_so(tmp_path: Path) -> None:
 
 
 def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
-    dice = np.random.default_rng(1)
-    picture = Image.fromarray(dice.integers(0, 255, (30, 30, 3), dtype=np.uint8))
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 255, (30, 30, 3), dtype=np.uint8))
     outcomes = set()
     for kind in ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF"):
         file = BytesIO()
@@ -109,11 +109,11 @@ def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
         whole = file.getvalue()
         for _ in range(30):
             data = bytearray(whole)
-            for place in dice.integers(0, len(data), 4):
-                data[place] = dice.integers(0, 256)
+            for place in rng.integers(0, len(data), 4):
+                data[place] = rng.integers(0, 256)
             with suppress(UnreadableImage):
                 outcomes.add("refused")
-                assert decode_image(bytes(data[: dice.integers(1, len(data) + 1)]), LIMIT).dtype == np.uint8
+                assert decode_image(bytes(data[: rng.integers(1, len(data) + 1)]), LIMIT).dtype == np.uint8
                 outcomes.add("read")
     assert outcomes == {"read", "refused"}
 
@@ -122,3 +122,35 @@ def test_a_broken_exif_block_does_not_cost_the_image() -> None:
     file = BytesIO()
     Image.new("RGB", (8, 4), "red").save(file, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode_image(file.getvalue(), LIMIT).shape == (4, 8, 3)
+
+
+def test_all_image_modes_come_out_as_upright_rgb(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to view
+    Image.new("RGB", (8, 4), (200, 0, 0)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("CMYK", (5, 4)).save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.full((3, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("P", (4, 4)).save(tmp_path / "palette.gif")
+    assert read_image(tmp_path / "turned.jpg", LIMIT).shape == (8, 4, 3)
+    assert read_image(tmp_path / "cmyk.jpg", LIMIT).shape == (4, 5, 3)
+    assert read_image(tmp_path / "deep.png", LIMIT).tolist() == [[[255] * 3] * 4] * 3
+    assert (read_image(tmp_path / "clear.png", LIMIT) == 255).all()
+    assert read_image(tmp_path / "palette.gif", LIMIT).dtype == np.uint8
+
+
+def test_an_unusable_file_says_why(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "whole.jpg", quality=95)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    Image.new("L", (2000, 600)).save(tmp_path / "huge.png")
+    for name, reason in (
+        ("gone.jpg", "missing"),
+        ("cut.jpg", "corrupt"),
+        ("text.jpg", "no image"),
+        ("empty.jpg", "empty"),
+        ("huge.png", "2000 x 600 pixels, more than the limit of 1000000"),
+    ):
+        with pytest.raises(UnreadableImage, match=reason):
+            read_image(tmp_path / name, LIMIT)

@@ -105,8 +105,8 @@ def build(folder: Path, **changes: Any) -> Detector:
 
 
 def test_any_words_are_found_and_neighbours_change_nothing(model_folder: Path) -> None:
-    dice = np.random.default_rng(0)
-    wide, tall = (dice.integers(0, 255, size, dtype=np.uint8) for size in ((40, 70, 3), (90, 30, 3)))
+    rng = np.random.default_rng(0)
+    wide, tall = (rng.integers(0, 255, size, dtype=np.uint8) for size in ((40, 70, 3), (90, 30, 3)))
     detector = build(model_folder, min_score=0.0)
     together, alone = detector.detect([wide, tall], ["a", "b"]), detector.detect([tall], ["b"])[0]
     for found, (height, width) in zip(together, ((40, 70), (90, 30)), strict=True):
