@@ -52,9 +52,7 @@ def test_an_example_loads_and_keeps_its_outputs_apart(
 
 
 @pytest.mark.parametrize("name", [*REAL, "hicodet-hoiclip"])
-def test_an_example_on_real_data_names_published_weights_and_says_what_it_takes(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_example_on_real_data_says_what_it_takes(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = EXAMPLES / f"{name}.yaml"
     config = load(path, monkeypatch, tmp_path)
     assert config.detector.name == "torchvision"

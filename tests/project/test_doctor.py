@@ -180,6 +180,6 @@ def test_a_dataset_without_a_check_has_its_images_read(tree: Path, monkeypatch: 
     assert any(re.match(rf"error .*split test: images.*got: 1: {NAMES[0]} \(the file is missing\)", t) for t in lines)
 
 
-def test_a_finding_is_one_line_with_what_was_expected_and_what_to_do() -> None:
+def test_a_finding_is_one_line() -> None:
     found = Finding("error", "a file is missing", "/a", "b", "c\nd", "e")
     assert str(found) == "error   a file is missing · where: /a · expected: b · got: c d · next: e"

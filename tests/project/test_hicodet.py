@@ -17,12 +17,12 @@ import pytest
 from hoi.cache.tools import estimate as cache_estimates
 from hoi.config import PipelineConfig, load_config
 from hoi.errors import UserError
-from hoi.project import published as hicodet
+from hoi.project.published import run_published
 from tests.fakes.hicodet import SMALL, made_up, write_rehearsal
 from tests.fakes.vcoco import COUNTS, write_annotations, write_detections, write_images
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = "examples/hicodet.yaml"
+EXAMPLE = ROOT / "examples/hicodet.yaml"
 FEW = [*SMALL, "train.epochs=2"]
 
 
@@ -39,7 +39,6 @@ def places(folder: Path) -> list[str]:
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PipelineConfig]:
     """Further overrides to the example's pipeline on a small tree."""
-    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", str(tmp_path / "tree"))
     read = tree(tmp_path / "tree")
 
@@ -51,9 +50,9 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
 
 def start(folder: Path, data: Path, overrides: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "hoi", "hicodet", *overrides, *places(folder)]
-    environment = {**os.environ, "DATA": str(data)}
+    environment = {**os.environ, "DATA": str(data), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=data, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -68,14 +67,14 @@ def kill_when(folder: Path, data: Path, overrides: list[str], reached: Callable[
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_run_that_is_killed_twice_ends_like_an_undisturbed_one_and_repeats_nothing(
+@pytest.mark.slow
+def test_a_run_killed_twice_ends_like_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", str(tmp_path / "tree"))
     overrides = [*tree(tmp_path / "tree"), *SMALL]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    hicodet.run_published(load_config(EXAMPLE, [*overrides, *places(whole)]))
+    run_published(load_config(EXAMPLE, [*overrides, *places(whole)]))
 
     kill_when(killed, tmp_path / "tree", overrides, lambda: any(killed.glob("cache/*/shard-*.h5")))
     assert not list(killed.glob("cache/*/manifest.json"))
@@ -89,7 +88,7 @@ def test_a_run_that_is_killed_twice_ends_like_an_undisturbed_one_and_repeats_not
 
     capsys.readouterr()
     resumed = load_config(EXAMPLE, [*overrides, *places(killed)])
-    hicodet.run_published(resumed)
+    run_published(resumed)
     said = capsys.readouterr().out
     for expected in ("passed before", "0 built now", "measured before", "faithful seed 0: finished before", "wrote"):
         assert expected in said
@@ -100,15 +99,15 @@ def test_a_run_that_is_killed_twice_ends_like_an_undisturbed_one_and_repeats_not
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
     results = (killed / "results.json").stat().st_mtime_ns
-    hicodet.run_published(resumed)
+    run_published(resumed)
     assert (killed / "results.json").stat().st_mtime_ns == results
     assert "mean average precision in percent" in capsys.readouterr().out
 
 
-def test_what_every_step_found_is_kept_and_the_audit_names_the_gates(
+def test_each_step_keeps_what_it_found(
     tmp_path: Path, pipeline: Callable[..., PipelineConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hicodet.run_published(pipeline())
+    run_published(pipeline())
     said, out = capsys.readouterr().out, tmp_path / "out"
     headings = [line.split(":")[0] for line in said.splitlines() if line.startswith("== ")]
     steps = ["doctor", "plan", "teacher cache", "sanity gates", "train", "evaluate", "audit", "report"]
@@ -125,40 +124,40 @@ def test_what_every_step_found_is_kept_and_the_audit_names_the_gates(
     }
 
 
-def test_boxes_in_another_frame_end_the_run_before_training_unless_it_is_told_to_go_on(
+def test_boxes_in_another_frame_end_the_run_before_training(
     tmp_path: Path, pipeline: Callable[..., PipelineConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = json.loads((tmp_path / "tree" / "found.json").read_text())
+    found = json.loads((tmp_path / "tree" / "detections.json").read_text())
     for record in found:
         record["bbox"] = [edge / 4 for edge in record["bbox"]]
-    (tmp_path / "tree" / "found.json").write_text(json.dumps(found))
+    (tmp_path / "tree" / "detections.json").write_text(json.dumps(found))
     with pytest.raises(UserError, match=r"no better than chance.*got: detector · next: look .*--no-gates"):
-        hicodet.run_published(pipeline())
+        run_published(pipeline())
     assert "stop    detector: " in capsys.readouterr().out
     assert not (tmp_path / "out" / "runs").exists()
-    hicodet.run_published(pipeline(), heeds_gates=False)
+    run_published(pipeline(), heeds_gates=False)
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["sanity_gates"]["levels"]["detector"] == "stop"
 
 
-def test_the_doctors_errors_and_a_small_disk_end_the_run_before_anything_is_built(
+def test_the_doctors_errors_and_a_small_disk_end_the_run(
     tmp_path: Path, pipeline: Callable[..., PipelineConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = next((tmp_path / "tree" / "images" / "test2015").iterdir())
     image.rename(tmp_path / "gone.png")
     with pytest.raises(UserError, match=r"the doctor found 1 errors · where: .*doctor\.json"):
-        hicodet.run_published(pipeline())
+        run_published(pipeline())
     (tmp_path / "gone.png").rename(image)
     monkeypatch.setattr(cache_estimates, "free_bytes", lambda folder: 1000)
     with pytest.raises(UserError, match=r"disk is too small .*got: 0\.0 GB free · next: free space"):
-        hicodet.run_published(pipeline())
+        run_published(pipeline())
     assert not (tmp_path / "out" / "cache").exists()
 
 
-def test_with_labels_of_test_alone_nothing_is_tuned_and_without_any_nothing_is_graded(
+def test_labels_of_test_alone_tune_nothing_and_none_grade_nothing(
     tmp_path: Path, pipeline: Callable[..., PipelineConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tree" / "instances_train2015.json").unlink()
-    hicodet.run_published(pipeline())
+    run_published(pipeline())
     said = capsys.readouterr().out
     assert "split validation has no annotations: no direct_clip_tuned, no direct_clip_gated" in said
     assert "best − direct_clip: " in said
@@ -167,7 +166,7 @@ def test_with_labels_of_test_alone_nothing_is_tuned_and_without_any_nothing_is_g
     assert not names & {"direct_clip_tuned", "direct_clip_gated"}
 
     (tmp_path / "tree" / "instances_test2015.json").unlink()
-    hicodet.run_published(pipeline(f"output={tmp_path / 'unlabelled'}"))
+    run_published(pipeline(f"output={tmp_path / 'unlabelled'}"))
     said = capsys.readouterr().out
     assert "no annotations: detector and teacher are not judged" in said
     assert "agreement with the teacher" in said
@@ -177,13 +176,12 @@ def test_with_labels_of_test_alone_nothing_is_tuned_and_without_any_nothing_is_g
 def test_vcoco_takes_the_same_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", str(tmp_path))
     listed, (results, instances) = write_images(tmp_path / "images"), write_detections(tmp_path)
     write_annotations(tmp_path / "annotations")
     detector = {"name": "precomputed", "results": str(results), "instances": str(instances)}
     read = [f"dataset.image_list={listed}", f"detector={json.dumps(detector)}"]
-    hicodet.run_published(load_config("examples/vcoco.yaml", [*read, *FEW, *places(tmp_path / "out")]))
+    run_published(load_config(ROOT / "examples/vcoco.yaml", [*read, *FEW, *places(tmp_path / "out")]))
     said = capsys.readouterr().out
     assert "V-COCO's evaluation in percent" in said
     gates = {gate["name"]: gate for gate in json.loads((tmp_path / "out" / "sanity.json").read_text())["gates"]}
@@ -194,15 +192,15 @@ def test_vcoco_takes_the_same_steps(
     assert found["recall"]["human"]["value"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("HOI_CHECK_DATA" not in os.environ, reason="HOI_CHECK_DATA names no folder of annotations")
 def test_real_annotations_on_drawn_images_go_through_all_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", str(tmp_path / "tree"))
     annotations = Path(os.environ["HOI_CHECK_DATA"]) / "annotations" / "hicodet_instances_test2015.json"
     overrides = tree(tmp_path / "tree", 10, 10, json.loads(annotations.read_text()))
-    hicodet.run_published(load_config(EXAMPLE, [*overrides, *FEW, *places(tmp_path / "out")]))
+    run_published(load_config(EXAMPLE, [*overrides, *FEW, *places(tmp_path / "out")]))
     said = capsys.readouterr().out
     assert "a part of the published 33405 pairs" in said
     assert "10 of 10 image files opened: all are images and have the annotated size" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from hoi.config import load_config
 from hoi.cache.build import run as teacher_cache
 from hoi.training import train
 
-config = load_config("pipeline.yaml", sys.argv[1:])
+config = load_config(*sys.argv[1:2], sys.argv[2:])
 splits = teacher_cache.build_cache(config).splits
 runs = train.train_students(config).runs
 read = sorted(name for name in sys.modules if name.startswith("hoi.labels"))
@@ -26,7 +27,7 @@ print(json.dumps([{s.split: [s.num_images, s.num_failed, s.num_pairs] for s in s
 """
 
 
-def test_stages_one_and_two_need_no_annotation_and_load_no_reader_of_one(tmp_path: Path) -> None:
+def test_stages_one_and_two_load_no_reader_of_annotations(tmp_path: Path) -> None:
     tree = tmp_path / "hico"
     write_tree(tree)
     names = [path.name for half in HALVES for path in sorted((tree / "images" / half).iterdir())]
@@ -57,8 +58,10 @@ def test_stages_one_and_two_need_no_annotation_and_load_no_reader_of_one(tmp_pat
         "train.seeds=[0]",
         "train.epochs=1",
     ]
-    command = [sys.executable, "-c", RUN, *settings]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", RUN, str(ROOT / "pipeline.yaml"), *settings]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     splits, num_runs, labels_read = json.loads(done.stdout.splitlines()[-1])
     assert splits["train"][0] + splits["validation"][0] == 12
