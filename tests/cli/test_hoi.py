@@ -224,3 +224,12 @@ def test_only_one_package_is_installed() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     assert re.search(r'include = \["hoi\*"\]', text)
     assert 'hoi = "hoi.cli:main"' in text
+
+
+@pytest.mark.parametrize("stage", ["teacher_cache", "train", "evaluate"])
+def test_a_stage_is_a_page_whose_functions_exist(stage: str) -> None:
+    text = (ROOT / "stages" / f"{stage}.py").read_text()
+    assert len(text.splitlines()) < 40
+    sources = "".join(path.read_text() for path in (ROOT / "hoi").rglob("*.py"))
+    for name in re.findall(r"`(?:[\w.]+\.)?(\w+)`", text):
+        assert re.search(rf"(def|class) {name}\b", sources) or name == "vlms", name
