@@ -6,6 +6,7 @@ Boxes are `xyxy`; boxes, sizes and places are in pixels of the image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise, product
@@ -66,7 +67,10 @@ def draw_pairs(image: Image.Image | np.ndarray, pairs: Sequence[DrawnPair]) -> I
         return picture
     line = max(2.0, _mean_side(picture.size) / 165)
     font, labels, places = _layout(picture.size, pairs)
-    colours = [colour_of(pair, number) for number, pair in enumerate(pairs)]
+    colours = [
+        pair.colour or (VERDICT_COLOURS[pair.verdict] if pair.verdict else PAIR_COLOURS[number % len(PAIR_COLOURS)])
+        for number, pair in enumerate(pairs)
+    ]
 
     scale = 2 if max(picture.size) <= _SMOOTH_UP_TO_PX else 1
     overlay = Image.new("RGBA", (picture.width * scale, picture.height * scale))
@@ -122,13 +126,6 @@ def fit_longest_side(
     return resized, [
         replace(pair, human_xyxy=scaled(pair.human_xyxy), object_xyxy=scaled(pair.object_xyxy)) for pair in pairs
     ]
-
-
-def colour_of(pair: DrawnPair, number: int) -> str:
-    """Return the colour of a pair from its number in the picture."""
-    if pair.colour is not None:
-        return pair.colour
-    return PAIR_COLOURS[number % len(PAIR_COLOURS)] if pair.verdict is None else VERDICT_COLOURS[pair.verdict]
 
 
 def place_labels(
@@ -303,16 +300,15 @@ def _draw_sign(pen: ImageDraw.ImageDraw, verdict: Verdict, box: Box, ink: str) -
 
 
 @lru_cache(maxsize=32)
-def _load_font(name: str | None, size_px: int) -> Font | None:
-    try:
-        return ImageFont.load_default(size_px) if name is None else ImageFont.truetype(name, size_px)
-    except OSError:
-        return None
+def _load_font(is_wide: bool, size_px: int) -> Font:
+    for name in _WIDE_FONTS if is_wide else ():
+        with suppress(OSError):
+            return ImageFont.truetype(name, size_px)
+    return ImageFont.load_default(size_px)
 
 
 def _font_for(text: str, size_px: int) -> Font:
-    names: tuple[str | None, ...] = (None,) if text.isascii() else (*_WIDE_FONTS, None)
-    return next(font for font in (_load_font(name, size_px) for name in names) if font is not None)
+    return _load_font(not text.isascii(), size_px)
 
 
 def _has_anchors(font: Font) -> bool:

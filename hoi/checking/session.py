@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hoi.checking.estimates import MIN_MARKS, Result, Results, estimate, rank_share
+from hoi.checking.estimates import MIN_MARKS, estimate, rank_share
 from hoi.errors import UserError
 from hoi.json_lines import Records, read_json_lines
 from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, Vocabulary
@@ -270,13 +270,20 @@ class Session:
         self._save({"format": FORMAT, "version": VERSION, "asked": vars(self._key), "marks": plain})
         self.marks = marks
 
-    def results(self) -> Results:
-        """Estimate precision and AP from the marks so far."""
+    def table(self) -> list[dict[str, Any]]:
+        """Estimate precision and AP: rows for all together, the mean over phrases, then each marked phrase, by size."""
         marked, right = np.zeros((2, len(self.candidates)), bool)
         for row, verdict in self.marks.items():
             marked[row], right[row] = verdict != "skip", verdict == "right"
-        rows = self.candidates
-        return estimate(rows.phrase, rows.score, self.sample.stratum, marked, right, len(rows.interactions))
+        rows, names = self.candidates, self.candidates.phrases
+        results = estimate(rows.phrase, rows.score, self.sample.stratum, marked, right, len(names))
+        by_size = sorted(zip(names, results.phrases, strict=True), key=lambda pair: -pair[1].num_triplets)
+        mean = None if results.mean_ap is None else asdict(results.mean_ap)
+        return [
+            {"name": "all", **asdict(results.together)},
+            {"name": "mean over phrases", "precision": None, "ap": mean},
+            *({"name": name, **asdict(result)} for name, result in by_size if result.num_marked),
+        ]
 
     def annotations(self) -> bytes:
         """Return the triplets marked as right, as annotation lines of a folder dataset, which `hoi score` reads."""
@@ -305,17 +312,3 @@ class Session:
 
 def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def results_table(results: Results, phrases: list[str]) -> list[dict[str, Any]]:
-    """Return plain rows: all together, the mean over phrases, then each phrase with marks, by size."""
-
-    def row(name: str, result: Result) -> dict[str, Any]:
-        shares = {key: None if (value := getattr(result, key)) is None else vars(value) for key in ("precision", "ap")}
-        counts = {key: getattr(result, key) for key in ("num_triplets", "num_marked", "num_right")}
-        return {"name": name, **counts, **shares}
-
-    order = sorted(range(len(phrases)), key=lambda k: -results.phrases[k].num_triplets)
-    rows = [row(phrases[k], results.phrases[k]) for k in order if results.phrases[k].num_marked]
-    mean = None if results.mean_ap is None else vars(results.mean_ap)
-    return [row("all", results.together), {"name": "mean over phrases", "precision": None, "ap": mean}, *rows]

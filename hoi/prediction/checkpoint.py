@@ -25,7 +25,7 @@ from safetensors.torch import load as load_tensors
 
 from hoi.config import PipelineConfig, parse_config
 from hoi.config.loading import parse_yaml
-from hoi.errors import UserError
+from hoi.errors import UserError, command
 from hoi.files import LOCAL_DIR
 from hoi.records import TextBank, VisualHead
 from hoi.students.base import Student, build_student
@@ -45,7 +45,6 @@ FREE = {
 }
 """Settings that may differ from the checkpoint's: thresholds, speed, and texts, whose embeddings it brings along."""
 OVERRIDABLE = ("detector.", "pairs.", "teacher.", "dataset.max_image_pixels")
-MAKE = "make it again with hoi checkpoint"
 
 
 @dataclass(frozen=True)
@@ -133,26 +132,26 @@ class Checkpoint:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD_NAME
+    path, make = folder / RECORD_NAME, command("checkpoint")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         kind = (record.get("format"), record.get("version"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError("this is no checkpoint", where=folder, expected=RECORD_NAME, got="none", fix=MAKE) from None
+        raise UserError("this is no checkpoint", where=folder, expected=RECORD_NAME, got="none", fix=make) from None
     except (ValueError, AttributeError):
-        raise UserError("the record of a checkpoint is damaged", where=path, fix=MAKE) from None
+        raise UserError("the record of a checkpoint is damaged", where=path, fix=make) from None
     if kind != (FORMAT, VERSION):
         raise UserError(
             "this checkpoint is of another format",
             where=path,
             expected=f"{FORMAT}, version {VERSION}",
             got=f"{kind[0]}, version {kind[1]}",
-            fix=MAKE,
+            fix=make,
         )
     missing = sorted(KEYS - record.keys()) or sorted({STUDENT_NAME, TEXT_NAME} - record["files"].keys())
     if missing:
         raise UserError(
-            "the record of a checkpoint is damaged", where=path, expected=", ".join(missing), got="none", fix=MAKE
+            "the record of a checkpoint is damaged", where=path, expected=", ".join(missing), got="none", fix=make
         )
     return record
 
@@ -168,7 +167,7 @@ def _check_file(path: Path, sha256: str) -> None:
             where=path,
             expected=f"sha256 {sha256[:16]}",
             got=actual[:16],
-            fix="copy or make the checkpoint again",
+            fix=f"copy it again, or {command('checkpoint')}",
         )
 
 

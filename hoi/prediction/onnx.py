@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from hoi.config import StudentSettings
 from hoi.errors import UserError
-from hoi.extraction import similarity
 from hoi.prediction.checkpoint import Checkpoint
-from hoi.prediction.predictor import IMAGE_FIELDS, PAIR_FIELDS, ExtraFields, batch_of
-from hoi.records import Detections, ImageSignals, PairBatch
+from hoi.prediction.predictor import IMAGE_FIELDS, PAIR_FIELDS, ExtraFields, batch_of, random_signals
+from hoi.records import PairBatch
 from hoi.students.base import Student
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -201,41 +200,8 @@ def _inputs(batch: PairBatch, extra: Sequence[str]) -> tuple[Tensor, ...]:
 
 
 def _random_batch(checkpoint: Checkpoint, num_images: int, most_pairs: int, seed: int) -> PairBatch:
-    # Features near the texts of interactions, so that scores are of all sizes.
     rng = np.random.default_rng(seed)
     num_pairs = [1 + int(rng.integers(most_pairs)) if most_pairs else 0 for _ in range(num_images)]
-    signals = [_random_signals(checkpoint, rng, num) for num in num_pairs]
+    signals = [random_signals(checkpoint, num, rng) for num in num_pairs]
     known = [name for name in (*IMAGE_FIELDS, *PAIR_FIELDS) if getattr(signals[0], name) is not None]
     return batch_of(signals, known, checkpoint.vocabulary.no_object_idx)
-
-
-def _random_signals(checkpoint: Checkpoint, rng: np.random.Generator, num_pairs: int) -> ImageSignals:
-    axes, texts = checkpoint.axes, checkpoint.bank.text_embedding
-    num = num_pairs + 1
-
-    def near_texts(*shape: int) -> np.ndarray:
-        vectors = texts[rng.integers(len(texts), size=shape)] + rng.normal(
-            0, 0.3 / axes["D"] ** 0.5, (*shape, axes["D"])
-        )
-        return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float16)
-
-    corners = rng.uniform(0, 400, (num, 2))
-    image, union = near_texts(), near_texts(num_pairs, axes["M"])
-    has_map = {"C", "H", "W"} <= axes.keys()
-    return ImageSignals(
-        image_id="random",
-        size_hw=np.array([480, 640], np.int32),
-        detections=Detections(
-            np.concatenate([corners, corners + rng.uniform(5, 80, (num, 2))], 1).astype(np.float32),
-            rng.uniform(0.2, 1, num).astype(np.float32),
-            np.r_[checkpoint.vocabulary.person_idx, rng.integers(len(checkpoint.vocabulary.objects), size=num_pairs)],
-        ),
-        pairs_ho=np.stack([np.zeros(num_pairs), np.arange(1, num)], 1).astype(np.int32),
-        image_embedding=image,
-        image_similarity=similarity(image, texts),
-        union_embedding=union,
-        union_similarity=similarity(union, texts),
-        detection_feature=near_texts(num, axes["L"]),
-        union_feature=near_texts(num_pairs, axes["L"]),
-        spatial_map=rng.normal(size=(axes["C"], axes["H"], axes["W"])).astype(np.float16) if has_map else None,
-    )

@@ -8,7 +8,7 @@ Shapes: B images, N detections, P pairs, K interactions, D joint width of the te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Union
@@ -22,7 +22,7 @@ from hoi.config import PipelineConfig
 from hoi.datasets.images import read_image, upright_rgb
 from hoi.errors import UserError
 from hoi.evaluation.baselines import DirectClip, direct_settings
-from hoi.extraction import Extractor
+from hoi.extraction import Extractor, similarity
 from hoi.machine import choose_device, keeping_to_own_threads
 from hoi.prediction.checkpoint import Checkpoint
 from hoi.prompts import a_object, verb_ing
@@ -165,28 +165,35 @@ def _floats(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, np.float32))
 
 
-def blank_signals(axes: Mapping[str, int]) -> ImageSignals:
-    """Return an image with one pair and zero features, to find out which fields a student reads."""
-    features = {
-        "image_embedding": ("D",),
-        "image_similarity": ("K",),
-        "union_embedding": (1, "M", "D"),
-        "union_similarity": (1, "M", "K"),
-        "detection_feature": (2, "L", "D"),
-        "union_feature": (1, "L", "D"),
-    }
-    if {"C", "H", "W"} <= axes.keys():
-        features["spatial_map"] = ("C", "H", "W")
-    boxes = np.array([[0, 0, 8, 16], [8, 0, 16, 16]], np.float32)
+def random_signals(checkpoint: Checkpoint, num_pairs: int, rng: np.random.Generator) -> ImageSignals:
+    """Return the signals of no image, with features near the texts of interactions, so that scores are of all sizes."""
+    axes, texts, vocabulary = checkpoint.axes, checkpoint.bank.text_embedding, checkpoint.vocabulary
+    num = num_pairs + 1
+
+    def near_texts(*shape: int) -> np.ndarray:
+        rows = rng.integers(len(texts), size=shape)
+        vectors = texts[rows] + rng.normal(0, 0.3 / axes["D"] ** 0.5, (*shape, axes["D"]))
+        return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float16)
+
+    corners = rng.uniform(0, 400, (num, 2))
+    image, union = near_texts(), near_texts(num_pairs, axes["M"])
+    has_map = {"C", "H", "W"} <= axes.keys()
     return ImageSignals(
-        image_id="blank",
-        size_hw=np.array([16, 16], np.int32),
-        detections=Detections(boxes, np.ones(2, np.float32), np.zeros(2, np.int64)),
-        pairs_ho=np.array([[0, 1]], np.int32),
-        **{
-            name: np.zeros([axes[size] if isinstance(size, str) else size for size in shape], np.float16)
-            for name, shape in features.items()
-        },
+        image_id="random",
+        size_hw=np.array([480, 640], np.int32),
+        detections=Detections(
+            np.concatenate([corners, corners + rng.uniform(5, 80, (num, 2))], 1).astype(np.float32),
+            rng.uniform(0.2, 1, num).astype(np.float32),
+            np.r_[vocabulary.person_idx, rng.integers(len(vocabulary.objects), size=num_pairs)],
+        ),
+        pairs_ho=np.stack([np.zeros(num_pairs), np.arange(1, num)], 1).astype(np.int32),
+        image_embedding=image,
+        image_similarity=similarity(image, texts),
+        union_embedding=union,
+        union_similarity=similarity(union, texts),
+        detection_feature=near_texts(num, axes["L"]),
+        union_feature=near_texts(num_pairs, axes["L"]),
+        spatial_map=rng.normal(size=(axes["C"], axes["H"], axes["W"])).astype(np.float16) if has_map else None,
     )
 
 
@@ -221,7 +228,8 @@ class Predictor:
         self._phrases = [phrase_of(self.vocabulary, k) for k in range(len(self.vocabulary))]
         self._num_admitted = self.vocabulary.object_mask.sum(1)
         with torch.inference_mode():
-            self._student.branch_scores(self._batch([blank_signals(checkpoint.axes)]))
+            # Raises where the student reads what a single image does not have.
+            self._student.branch_scores(self._batch([random_signals(checkpoint, 1, np.random.default_rng(0))]))
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> Predictor:

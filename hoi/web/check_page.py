@@ -19,9 +19,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from hoi.checking.estimates import Estimate
-from hoi.checking.session import VERDICTS, Candidates, Session, SessionKey, read_candidates, results_table
+from hoi.checking.session import VERDICTS, Candidates, Session, SessionKey, read_candidates
 from hoi.config import PipelineConfig
-from hoi.datasets import ImageSource, UnreadableImage, load_vocabulary, open_images
+from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.images import read_image
 from hoi.errors import UserError, nearest
 from hoi.files import read_json, write_atomically, write_json
@@ -134,8 +134,7 @@ class MarkingPage:
         return await self._state(request)
 
     async def _results(self, _: Request) -> JSONResponse:
-        results = await run_in_threadpool(self._session.results)
-        return JSONResponse({"rows": results_table(results, self._session.candidates.phrases)})
+        return JSONResponse({"rows": await run_in_threadpool(self._session.table)})
 
     async def _annotations(self, _: Request) -> Response:
         headers = {"Content-Disposition": f'attachment; filename="{ANNOTATIONS}"'}
@@ -147,7 +146,7 @@ class MarkingPage:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What the marks say: the rows of `results_table`, in fractions, and the files written."""
+    """What the marks say: the rows of `Session.table`, in fractions, and the files written."""
 
     rows: list[dict[str, Any]]
     num_marked: int
@@ -205,8 +204,7 @@ def check_page(
             print(f"{num_asked} of {num_triplets} triplets are asked; marks: {Path(out) / MARKS}")
             serve(app, listener, "/check")
     files = export(session, Path(out))
-    rows = results_table(session.results(), session.candidates.phrases)
-    return CheckReport(rows, len(session.marks), len(session.sample.asked), files)
+    return CheckReport(session.table(), len(session.marks), len(session.sample.asked), files)
 
 
 def open_session(
@@ -229,10 +227,13 @@ def open_session(
     vocabulary = None if config is None else load_vocabulary(config.dataset)
     inclusive = config is not None and config.dataset.inclusive_boxes
     candidates = read_candidates(path, vocabulary, inclusive=inclusive)
-    read: ReadImage
     if images is not None:
-        _check_paths(candidates, path, Path(images))
-        read = partial(_read_below, Path(images))
+        folder = Path(images)
+        _check_paths(candidates, path, folder)
+
+        def read(image_id: str) -> np.ndarray:
+            return read_image(folder / image_id, MAX_IMAGE_PIXELS)
+
     elif config is not None:
         source = open_images(config.dataset, split or config.evaluation.split)
         rows = {image_id: row for row, image_id in enumerate(source.image_ids)}
@@ -241,7 +242,10 @@ def open_session(
             raise UserError(
                 "a prediction names an unknown image", where=path, expected=nearest(unknown, rows), got=unknown
             )
-        read = partial(_read_row, source, rows)
+
+        def read(image_id: str) -> np.ndarray:
+            return source.read(rows[image_id])
+
     file = Path(out) / MARKS
     key = SessionKey(hashlib.sha256(path.read_bytes()).hexdigest(), number, seed)
     session = Session(candidates, key, partial(write_json, file))
@@ -252,14 +256,6 @@ def open_session(
     if earlier is not None:
         session.resume(earlier, file)
     return session, read
-
-
-def _read_below(folder: Path, name: str) -> np.ndarray:
-    return read_image(folder / name, MAX_IMAGE_PIXELS)
-
-
-def _read_row(source: ImageSource, rows: dict[str, int], image_id: str) -> np.ndarray:
-    return source.read(rows[image_id])
 
 
 def _check_paths(candidates: Candidates, path: Path, folder: Path) -> None:
@@ -285,5 +281,5 @@ def export(session: Session, out: Path) -> list[str]:
     """Write annotations, checked predictions and results, and return their paths."""
     write_atomically(out / ANNOTATIONS, session.annotations())
     write_atomically(out / CHECKED, session.checked())
-    write_json(out / RESULTS, {"rows": results_table(session.results(), session.candidates.phrases)})
+    write_json(out / RESULTS, {"rows": session.table()})
     return [str(out / name) for name in (ANNOTATIONS, CHECKED, RESULTS)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hoi.checking.estimates import estimate, precision, rank_share, ranked_precision, wilson
-from hoi.checking.session import Session, SessionKey, draw_sample, read_candidates, results_table
+from hoi.checking.session import Session, SessionKey, draw_sample, read_candidates
 from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
 
@@ -182,7 +182,7 @@ def test_marks_are_on_disk_before_they_count_and_are_resumed(tmp_path: Path) -> 
         "human_xyxy": [0.0, 0.0, 10.0, 20.0]
     }
     assert [json.loads(line)["verdict"] for line in session.checked().splitlines()] == ["wrong", "right"]
-    assert results_table(session.results(), candidates.phrases)[0]["num_marked"] == 2
+    assert session.table()[0]["num_marked"] == 2
 
     again = Session(candidates, SessionKey("0" * 64, 12, 0), kept.append)
     again.resume(json.loads(json.dumps(kept[-1])), tmp_path / "marks.json")
