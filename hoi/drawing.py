@@ -196,16 +196,16 @@ def _draw_lines(
     paths = [[(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)] for x1, y1, x2, y2 in boxes]
     if not alone:
         paths.append([_centre(pair.human_xyxy), _centre(pair.object_xyxy)])
-    is_apart = False
+    thread: list[Point] = []
     if label is not None:
         x1, y1, x2, y2 = label
-        is_apart = not any(_overlap((x1 - line, y1 - line, x2 + line, y2 + line), box) for box in boxes)
+        if not any(_overlap((x1 - line, y1 - line, x2 + line, y2 + line), box) for box in boxes):
+            thread = [_centre(label), _middle(pair)]
     dash = 4 * line if pair.verdict == "missed" else None
     for stroke, width in ((_SEAM, line + 2), (colour, line)):
         for path in paths:
             _stroke(pen, path, stroke, width, scale, dash)
-        if is_apart:
-            _stroke(pen, [_centre(label), _middle(pair)], stroke, width / 2, scale, None)
+        _stroke(pen, thread, stroke, width / 2, scale, None)
         for box in [] if alone else boxes:
             x, y = _centre(box)
             radius = line * 1.6 + (width - line) / 2

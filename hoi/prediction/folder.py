@@ -218,7 +218,7 @@ class PredictionFolder:
         self._append(source, "unreadable", reason)
 
     def add_video(self, source: Source, num_frames: int) -> None:
-        """Record a video that was read to its end."""
+        """Record a complete video."""
         self._append(source, "video", num_frames)
 
     def reason(self, name: str) -> str | None:

@@ -92,7 +92,7 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes pictures of one size to an MP4 file, `rate` of them a second."""
+    """An MP4 file to which pictures are written, `rate` of them a second."""
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         av = load_av()

@@ -194,6 +194,7 @@ def test_marks_are_on_disk_before_they_count_and_are_resumed(tmp_path: Path) -> 
         with pytest.raises(UserError) as caught:
             Session(candidates, other, kept.append).resume(kept[-1], tmp_path / "marks.json")
         assert caught.value.expected == expected
+    damaged: Any
     for damaged in ({}, [], {**kept[-1], "version": 2}, {**kept[-1], "marks": [{"row": 99, "verdict": "right"}]}):
         with pytest.raises(UserError) as caught:
             again.resume(damaged, tmp_path / "marks.json")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,13 +84,14 @@ def test_metrics_of_this_very_student_go_into_the_card(
     trained: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = trained.students["best"].model_dump(mode="json")
-    row = {"name": "best", "seed": 3, "knobs": {**settings, "score_exponent": 0.1}, "full": 12.5, "rare": None}
+    knobs = {**settings, "score_exponent": 0.1}
+    row = {"name": "best", "seed": 3, "knobs": knobs, "full": 12.5, "rare": None}
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "summary.json").write_text('{"split": "test", "num_images": 10}')
     config = trained.model_copy(update={"output": str(tmp_path / "output")})
     runs = Path(trained.output) / "runs"
     (tmp_path / "output" / "runs").symlink_to(runs)
-    other = {**row, "knobs": {**row["knobs"], "width": 99}}
+    other = {**row, "knobs": {**knobs, "width": 99}}
     for rows, said in (([other], "It has not been evaluated"), ([other, row], "10 images, .* mAP 12.50\\.")):
         (tmp_path / "output" / "results.json").write_text(json.dumps(rows))
         report = make_checkpoint(config, out=tmp_path / "made")
@@ -125,7 +127,7 @@ def test_thresholds_may_change_and_other_settings_may_not(folder: Path) -> None:
         ("pairs.max_humans", "does not take this override"),
         ("detector.name.x=1", "below a key that holds a value"),
     ):
-        error = refused(lambda override=override: Checkpoint.open(folder, [override]))
+        error = refused(partial(Checkpoint.open, folder, [override]))
         assert what in error.what
         assert error.got == override
 

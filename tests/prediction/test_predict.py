@@ -219,7 +219,9 @@ def odd_files(folder: Path, scene: np.ndarray) -> tuple[set[str], set[str], set[
     """Write a hundred odd files; their names: surely readable, surely not, and those that either is right for."""
     rng, picture = random.Random(0), Image.fromarray(scene)
     jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
-    good, bad, either = {}, {}, {}
+    good: dict[str, bytes] = {}
+    bad: dict[str, bytes] = {}
+    either: dict[str, bytes] = {}
     for number in range(14):
         either[f"cut {number}.jpg"] = jpeg[: rng.randrange(1, len(jpeg))]
         either[f"cut {number}.png"] = png[: rng.randrange(1, len(png))]

@@ -292,7 +292,7 @@ def test_wrong_options_are_told_before_models_are_loaded(site: Site) -> None:
         ({"max_megapixels": float("inf")}, "--max-megapixels"),
     ):
         with pytest.raises(UserError) as caught:
-            serve_app(checkpoint, device="no such device", **options)  # type: ignore[arg-type]
+            serve_app(checkpoint, device="no such device", **options)
         assert caught.value.where == where
 
 

@@ -61,13 +61,13 @@ def test_predictions_outside_the_folder_and_wrong_options_are_refused(tmp_path: 
         with pytest.raises(UserError) as caught:
             check_page(path, tmp_path, out=out)
         assert caught.value.what == what
-    for images, options, what in (
-        (None, {}, "nothing says where the images are"),
-        (tmp_path, {"number": 3}, "so few marks say nothing"),
-        (tmp_path / "nowhere", {}, "there is no such folder of images"),
+    for images, number, what in (
+        (None, 50, "nothing says where the images are"),
+        (tmp_path, 3, "so few marks say nothing"),
+        (tmp_path / "nowhere", 50, "there is no such folder of images"),
     ):
         with pytest.raises(UserError) as caught:
-            check_page(path, images, out=out, **options)
+            check_page(path, images, out=out, number=number)
         assert caught.value.what == what
     assert not out.exists()
 
