@@ -1,6 +1,6 @@
-"""Annotated pairs to multi-hot targets of cached pairs: what a student with `supervision: labels` learns from.
+"""Matches annotated pairs to cached pairs: the targets of `supervision: labels`, and the labels as a baseline.
 
-Letters: P pairs of a batch or split, G annotated rows, B or I images, K interactions.
+Shapes: P pairs of a batch or split, B images of a batch, I of the split, K interactions.
 """
 
 from __future__ import annotations
@@ -25,28 +25,22 @@ MIN_IOU = 0.5
 
 @dataclass(frozen=True)
 class LabelTargets:
-    """Multi-hot labels of a whole split.
+    """Multi-hot labels of a whole split."""
 
-    Args:
-        pairs: bool [P, K], by row of the split's pair table.
-        images: bool [I, K], every annotated interaction of the image, whether a cached pair matches it or not.
-        seen: bool [K], False for what a zero-shot split hides: there a label says nothing, not even "no".
-    """
-
-    pairs: Bool[Tensor, "P K"]
-    images: Bool[Tensor, "I K"]
-    seen: Bool[Tensor, " K"]
+    pairs: Bool[Tensor, "P K"]  # by row of the split's pair table
+    images: Bool[Tensor, "I K"]  # every annotated interaction, whether a cached pair matches it or not
+    seen: Bool[Tensor, " K"]  # False for what a zero-shot split hides: there a label says nothing, not even "no"
 
     def of(self, batch: PairBatch) -> tuple[Bool[Tensor, "P K"], Bool[Tensor, "B K"]]:
-        """The rows of one batch: pairs, images."""
+        """Return the labels of a batch's pairs and of its images."""
         pair_rows, image_rows = batch.pair_rows.to(self.pairs.device), batch.image_rows.to(self.images.device)
         return self.pairs[pair_rows].to(batch.pair_rows.device), self.images[image_rows].to(batch.image_rows.device)
 
 
 def match_pairs(batch: PairBatch, labels: HoiLabels, vocabulary: Vocabulary) -> np.ndarray:
-    """Annotated rows to bool [P, K]: pair p holds k where both boxes reach `MIN_IOU` and the object class is k's.
+    """Return bool [P, K]: pair p has interaction k if both boxes reach `MIN_IOU` and the object class is k's.
 
-    A cached pair may take the interactions of several annotated rows, and a row may be found by several pairs.
+    A cached pair may take the interactions of several annotated rows, and a row may be matched by several pairs.
     """
     pair_image = batch.pair_image.cpu().numpy()
     image_rows = batch.image_rows.cpu().numpy()
@@ -74,18 +68,13 @@ def match_pairs(batch: PairBatch, labels: HoiLabels, vocabulary: Vocabulary) -> 
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """Labels in the place of a method: the ceiling that detections and the pair policy leave to every method.
-
-    Args:
-        labels: Of the split that is scored.
-        vocabulary: Whose interactions the labels name.
-    """
+    """Scores the labels themselves: the upper bound that detections and the choice of pairs leave to every method."""
 
     labels: HoiLabels
     vocabulary: Vocabulary
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to 1 where an annotated pair matches (`match_pairs`), elsewhere 0."""
+        """Return 1 where an annotated pair matches (`match_pairs`), elsewhere 0."""
         matched = match_pairs(batch, self.labels, self.vocabulary)
         return {CEILING: torch.from_numpy(matched).to(batch.boxes_h)}
 
@@ -97,13 +86,11 @@ def label_targets(
     num_images: int,
     unseen_ids: np.ndarray | None = None,
 ) -> LabelTargets:
-    """Every batch of a split and its labels to the split's targets.
+    """Return the targets of a split.
 
     Args:
         batches: All images of the split, each once.
         labels: Of the same split; `image` is its row.
-        vocabulary: Whose interactions the labels name.
-        num_images: I.
         unseen_ids: int64, interactions that are hidden; `labels` hold none of them.
 
     Raises:
@@ -116,8 +103,8 @@ def label_targets(
             raise ValueError("a label of an unseen interaction is among those to train with")
     images = torch.zeros(num_images, len(vocabulary), dtype=torch.bool)
     images[labels.image, labels.interaction] = True
-    found = [(batch.pair_rows.cpu(), match_pairs(batch, labels, vocabulary)) for batch in batches]
-    pairs = torch.zeros(sum(len(rows) for rows, _ in found), len(vocabulary), dtype=torch.bool)
-    for rows, matched in found:
+    matches = [(batch.pair_rows.cpu(), match_pairs(batch, labels, vocabulary)) for batch in batches]
+    pairs = torch.zeros(sum(len(rows) for rows, _ in matches), len(vocabulary), dtype=torch.bool)
+    for rows, matched in matches:
         pairs[rows] = torch.from_numpy(matched)
     return LabelTargets(pairs, images, torch.from_numpy(seen))

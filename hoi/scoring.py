@@ -1,6 +1,6 @@
-"""Branch scores of pairs to scored triplets: masked by object, times the detection prior. Students and baselines alike.
+"""Turns scores of pairs into scored triplets, for students and baselines alike, and the competition gate.
 
-Letters: P pairs, K interactions, R triplets.
+Shapes: P pairs, K interactions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def competition_gate(
     rows_o: Int64[Tensor, " P"],
     rivals: Rivals = "both",
 ) -> Float[Tensor, " P"]:
-    """Scores to each pair's share of what its object, then its human, does; needs no training.
+    """Return each pair's share of what its object, then its human, does; needs no training.
 
     The mass of a pair is the sum of its scores over real interactions. Its share of the mass of its object's pairs,
     times the share of what then remains among its human's pairs, is the gate.
@@ -59,7 +59,7 @@ def gated(
     exponent: float,
     rivals: Rivals = "both",
 ) -> Float[Tensor, "P K"]:
-    """Scores to scores · gate^exponent where `is_real`, and as they were elsewhere; see `competition_gate`."""
+    """Return scores · gate^exponent where `is_real`, and the scores elsewhere; see `competition_gate`."""
     gate = competition_gate(scores, is_real, rows_h, rows_o, rivals) ** exponent
     return torch.where(is_real, gate[:, None] * scores, scores)
 
@@ -67,7 +67,7 @@ def gated(
 def _share(mass: Float[Tensor, " P"], rows: Int64[Tensor, " P"]) -> Float[Tensor, " P"]:
     groups, group_of = torch.unique(rows, return_inverse=True)
     total = mass.new_zeros(len(groups)).index_add(0, group_of, mass)[group_of]
-    # Where the total is zero so is the mass, and 1 in its place keeps the division finite.
+    # Where the total is zero, so is the mass; 1 in its place keeps the division finite.
     return mass / torch.where(total > 0, total, 1.0)
 
 
@@ -79,31 +79,26 @@ def _share_of_best(mass: Float[Tensor, " P"], rows: Int64[Tensor, " P"]) -> Floa
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Whatever gives the pairs of a batch a score: a student, a branch of one, or a baseline."""
+    """Scores the pairs of a batch: a student or a baseline."""
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Batch to [P, K] scores by row name."""
+        """Return scores [P, K] by row name."""
         ...
 
 
 def extra_of(scorer: Scorer) -> tuple[str, ...]:
-    """The cached fields beyond the usual that a scorer reads: those that it names, none where it names none."""
+    """Return the extra cached fields that a scorer reads: its `scoring_fields`, if it has any."""
     return getattr(scorer, "scoring_fields", ())
 
 
 def score_triplets(
     batch: PairBatch, pair_scores: Float[Tensor, "P K"], vocabulary: Vocabulary, exponent: float
 ) -> Triplets:
-    """Scores of pairs to one triplet for every interaction that the pair's object admits.
+    """Return a triplet for every pair and interaction that its object admits, by pair, then interaction.
 
     Args:
-        batch: Where boxes and detection scores stand.
-        pair_scores: In [0, 1]; what stands at interactions of other objects is dropped.
-        vocabulary: Says which interactions an object admits.
+        pair_scores: In [0, 1]; scores at interactions of other objects are dropped.
         exponent: γ of the detection prior (s_h · s_o)^γ.
-
-    Returns:
-        Triplets by pair, then interaction; a pair whose object admits none gives none.
     """
     admitted = torch.from_numpy(vocabulary.object_mask).to(batch.labels_o.device)[batch.labels_o]
     pair, interaction = admitted.nonzero(as_tuple=True)
@@ -125,13 +120,12 @@ def score_split(
     exponent: float,
     device: torch.device | str,
 ) -> dict[str, Triplets]:
-    """All batches of a split to the triplets of every row that the scorer names.
+    """Return a split's triplets by row name.
 
     Args:
         scorer: A student in evaluation mode, or a baseline.
         batches: In any order.
         vocabulary, exponent: As in `score_triplets`.
-        device: Where the scorer computes.
     """
     parts: dict[str, list[Triplets]] = {}
     with torch.inference_mode():
@@ -143,7 +137,7 @@ def score_split(
 
 
 def concatenate(parts: list[Triplets]) -> Triplets:
-    """Triplets of several batches, one after the other."""
+    """Return the triplets of several batches, one after the other."""
     return Triplets(
         image=np.concatenate([part.image for part in parts]),
         boxes_h=np.concatenate([part.boxes_h for part in parts]),

@@ -27,14 +27,13 @@ class StepLosses:
     """Losses of one batch.
 
     Args:
-        losses: Scalars by name, weighted already: training minimises their sum.
         agreement: bool [R] by name: whether student and teacher rank the same interaction first. Empty where no teacher
             is asked.
         counts: The scalar that a loss was divided by (0 taken as 1), by name; a loss that is not named here is a mean
             over the batch's images. With them, losses of a batch's parts add up to the batch's.
     """
 
-    losses: dict[str, Tensor]
+    losses: dict[str, Tensor]  # scalars by name, weighted already: training minimises their sum
     agreement: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
 

@@ -25,19 +25,12 @@ NOT_ADMITTED = -1e4
 
 @dataclass(frozen=True)
 class RaggedIndex:
-    """Position of flat rows in a padded table with one line per image.
+    """Position of flat rows in a padded table with one line per image."""
 
-    Args:
-        image: int64 [R], ascending.
-        slot: int64 [R], the row's place in its image.
-        num_images: B.
-        length: N, at least 1.
-    """
-
-    image: Int64[Tensor, " R"]
-    slot: Int64[Tensor, " R"]
-    num_images: int
-    length: int
+    image: Int64[Tensor, " R"]  # ascending
+    slot: Int64[Tensor, " R"]  # the row's place in its image
+    num_images: int  # B
+    length: int  # N, at least 1
 
     @classmethod
     def of(cls, image: Int64[Tensor, " R"], num_images: int) -> RaggedIndex:
@@ -149,11 +142,10 @@ class ScoreForm:
 
     Args:
         kind: `softmax` over all K (CLIP) or `sigmoid` of each alone (SigLIP, and supervision by labels).
-        temperature: Divides the logits first.
     """
 
     kind: Literal["softmax", "sigmoid"]
-    temperature: float
+    temperature: float  # divides the logits first
 
     def scores(self, logits: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:
         """Return scores in [0, 1]; those of a softmax sum to 1."""

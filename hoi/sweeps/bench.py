@@ -46,9 +46,7 @@ class World:
 
     Args:
         num_images, num_pairs: Of the evaluated split.
-        rows: Baselines, students, and labels on the detections.
         comparisons, ways: Those of the bench file whose rows were evaluated and whose means have annotations.
-        failed: Reasons by row and seed.
     """
 
     seed: int
@@ -56,10 +54,10 @@ class World:
     num_images: int
     num_pairs: int
     fingerprint: str
-    rows: list[ResultRow]
+    rows: list[ResultRow]  # baselines, students, and labels on the detections
     comparisons: list[Comparison]
     ways: list[Headroom]
-    failed: dict[tuple[str, int], str]
+    failed: dict[tuple[str, int], str]  # reasons by row and seed
 
     @property
     def title(self) -> str:

@@ -78,34 +78,23 @@ class SweepSection(Section):
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One student of a sweep, with all its settings.
-
-    Args:
-        start: The row or student that it starts from.
-        changes: What it changes there, by dotted key.
-    """
+    """One student of a sweep, with all its settings."""
 
     name: str
-    start: str | None
-    changes: dict[str, Any]
+    start: str | None  # the row or student that it starts from
+    changes: dict[str, Any]  # what it changes there, by dotted key
     student: StudentSettings
     train: TrainConfig
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep file.
+    """A checked sweep file."""
 
-    Args:
-        name: Of its folder.
-        against: The row or baseline that rows are compared with.
-        rows: In the file's order, the grid's last.
-    """
-
-    name: str
+    name: str  # of its folder
     config: PipelineConfig
-    against: str
-    rows: tuple[SweepRow, ...]
+    against: str  # the row or baseline that rows are compared with
+    rows: tuple[SweepRow, ...]  # in the file's order, the grid's last
 
     def config_of(self, row: SweepRow) -> PipelineConfig:
         """Return the pipeline with this row as its only student."""

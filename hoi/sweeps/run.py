@@ -160,19 +160,13 @@ BASELINES = "baselines"
 
 @dataclass(frozen=True)
 class Job:
-    """One row and seed.
-
-    Args:
-        config: With the row as its only student.
-        folder: Of its run, which other rows may share.
-        grade: File of its result row.
-    """
+    """One row and seed."""
 
     row: SweepRow
-    config: PipelineConfig
+    config: PipelineConfig  # with the row as its only student
     seed: int
-    folder: Path
-    grade: Path
+    folder: Path  # of its run, which other rows may share
+    grade: Path  # file of its result row
 
     @cached_property
     def config_json(self) -> str:

@@ -35,23 +35,17 @@ class SweepTable:
     """Results of a sweep.
 
     Args:
-        folder: Where the tables go.
-        fingerprint: Of the cache.
-        baselines: Rows that need no training.
-        failed: Reasons by name and seed.
-        runs: Folders of the training runs; rows that are only scored differently share one.
-        num_trained: Runs that were not finished before.
         zero_shot: Splits whose unseen and seen means are shown, with the ids that each hides.
     """
 
     sweep: Sweep
-    folder: Path
-    fingerprint: str
-    baselines: list[ResultRow]
+    folder: Path  # where the tables go
+    fingerprint: str  # of the cache
+    baselines: list[ResultRow]  # rows that need no training
     graded: dict[RowSeed, ResultRow]
-    failed: dict[RowSeed, str]
-    runs: dict[RowSeed, Path]
-    num_trained: int
+    failed: dict[RowSeed, str]  # reasons by name and seed
+    runs: dict[RowSeed, Path]  # folders of the training runs; rows that are only scored differently share one
+    num_trained: int  # runs that were not finished before
     zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property

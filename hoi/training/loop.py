@@ -245,15 +245,13 @@ class Step:
     """Figures of one step over the whole batch, on the student's device.
 
     Args:
-        total: What was minimised; the sum of `losses`.
         agreeing: By name, on how many images or pairs student and teacher agree, and of how many.
-        norm: Of the gradient, before it is clipped.
     """
 
-    total: Tensor
+    total: Tensor  # what was minimised; the sum of `losses`
     losses: dict[str, Tensor]
     agreeing: dict[str, tuple[Tensor, Tensor]]
-    norm: Tensor
+    norm: Tensor  # of the gradient, before it is clipped
 
 
 @dataclass

@@ -34,15 +34,11 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on disk.
-
-    Args:
-        settings: All that decides the weights, as plain JSON data: student, training, seed, cache fingerprint.
-    """
+    """One run on disk."""
 
     path: Path
     student: StudentSettings
-    settings: Settings
+    settings: Settings  # all that decides the weights, as plain JSON data: student, training, seed, cache fingerprint
 
     def status(self) -> Literal["new", "started", "finished"]:
         """Return how far the run is.

@@ -58,17 +58,11 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class Supervision:
-    """What a student with `supervision: labels` is trained with; empty for all others.
+    """What a student with `supervision: labels` is trained with; empty for all others."""
 
-    Args:
-        labels: Of the training split.
-        quality: Returns a student's mean average precision on the tuning split.
-        hidden: What a zero-shot split hid from both, for the run's record.
-    """
-
-    labels: LabelTargets | None = None
-    quality: Callable[[Student], float] | None = None
-    hidden: dict[str, Any] | None = None
+    labels: LabelTargets | None = None  # of the training split
+    quality: Callable[[Student], float] | None = None  # returns a student's mean average precision on the tuning split
+    hidden: dict[str, Any] | None = None  # what a zero-shot split hid from both, for the run's record
 
 
 def train_students(config: PipelineConfig) -> TrainReport:

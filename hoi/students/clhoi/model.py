@@ -111,19 +111,12 @@ def interaction_contrast(
 
 @dataclass(frozen=True)
 class PairLogits:
-    """Outputs of the networks.
+    """Outputs of the networks."""
 
-    Args:
-        logits: z [P, K], whatever the pair's object.
-        vectors: g [P, D], unit norm.
-        log_interactive: log r [P].
-        words: [B, Z, D], unit norm; None without a translator.
-    """
-
-    logits: Float[Tensor, "P K"]
-    vectors: Float[Tensor, "P D"]
-    log_interactive: Float[Tensor, " P"]
-    words: Float[Tensor, "B Z D"] | None
+    logits: Float[Tensor, "P K"]  # z [P, K], whatever the pair's object
+    vectors: Float[Tensor, "P D"]  # g [P, D], unit norm
+    log_interactive: Float[Tensor, " P"]  # log r [P]
+    words: Float[Tensor, "B Z D"] | None  # [B, Z, D], unit norm; None without a translator
 
 
 class ClhoiStudent(Student):

@@ -34,33 +34,21 @@ LOGIT_SCALE = 1 / 0.07
 
 @dataclass(frozen=True)
 class Memory:
-    """Tokens to attend to.
-
-    Args:
-        positions: Added to the tokens where they are compared with a query.
-        index: Which image each token is of.
-    """
+    """Tokens to attend to."""
 
     tokens: Float[Tensor, "R W"]
-    positions: Float[Tensor, "R W"]
-    index: RaggedIndex
+    positions: Float[Tensor, "R W"]  # added to the tokens where they are compared with a query
+    index: RaggedIndex  # which image each token is of
 
 
 @dataclass(frozen=True)
 class Instances:
-    """The distinct detections of a batch's pairs, image by image.
+    """The distinct detections of a batch's pairs, image by image."""
 
-    Args:
-        image: Ascending.
-        feature: As the batch has them.
-        boxes: Pixel-edge xyxy.
-        labels: Rows of the vocabulary's objects.
-    """
-
-    image: Int64[Tensor, " I"]
-    feature: Float[Tensor, "I L D"]
-    boxes: Float[Tensor, "I 4"]
-    labels: Int64[Tensor, " I"]
+    image: Int64[Tensor, " I"]  # ascending
+    feature: Float[Tensor, "I L D"]  # as the batch has them
+    boxes: Float[Tensor, "I 4"]  # pixel-edge xyxy
+    labels: Int64[Tensor, " I"]  # rows of the vocabulary's objects
 
 
 def instances_of(batch: PairBatch, person_idx: int) -> Instances:

@@ -113,15 +113,10 @@ class PairTargets:
 
 @dataclass
 class ClassScales:
-    """Divisors of each class's targets with which its top training pairs reach 1.
+    """Divisors of each class's targets with which its top training pairs reach 1."""
 
-    Args:
-        share: Of the pairs that admit the class; these are the top pairs.
-        least: Least number of them.
-    """
-
-    share: float
-    least: int
+    share: float  # of the pairs that admit the class; these are the top pairs
+    least: int  # least number of them
     classes: list[Int64[Tensor, " R"]] = field(default_factory=list)
     scores: list[Float[Tensor, " R"]] = field(default_factory=list)
 

@@ -46,19 +46,13 @@ from hoi.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class BranchLogits:
-    """Logits of each branch, before softmax or sigmoid.
-
-    Args:
-        union: None where the union's features are inputs of the human-object branch.
-        spatial: The last is "no interaction"; None without that branch.
-        relatedness: None without that head.
-    """
+    """Logits of each branch, before softmax or sigmoid."""
 
     image: Float[Tensor, "B K"]
     human_object: Float[Tensor, "P K"]
-    union: Float[Tensor, "P K"] | None
-    spatial: Float[Tensor, "P K1"] | None = None
-    relatedness: Float[Tensor, " P"] | None = None
+    union: Float[Tensor, "P K"] | None  # None where the union's features are inputs of the human-object branch
+    spatial: Float[Tensor, "P K1"] | None = None  # the last is "no interaction"; None without that branch
+    relatedness: Float[Tensor, " P"] | None = None  # None without that head
 
 
 class Adapter(nn.Module):

@@ -48,32 +48,20 @@ Pool = Literal["linear", "geometric"]
 
 @dataclass(frozen=True)
 class Opinion:
-    """Scores of one teacher.
+    """Scores of one teacher."""
 
-    Args:
-        scores: In [0, 1]; read only where it was asked.
-        weight: Above 0; relative to the others in a linear target, the exponent in a geometric one.
-        asked: Where it was asked; None for everywhere.
-        highest: Its highest score in the row's image; None if it was asked everything.
-    """
-
-    scores: Float[Tensor, "R K"]
-    weight: float
-    asked: Bool[Tensor, "R K"] | None = None
-    highest: Float[Tensor, " R"] | None = None
+    scores: Float[Tensor, "R K"]  # in [0, 1]; read only where it was asked
+    weight: float  # above 0; relative to the others in a linear target, the exponent in a geometric one
+    asked: Bool[Tensor, "R K"] | None = None  # where it was asked; None for everywhere
+    highest: Float[Tensor, " R"] | None = None  # its highest score in the row's image; None if it was asked everything
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a student learns.
+    """What a student learns."""
 
-    Args:
-        scores: In [0, 1], 0 outside the scope; distributions sum to 1 in every row that has a scope.
-        scope: Interactions that some teacher was asked about; None for all.
-    """
-
-    scores: Float[Tensor, "R K"]
-    scope: Bool[Tensor, "R K"] | None = None
+    scores: Float[Tensor, "R K"]  # in [0, 1], 0 outside the scope; distributions sum to 1 in every row that has a scope
+    scope: Bool[Tensor, "R K"] | None = None  # interactions that some teacher was asked about; None for all
 
 
 def mix(opinions: Sequence[Opinion], pool: Pool, object_of: Int64[Tensor, " K"], *, is_distribution: bool) -> Target:
