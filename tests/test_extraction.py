@@ -32,7 +32,7 @@ def detections(*found: tuple[int, float]) -> Detections:
     return Detections(boxes, np.array(scores, np.float32), np.array(labels, np.int64))
 
 
-def pairs(found: Detections, **settings: float) -> list[list[int]]:
+def pairs(found: Detections, **settings: Any) -> list[list[int]]:
     return pair_detections(found, PERSON, PairsConfig(**settings)).tolist()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -15,14 +18,14 @@ from tests.fakes.splits import AXES, VOCABULARY, make_split
 
 CPU = torch.device("cpu")
 SPLIT = make_split((3, 1, 0, 4, 2, 5, 1))
-EVERY_HEAD = {"score": {"weights": {"spatial": 0.5, "relatedness": 0.5}}, "targets": {"image": "pairs"}}
+EVERY_HEAD: dict[str, Any] = {"score": {"weights": {"spatial": 0.5, "relatedness": 0.5}}, "targets": {"image": "pairs"}}
 
 
-def fresh(**settings: object) -> Student:
+def fresh(**settings: Any) -> Student:
     return build_student(MultiLevelConfig(dropout=0.0, **settings), SPLIT.bank, VOCABULARY, AXES, seed=5)
 
 
-def trained(precision: str) -> Student:
+def trained(precision: Any) -> Student:
     config = TrainConfig(epochs=6, batch_images=3, precision=precision)
     return fit(fresh(**EVERY_HEAD), SPLIT, config, seed=5, device=CPU)[0]
 
@@ -34,9 +37,9 @@ def test_auto_on_a_cpu_is_float32_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("settings", [EVERY_HEAD, {"supervision": "labels"}, {"fusion": "early"}])
-def test_similarities_and_what_follows_stay_float32(settings: dict[str, object]) -> None:
+def test_similarities_and_what_follows_stay_float32(settings: dict[str, Any]) -> None:
     student = fresh(**settings)
-    batch = SPLIT.batch([0, 1, 3])
+    batch = SPLIT.batch(np.array([0, 1, 3]))
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -53,7 +56,7 @@ def test_similarities_and_what_follows_stay_float32(settings: dict[str, object])
 
 
 def test_before_the_first_step_the_teachers_own_branches_lose_nothing() -> None:
-    student, batch = fresh(), SPLIT.batch([0, 1, 3])
+    student, batch = fresh(), SPLIT.batch(np.array([0, 1, 3]))
     with mixed("bf16", CPU):
         lowered = student(batch)
     # Corrections are zero then, and what is left is the cached features' own cosines.

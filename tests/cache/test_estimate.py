@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_bytes_of_an_image_are_those_of_its_tables() -> None:
     assert bytes_per_image(AXES, 4, 7) == sum(a.nbytes for a in arrays) + detections + bookkeeping
 
 
-def with_teacher(config: PipelineConfig, **changes: object) -> PipelineConfig:
+def with_teacher(config: PipelineConfig, **changes: Any) -> PipelineConfig:
     teacher = TeacherConfig.model_validate({**config.teacher.model_dump(), **changes})
     return config.model_copy(update={"teacher": teacher})
 

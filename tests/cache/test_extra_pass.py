@@ -55,7 +55,7 @@ def with_passes(config: PipelineConfig, **sections: dict[str, Any]) -> PipelineC
     return parse_config(plain, "further")
 
 
-def forbidden(*_: object, **__: object) -> None:
+def forbidden(*_: object, **__: Any) -> None:
     raise AssertionError("a detector or a teacher's image tower was opened")
 
 

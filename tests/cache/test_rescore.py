@@ -149,7 +149,7 @@ def test_dropped_objects_leave_with_their_boxes_and_pairs(old: PipelineConfig, p
 
 
 def test_pairs_that_a_fresh_build_would_have_besides_are_counted(photos: Path, tmp_path: Path) -> None:
-    tight = {
+    tight: dict[str, Any] = {
         "pairs": {"max_humans": 1, "max_objects": 1, "min_score": 0.05},
         "cache": {"folder": str(tmp_path / "tight")},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.fakes.extractors import RandomSignals
 from tests.fakes.pipelines import photo_pipeline
 
 
-def made(folder: Path, **sections: object) -> Path:
+def made(folder: Path, **sections: Any) -> Path:
     """A complete split of three shards: its folder."""
     config = photo_pipeline(folder, **sections)
     build_cache(config, RandomSignals)

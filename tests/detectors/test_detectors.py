@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ SCORES = np.array([0.3, 0.9, 0.5, 0.5, 0.04])
 LABELS = np.array([0, 0, 1, -1, 0])
 
 
-def settings(**values: float) -> GroundTruthDetectorConfig:
+def settings(**values: Any) -> GroundTruthDetectorConfig:
     return GroundTruthDetectorConfig(name="ground_truth", **values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_the_prior_spreads_a_pair_over_its_objects_interactions() -> None:
 
 
 def test_softmax_is_over_all_or_the_objects_interactions() -> None:
-    close = {"rtol": 1e-3, "atol": 1e-3}
+    close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
     torch.testing.assert_close(direct("softmax")["direct"][0], torch.tensor([0.25, 0.25, 0.5]).double(), **close)
     renormalised = direct("object_softmax")["direct"]
     torch.testing.assert_close(renormalised[0], torch.tensor([0.5, 0.5, 0]).double(), **close)
@@ -88,7 +89,7 @@ def test_softmax_is_over_all_or_the_objects_interactions() -> None:
 
 
 def test_temperature_and_margin_are_the_settings_own() -> None:
-    close = {"rtol": 1e-3, "atol": 1e-3}
+    close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
     hot = direct("softmax", temperature=0.5)["direct"][0]
     torch.testing.assert_close(hot, torch.tensor([1 / 6, 1 / 6, 4 / 6]).double(), **close)
     torch.testing.assert_close(
@@ -175,7 +176,7 @@ def tuner(detection: list[float]) -> Tuner:
     plain = batch([[[0.0] * 3] * 2] * 4, [[0.0] * 3] * 4)
     rows = torch.arange(4)
     alone = {"image_rows": rows, "pair_image": rows, "labels_o": torch.ones(4, dtype=torch.int64)}
-    scores = {"scores_h": torch.tensor(detection), "scores_o": torch.ones(4)}
+    scores: dict[str, Any] = {"scores_h": torch.tensor(detection), "scores_o": torch.ones(4)}
     boxes = plain.boxes_h[:2].numpy()
     labels = HoiLabels(np.array([0, 1]), boxes, boxes, np.full(2, RIDE))
     pairs = replace(plain, **alone, **scores)

@@ -106,7 +106,7 @@ def teacher_config(folder: Path, kind: str = "resnet", **settings: Any) -> Teach
     return TeacherConfig.model_validate(plain)
 
 
-def write_vlm(folder: Path, family: str, seed: int = 0, **sizes: int) -> Path:
+def write_vlm(folder: Path, family: str, seed: int = 0, **sizes: Any) -> Path:
     """Write a model of one of `FAMILIES`, its tokenizer and its processor.
 
     Args:

@@ -103,7 +103,7 @@ class HalvesDetector:
         boxes, scores = np.array([LEFT, RIGHT], np.float32), np.array([0.9, 0.8], np.float32)
         return [Detections(boxes, scores, self._labels) for _ in images]
 
-    def provenance(self) -> dict[str, object]:
+    def provenance(self) -> dict[str, Any]:
         return {"name": "halves"}
 
 
@@ -135,7 +135,7 @@ class ColourTexts:
     def __init__(self, config: ColourConfig, device: str) -> None:
         pass
 
-    def provenance(self) -> dict[str, object]:
+    def provenance(self) -> dict[str, Any]:
         return {"name": "colour"}
 
 
@@ -160,7 +160,7 @@ class ColourTeacher:
     def encode_regions(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def provenance(self) -> dict[str, object]:
+    def provenance(self) -> dict[str, Any]:
         return {
             "name": "colour",
             "crop_size_px": 8,

@@ -169,7 +169,7 @@ def with_vlm_fields(split: Split, seed: int = 5) -> Split:
     return replace(split, whole=replace(batch, extra=extra))
 
 
-def make_vlm_split(pairs_of: tuple[int, ...] = (3, 1, 0, 4, 2), **settings: int) -> Split:
+def make_vlm_split(pairs_of: tuple[int, ...] = (3, 1, 0, 4, 2), **settings: Any) -> Split:
     return with_vlm_fields(make_split(pairs_of, **settings))
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -32,7 +33,7 @@ def folder(trained: PipelineConfig, tmp_path: Path) -> Path:
     return Path(shutil.copytree(Path(trained.output).parent / "checkpoint", tmp_path / "copy"))
 
 
-def edit(folder: Path, **changes: object) -> None:
+def edit(folder: Path, **changes: Any) -> None:
     record = json.loads((folder / "checkpoint.json").read_text())
     (folder / "checkpoint.json").write_text(json.dumps({**record, **changes}))
 

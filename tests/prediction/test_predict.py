@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def photographs(trained: PipelineConfig, tmp_path_factory: pytest.TempPathFactor
 def run(trained: PipelineConfig) -> Run:
     checkpoint = Checkpoint.open(Path(trained.output).parent / "checkpoint")
 
-    def predict_with(images: object, out: Path, **options: object) -> PredictReport:
+    def predict_with(images: object, out: Path, **options: Any) -> PredictReport:
         paths = [str(each) for each in (images if isinstance(images, list) else [images])]
         return predict(paths, out, checkpoint, **{"device": "cpu", **options})  # type: ignore[arg-type]
 
@@ -65,7 +66,7 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def encoded(image: Image.Image | np.ndarray, form: str, **settings: object) -> bytes:
+def encoded(image: Image.Image | np.ndarray, form: str, **settings: Any) -> bytes:
     buffer = BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, form, **settings)
     return buffer.getvalue()
@@ -166,7 +167,7 @@ def test_a_second_run_in_the_same_folder_is_refused(photographs: Path, run: Run,
     image, reasons = next(photographs.glob("*.png")), []
 
     class Second(Predictor):
-        def predict(self, *images: object, **options: object) -> list:
+        def predict(self, *images: object, **options: Any) -> list:
             with pytest.raises(UserError) as caught:
                 run(image, tmp_path / "out")
             reasons.append(caught.value.what)
@@ -313,7 +314,7 @@ def test_what_does_not_fit_in_memory_is_tried_alone(
     photographs: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Small(Predictor):
-        def predict(self, images: list, names: list[str], **options: object) -> list:  # type: ignore[override]
+        def predict(self, images: list, names: list[str], **options: Any) -> list:  # type: ignore[override]
             if len(images) > 1:
                 raise torch.cuda.OutOfMemoryError
             if names[0].endswith("0.png"):

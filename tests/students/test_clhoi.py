@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ AXES = {"L": 2, "M": 1, "C": 5, "H": 3, "W": 4}
 ADMITTED = torch.from_numpy(VOCABULARY.object_mask)
 
 
-def fresh(split: Split, **settings: object) -> Student:
+def fresh(split: Split, **settings: Any) -> Student:
     config = ClhoiConfig(method="clhoi", width=32, heads=4, dropout=0.0, **settings)
     return build_student(config, split.bank, VOCABULARY, AXES, seed=3).eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ from hoi.training.loop import fit
 from tests.fakes.splits import CHANNELS, VOCABULARY, MapSplit, fresh_hoiclip, make_map_split
 
 CPU = torch.device("cpu")
-LABELS = {"supervision": "labels", "score": {"fusion": "product"}}
-DEPARTED = {"query_union": "all", "query_boxes": True, "union_residual": True}
+LABELS: dict[str, Any] = {"supervision": "labels", "score": {"fusion": "product"}}
+DEPARTED: dict[str, Any] = {"query_union": "all", "query_boxes": True, "union_residual": True}
 
 
 def targets_of(split: MapSplit, unseen: list[int] | None = None) -> LabelTargets:
@@ -70,7 +71,7 @@ def test_every_switch_reaches_the_scores() -> None:
     split = make_map_split()
     batch = split.whole
 
-    def score(**settings: object) -> torch.Tensor:
+    def score(**settings: Any) -> torch.Tensor:
         return fresh_hoiclip(split, **{"score": {"fusion": "product"}, **settings}).branch_scores(batch)["student"]
 
     plain = score()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -18,7 +20,7 @@ OTHER = torch.tensor([[0.1, 0.3, 0.7, 0.9, 0.9]])  # what stands where it was no
 BOTH = {"clip": 0.7, VLM: 0.3}
 
 
-def fresh(split: Split, **settings: object) -> Student:
+def fresh(split: Split, **settings: Any) -> Student:
     return build_student(MultiLevelConfig(width=32, dropout=0.0, **settings), split.bank, VOCABULARY, AXES, seed=3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,12 @@ from tests.fakes.splits import AXES, VOCABULARY, Split, make_bank, make_split
 CPU = torch.device("cpu")
 
 
-def fresh(split: Split, levels: int = 2, **settings: object) -> Student:
+def fresh(split: Split, levels: int = 2, **settings: Any) -> Student:
     axes = {"L": levels, "M": split.whole.union_similarity.shape[1]}
     return build_student(MultiLevelConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
 
 
-def trained(split: Split, steps: int = 250, **settings: object) -> Student:
+def trained(split: Split, steps: int = 250, **settings: Any) -> Student:
     """Overfitted to the whole split as one batch."""
     student = fresh(split, dropout=0.0, **settings)
     train = TrainConfig(epochs=steps, batch_images=split.num_images, learning_rate=3e-3, weight_decay=0.0)
@@ -116,7 +117,7 @@ DEPARTURES = {"targets": {"image": "pairs"}, "gate": {"exponent": 0.5}}
 
 
 @pytest.mark.parametrize("settings", [{}, DEPARTURES], ids=["faithful", "departures"])
-def test_permuting_images_permutes_scores_and_keeps_losses(settings: dict[str, object]) -> None:
+def test_permuting_images_permutes_scores_and_keeps_losses(settings: dict[str, Any]) -> None:
     split = make_split((3, 1, 0, 4, 2)).with_pairs(rows_o=torch.tensor([20, 20, 21, 22, 23, 24, 24, 24, 25, 26]))
     student = trained(split, steps=5, **settings)
     order = np.array([4, 2, 0, 3, 1])
@@ -136,7 +137,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves(image_target: str) -> Non
 
 
 def human_object_loss(
-    split: Split, logits: torch.Tensor, logit_bias: float | None = None, **settings: object
+    split: Split, logits: torch.Tensor, logit_bias: float | None = None, **settings: Any
 ) -> StepLosses:
     """The losses of a student that learns from its pairs and whose human-object branch says these logits."""
     student = fresh(split, targets={"image": "pairs"}, **settings)

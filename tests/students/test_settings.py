@@ -16,7 +16,7 @@ from hoi.students.multilevel.settings import MultiLevelConfig
         ({"method": "clhoi", "score_form": "product"}, "score_form", "score.form"),
     ],
 )
-def test_a_flat_key_is_refused_with_its_new_place(plain: dict[str, object], old: str, new: str) -> None:
+def test_a_flat_key_is_refused_with_its_new_place(plain: dict[str, Any], old: str, new: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_student(plain, "file.yaml", "students.mine")
     assert f"'{old}' is now '{new}'" in caught.value.what

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hoi.students.multilevel.targets import from_pairs, with_none
 from hoi.training.loop import fit
 from tests.fakes.splits import VOCABULARY, Split, make_split
 
-BEST = {
+BEST: dict[str, Any] = {
     "targets": {"image": "pairs", "gate_exponent": 0.5},
     "aggregation": "logsumexp",
     "union_views": "all",
@@ -26,7 +27,7 @@ BEST = {
 ADMITTED = torch.from_numpy(VOCABULARY.object_mask)
 
 
-def fresh(split: Split, **settings: object) -> Student:
+def fresh(split: Split, **settings: Any) -> Student:
     axes = {"L": split.whole.union_feature.shape[1], "M": split.whole.union_similarity.shape[1]}
     return build_student(MultiLevelConfig(width=64, **settings), split.bank, VOCABULARY, axes, seed=3).eval()
 
@@ -49,7 +50,9 @@ def test_it_sees_boxes_and_classes_and_no_pixel() -> None:
     split = rivals()
     student, batch = fresh(split, **BEST), split.whole
     before = student.branch_scores(batch)["spatial"]
-    features = {name: torch.randn_like(getattr(batch, name)) for name in ("human_feature", "object_feature")}
+    features: dict[str, Any] = {
+        name: torch.randn_like(getattr(batch, name)) for name in ("human_feature", "object_feature")
+    }
     noise = replace(batch, **features, extra={"union_embedding": torch.randn_like(batch.extra["union_embedding"])})
     assert torch.equal(student.branch_scores(noise)["spatial"], before)
     for change in ({"boxes_o": batch.boxes_o + 30}, {"labels_o": (batch.labels_o % 2) + 1}):

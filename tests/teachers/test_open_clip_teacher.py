@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -57,7 +58,10 @@ def test_a_text_row_is_the_normalised_mean_of_its_normalised_prompts(tmp_path: P
     assert bank.prompts == (("a person riding a horse", "riding a horse"), ("a person, a horse", "horse"))
     halves = []
     for row in (0, 1):
-        single = {"prompts": [both.prompts[row]], "no_interaction_prompts": [both.no_interaction_prompts[row]]}
+        single: dict[str, Any] = {
+            "prompts": [both.prompts[row]],
+            "no_interaction_prompts": [both.no_interaction_prompts[row]],
+        }
         halves.append(build_teacher(teacher_config(tmp_path, **single), "cpu").text_bank(VOCABULARY).text_embedding)
     expected = sum(halves) / np.linalg.norm(sum(halves), axis=1, keepdims=True)
     np.testing.assert_allclose(bank.text_embedding, expected, atol=1e-5)

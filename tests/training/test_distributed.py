@@ -76,7 +76,7 @@ class Interrupted(Shares):
         self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
         object.__setattr__(self, "epochs_begun", getattr(self, "epochs_begun", 0) + 1)
-        if self.epochs_begun == 2:
+        if getattr(self, "epochs_begun") == 2:  # noqa: B009
             raise KeyboardInterrupt
         return super().batches(batch_images, rng, extra)
 

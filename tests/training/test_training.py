@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +27,11 @@ SPLIT = make_split((3, 1, 0, 4, 2, 5, 1))
 TRAIN = TrainConfig(epochs=6, batch_images=3, checkpoint_every=2)
 
 
-def fresh(**settings: object) -> Student:
+def fresh(**settings: Any) -> Student:
     return build_student(MultiLevelConfig(dropout=0.3, **settings), SPLIT.bank, VOCABULARY, AXES, seed=5)
 
 
-def run_folder(path: Path, **changes: object) -> RunFolder:
+def run_folder(path: Path, **changes: Any) -> RunFolder:
     student = MultiLevelConfig(dropout=0.3)
     settings = {"student": student.model_dump(mode="json"), "seed": 5, "cache": "abc", **changes}
     return RunFolder(path, student, settings)
@@ -43,7 +44,7 @@ class Interrupted(Split):
         self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
         object.__setattr__(self, "epochs_begun", getattr(self, "epochs_begun", 0) + 1)
-        if self.epochs_begun == 4:
+        if getattr(self, "epochs_begun") == 4:  # noqa: B009
             raise KeyboardInterrupt
         return super().batches(batch_images, rng, extra)
 

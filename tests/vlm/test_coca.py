@@ -19,7 +19,7 @@ from hoi.world.models.clip import BPE_FILE
 WORLD = Path(hoi.world.__file__).parent / "weights"
 TEXTS = ["a person riding a horse", "a ball", "a person sitting on a park bench", "a dog and a box"]
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40 + 9 * seed, 64, 3), dtype=np.uint8) for seed in range(3)]
-PLAIN = {"text": {}, "vision": {}}
+PLAIN: dict[str, Any] = {"text": {}, "vision": {}}
 FULL = {"text": {"embed_cls": True}, "vision": {"attentional_pool": True, "attn_pooler_queries": 9}}
 """As the published models are: a class token in the text tower, and an attentional pooler."""
 
