@@ -11,10 +11,10 @@ from hoi.config.section import Count, FolderName, Section, Share
 
 
 class DatasetSettings(Section):
-    """What all datasets have in common. A further one derives from this class and is named in `hoi.registry.DATASETS`.
+    """What all datasets have in common. A new one derives from this class and is named in `hoi.registry.DATASETS`.
 
-    The class variables are `module:attribute` targets, imported when they are asked for, so that reading a pipeline
-    file opens no image and no label.
+    The class variables are `module:attribute` targets, imported on use, so that reading a pipeline file
+    opens no image and no label.
     """
 
     IMPLEMENTATION: ClassVar[str]
@@ -72,9 +72,9 @@ class FolderDataset(DatasetSettings):
 
     name: Literal["folder"]
     images: str
-    """Folder of images; searched below, too, but for what is hidden."""
+    """Folder of images, searched recursively; names that start with a dot are skipped."""
     vocabulary: str
-    """A text file with a phrase a line ("riding a bicycle"), or a YAML list of `{verb, object, phrase?, synonyms?,
+    """A text file with one phrase per line ("riding a bicycle"), or a YAML list of `{verb, object, phrase?, synonyms?,
     detector_class?}`; both are explained in docs/own-photographs.md."""
     annotations: str | None = None
     """JSON lines `{"file_name", "human_xyxy", "object_xyxy", "verb", "object"}`, pixel-edge boxes; stage three only."""
@@ -111,8 +111,8 @@ class HicodetDataset(DatasetSettings):
     root: str
     """Folder that holds `images/train2015` and `images/test2015`, itself or in `hico_20160224_det`."""
     image_lists: HicodetFiles | None = None
-    """Text files of image names, one a line; a name without a file is an unreadable image. Without one, every image in
-    the folder counts."""
+    """Text files of image names, one per line; a name without a file is an unreadable image. null for every image in
+    the folder."""
     annotations: HicodetFiles | None = None
     """fredzzhang's or PPDM's JSON, or `anno_bbox.mat`; null looks at `root` for the usual names. Stage three only."""
     splits: dict[Literal["train", "validation", "test"], Share] = {"train": 0.9, "validation": 0.1, "test": 1.0}
@@ -147,7 +147,7 @@ class VcocoDataset(DatasetSettings):
     images: str
     """Folder that holds COCO's `train2014` and `val2014`, or `train2017` and `val2017`, or the images themselves."""
     image_list: str | None = None
-    """Text file of COCO image ids, one a line; only those of a split count. null for all of V-COCO."""
+    """Text file of COCO image ids, one per line, to restrict the splits to. null for all of V-COCO."""
     vocabulary: Literal["common_sense", "all"] = "common_sense"
     """Which objects an action-role pair goes with: those written down in `hoi.datasets.vcoco` (370
     interactions), or each of the 80 (2,004)."""

@@ -16,7 +16,7 @@ COCO_2017 = "COCO train2017: boxes and classes"
 class DetectorSettings(Section):
     """Which detections are stored. The pair policy is applied after, so it can be studied without detecting again.
 
-    A further detector derives from this class and is named in `hoi.registry.DETECTORS`.
+    A new detector derives from this class and is named in `hoi.registry.DETECTORS`.
     """
 
     IMPLEMENTATION: ClassVar[str]
@@ -102,7 +102,7 @@ class Detectron2DetectorConfig(DetectorSettings):
     trust_pickle: bool = False
     """Whether a .pkl file may be read. Unpickling runs whatever code the file's author put there."""
     classes: list[str] | None = None
-    """Names of the model's classes in its order; null for those of the config's test data set."""
+    """Names of the model's classes in its order; null for those of the config's test dataset."""
 
     def trained_on(self) -> str | None:
         if self.weights != "random" and "COCO-" in self.config_file:

@@ -14,55 +14,56 @@ from hoi.registry import DATASETS, DETECTORS, METHODS, TEACHERS
 
 
 class CacheConfig(Section):
-    """Where the shards lie and who computes them; nothing here changes what they hold, but the shard size."""
+    """Where the cache is written and what computes it. Only `images_per_shard` and `threads` change the files."""
 
     folder: str
+    """Where the shards are written."""
     images_per_shard: Count = 64
     scheduler: str = "local"
-    """`local` starts a dask LocalCluster, `synchronous` no dask process, an address (`tcp://…`) joins a cluster."""
+    """`local` starts a dask LocalCluster, `synchronous` runs without dask, an address (`tcp://…`) joins a cluster."""
     workers: Count | None = None
     """Worker processes of `local`; null for one per GPU, or one per CPU core up to 8."""
     threads: Count = 1
-    """Threads that a worker computes with. Changes the last bits of what is cached, so it enters the fingerprint."""
+    """CPU threads of a worker. They change the last bits of what is cached, so they enter the fingerprint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """What the workers compute on."""
+    """The workers' device; `auto` takes a GPU if there is one."""
     max_failed_share: Share = 0.01
-    """Share of unreadable images above which stage one refuses to seal the cache."""
+    """Stage one fails if a larger share of the images is unreadable."""
 
 
 class TrainConfig(Section):
-    """How students are fitted; the same for each of them. All [choice]: AdamW, a short warm-up, cosine to zero."""
+    """How students are trained; the same for all. All [choice]: AdamW, a short warm-up, cosine decay to zero."""
 
     seeds: Seeds = [0, 1, 2]
     split: str = "train"
     max_images: Count | None = None
-    """Readable images that are learned from, at most; null for all. They are the first of one shuffled order, the same
-    for all seeds, so that a larger number keeps the smaller one's images."""
+    """Most readable images to train on; null for all. They are the first of one shuffled order, the same for all seeds,
+    so that a larger number keeps the smaller one's images."""
     epochs: Count = 20
     batch_images: Count = 32
-    """Images of a step, over all processes that train together."""
+    """Images per step, over all processes that train together."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     clip_gradient: Annotated[float, Field(gt=0)] = 1.0
-    """Largest norm of a step's gradient."""
+    """Largest norm of the gradient."""
     checkpoint_every: Count = 5
-    """Epochs between checkpoints from which an interrupted run goes on, and among which `supervision: labels` chooses
-    by mean average precision on `evaluation.tune_split`."""
+    """Epochs between checkpoints. An interrupted run resumes from the last one; `supervision: labels` keeps the one
+    with the best mean average precision on `evaluation.tune_split`."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     resident: Literal["auto", "never", "always"] = "auto"
-    """Whether the cached features are kept on that device, so that batches are made there. `auto`: on a GPU, if they
-    take at most half of its free memory. The batches are the same."""
+    """Whether the cached features are kept on the device, where batches are then made. `auto`: on a GPU, if they take
+    at most half of its free memory. The batches are the same."""
     threads: Count = 1
-    """CPU threads. Small matrices gain nothing from a second one, and the last bits of the weights depend on it."""
+    """CPU threads. Small matrices gain nothing from more, and the last bits of the weights depend on them."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
-    """What the layers compute in; weights, similarities and losses stay in fp32. `auto`: bf16 on a GPU that has it."""
+    """Precision of the layers; weights, similarities and losses stay in fp32. `auto`: bf16 on a GPU that has it."""
     tensorboard: bool = False
-    """Whether the figures of metrics.jsonl are written for TensorBoard, too, which the extra `tensorboard` brings."""
+    """Whether metrics.jsonl is also written for TensorBoard (extra `tensorboard`)."""
 
 
 class EvaluationConfig(Section):
-    """What stage three scores and how sure it says it is."""
+    """What stage three evaluates, and its confidence intervals."""
 
     split: str = "test"
     tune_split: str = "validation"
@@ -70,15 +71,15 @@ class EvaluationConfig(Section):
     bootstrap: Count = 1000
     """Paired resamples of the test images."""
     intervals: list[Literal["rare", "non_rare", "without_no_interaction", "one_pair", "several_pairs"]] = []
-    """Means beside `full` that are resampled as well, for `make bench`; each takes as long as `full` does."""
+    """Means that get intervals beside `full`, for `hoi bench`; each takes as long as `full`."""
     zero_shot: list[str] = []
-    """Zero-shot splits whose unseen and seen means are reported, too, beside those that students are trained in:
+    """Zero-shot splits whose unseen and seen means are reported, beside those that students are trained in:
     `rare_first`, `non_rare_first`, `unseen_object`, `unseen_verb`, and of HICO-DET `uc0` to `uc4`
     (docs/zero-shot.md)."""
     save_predictions: bool = False
-    """Whether the triplets of every student of the teacher are written as JSON lines that `hoi score` reads."""
+    """Whether the triplets of students with `supervision: teacher` are written as JSON lines that `hoi score` reads."""
     detector_trained_on: str | None = None
-    """What the detector's weights were trained on, in words for the audit; null for what is known of published ones."""
+    """What the detector's weights were trained on, for the audit; null for what is known of published ones."""
     teacher_trained_on: str | None = None
     """The same of the teacher."""
 

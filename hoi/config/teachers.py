@@ -26,11 +26,11 @@ class CropConfig(Section):
     """`square`: widened to a square with image context, padded where the image ends; `pad`: the box alone, padded to
     a square; `squash`: the box stretched; `model`: the model's own resize and centre crop."""
     margins: tuple[Annotated[float, Field(ge=1.0, le=4.0)], ...] = (1.15,)
-    """Factors on the union box; the first is the one that students learn from, the others are for comparison."""
+    """Factors on the sides of the union box; students learn from the first, the others are for comparison."""
     merge_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
-    """Crops of an image share one forward pass where none of their edges differs by more than this many pixels of the
-    teacher's input; 0 for equal ones only. At 0.5 a hundredth of the passes is saved, and embeddings move by up to 0.03
-    in cosine."""
+    """Crops of an image share one forward pass if their edges differ by at most this many pixels of the teacher's
+    input; 0 for equal crops only. At 0.5 this saves a hundredth of the passes and moves embeddings by up to 0.03 in
+    cosine."""
 
     @model_validator(mode="before")
     @classmethod
@@ -41,7 +41,7 @@ class CropConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Caches that were begun before this key was there go on.
+        # Caches from before this key stay valid.
         return {key: value for key, value in serialize(self).items() if key != "merge_px" or value > 0}
 
 
@@ -54,9 +54,9 @@ class TeacherConfig(Section):
     IMPLEMENTATION: ClassVar[str] = "hoi.teachers.open_clip_teacher:OpenClipTeacher"
     """`module:attribute` of a `hoi.teachers.Teacher`, called with these settings and a device."""
     TEXT_SIDE: ClassVar[str] = "hoi.teachers.loading:TextSide"
-    """The same of its text side alone, which extra passes embed captions by."""
+    """`module:attribute` of its text encoder alone, which embeds the captions of extra passes."""
     SIZES: ClassVar[str] = "hoi.cache.tools.estimate:open_clip_sizes"
-    """The same of a function of these settings that knows the axes of what it caches without loading weights."""
+    """`module:attribute` of a function that returns the axes of what is cached without loading weights."""
 
     kind: str = "open_clip"
     model: str
@@ -75,10 +75,10 @@ class TeacherConfig(Section):
     spatial_map: bool = False
     """Whether the teacher's last spatial map is cached as well."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """What the image tower computes in. A lower one is refused where it moves embeddings. `auto` takes the fastest that
-    does not, if it is clearly faster than fp32 here; a cache that was begun goes on with what was found then."""
+    """Precision of the image tower. A lower one is refused if it changes embeddings. `auto` takes the fastest that does
+    not, if it is clearly faster than fp32 on this machine; an unfinished cache keeps what was found first."""
     batch_size: Count = 128
-    """Crops of one forward pass; the last of a shard is padded to it."""
+    """Crops per forward pass; the last batch of a shard is padded."""
 
     def may_download(self) -> bool:
         """Return whether loading the model might download its weights."""
@@ -103,7 +103,7 @@ def _fields_of(template: str) -> set[str]:
 
 def _backend(name: str) -> str:
     if name not in VLM_BACKENDS:
-        raise ValueError(f"there is no vlm backend of this name, but {nearest(name, VLM_BACKENDS)}")
+        raise ValueError(f"there is no vlm backend of this name; {nearest(name, VLM_BACKENDS)}")
     return name
 
 
@@ -112,7 +112,7 @@ PassName = Annotated[FolderName, AfterValidator(_pass_name)]
 
 
 class VlmConfig(Section):
-    """A vision language model as a teacher: its fields lie in shards of their own beside the base pass's."""
+    """A vision language model as a teacher; its fields are in shards of their own beside the base pass's."""
 
     backend: Annotated[str, AfterValidator(_backend)]
     """`coca`: open_clip's CoCa, which captions; `transformers`: any image-text-to-text model of that package. Others
@@ -123,44 +123,44 @@ class VlmConfig(Section):
     pretrained: str | None = None
     """Of `coca` alone: a tag, a weight file, or `random` for plumbing; null where `model` names weights itself."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the model computes in. Where it computes says `cache.device`."""
+    """Precision of the model; its device is `cache.device`."""
     batch_size: Count = 16
-    """Images (or union crops) of one forward pass of the image side, and texts of one of the text side."""
+    """Images (or union crops) per forward pass of the image side, and texts per pass of the text side."""
 
     image_scores: bool = True
-    """Whether the candidates of the whole image are scored: the interactions of every object that is in a pair."""
+    """Whether to score the whole image's candidates: the interactions of every object in a pair."""
     pair_scores: bool = False
-    """Whether the same is asked of the union crop of every pair, for its own object's interactions. The crop is the
-    teacher's: its mode and first margin."""
+    """Whether to score each pair's union crop as well, for its own object's interactions. The crop has the teacher's
+    mode and first margin."""
     scoring: Literal["sum", "mean", "yes_no", "free_text"] = "sum"
     """How candidates are scored. `sum`, `mean`: by the log-probability of the phrase's tokens, or its mean over them;
     `yes_no`: p(yes) / (p(yes) + p(no)); `free_text`: 1 for candidates whose words are in the answer, for comparison."""
     phrase: str = "a person {verb_ing} {a_object}"
-    """What a candidate says. `{verb_ing}`, `{object}`, `{a_object}` and `{phrase}` are filled in."""
+    """The text of a candidate. `{verb_ing}`, `{object}`, `{a_object}` and `{phrase}` are filled in."""
     question: str | None = None
-    """Put before every candidate, and asked for `free_text`; a CoCa takes it for the beginning of the caption. null for
+    """Asked before every candidate, and for `free_text`; a CoCa takes it as the beginning of the caption. null for
     none: captions are then the free text."""
     yes_no_question: str = "Is there {phrase} in this picture? Answer yes or no."
     """For `yes_no`; `{phrase}` is the candidate."""
     caption_question: str = "Describe in a few sentences what each person in this picture is doing."
     """For captions of models that take instructions."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """What log-probabilities are divided by before candidates are compared."""
+    """Log-probabilities are divided by this before candidates are compared."""
     group: Literal["object", "all", "none"] = "object"
-    """What a candidate is compared with, of `sum` and `mean`: a softmax over those of its object or over all of the
-    image's, or nothing, which leaves the probability itself."""
+    """With `sum` and `mean`, the candidates of a softmax: those of the same object, all of the image, or none, which
+    leaves the probability itself."""
     prior_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of a candidate's log-probability on a blank image that is taken off: what the text says by itself."""
+    """Share of a candidate's log-probability on a blank image to subtract: how likely the text is by itself."""
     no_interaction: Literal["skip", "asked", "product"] = "skip"
-    """`skip`: it has no score; `asked`: it is a candidate like others, of `sum` and `mean`; `product`: the product of
+    """`skip`: it has no score; `asked`: it is a candidate like others (`sum` and `mean`); `product`: the product of
     (1 - score) over the object's other candidates."""
     no_interaction_phrase: str = "a person and {a_object}"
-    """What it says as a candidate. `{object}` and `{a_object}` are filled in."""
+    """Its text as a candidate. `{object}` and `{a_object}` are filled in."""
     synonyms: dict[str, list[str]] = {}
-    """For `free_text`: further words for a verb or an object, by its name."""
+    """For `free_text`: more words for a verb or an object, by its name."""
 
     caption: bool = True
-    """Whether a caption is generated, and its sentences embedded by the teacher's text side."""
+    """Whether to generate a caption and embed its sentences with the teacher's text side."""
     max_sentences: Count = 4
     max_new_tokens: Count = 64
     """Of a caption or an answer."""

@@ -71,7 +71,7 @@ class Dataset(Generic[AnyDataset]):
         raise UserError(
             "the ground_truth detector needs annotated boxes",
             where=f"dataset {self.settings.name}",
-            expected="a data set with boxes (world)",
+            expected="a dataset with boxes (world)",
             fix="use detector.name torchvision or precomputed",
         )
 
@@ -100,7 +100,7 @@ def open_images(config: DatasetSettings, split: str) -> ImageSource:
     source = dataset_of(config).images(split)
     if not source.image_ids:
         raise UserError(
-            f"split '{split}' of the data set is empty",
+            f"split '{split}' of the dataset is empty",
             where=getattr(config, "images", getattr(config, "root", f"dataset {config.name}")),
             expected="at least one image",
             got="none",
@@ -113,7 +113,7 @@ def check_split(config: DatasetSettings, split: str) -> None:
     """Raise a UserError if the dataset has no such split."""
     if split not in config.splits:
         raise UserError(
-            f"the data set has no split '{split}'",
+            f"the dataset has no split '{split}'",
             where=f"dataset {config.name}",
             expected=" or ".join(config.splits),
             got=split,

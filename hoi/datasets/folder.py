@@ -1,4 +1,4 @@
-"""A folder of photographs as a data set: whatever image files lie in it and below it."""
+"""A folder of photographs as a dataset: all image files in it and below it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """HICO-DET: its images, closed sets, counts and zero-shot splits. No annotation file is opened here.
 
-Names and counts lie in two files, so that a run without annotations reads names alone.
+Names and counts are in two files, so that a run without annotations reads names alone.
 
 Shapes: K = 600 interactions.
 

@@ -62,7 +62,7 @@ LAYOUTS = {
     "val2017": "{:012d}.jpg",
     ".": "{:012d}.jpg",
 }
-"""Folder → name of an image in it. COCO dealt the same images anew in 2017, so a split's images may lie in both."""
+"""Folder → name of an image in it. COCO dealt the same images anew in 2017, so a split's images may be in both."""
 
 
 @lru_cache(maxsize=1)

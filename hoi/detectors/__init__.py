@@ -1,4 +1,4 @@
-"""Detectors by name, and how raw boxes become detections. A further one is a module and a line in `hoi.registry`."""
+"""Detectors by name, and how raw boxes become detections. A new one is a module and a line in `hoi.registry`."""
 
 from __future__ import annotations
 

@@ -121,9 +121,9 @@ def _class_names(cfg: Any, config: Detectron2DetectorConfig, where: str) -> list
         names = MetadataCatalog.get(tested[0]).get("thing_classes") if tested else None
         if names is None:
             raise UserError(
-                "the config's test data set names no classes",
+                "the config's test dataset names no classes",
                 where=where,
-                expected="a data set that detectron2 knows, as coco_2017_val",
+                expected="a dataset that detectron2 knows, as coco_2017_val",
                 got=tested[0] if tested else "none",
                 fix="set detector.classes to the model's class names in order",
             )

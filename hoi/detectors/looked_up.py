@@ -58,11 +58,11 @@ class PrecomputedDetector:
         number = self._number(image_id)
         if number is None:
             raise UserError(
-                "the precomputed detections do not list an image of the data set",
+                "the precomputed detections do not list an image of the dataset",
                 where=f"{self._config.instances}, images",
                 expected=f"an entry with file_name or id '{image_id}'",
                 got=f"{len(set(self._image_of.values()))} other images",
-                fix="run the detector on this image too, or take the image out of the data set",
+                fix="run the detector on this image too, or take the image out of the dataset",
             )
         rows = self._found.get(number)
         if rows is None:

@@ -140,7 +140,7 @@ def test_every_verb_runs_from_its_command_line(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["pull", "memory://x", "--to", "y", "--split", "../up"], "the data set has no split '../up'"),
+        (["pull", "memory://x", "--to", "y", "--split", "../up"], "the dataset has no split '../up'"),
         (["info", "cache.folder=nowhere"], "there is no teacher cache"),
     ],
 )

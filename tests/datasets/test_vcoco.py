@@ -1,4 +1,4 @@
-"""V-COCO as a data set: images without any label, a vocabulary without annotations, and labels in both forms."""
+"""V-COCO as a dataset: images without any label, a vocabulary without annotations, and labels in both forms."""
 
 from __future__ import annotations
 
