@@ -111,9 +111,6 @@ def sync_folder(folder: Path) -> None:
 def read_text(path: str | Path, expected: str, fix: str = "check the path", encoding: str = "utf-8") -> str:
     """Return the content of a user's text file.
 
-    Args:
-        expected: What it should hold, for messages.
-
     Raises:
         UserError: it is missing, a folder, or no text.
     """
@@ -131,7 +128,6 @@ def write_json(path: Path, plain: Any, sort_keys: bool = True) -> None:
     """Write plain data to a readable JSON file, atomically; equal data gives equal bytes.
 
     Args:
-        path, plain: Where, and what.
         sort_keys: False for data whose order of keys says something, as the splits of a folder.
     """
     write_atomically(path, (json.dumps(plain, indent=1, sort_keys=sort_keys) + "\n").encode())

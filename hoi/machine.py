@@ -63,9 +63,6 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     """Return the bytes that may be taken now, within the limits of this process's control groups.
 
     Files that the system keeps in memory count as free. (psutil tells what is free whatever a job's limit is.)
-
-    Args:
-        root: Where `proc` and `sys` are mounted.
     """
     return max(0, min([_of_machine(root), *_of_groups(root)]))
 

@@ -186,7 +186,6 @@ def pack_tables(
     """Pack images, in the order of the shard, into its tables: ragged rows laid flat, with offsets.
 
     Args:
-        image_ids: n keys.
         outcomes: Per image its signals, or the reason why it could not be read: its slot stays, with zero rows.
         axes: Size of every letter, so that a shard without a single detection has the right shapes.
 

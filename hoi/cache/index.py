@@ -24,19 +24,12 @@ INDEX_ATTRIBUTES = ("schema_version", "fingerprint", "split", "shards_sha256", "
 
 
 def write_index(
-    folder: Path,
-    split: str,
-    fingerprint: str,
-    receipts: Sequence[Receipt],
-    of: Pass = BASE,
+    folder: Path, split: str, fingerprint: str, receipts: Sequence[Receipt], of: Pass = BASE
 ) -> IndexReceipt:
     """Write the index of finished shards beside them; equal shards give equal bytes.
 
     Args:
-        folder: Where the shards lie.
         split, fingerprint: What every shard must say of itself.
-        receipts: Of all shards, in order.
-        of: Which pass they are of.
 
     Raises:
         UserError: a shard is not the one of its receipt, or the index cannot be written.
@@ -62,8 +55,6 @@ def index_tables(
     """Return the size of every letter and the tables of the index; one shard is held at a time.
 
     Args:
-        shards: Headers of the shards, in order.
-        num_images: Of all shards.
         table: Which fields such shards have; what the index says per image is taken from those that are among them.
 
     Raises:
@@ -125,9 +116,7 @@ class SplitIndex:
     """The index of one split, opened for reading.
 
     Args:
-        axes: Size of every letter.
         columns: The index's fields by name; views of the mapped file.
-        table: Which fields such shards have.
     """
 
     axes: Mapping[str, int]

@@ -28,12 +28,7 @@ class Receipt:
     """What is known of a finished shard without opening it; lies beside it as `shard-00000.json`.
 
     Args:
-        name: File name in the split's folder.
-        fingerprint: Of the models and settings that made it.
-        image_ids_sha256: Hash of its ids, in order.
         num_images, num_detections, num_pairs: Rows of its tables.
-        num_bytes: Size of the file.
-        sha256: Hash of its bytes.
         failed: (image id, reason) of every unreadable image.
         base_sha256: Of an extra pass: hash of the base shard that it was made over. None of the base pass.
     """
@@ -69,15 +64,10 @@ class BankReceipt:
     """What the models said of themselves when the split was begun; lies beside the text bank as `bank.json`.
 
     Args:
-        fingerprint: Hash of `parts`.
         parts: What the fingerprint is over.
         request: What the config asked for, as comparable without a model.
-        images_per_shard: Layout of the split.
         image_ids_sha256: Hash of all ids of the split, in order.
-        num_images: Number of ids.
         axes: Size of every letter of the schema.
-        sha256: Hash of the bank's bytes.
-        num_bytes: Size of the bank.
         made_with: Versions and device; no part of the fingerprint.
     """
 
@@ -110,11 +100,8 @@ class Manifest:
     """A complete split.
 
     Args:
-        bank: What it was made from.
-        shards: One receipt per shard, in order.
         made_with: Resolved config, commit, versions, device.
         index: Of the index; None where the split was sealed without one, and so is not complete.
-        of: Which pass this is.
     """
 
     split: str
@@ -182,10 +169,6 @@ def read_manifest(folder: Path, of: Pass = BASE) -> Manifest | None:
 
 def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
     """Return the manifest that `write_manifest` made plain.
-
-    Args:
-        plain: The JSON.
-        where, fix: For the message about another schema version.
 
     Raises:
         UserError: it is of another schema version.

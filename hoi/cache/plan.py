@@ -72,11 +72,6 @@ def refuse_replaced_files(folder: Path, request: dict[str, Any], config: dict[st
 
     Training needs none of them, so one that is elsewhere is not asked for; one that is here may have been replaced.
 
-    Args:
-        folder: The split's folder.
-        request: What the split was begun with.
-        config: Resolved, as plain data.
-
     Raises:
         UserError: a file under the config's path is another one; names its key.
     """
@@ -111,11 +106,6 @@ def _is_local_place(value: Any) -> bool:
 def refuse_other_settings(folder: Path, cached: dict[str, Any], wanted: dict[str, Any], of: Pass = BASE) -> None:
     """Raise if the settings differ.
 
-    Args:
-        folder: The split's folder, or a file in it, for the message.
-        cached, wanted: Descriptions as plain data.
-        of: Which pass they are of.
-
     Raises:
         UserError: names every differing key and what to run.
     """
@@ -136,8 +126,6 @@ def fingerprint_parts(config: PipelineConfig, vocabulary_digest: str, provenance
     """Return all that changes what a shard holds: the data set, but neither shard size, folder nor workers.
 
     Args:
-        config: The pipeline file.
-        vocabulary_digest: `Vocabulary.digest()`.
         provenance: What the model says of itself, device and threads among it; `versions` are left to the manifest.
     """
     return {
@@ -175,7 +163,6 @@ class ShardPlan:
     """Rows [start, stop) of a split, as one file.
 
     Args:
-        image_ids_sha256: Hash of the ids of these rows.
         base_sha256: Of an extra pass: hash of the base shard of the same images.
     """
 
@@ -201,9 +188,7 @@ class SplitPlan:
     """All shards of a split.
 
     Args:
-        folder: Where they lie.
         images_per_shard: Rows of each but the last.
-        image_ids_sha256: Hash of all ids, in order.
         base_fingerprint: Of an extra pass: what the base pass was made with.
     """
 
@@ -264,8 +249,6 @@ def plan_over(manifest: Manifest, folder: Path, of: Pass = BASE) -> SplitPlan:
     """Plan a complete split's shards once more, without a look at the images: elsewhere, or as those of an extra pass.
 
     Args:
-        manifest: Of the base pass.
-        folder: Where the new shards are to lie.
         of: Which pass they are of; an extra one has the same images in every shard.
     """
     shards, start = [], 0

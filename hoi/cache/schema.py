@@ -87,11 +87,6 @@ def shape_of(field: Field, num_rows: int, axes: Mapping[str, int]) -> tuple[int,
 def check_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int], table: Sequence[Field]) -> None:
     """Raise if the tables of a shard disagree with their schema or with one another.
 
-    Args:
-        tables: Field name to array, text as bytes.
-        axes: Size of every letter.
-        table: Which fields such a shard has.
-
     Raises:
         ValueError: a field is missing or unknown, or has a wrong dtype, shape or content; its name is in the text.
     """

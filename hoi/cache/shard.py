@@ -113,8 +113,6 @@ def encode_file(tables: Mapping[str, np.ndarray], attributes: Mapping[str, Any],
     """Return the bytes of an HDF5 file; equal content gives equal bytes.
 
     Args:
-        tables: Name to array; bytes arrays become fixed-length UTF-8. Contiguous and uncompressed.
-        attributes: Name to number or text; anything else is stored as JSON text.
         consume: Whether `tables` is a dict that each table is dropped from once it is in the file: a large file then
             takes its size in memory twice, not three times.
     """
@@ -208,10 +206,6 @@ SHARD_ATTRIBUTES = (
 
 def inspect_shard(path: Path, table: Sequence[Field]) -> Header:
     """Return a shard's header, checked against the schema.
-
-    Args:
-        path: The file.
-        table: Which fields such a shard has.
 
     Raises:
         FileNotFoundError: there is no such file.

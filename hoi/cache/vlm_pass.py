@@ -81,13 +81,7 @@ class ExtractsVlm(Protocol):
 
 @dataclass(frozen=True)
 class BaseShard:
-    """What the base pass knows of the images of one shard.
-
-    Args:
-        outcomes: Signals of each image, or why it could not be read.
-        pair_offsets: int64 [n + 1].
-        teacher: What the base pass says of its teacher.
-    """
+    """What the base pass knows of the images of one shard."""
 
     outcomes: list[ImageSignals | str]
     pair_offsets: np.ndarray
@@ -217,18 +211,12 @@ def _base_receipt(folder: Path) -> BankReceipt:
 
 
 def pack_signals(
-    image_ids: Sequence[str],
-    outcomes: Sequence[VlmSignals | str],
-    pair_offsets: np.ndarray,
-    axes: Mapping[str, int],
+    image_ids: Sequence[str], outcomes: Sequence[VlmSignals | str], pair_offsets: np.ndarray, axes: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
     """Pack images, in the order of the base shard, into the tables of a shard.
 
     Args:
-        image_ids: n keys.
         outcomes: Per image its signals, or why it could not be read, in either pass: its rows are zero then.
-        pair_offsets: int64 [n + 1], the base shard's.
-        axes: Size of every letter.
 
     Raises:
         ValueError: a field's shape differs from `axes` or from the image's number of pairs, is no number, or its id

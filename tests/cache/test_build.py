@@ -66,7 +66,7 @@ def test_arguments_and_results_are_plain(tmp_path: Path) -> None:
     assert "random" not in json.dumps(bank.parts["teacher"])
 
 
-def test_models_other_than_those_that_began_the_split_are_refused_by_key(tmp_path: Path) -> None:
+def test_models_other_than_the_splits_are_refused_by_key(tmp_path: Path) -> None:
     fingerprint = begin(photo_pipeline(tmp_path))
     other = photo_pipeline(tmp_path, teacher={"precision": "bf16"})
     with pytest.raises(UserError, match=r"worker has other models .*\.precision \(cache: fp32, now: bf16\)"):
@@ -100,7 +100,7 @@ class Overflowing(RandomSignals):
         return records
 
 
-def test_what_is_no_number_is_refused_with_its_image_before_anything_is_written(tmp_path: Path) -> None:
+def test_nan_or_infinity_is_refused_with_its_image(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     with pytest.raises(ValueError, match=r"union_feature of image 03.png holds NaN or infinity"):
         build(config, 1, factory=Overflowing)
@@ -118,9 +118,7 @@ class ByTheClock(RandomSignals):
         return {**super().provenance(), "teacher": {**self.teacher, "precision": precision}}
 
 
-def test_a_precision_found_by_the_clock_is_kept_by_later_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_measured_precision_is_kept_by_later_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = photo_pipeline(tmp_path, teacher={"precision": "auto"})
     fingerprint = begin(config, ByTheClock)
     release()
@@ -130,9 +128,7 @@ def test_a_precision_found_by_the_clock_is_kept_by_later_shards(
     assert parts["teacher"]["precision"] == "bf16"
 
 
-def test_a_precision_found_by_the_clock_is_kept_by_the_other_splits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_measured_precision_is_kept_by_other_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = {"train": 0.5, "test": 0.3, "more": 0.2}
     config = photo_pipeline(tmp_path, (1,) * 12, teacher={"precision": "auto"}, dataset={"splits": splits})
     begin(config, ByTheClock, "test")

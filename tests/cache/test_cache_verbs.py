@@ -79,7 +79,7 @@ def test_verify_recomputes_and_reports_the_largest_difference(tmp_path: Path) ->
     assert "03.png: union_embedding differs by 0.2" in str(far)
 
 
-def test_an_image_that_was_replaced_under_its_name_is_found_by_recomputing(tmp_path: Path) -> None:
+def test_recomputing_finds_a_replaced_image(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     build_cache(config, RandomSignals)
     Image.fromarray(np.full((8, 9, 3), [5, 77, 0], np.uint8)).save(tmp_path / "images" / "03.png")
@@ -90,7 +90,7 @@ def test_an_image_that_was_replaced_under_its_name_is_found_by_recomputing(tmp_p
     assert "04.png: cannot be read any more: the file is empty" in str(report)
 
 
-def test_models_other_than_the_caches_are_refused_before_anything_is_recomputed(tmp_path: Path) -> None:
+def test_recomputing_refuses_other_models(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     build_cache(config, RandomSignals)
     with pytest.raises(UserError, match=r"detector.weights_sha256 \(cache: absent, now: b\)"):
@@ -159,7 +159,7 @@ def test_a_new_split_of_the_world_leaves_the_old_ones_untouched(tmp_path: Path) 
     assert states(tmp_path / "cache" / "train") == before
 
 
-def test_a_new_split_of_a_folder_leaves_those_that_keep_their_images_untouched(tmp_path: Path) -> None:
+def test_a_new_split_of_a_folder_leaves_the_others_untouched(tmp_path: Path) -> None:
     halves = {"dataset": {"splits": {"train": 0.5, "rest": 0.5}}, "cache": {"max_failed_share": 1.0}}
     build_cache(photo_pipeline(tmp_path, (1,) * 20, **halves), RandomSignals)
     before = states(tmp_path / "cache")

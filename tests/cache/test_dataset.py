@@ -143,9 +143,7 @@ def test_it_opens_anew_in_another_process(split: CacheSplit) -> None:
     )
 
 
-def test_batches_that_are_planned_together_are_the_ones_that_are_asked_for_alone(
-    split: CacheSplit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_planned_together_equal_those_made_alone(split: CacheSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = [split.batch(np.array(rows), ("union_embedding", "spatial_map")) for rows in ([0, 1], [2, 3], [5])]
     for planned in (1, 4, 512):
         monkeypatch.setattr(dataset, "PLANNED_IMAGES", planned)
@@ -153,7 +151,7 @@ def test_batches_that_are_planned_together_are_the_ones_that_are_asked_for_alone
         assert [digest(batch) for batch in together] == [digest(batch) for batch in alone]
 
 
-def test_a_batch_without_pairs_and_one_without_images_have_no_rows(split: CacheSplit) -> None:
+def test_a_batch_without_pairs_or_images_has_no_rows(split: CacheSplit) -> None:
     for rows in ([1], []):
         batch = split.batch(np.array(rows, np.int64))
         assert (batch.num_images, batch.num_pairs) == (len(rows), 0)

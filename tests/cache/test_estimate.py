@@ -11,13 +11,7 @@ import pytest
 
 from hoi.cache.build.run import build_cache
 from hoi.cache.tools.describe import info
-from hoi.cache.tools.estimate import (
-    axes_of,
-    bytes_per_image,
-    journal_seconds,
-    pair_cap,
-    plan,
-)
+from hoi.cache.tools.estimate import axes_of, bytes_per_image, journal_seconds, pair_cap, plan
 from hoi.config import PipelineConfig, TeacherConfig
 from hoi.teachers import build_teacher
 from tests.fakes.extractors import AXES, RandomSignals, random_signals
@@ -63,9 +57,7 @@ def test_the_pair_cap_is_the_most_that_the_policy_gives(
     tmp_path: Path, humans: int, objects: int, detections: int
 ) -> None:
     config = photo_pipeline(
-        tmp_path,
-        pairs={"max_humans": humans, "max_objects": objects},
-        detector={"max_detections": detections},
+        tmp_path, pairs={"max_humans": humans, "max_objects": objects}, detector={"max_detections": detections}
     )
     counts = [(h, min(objects, detections - h)) for h in range(min(humans, detections) + 1)]
     assert pair_cap(config) == max(h * (h + o - 1) for h, o in counts)

@@ -46,7 +46,7 @@ def test_detections_pairs_and_scores_are_those_of_the_cache(tmp_path: Path) -> N
     ) == pytest.approx(1)
 
 
-def test_an_unreadable_image_says_why_and_one_without_pairs_has_none(tmp_path: Path) -> None:
+def test_an_unreadable_image_says_why(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     (tmp_path / "images" / "02.png").write_bytes(b"no image")
     build_cache(config, RandomSignals)

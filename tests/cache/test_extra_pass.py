@@ -59,9 +59,7 @@ def forbidden(*_: object, **__: Any) -> None:
     raise AssertionError("a detector or a teacher's image tower was opened")
 
 
-def test_adding_it_opens_no_detector_and_no_image_tower_of_the_teacher_and_leaves_every_file_alone(
-    base: PipelineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adding_it_opens_no_detector_and_changes_no_file(base: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(base.cache.folder) / "test"
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("*.*") if path.is_file()}
     for name in ("hoi.detectors.build_detector", "hoi.extraction.build_detector", "hoi.extraction.build_teacher"):
@@ -78,14 +76,7 @@ def test_adding_it_opens_no_detector_and_no_image_tower_of_the_teacher_and_leave
     assert build_cache(config).splits[1].num_built == 0
 
     split = open_split(config, "test", same_images=False)
-    names = (
-        "vlm_scores",
-        "vlm_asked",
-        "vlm_log_likelihood",
-        "context_embedding",
-        "context_mask",
-        "vlm_pair_scores",
-    )
+    names = ("vlm_scores", "vlm_asked", "vlm_log_likelihood", "context_embedding", "context_mask", "vlm_pair_scores")
     batch = split.batch(np.arange(NUM_IMAGES), extra=[f"coca/{name}" for name in names])
     scores, asked, sums, context, mask, pairs = (batch.extra[f"coca/{name}"].numpy() for name in names)
     vocabulary = split.vocabulary
@@ -194,9 +185,7 @@ def signals(pairs: list[list[int]]) -> ImageSignals:
 STYLE = {"crop_size_px": 32, "fill_rgb": [1, 2, 3], "interpolation": "bicubic", "resize_mode": "shortest"}
 
 
-def test_a_pair_is_asked_about_its_object_on_its_union_and_equal_questions_are_asked_once(
-    base: PipelineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pair_is_asked_about_its_object_on_its_union(base: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     made, model = extractor(base, monkeypatch, image_scores=False, caption=False, pair_scores=True)
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     [found] = made.extract([(signals([[0, 1], [0, 3], [0, 2]]), image)], STYLE)
@@ -244,9 +233,7 @@ def test_ways_of_asking_differ_in_what_is_asked_and_stored(
     np.testing.assert_allclose(prior, [1 / 3, 1 / 3, 0, 1 / 3], atol=1e-3)
 
 
-def test_an_image_without_a_pair_is_not_asked_and_its_caption_ends_with_its_last_sentence(
-    base: PipelineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_without_a_pair_is_captioned_only(base: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     made, model = extractor(base, monkeypatch, max_sentences=3)
     [found] = made.extract([(signals([]), np.zeros((40, 60, 3), np.uint8))], STYLE)
     assert model.asked == []

@@ -34,7 +34,7 @@ def with_weights(folder: Path, content: bytes, **sections: Any) -> PipelineConfi
     return photo_pipeline(folder, **sections)
 
 
-def test_a_detectron2_config_stands_for_the_configs_that_it_is_based_on(tmp_path: Path) -> None:
+def test_a_detectron2_config_includes_its_base_configs(tmp_path: Path) -> None:
     def asked() -> Any:
         config = {"name": "detectron2", "config_file": str(tmp_path / "zoo" / "own.yaml"), "weights": "random"}
         return request_parts(photo_pipeline(tmp_path / "photos", detector=config))["detector"]["config_file"]
@@ -121,7 +121,7 @@ def test_settings_are_compared_without_files_and_for_one_split(tmp_path: Path) -
     ]
 
 
-def test_training_notices_weights_that_were_replaced_under_their_path_and_misses_none_that_are_gone(
+def test_training_notices_replaced_weights_but_not_missing_ones(
     tmp_path: Path,
 ) -> None:
     config = with_weights(tmp_path, b"1")

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hoi.cache.read.batches import (
-    JoinedTables,
-    MappedTables,
-    Runs,
-    Tables,
-)
+from hoi.cache.read.batches import JoinedTables, MappedTables, Runs, Tables
 
 OFFSETS = np.array([0, 2, 2, 5, 6, 6, 9])
 """Six images with 2, 0, 3, 1, 0 and 3 rows."""

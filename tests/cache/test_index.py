@@ -14,23 +14,11 @@ import pytest
 
 from hoi.cache.base_pass import FIELDS, pack_tables
 from hoi.cache.build import run as teacher_cache
-from hoi.cache.index import (
-    LazyShard,
-    index_tables,
-    open_index,
-    write_index,
-)
+from hoi.cache.index import LazyShard, index_tables, open_index, write_index
 from hoi.cache.manifest import Manifest, read_manifest, write_manifest
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.schema import INDEX_FIELDS, shape_of
-from hoi.cache.shard import (
-    SHARD_ATTRIBUTES,
-    Header,
-    MappedFile,
-    encode_file,
-    inspect_shard,
-    read_header,
-)
+from hoi.cache.shard import SHARD_ATTRIBUTES, Header, MappedFile, encode_file, inspect_shard, read_header
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from tests.fakes.extractors import AXES, RandomSignals, random_signals
@@ -103,7 +91,7 @@ def test_its_columns_are_the_shards_one_after_the_other(folder: Path) -> None:
     assert columns["shard_offsets"].tolist() == [0, 2, 4, 6, 7]
 
 
-def test_it_is_made_again_with_the_same_bytes_from_the_shards_alone(config: PipelineConfig, folder: Path) -> None:
+def test_it_is_made_again_from_the_shards_alone(config: PipelineConfig, folder: Path) -> None:
     path = folder / "index.h5"
     before, manifest = path.read_bytes(), manifest_of(folder)
     path.unlink()
@@ -155,7 +143,7 @@ def test_a_mapping_that_the_system_refuses_is_said_in_one_line(tmp_path: Path) -
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def test_a_foreign_shard_of_the_right_size_is_refused_before_a_row_of_it_is_read(folder: Path) -> None:
+def test_a_foreign_shard_of_the_right_size_is_refused(folder: Path) -> None:
     path = folder / "shard-00001.h5"
     whole, header = path.read_bytes(), inspect_shard(path, FIELDS)
 
@@ -212,7 +200,7 @@ def test_a_shard_that_is_not_its_receipts_stops_the_sealing(folder: Path) -> Non
         write_index(folder, "test", manifest.bank.fingerprint, manifest.shards)
 
 
-def test_ids_of_any_length_stand_beside_one_another_and_other_numbers_of_images_are_refused(tmp_path: Path) -> None:
+def test_ids_of_any_length_fit_and_other_counts_are_refused(tmp_path: Path) -> None:
     shards = []
     for number, ids in enumerate((["a"], ["bär", "b"], ["c"])):
         path = tmp_path / f"shard-{number:05d}.h5"
@@ -230,7 +218,7 @@ def test_ids_of_any_length_stand_beside_one_another_and_other_numbers_of_images_
             index_tables(shards, wrong, FIELDS)
 
 
-def test_shards_of_another_kind_have_an_index_of_their_own_fields(folder: Path) -> None:
+def test_other_kinds_of_shards_have_their_own_fields(folder: Path) -> None:
     table = [field for field in FIELDS if field.rows == "image" or field.name.startswith("pair_")]
     shards = shards_of(folder)
     axes, tables = index_tables(shards, 7, table)

@@ -35,7 +35,7 @@ def test_it_comes_back(tmp_path: Path) -> None:
     assert (MANIFEST.num_images, MANIFEST.failed) == (4, [("b", "missing")])
 
 
-def test_one_that_was_sealed_without_an_index_comes_back_and_is_not_complete(tmp_path: Path) -> None:
+def test_one_sealed_without_an_index_is_not_complete(tmp_path: Path) -> None:
     write_manifest(tmp_path, MANIFEST)
     for name, size in (("bank.h5", 10), ("index.h5", 4), *((shard.name, 3) for shard in SHARDS)):
         (tmp_path / name).write_bytes(b"x" * size)

@@ -93,9 +93,7 @@ def test_adding_one_builds_nothing_else_and_changes_no_file(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("mode", ["memory", "mapped"])
-def test_its_fields_are_served_by_name_beside_the_pairs_and_images_that_they_are_about(
-    tmp_path: Path, mode: Mode
-) -> None:
+def test_its_fields_are_served_by_name_beside_the_pairs(tmp_path: Path, mode: Mode) -> None:
     config = pipeline(tmp_path)
     build(config)
     split = opened(config, mode)
@@ -115,7 +113,7 @@ def test_its_fields_are_served_by_name_beside_the_pairs_and_images_that_they_are
     assert split.table("coca/vlm_scores").shape == (5, 3)
 
 
-def test_batches_of_a_resident_split_hold_the_same_and_its_size_counts_what_is_asked_for(tmp_path: Path) -> None:
+def test_a_resident_split_gives_the_same_batches(tmp_path: Path) -> None:
     config = pipeline(tmp_path)
     build(config)
     split = opened(config, "mapped")
@@ -149,7 +147,7 @@ def test_a_pass_that_is_not_there_is_named_with_the_command(tmp_path: Path) -> N
         open_split(changed, "test", same_images=False).batch(np.array([0]), FIELDS)
 
 
-def test_other_settings_are_refused_with_their_keys_and_nothing_is_touched(tmp_path: Path) -> None:
+def test_other_settings_are_refused_and_nothing_is_touched(tmp_path: Path) -> None:
     config = pipeline(tmp_path)
     build(config)
     folder = tmp_path / "cache" / "test"
@@ -167,7 +165,7 @@ def test_other_settings_are_refused_with_their_keys_and_nothing_is_touched(tmp_p
     assert contents(folder) == before
 
 
-def test_a_base_pass_of_other_settings_refuses_it_with_their_keys(tmp_path: Path) -> None:
+def test_a_base_pass_of_other_settings_refuses_it(tmp_path: Path) -> None:
     build(pipeline(tmp_path))
     folder = tmp_path / "cache" / "test"
     for name in contents(folder, BASE):
@@ -183,7 +181,7 @@ def test_a_base_pass_of_other_settings_refuses_it_with_their_keys(tmp_path: Path
         opened(other).batch(np.array([0]), FIELDS)
 
 
-def test_where_a_base_shard_was_made_again_with_an_image_more_only_the_shard_over_it_is_made_again(
+def test_a_new_base_shard_renews_only_the_shard_over_it(
     tmp_path: Path,
 ) -> None:
     config = pipeline(tmp_path)
@@ -278,7 +276,7 @@ def test_an_interrupted_one_goes_on_where_it_was(tmp_path: Path) -> None:
     assert {name: contents(folder)[name] for name in done} == done
 
 
-def test_an_image_that_only_it_cannot_read_keeps_its_pairs_with_rows_of_zeros(tmp_path: Path) -> None:
+def test_an_image_it_cannot_read_has_rows_of_zeros(tmp_path: Path) -> None:
     config = pipeline(tmp_path)
     build_cache(photo_pipeline(tmp_path), RandomSignals)
     (tmp_path / "images" / "03.png").write_bytes(b"no image any more")
@@ -324,7 +322,7 @@ def test_it_is_pulled_by_name_with_every_byte_verified(tmp_path: Path) -> None:
         store.rm("/caches", recursive=True)
 
 
-def test_names_that_the_base_pass_needs_are_refused_and_files_are_told_apart() -> None:
+def test_names_of_the_base_pass_are_refused() -> None:
     assert [of_file(name) for name in ("shard-00000.h5", "coca-shard-00000.h5", "a-b-bank.json", "coca-notes.txt")] == [
         BASE,
         Pass("coca"),
@@ -403,7 +401,7 @@ def test_signals_that_break_a_rule_are_named() -> None:
         packed(image_id="b")
 
 
-def test_a_section_that_asks_for_nothing_or_has_no_place_for_the_phrase_is_refused() -> None:
+def test_a_section_that_asks_for_nothing_is_refused() -> None:
     for keys, message in (
         ({"caption": False, "image_scores": False}, "nothing would be asked"),
         ({"yes_no_question": "Is it so?"}, "yes_no_question must have a place"),

@@ -29,7 +29,7 @@ def test_ids_are_hashed_apart() -> None:
     assert len({hash_of_ids(ids) for ids in (["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"], [])}) == 5
 
 
-def test_a_hash_of_ids_is_that_of_all_of_them_joined_however_many_are_hashed_at_once(
+def test_ids_are_hashed_in_chunks_as_if_joined(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ids = [f"bär-{row}" for row in range(7)]
@@ -48,7 +48,7 @@ class Colliding(str):
         return 7
 
 
-def test_ids_are_doubled_only_where_they_are_equal_not_where_their_hashes_are() -> None:
+def test_equal_hashes_alone_make_no_doubled_id() -> None:
     assert doubled_id([Colliding("a"), Colliding("b"), "c"]) is None
     assert doubled_id([Colliding("a"), Colliding("b"), Colliding("b"), "c"]) == "b"
     assert doubled_id(["a"]) is None

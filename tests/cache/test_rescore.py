@@ -106,7 +106,7 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["a prompt ensemble", "other verbs on the same objects in another order"],
 )
-def test_a_cache_scored_again_is_the_one_that_a_fresh_build_gives(
+def test_a_rescored_cache_equals_a_fresh_build(
     old: PipelineConfig,
     photos: Path,
     tmp_path: Path,
@@ -148,6 +148,7 @@ def test_dropped_objects_leave_with_their_boxes_and_pairs(old: PipelineConfig, p
         np.testing.assert_allclose(again.table(name), built.table(name), atol=2e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_pairs_that_a_fresh_build_would_have_besides_are_counted(photos: Path, tmp_path: Path) -> None:
     tight: dict[str, Any] = {
         "pairs": {"max_humans": 1, "max_objects": 1, "min_score": 0.05},
@@ -184,7 +185,8 @@ def test_an_interrupted_rescore_goes_on_and_ends_the_same(
     assert hashes(tmp_path / "to") == hashes(tmp_path / "at once")
 
 
-def test_a_precision_found_by_the_clock_stays_the_one_of_the_embeddings(
+@pytest.mark.slow
+def test_a_measured_precision_stays_that_of_the_embeddings(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def auto(faster: str, **teacher: Any) -> PipelineConfig:
@@ -225,9 +227,7 @@ def test_weights_behind_the_same_name_are_told_by_their_hash(tmp_path: Path) -> 
         new_parts(tmp_path, cached, replace(same, provenance={"weights_sha256": "b", "prompts": ["y"]}))
 
 
-def test_a_flipped_byte_of_the_old_cache_does_not_become_the_new_cache(
-    old: PipelineConfig, photos: Path, tmp_path: Path
-) -> None:
+def test_a_flipped_byte_of_the_old_cache_is_refused(old: PipelineConfig, photos: Path, tmp_path: Path) -> None:
     path = photos / "cache" / "test" / "shard-00000.h5"
     whole = path.read_bytes()
     path.write_bytes(whole[:-9000] + bytes([whole[-9000] ^ 1]) + whole[-8999:])

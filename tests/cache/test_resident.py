@@ -44,13 +44,13 @@ def test_batches_of_a_resident_split_are_the_same_bit_for_bit(config: PipelineCo
                 assert torch.equal(tensor, other), field.name
 
 
-def test_a_device_holds_the_features_that_batches_need_and_no_others(config: PipelineConfig) -> None:
+def test_a_device_holds_only_the_features_batches_need(config: PipelineConfig) -> None:
     split = CacheSplit.open(config.cache.folder, "test")
     names = ("image_embedding", "image_similarity", "detection_feature", "union_feature", "union_similarity")
     assert feature_bytes(split) == sum(split.table(name).nbytes for name in names)
 
 
-def test_a_split_is_kept_where_it_fits_in_half_of_a_gpu_and_never_on_a_cpu_unasked(config: PipelineConfig) -> None:
+def test_a_split_is_kept_on_a_gpu_if_half_of_it_is_enough(config: PipelineConfig) -> None:
     split = CacheSplit.open(config.cache.folder, "test")
     assert training_source(split, CPU, "auto") is split
     assert training_source(split, CPU, "never") is split

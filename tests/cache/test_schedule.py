@@ -74,7 +74,7 @@ def test_a_task_that_breaks_is_tried_again(pool: Pool, tmp_path: Path) -> None:
     assert outcome.result == {"calls": RETRIES}
 
 
-def test_a_task_that_keeps_breaking_is_given_up_and_the_others_run(pool: Pool, tmp_path: Path) -> None:
+def test_a_task_that_keeps_breaking_is_given_up(pool: Pool, tmp_path: Path) -> None:
     tasks = [Task("g", "broken", worker_tasks.break_until, (str(tmp_path), 99))]
     tasks += [Task("g", str(i), worker_tasks.double, (i,)) for i in range(5)]
     outcomes = {o.task.name: o for o in pool.run(tasks)}
@@ -90,7 +90,7 @@ def test_a_users_mistake_reaches_the_driver_at_once(pool: Pool, tmp_path: Path) 
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_local_workers_are_other_processes_with_their_threads_and_allocator_set(local_pool: Pool) -> None:
+def test_local_workers_have_their_threads_and_allocator_set(local_pool: Pool) -> None:
     results = [o.result or {} for o in local_pool.run(Task("g", str(i), worker_tasks.double, (i,)) for i in range(8))]
     assert os.getpid() not in {r["process"] for r in results}
     for name in THREADS:
@@ -104,6 +104,7 @@ def test_a_killed_worker_costs_its_task_a_second_try(local_pool: Pool, tmp_path:
     assert outcome.result == {}
 
 
+@pytest.mark.slow
 def test_a_worker_begins_its_next_task_while_the_last_one_writes(tmp_path: Path) -> None:
     one, other = str(tmp_path / "one"), str(tmp_path / "other")
     both = [(one, other), (other, one)]
@@ -113,7 +114,7 @@ def test_a_worker_begins_its_next_task_while_the_last_one_writes(tmp_path: Path)
     assert len({outcome.result["process"] for outcome in done if outcome.result}) == 1
 
 
-def test_of_the_tasks_that_write_one_goes_on_without_its_slot_and_the_next_keeps_its_own_so_long() -> None:
+def test_only_one_task_writes_without_its_slot() -> None:
     said: list[str] = []
     computed = [threading.Event(), threading.Event()]
 
@@ -134,7 +135,7 @@ def test_of_the_tasks_that_write_one_goes_on_without_its_slot_and_the_next_keeps
     assert said == ["0 gives its slot up", "0 has written", "1 gives its slot up", "1 has written"]
 
 
-def test_a_task_that_breaks_while_it_writes_lets_the_next_one_write() -> None:
+def test_a_task_that_breaks_while_writing_frees_the_next() -> None:
     said: list[str] = []
     for number in range(2):
         with contextlib.suppress(OSError), giving_up(partial(said.append, f"{number}")):
@@ -145,6 +146,7 @@ def test_a_task_that_breaks_while_it_writes_lets_the_next_one_write() -> None:
     give_up_slot()
 
 
+@pytest.mark.slow
 def test_a_second_build_beside_the_first_starts_without_a_word(local_pool: Pool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -173,6 +175,7 @@ def test_default_workers_are_bounded_by_cores_and_by_memory(monkeypatch: pytest.
     assert default_workers(1) == 2
 
 
+@pytest.mark.slow
 def test_the_shell_has_its_thread_variables_back_after_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
@@ -182,9 +185,8 @@ def test_the_shell_has_its_thread_variables_back_after_a_build(monkeypatch: pyte
     assert "MKL_NUM_THREADS" not in os.environ
 
 
-def test_a_cluster_is_joined_once_it_has_a_worker_and_left_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_a_cluster_is_joined_once_it_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "mark"
     monkeypatch.setattr(schedule, "FIRST_WORKER_S", 0.2)
     with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster:
@@ -200,6 +202,7 @@ def test_a_cluster_is_joined_once_it_has_a_worker_and_left_in_order(
         assert mark.exists()
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_named() -> None:
     with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}):
         for address, reason in (("tcp://127.0.0.1:1", "127.0.0.1:1"), ("tls://127.0.0.1:1", "ssl_context")):

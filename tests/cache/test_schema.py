@@ -39,7 +39,7 @@ def test_the_document_and_the_code_hold_the_same_attributes() -> None:
     assert [row[0] for row in rows_of_table("attribute of the index")] == list(INDEX_ATTRIBUTES)
 
 
-def test_an_optional_field_is_there_exactly_if_all_its_letters_are() -> None:
+def test_an_optional_field_needs_all_its_letters() -> None:
     assert "spatial_map" not in {f.name for f in fields_of(AXES, FIELDS)}
     assert "spatial_map" not in {f.name for f in fields_of({**AXES, "C": 2}, FIELDS)}
     assert "spatial_map" in {f.name for f in fields_of({**AXES, **MAP_AXES}, FIELDS)}
@@ -66,7 +66,7 @@ def test_a_table_that_breaks_a_rule_is_named(field: str, value: np.ndarray | Non
         check_base_tables(changed, AXES)
 
 
-def test_scores_that_rise_within_an_image_and_labels_out_of_range_are_named() -> None:
+def test_rising_scores_and_unknown_labels_are_named() -> None:
     tables = pack_tables(["a", "b"], [random_signals("a", 2, 2), random_signals("b", 3, 1)], AXES)
     tables |= {"scores": np.array([0.4, 0.3, 0.9, 0.9, 0.1], "<f4"), "labels": np.array([0, 2, 1, 0, 2], "<i4")}
     check_detections(tables, 3)

@@ -32,9 +32,7 @@ class Watched:
 @pytest.mark.parametrize(
     ("device", "keeps", "in_own"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
 )
-def test_images_are_read_in_the_workers_own_thread_only_where_a_cpu_worker_keeps_to_it(
-    device: str, keeps: bool, in_own: bool
-) -> None:
+def test_a_cpu_worker_reads_images_in_its_own_thread(device: str, keeps: bool, in_own: bool) -> None:
     source = Watched()
     if keeps:
         with keeping_to_own_threads():
@@ -51,7 +49,8 @@ def _allowed() -> dict[str, bool]:
     return {"allowed": may_have_side_threads()}
 
 
-def test_a_task_on_a_worker_may_not_have_side_threads_and_one_without_dask_may() -> None:
+@pytest.mark.slow
+def test_a_task_on_a_worker_may_not_have_side_threads() -> None:
     for scheduler, allowed in (("local", False), ("synchronous", True)):
         with open_pool(CacheConfig(folder="unused", scheduler=scheduler, workers=1, device="cpu")) as pool:
             (outcome,) = pool.run([Task("train", "shard", _allowed, ())])

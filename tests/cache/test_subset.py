@@ -25,7 +25,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> CacheSplit:
     return CacheSplit.open(config.cache.folder, "test")
 
 
-def test_a_larger_number_keeps_the_smaller_ones_images_and_all_of_them_are_the_split(split: CacheSplit) -> None:
+def test_a_larger_number_keeps_the_smaller_ones_images(split: CacheSplit) -> None:
     assert isinstance(FirstImages(split, 3), BatchSource)
     chosen = [set(FirstImages(split, number).rows.tolist()) for number in (1, 3, 5, 6, 99)]
     assert [len(rows) for rows in chosen] == [1, 3, 5, 6, 6]
@@ -34,7 +34,7 @@ def test_a_larger_number_keeps_the_smaller_ones_images_and_all_of_them_are_the_s
 
 
 @pytest.mark.parametrize("is_resident", [False, True])
-def test_its_batches_are_those_of_the_split_where_it_holds_all_images(split: CacheSplit, is_resident: bool) -> None:
+def test_all_images_give_the_batches_of_the_split(split: CacheSplit, is_resident: bool) -> None:
     source = ResidentSplit(split, torch.device("cpu")) if is_resident else split
     names = ("union_embedding",)
     usual = split.batches(4, np.random.default_rng(2), names)
@@ -52,9 +52,7 @@ def test_every_chosen_image_comes_once_an_epoch_and_no_other(split: CacheSplit) 
 
 
 @pytest.mark.parametrize("mode", ["memory", "mapped"])
-def test_processes_share_every_batch_even_if_one_of_them_gets_no_image(
-    split: CacheSplit, mode: Literal["memory", "mapped"]
-) -> None:
+def test_processes_share_every_batch(split: CacheSplit, mode: Literal["memory", "mapped"]) -> None:
     split = CacheSplit.open(split.folder.parent, "test", mode=mode)
     whole = FirstImages(split, None).batches(5, np.random.default_rng(1))
     shares = [FirstImages(split, None, Group(rank, 2).own).batches(5, np.random.default_rng(1)) for rank in range(2)]

@@ -37,7 +37,7 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_second_run_builds_nothing_and_a_fresh_one_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_a_second_run_builds_nothing_and_bytes_repeat(tmp_path: Path) -> None:
     first = build_cache(photo_pipeline(tmp_path), RandomSignals)
     before = hashes(tmp_path / "cache")
     assert built(first) == [3]
@@ -60,7 +60,7 @@ def test_a_deleted_shard_is_the_only_one_that_is_built_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lost", ["bank.json", "bank.h5", "shard-00001.json", "index.h5", "manifest.json"])
-def test_any_other_lost_file_is_made_again_without_building_a_shard(tmp_path: Path, lost: str) -> None:
+def test_any_other_lost_file_is_made_again_without_a_shard(tmp_path: Path, lost: str) -> None:
     config = photo_pipeline(tmp_path)
     build_cache(config, RandomSignals)
     before = hashes(tmp_path / "cache")
@@ -102,7 +102,7 @@ def test_unreadable_images_are_recorded_with_their_reasons(tmp_path: Path) -> No
     assert failed == [["02.png", reasons[2]], ["03.png", reasons[3]]]
 
 
-def test_too_many_unreadable_images_leave_no_manifest_and_mended_ones_are_tried_again(tmp_path: Path) -> None:
+def test_too_many_unreadable_images_leave_no_manifest(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     images = tmp_path / "images"
     kept = {name: (images / name).read_bytes() for name in ("01.png", "04.png")}
@@ -123,7 +123,7 @@ def test_too_many_unreadable_images_leave_no_manifest_and_mended_ones_are_tried_
     assert (built(report), report.splits[0].num_failed) == ([2], 0)
 
 
-def test_other_settings_are_refused_by_key_whether_the_cache_is_complete_or_not(tmp_path: Path) -> None:
+def test_other_settings_are_refused_by_key(tmp_path: Path) -> None:
     build_cache(photo_pipeline(tmp_path), RandomSignals)
     other = photo_pipeline(tmp_path, pairs={"max_humans": 3})
     message = (
@@ -138,7 +138,7 @@ def test_other_settings_are_refused_by_key_whether_the_cache_is_complete_or_not(
         assert hashes(tmp_path / "cache") == before
 
 
-def test_another_shard_size_is_fine_for_a_complete_cache_and_refused_for_a_begun_one(tmp_path: Path) -> None:
+def test_another_shard_size_is_refused_for_a_begun_cache(tmp_path: Path) -> None:
     build_cache(photo_pipeline(tmp_path), RandomSignals)
     other = photo_pipeline(tmp_path, cache={"images_per_shard": 3})
     assert built(build_cache(other, RandomSignals)) == [0]
@@ -166,7 +166,7 @@ def test_a_failing_shard_is_named_and_the_others_are_finished(tmp_path: Path) ->
     assert built(build_cache(config, RandomSignals)) == [1]
 
 
-def test_a_finished_shard_is_kept_with_an_image_that_is_still_unreadable(tmp_path: Path) -> None:
+def test_a_finished_shard_keeps_its_unreadable_image(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3))
     (tmp_path / "images" / "01.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="1 of 4 tasks failed"):
@@ -175,6 +175,7 @@ def test_a_finished_shard_is_kept_with_an_image_that_is_still_unreadable(tmp_pat
     assert (built(report), report.splits[0].num_failed) == ([1], 1)
 
 
+@pytest.mark.slow
 def test_workers_whose_clocks_differ_agree_on_a_precision(tmp_path: Path) -> None:
     config = photo_pipeline(
         tmp_path,
@@ -220,9 +221,8 @@ SMALL_WORLD = [
 ]
 
 
-def test_the_real_parts_give_the_same_bytes_on_this_process_and_on_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_real_models_give_the_same_bytes_on_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for scheduler in ("synchronous", "local"):
         overrides = [*SMALL_WORLD, f"cache.folder={tmp_path / scheduler}", f"cache.scheduler={scheduler}"]

@@ -39,7 +39,8 @@ def answer(problems: tuple[str, ...] = (), **facts: str) -> Answer:
     return Answer("somewhere, process 7", {**SAME, **facts}, problems, None)
 
 
-def test_a_worker_like_the_driver_passes_and_what_it_wrote_is_cleared(config: PipelineConfig) -> None:
+@pytest.mark.slow
+def test_a_worker_like_the_driver_passes(config: PipelineConfig) -> None:
     with worker_check(config, request_parts(config)) as made:
         assert made is not None
         with open_pool(config.cache, made) as pool:
@@ -93,7 +94,7 @@ def test_images_that_only_the_driver_can_read_are_named(check: WorkerCheck, tmp_
     assert problem == ("it cannot read the first image of split 'test' (unreadable: 00.png, the file is missing)")
 
 
-def test_other_files_under_the_names_of_the_pipeline_are_found_out(check: WorkerCheck, tmp_path: Path) -> None:
+def test_other_files_under_the_pipelines_names_are_found(check: WorkerCheck, tmp_path: Path) -> None:
     (tmp_path / "vocabulary.yaml").write_text("[{verb: ride, object: horse}]")
     assert check.answer(slots=1).problems == ("the pipeline names other files there: vocabulary differ",)
     (tmp_path / "vocabulary.yaml").unlink()
@@ -102,9 +103,7 @@ def test_other_files_under_the_names_of_the_pipeline_are_found_out(check: Worker
     assert f"working directory {os.getcwd()}" in problem
 
 
-def test_a_file_that_the_system_does_not_let_it_read_is_a_problem_and_no_lost_worker(
-    check: WorkerCheck, tmp_path: Path
-) -> None:
+def test_a_file_it_may_not_read_is_a_problem(check: WorkerCheck, tmp_path: Path) -> None:
     (tmp_path / "vocabulary.yaml").unlink()
     (tmp_path / "vocabulary.yaml").symlink_to("vocabulary.yaml")
     [problem] = check.answer(slots=1).problems
@@ -128,7 +127,7 @@ def test_a_gpu_that_is_not_there_is_named(check: WorkerCheck, config: PipelineCo
     assert problem.startswith("no GPU can be used here")
 
 
-def test_a_worker_that_joins_later_is_held_to_what_the_first_ones_agreed_on(check: WorkerCheck) -> None:
+def test_a_later_worker_is_held_to_what_was_agreed(check: WorkerCheck) -> None:
     agreed = check.settle({"tcp://a:1": check.answer(slots=1)})
     assert agreed.facts is not None
     other = replace(agreed, facts={**agreed.facts, "h5py": "3.1"})

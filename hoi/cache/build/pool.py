@@ -144,7 +144,6 @@ class DaskPool:
     """A window of tasks in flight on a dask.distributed cluster.
 
     Args:
-        client: A connected dask client.
         check: What workers have to pass; None for tasks that any worker can run.
 
     Raises:
@@ -236,8 +235,6 @@ def open_pool(
     """Open what a cache section names to run tasks on; what is started here is stopped at the end.
 
     Args:
-        config: `scheduler`, `workers`, `threads` and `device` are read.
-        check: What other processes have to pass before they get a task.
         leave: Called on workers that live on, at the end.
 
     Raises:

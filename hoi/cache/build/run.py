@@ -91,7 +91,6 @@ def build_cache(
     """Build the cache of every split of a config's data set; what is there already is not computed again.
 
     Args:
-        config: The pipeline file.
         factory: Makes what extracts signals from images; None for the product's own.
         extra_factory: The same for extra passes.
 
@@ -197,9 +196,6 @@ class SplitBuild:
     """One pass over a split on its way from its plan to its manifest; only the driver holds one.
 
     Args:
-        plan: Of the base pass or an extra one.
-        config: Which is built.
-        request: What it asks for.
         reads_images: Whether images that could not be read are tried again.
     """
 
@@ -345,11 +341,7 @@ class SplitBuild:
         """Write the index, then the manifest: from now on the split is complete."""
         self.check()
         assert self.bank is not None
-        made_with = {
-            "config": self._config.model_dump(mode="json"),
-            "commit": commit(),
-            **self.bank.made_with,
-        }
+        made_with = {"config": self._config.model_dump(mode="json"), "commit": commit(), **self.bank.made_with}
         receipts = tuple(self.receipts[shard.index] for shard in self.plan.shards)
         plan = self.plan
         index = write_index(plan.folder, plan.split, self.bank.fingerprint, receipts, plan.of)
@@ -360,8 +352,6 @@ def mended_of(receipt: Receipt, source: ImageSource, row_of: Mapping[str, int]) 
     """Return the images of one shard that could not be read when it was built, and can be now.
 
     Args:
-        receipt: Of the shard.
-        source: The split's images.
         row_of: Image id to row, for those of the shard at least; one that is not there any more stays unreadable.
     """
     return [image_id for image_id, _ in receipt.failed if image_id in row_of and _can_be_read(source, row_of[image_id])]

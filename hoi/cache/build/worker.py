@@ -112,11 +112,6 @@ def begin_pass(
     """Begin a pass: write what it asks about every interaction, and beside it what its model says of itself.
 
     Args:
-        of: Which pass.
-        config_json: The resolved config.
-        request_json: What the config asks for.
-        folder: The split's folder.
-        images_per_shard, num_images, image_ids_sha256: The split's plan.
         factory: Makes the model.
 
     Returns:
@@ -152,9 +147,6 @@ def build_shard(
     """Run the model over the images of one shard and write it.
 
     Args:
-        plan: The shard.
-        config_json: The resolved config.
-        folder: The split's folder.
         fingerprint: What the model here must say of itself; empty for a pass that is just being begun.
         factory: Makes the model.
 
@@ -245,10 +237,7 @@ def write_bank(
     """Write the bank of a pass, and beside it what it is begun with.
 
     Args:
-        folder: The split's folder.
-        tables, attributes: What the bank holds.
         begun: All but the file's own size and hash, which are in the one returned.
-        of: Which pass.
     """
     common = {"schema_version": SCHEMA_VERSION, "fingerprint": begun.fingerprint}
     data = encode_file(tables, {**common, **attributes})
@@ -263,11 +252,7 @@ def write_shard(
     """Write the tables of a shard to its file.
 
     Args:
-        folder: The split's folder, which has the split's name.
-        tables: As the pass packs them.
-        plan: The shard.
         parts: What the fingerprint is over.
-        axes: Size of every letter.
     """
     fingerprint, image_ids, reasons = json_sha256(parts), tables["image_id"].tolist(), tables["status_reason"].tolist()
     attributes = {

@@ -41,8 +41,6 @@ class Answer(NamedTuple):
     """What a worker says of itself.
 
     Args:
-        facts: Must be equal on all workers.
-        problems: Why this one cannot take part, each with its cure.
         written: File that it wrote into the cache folder, relative to it; None where it could not.
     """
 
@@ -57,9 +55,7 @@ class WorkerCheck:
     """The questions; small, since they travel with every task.
 
     Args:
-        token: What the driver wrote into the cache folder.
         request: What the config asks for, as the driver reads the files that it names.
-        first_images: By split, what the driver made of its first image.
         facts: What the workers agreed on; None until they were asked.
     """
 
@@ -130,9 +126,6 @@ class WorkerCheck:
 
     def settle(self, answers: Mapping[str, Answer | Exception]) -> WorkerCheck:
         """Return, on the driver, the check that later workers have to pass.
-
-        Args:
-            answers: Of all workers by address, or why there is none.
 
         Raises:
             UserError: a worker cannot take part, or differs from the others; names it and says in what.

@@ -31,7 +31,6 @@ class Runs:
     """The consecutive rows that each of some images has in the tables of one kind.
 
     Args:
-        kind: Which tables.
         images: int64 [B], rows of the split.
         starts: int64 [B], each image's first row in the split's tables.
         counts: int64 [B], its number of rows.
@@ -95,13 +94,7 @@ def pick(table: Tensor, rows: Tensor) -> Tensor:
 
 
 class JoinedTables:
-    """Whole fields, in memory or on a GPU: one gather per field. A field is joined when it is first asked for.
-
-    Args:
-        shard_rows: The shards.
-        num_shards: S.
-        device: Where the fields are to lie.
-    """
+    """Whole fields, in memory or on a GPU: one gather per field. A field is joined when it is first asked for."""
 
     def __init__(self, shard_rows: ShardRows, num_shards: int, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -322,13 +315,7 @@ class BatchMaker:
 
 
 def _places(bounds: np.ndarray, detections: Runs, pairs: Runs, humans_objects: np.ndarray) -> dict[str, np.ndarray]:
-    """Return int64 [P] each, counted from the pair's batch: its image, and its human and object among the detections.
-
-    Args:
-        bounds: int64, where the batches begin among the images, and C.
-        detections, pairs: Of all images.
-        humans_objects: int64 [2, P], rows of the image's detections.
-    """
+    """Return int64 [P] each, counted from the pair's batch: its image, its human and object among the detections."""
     first_image = np.repeat(bounds[:-1], np.diff(bounds))
     slots = detections.slots[:-1] - detections.slots[first_image]
     human, obj = humans_objects + np.repeat(slots, pairs.counts)

@@ -23,7 +23,6 @@ class OpenedPass:
     """Where a pass's fields lie. Its index is mapped; a shard is opened when a row of it is first touched.
 
     Args:
-        folder: Of the split.
         manifest: Of the pass, all of whose files are there.
     """
 
@@ -73,9 +72,6 @@ def open_extra(folder: Path, name: str, base: Manifest, config: PipelineConfig |
     """Open an extra pass of a split, beside its complete base pass.
 
     Args:
-        folder: Of the split.
-        name: Of the pass.
-        base: Manifest of the base pass.
         config: The pipeline file that is run now, with which the pass must agree if it names it; None for any.
 
     Raises:
@@ -124,13 +120,7 @@ SHARE_OF_GPU = 0.5
 
 
 class SplitTables:
-    """All fields of one split.
-
-    Args:
-        base: Its base pass.
-        is_mapped: Whether rows stay on disk until they are touched.
-        config: The pipeline file that is run now, for extra passes to agree with; None for any.
-    """
+    """All fields of one split."""
 
     def __init__(self, base: OpenedPass, is_mapped: bool, config: PipelineConfig | None) -> None:
         self.is_mapped = is_mapped

@@ -15,12 +15,7 @@ import numpy as np
 import torch
 
 from hoi.cache.manifest import Manifest, has_all_files, read_manifest
-from hoi.cache.plan import (
-    plan_split,
-    refuse_other_request,
-    refuse_other_settings,
-    refuse_replaced_files,
-)
+from hoi.cache.plan import plan_split, refuse_other_request, refuse_other_settings, refuse_replaced_files
 from hoi.cache.read.batches import FEATURES, BatchMaker
 from hoi.cache.read.opened import SHARE_OF_GPU, OpenedPass, SplitTables
 from hoi.cache.schema import BASE, READABLE
@@ -47,8 +42,6 @@ def open_split(
     Extra passes are checked in the same way when a field of theirs is first asked for.
 
     Args:
-        config: The pipeline file.
-        name: Of the split.
         same_images: Whether it must hold the data set's own images in its own order, as labels do, which join images by
             row; they must be here then. Without them only weight files that are here are looked at.
         fingerprint: What the cache must have been made with, or None for whatever the settings give.
@@ -98,10 +91,6 @@ class CacheSplit:
         A shard is checked to be the manifest's when a row of it is first touched, which raises the same errors.
 
         Args:
-            folder: The cache's folder.
-            split: Name of the split, a folder below it.
-            fingerprint: What the cache must have been made with, or None for whatever it is.
-            mode: `memory`, `mapped`, or `auto` by size.
             config: Whose settings extra passes must have been made with; None for any.
 
         Raises:
@@ -251,9 +240,7 @@ class CacheSplit:
         """Yield every readable image once, in batches; the last may be smaller.
 
         Args:
-            batch_images: B.
             rng: Shuffles the images, or None for their own order.
-            extra, device: As in `batch`.
         """
         rows = np.flatnonzero(self.is_readable)
         if rng is not None:
@@ -268,7 +255,6 @@ class CacheSplit:
 
         Args:
             image_rows: int64 [B] each, readable images.
-            extra, device: As in `batch`.
         """
         places = self._tables.extra(extra, device)
         largest = max(map(len, image_rows), default=0)
@@ -331,11 +317,6 @@ def training_source(
 def is_resident(num_bytes: int, free_bytes: int | None, resident: Literal["auto", "never", "always"]) -> bool:
     """Return whether features are kept on the device.
 
-    Args:
-        num_bytes: What they take.
-        free_bytes: What a GPU has room for, or None for the CPU.
-        resident: `train.resident`.
-
     Raises:
         UserError: as `training_source`.
     """
@@ -364,7 +345,6 @@ class FirstImages:
     """The first readable images of one shuffled order, which no training seed changes.
 
     Args:
-        source: The whole split.
         max_images: How many; where there are fewer, or None, all of them.
         share: Takes from the rows of each batch this process's own, which may be none; None for all.
     """

@@ -135,8 +135,6 @@ def export(config: PipelineConfig, image_id: str, top: int = 5, split: str | Non
     trained with one.
 
     Args:
-        config: Its `cache.folder` is read.
-        image_id: Stable key of the image.
         top: Number of interactions listed per image and pair; those of a pair are of its object.
         split: Where it is, or None to look in all complete splits.
 

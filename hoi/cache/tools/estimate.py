@@ -41,10 +41,8 @@ class Density:
     """What an image comes to on average, and how that is known.
 
     Args:
-        detections, pairs: Mean number per image.
         num_bytes: Mean bytes of an image in finished shards; None where only the schema says it.
         seconds: Of one worker per image; None where nothing says it.
-        source: For people.
     """
 
     detections: float
@@ -59,11 +57,6 @@ class SplitEstimate:
     """What a split has and lacks.
 
     Args:
-        num_images, num_shards: Of the whole split.
-        num_finished: Shards that are there.
-        num_missing_images: Images of the others.
-        bytes_finished: What the finished ones take.
-        bytes_missing: What the others are expected to take.
         bytes_at_caps: What they would take at most, with every image at the limits of detections and pairs.
         worker_seconds: What they are expected to cost one worker; None where nothing says it.
     """
@@ -274,12 +267,7 @@ class PlanReport:
     """What stage one would do.
 
     Args:
-        splits: In the config's order, then those of every extra pass.
-        density: What an image comes to in the base pass.
-        axes: Size of every letter.
         num_workers: Of the config; None on a cluster.
-        free: Bytes of the disk.
-        lacks_map: Whether spatial maps are asked for and not counted.
     """
 
     splits: tuple[SplitEstimate, ...]
@@ -330,7 +318,6 @@ def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
     """Return what a build would take.
 
     Args:
-        config: The pipeline file.
         sample: Images that are run through the real models to measure pairs and seconds; None for none.
 
     Raises:
@@ -365,13 +352,7 @@ def _estimate_extra(
     density: Density,
     axes: dict[str, int],
 ) -> list[SplitEstimate]:
-    """Estimate an extra pass over splits, whether their base pass is complete yet or not.
-
-    Args:
-        config: The pipeline file.
-        of: The pass.
-        plans, base, density, axes: Of the base pass.
-    """
+    """Estimate an extra pass over splits, whether their base pass is complete yet or not."""
     request, over, finished = of.content.request(config, base), list[SplitPlan](), {}
     for plan in plans:
         manifest = read_manifest(plan.folder) if is_complete(plan, base) else None

@@ -25,14 +25,7 @@ from hoi.cache.tools.estimate import free_bytes
 from hoi.config import PipelineConfig
 from hoi.datasets import check_split
 from hoi.errors import UserError
-from hoi.files import (
-    file_sha256,
-    json_sha256,
-    read_json,
-    remove_file,
-    write_atomically,
-    write_json,
-)
+from hoi.files import file_sha256, json_sha256, read_json, remove_file, write_atomically, write_json
 
 MAX_MANIFEST_BYTES = 1 << 30
 DOWNLOADS = 4
@@ -102,9 +95,6 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
 
     Args:
         url: Of the cache's folder, in any form that fsspec knows.
-        split: Name of the split, a checked folder name.
-        folder: The cache's folder here.
-        progress: Is told the bytes of every file that is here.
         of: Which pass. An extra one is of use only beside the base pass that it was made over.
 
     Raises:
@@ -231,20 +221,12 @@ class PullReport:
 
 
 def pull(
-    config: PipelineConfig,
-    url: str,
-    to: Path,
-    splits: Sequence[str] | None = None,
-    passes: Sequence[str] | None = None,
+    config: PipelineConfig, url: str, to: Path, splits: Sequence[str] | None = None, passes: Sequence[str] | None = None
 ) -> PullReport:
     """Fetch splits of a finished cache from somewhere to a folder here, and verify every byte.
 
     Args:
         config: Its data set names the splits, `vlms` the extra passes.
-        url: Of the cache's folder, in any form that fsspec knows.
-        to: Folder of the cache here.
-        splits: Names; None for those of the config.
-        passes: Names of extra passes; None for those of the config.
 
     Raises:
         UserError: an unknown split, or as `pull_split`.

@@ -54,7 +54,6 @@ def set_aside(folder: Path, problems: Sequence[Problem], of: Pass = BASE) -> lis
     Args:
         folder: The split's folder; the caller keeps other builders out of it.
         problems: Of one pass over this split. Missing files and temporary ones need no move.
-        of: Which pass.
 
     Returns:
         Names of the files that were moved.
@@ -127,7 +126,6 @@ def repair(
 
     Args:
         config: The pipeline file; of extra passes those that it names.
-        factory, extra_factory: As for `hoi.cache.build.run.build_cache`.
 
     Raises:
         UserError: the cache was made with other settings, or as `build_cache`.

@@ -53,7 +53,6 @@ class Rescored:
     """What became of a split.
 
     Args:
-        num_done: Shards that were made now.
         dropped: Objects that the new vocabulary leaves out.
         fewer_pairs: Images of the shards made now for which a fresh build would have more pairs: dropped objects took
             places below `pairs.max_objects`, and what would have moved up was never embedded.
@@ -142,15 +141,6 @@ def rescore_split(
     progress: Callable[[int], object],
 ) -> Rescored:
     """Make a complete split with other texts out of a complete one.
-
-    Args:
-        source: The old split's folder.
-        manifest: Of the old split.
-        old_vocabulary: Which its labels are rows of.
-        texts: What is new.
-        config: Whose `cache.folder` the new split goes below.
-        request: What that config asks for.
-        progress: Is told the number of images of every shard that is there.
 
     Raises:
         UserError: see `refuse_other_than_texts`, `object_rows` and `new_parts`; or another cache is in the new place.

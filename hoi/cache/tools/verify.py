@@ -46,7 +46,6 @@ class Problem:
     """One thing that is wrong.
 
     Args:
-        name: Of the file in the split's folder.
         kind: `missing`; `truncated`, another size than recorded; `changed`, other bytes; `foreign`, of another cache,
             split or place; `stray`, left by a killed build; `damaged`, against the schema; `incomplete`, not sealed;
             `failed`, an unreadable image that can be read by now (`repair` alone looks for these).
@@ -309,7 +308,6 @@ def verify(
     Args:
         config: Its cache, with all splits that lie there.
         recompute: Random images per split that go through the models again; None for none.
-        seed: Says which.
         factory: As for `hoi.cache.build.run.build_cache`.
 
     Raises:
@@ -349,12 +347,7 @@ def _recompute(config: PipelineConfig, number: int, seed: int, factory: ModelFac
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What a second look at some images of a split found.
-
-    Args:
-        differences: The largest absolute difference over them by field.
-        problems: What is out of tolerance, each naming its image.
-    """
+    """What a second look at some images of a split found."""
 
     image_ids: tuple[str, ...]
     differences: dict[str, float]
