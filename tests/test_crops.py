@@ -26,8 +26,8 @@ HEIGHT, WIDTH = 100, 200
 def window(
     box: list[float], mode: CropMode = "square", margin: float = 1.0, resize_mode: ResizeMode = "shortest"
 ) -> list[list[int]]:
-    found = crop_windows(np.array([box], np.float32), margin, mode, (HEIGHT, WIDTH), resize_mode)[0].tolist()
-    return [found[:4], found[4:]]
+    edges = crop_windows(np.array([box], np.float32), margin, mode, (HEIGHT, WIDTH), resize_mode)[0].tolist()
+    return [edges[:4], edges[4:]]
 
 
 def test_square_is_centred_and_shows_the_image_around_the_box() -> None:
@@ -46,7 +46,7 @@ def test_pad_shows_the_box_alone_on_a_square() -> None:
     assert window([40, 40, 80, 60], "pad") == [[40, 30, 80, 70], [40, 40, 80, 60]]
 
 
-def test_squash_stretches_the_box_and_cuts_its_margin_where_the_image_ends() -> None:
+def test_squash_stretches_the_box_within_the_image() -> None:
     assert window([40, 40, 80, 60], "squash") == [[40, 40, 80, 60]] * 2
     # x 2 about (10, 10): from -10 to 30, of which the image has 0 to 30.
     assert window([0, 0, 20, 20], "squash", margin=2.0) == [[0, 0, 30, 30]] * 2
@@ -77,7 +77,7 @@ def test_no_box_gives_no_window() -> None:
     assert crop_windows(np.zeros((0, 4), np.float32), 1.15, "square", (5, 5), "shortest").shape == (0, 8)
 
 
-def test_only_equal_windows_share_a_crop_unless_more_is_asked_for() -> None:
+def test_windows_within_the_tolerance_share_a_crop() -> None:
     # Canvases of 40 px shown at 20: a pixel of the image is half a pixel of the crop.
     one, next_to_it, two_away = ([left, 0, left + 40, 40] * 2 for left in (10, 11, 12))
     windows = np.array([two_away, one, next_to_it, one], np.int32)
@@ -100,11 +100,11 @@ def test_windows_with_other_content_share_no_crop() -> None:
 def test_the_whole_image_lies_in_the_middle_of_a_square() -> None:
     assert whole_image_window((100, 200)).tolist() == [0, -50, 200, 150, 0, 0, 200, 100]
     # Box (20, 10, 60, 30) in a 200 px square that begins at y = -50, shown at half size.
-    found = boxes_in_window(np.array([[20, 10, 60, 30]], np.float32), whole_image_window((100, 200)), 100)
-    assert found.tolist() == [[10, 30, 30, 40]]
+    box = boxes_in_window(np.array([[20, 10, 60, 30]], np.float32), whole_image_window((100, 200)), 100)
+    assert box.tolist() == [[10, 30, 30, 40]]
 
 
-def test_a_crop_of_its_own_size_is_the_images_pixels_with_the_fill_colour_beyond() -> None:
+def test_beyond_the_image_a_crop_has_the_fill_colour() -> None:
     image = torch.arange(3 * 4 * 8, dtype=torch.uint8).view(3, 4, 8)
     crop = cut_crop(image, whole_image_window((4, 8)), 8, STYLE)
     assert torch.equal(crop[:, 2:6], image)
@@ -112,7 +112,7 @@ def test_a_crop_of_its_own_size_is_the_images_pixels_with_the_fill_colour_beyond
         assert (crop[channel, [0, 1, 6, 7]] == FILL[channel]).all()
 
 
-def test_integer_resize_equals_the_antialiased_float_one_to_a_grey_level() -> None:
+def test_integer_resize_equals_that_of_floats_to_a_grey_level() -> None:
     rows = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     image = torch.from_numpy(rows).permute(2, 0, 1)
     box = np.array([[5, 5, 65, 65]], np.float32)

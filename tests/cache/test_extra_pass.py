@@ -21,7 +21,7 @@ from hoi.teachers.loading import TextSide
 from hoi.vlm import Likelihoods, build_vlm
 from hoi.vlm.extractor import VlmExtractor, sentences
 from hoi.vocabulary import Vocabulary
-from tests.vlm.test_coca import FULL, small_folder
+from tests.fakes.models import write_coca
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 6
@@ -31,7 +31,7 @@ NUM_IMAGES = 6
 def base(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     """Six scenes, detected and embedded by the world's own models, and the files of a small CoCa."""
     folder = tmp_path_factory.mktemp("further")
-    small_folder(folder / "coca", FULL)
+    write_coca(folder / "coca")
     plain = read_yaml(ROOT / "pipeline.yaml")
     plain["dataset"] = {"name": "world", "splits": {"test": NUM_IMAGES}}
     plain["cache"] = {

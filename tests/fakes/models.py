@@ -6,6 +6,7 @@ A VLM has a tokenizer trained on a few sentences, and its family's image process
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import torch
 
+import hoi.world
 from hoi.config import TeacherConfig
 from hoi.vlm.transformers_loading import quiet
+from hoi.world.models.clip import BPE_FILE
 
 CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 TOWERS: dict[str, dict[str, Any]] = {
@@ -104,6 +107,37 @@ def teacher_config(folder: Path, kind: str = "resnet", **settings: Any) -> Teach
     """Write such a model and return a teacher section that loads it."""
     plain = {"model": write_clip(folder / kind, kind), "pretrained": "random", "batch_size": 8, **settings}
     return TeacherConfig.model_validate(plain)
+
+
+def write_coca(folder: Path, full: bool = True) -> str:
+    """Write a CoCa without weights; return the name that loads it with `pretrained: random`.
+
+    Args:
+        full: As the published models are: a class token in the text tower, and an attentional pooler.
+    """
+    text: dict[str, Any] = {"context_length": 20, "vocab_size": 808, "width": 32, "heads": 2, "layers": 2}
+    vision: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 32,
+        "head_width": 16,
+        "layers": 2,
+        "attn_pooler_heads": 2,
+    }
+    pooler: dict[str, Any] = {"attentional_pool": True, "attn_pooler_queries": 9} if full else {}
+    tokens: dict[str, Any] = {"output_tokens": True, "embed_cls": full, "tokenizer_kwargs": {"bpe_path": BPE_FILE}}
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {**vision, "output_tokens": True, **pooler},
+        "text_cfg": {**text, **tokens},
+        "multimodal_cfg": text,
+        "custom_text": True,
+    }
+    folder.mkdir()
+    shutil.copyfile(Path(hoi.world.__file__).parent / "weights/clip" / BPE_FILE, folder / BPE_FILE)
+    plain = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(plain))
+    return f"local-dir:{folder}"
 
 
 def write_vlm(folder: Path, family: str, seed: int = 0, **sizes: Any) -> Path:

@@ -32,7 +32,7 @@ def whole_box(size: int, num: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("kind", TOWERS)
 @torch.inference_mode()
-def test_at_its_own_size_the_whole_image_is_embedded_as_the_model_does(models: dict[str, Any], kind: str) -> None:
+def test_a_whole_image_is_embedded_as_by_the_model(models: dict[str, Any], kind: str) -> None:
     size = NATIVE[kind]
     embedding, maps = open_tower(models[kind].visual, size, size).whole(pixels(size))
     torch.testing.assert_close(embedding, models[kind].encode_image(pixels(size)), rtol=1e-4, atol=1e-5)
@@ -44,7 +44,7 @@ def test_at_its_own_size_the_whole_image_is_embedded_as_the_model_does(models: d
 )
 @torch.inference_mode()
 def test_the_region_of_the_whole_image_is_the_image(models: dict[str, Any], kind: str, level: int) -> None:
-    """Where the pool sees nothing but the map; ViT's class token and CoCa's pool see the class token as well."""
+    # Where the pool sees nothing but the map; ViT's class token and CoCa's pool see the class token as well.
     size = NATIVE[kind]
     tower = open_tower(models[kind].visual, size, size)
     embedding, maps = tower.whole(pixels(size))
@@ -62,7 +62,7 @@ def test_c4_of_the_whole_image_is_the_image_too(models: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", TOWERS)
 @torch.inference_mode()
-def test_a_larger_image_has_a_larger_map_and_leaves_the_model_as_it_was(models: dict[str, Any], kind: str) -> None:
+def test_a_larger_image_has_a_larger_map(models: dict[str, Any], kind: str) -> None:
     size, model = NATIVE[kind], models[kind]
     before = model.encode_image(pixels(size))
     tower = open_tower(model.visual, 2 * size, size)
@@ -103,5 +103,7 @@ def test_regions_without_area_are_finite(models: dict[str, Any], kind: str) -> N
 
 @pytest.mark.parametrize(("kind", "multiple"), [("resnet", 32), ("vit", 16), ("timm_map_pool", 16)])
 def test_a_size_that_the_tower_cannot_tile_is_refused(models: dict[str, Any], kind: str, multiple: int) -> None:
-    with pytest.raises(UserError, match=rf"teacher.image_size_px · expected: a multiple of {multiple} · got: 250"):
+    with pytest.raises(UserError) as error:
         open_tower(models[kind].visual, 250, NATIVE[kind])
+    assert error.value.where == "teacher.image_size_px"
+    assert (error.value.expected, error.value.got) == (f"a multiple of {multiple}", 250)
