@@ -230,6 +230,7 @@ class LinearStudent(Student):
 # --8<-- [end:student]
 
 
+# --8<-- [start:metric]
 class TripletCount:
     """How many triplets a method predicts."""
 
@@ -247,3 +248,6 @@ class TripletCount:
     @staticmethod
     def table(summary: Sequence[dict[str, Any]]) -> str:
         return "\n".join(f"{each['name']}: {each['triplets']} triplets" for each in summary)
+
+
+# --8<-- [end:metric]
