@@ -89,7 +89,7 @@ def _expand_environment(value: Any, where: str, key: tuple[str, ...]) -> Any:
             raise UserError(
                 f"the environment variable {name} is not set",
                 where=f"{where}, key '{'.'.join(key)}'",
-                fix=f"run with {name}=... (make {name}=... TARGET)",
+                fix=f"export {name}=..., then run the same command again (with make: {name}=... on its command line)",
             )
         return os.environ[name]
 

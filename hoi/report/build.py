@@ -109,7 +109,9 @@ def write_report(config: PipelineConfig, out: Path | None = None, sweeps: Sequen
             "commit": summary["commit"] or "not in a git checkout",
             **summary["versions"],
         },
-        "commands": "make setup\nmake teacher-cache train eval report CONFIG=settings.yaml",
+        "commands": "\n".join(
+            f"hoi {verb} --config settings.yaml" for verb in ("teacher-cache", "train", "eval", "report")
+        ),
     }
     data = _render(page).encode()
     file = folder / FILE_NAME if out is None else out

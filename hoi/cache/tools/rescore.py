@@ -196,7 +196,9 @@ class _Rescoring:
     def shard(self, path: Path, sha256: str, folder: Path, plan: ShardPlan) -> Receipt:
         if file_sha256(path) != sha256:
             raise UserError(
-                "a file differs from what its manifest says", where=path, fix="hoi cache repair with the old settings"
+                "a file differs from what its manifest says",
+                where=path,
+                fix=f"{command('cache repair')} with the old settings",
             )
         axes, fields = self._old.axes, BASE.content.fields
         tables = inspect_shard(path, fields).tables(fields_of(axes, fields), mapped=False)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hoi.errors import UserError
+from hoi.errors import UserError, command
 from hoi.machine import full_precision
 from hoi.matching import LabelTargets
 from hoi.records import BranchScores, PairBatch, TextBank, VisualHead
@@ -217,5 +217,5 @@ def _head_of(bank: TextBank, axes: Mapping[str, int]) -> VisualHead:
         where="method: hoiclip",
         expected="a cache made with teacher.spatial_map: true, by a CLIP ResNet or ViT",
         got=None if lacks_map else "no visual head in its text bank",
-        fix="build one in another cache.folder: make teacher-cache teacher.spatial_map=true cache.folder=FOLDER",
+        fix=f"build one: {command('teacher-cache', 'teacher.spatial_map=true', 'cache.folder=FOLDER')}",
     )
