@@ -274,10 +274,6 @@ def _train_task(job: Job, fingerprint: str) -> Task:
     return Task("training", str(job.folder), train_task, (job.config_json, job.seed, str(job.folder), fingerprint))
 
 
-def _train_task(job: Job, fingerprint: str) -> Task:
-    return Task("training", str(job.folder), train_task, (job.config_json, job.seed, str(job.folder), fingerprint))
-
-
 def _grade_tasks(plan: Plan, errors: dict[Path, str]) -> list[Task]:
     # The baselines come first, since they take longest.
     tasks: list[Task] = []
