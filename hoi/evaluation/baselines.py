@@ -109,7 +109,7 @@ class DirectClip:
 
 @dataclass(frozen=True)
 class DirectClipLevels:
-    """What the whole image adds to the crops, without training; the setting of `crop` reads the whole image as well."""
+    """Direct CLIP on crops, on whole images and on both, without training; one setting reads them all."""
 
     crop: DirectClip
 
@@ -228,7 +228,7 @@ class Tuner:
                 score = plain * self._detection_score**exponent
                 result = score_matches(self._matches, score, unmarked, unmarked)
                 tried.append(Tuned(choice, exponent, result.full or 0.0, 0))
-        best = max(tried, key=lambda found: found.quality)
+        best = max(tried, key=lambda tuned: tuned.quality)
         return Tuned(best.choice, best.exponent, best.quality, len(tried))
 
 

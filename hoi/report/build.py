@@ -181,7 +181,7 @@ def _with_labels(
         "variants": _variants(finished, matches, results),
         "recall": _recall(finished, matches),
         "calibration": calibration_plot("share that is right over mean score", calibration),
-        "calibration_errors": {name: found.error for name, found in calibration},
+        "calibration_errors": {name: of_method.error for name, of_method in calibration},
         "ahead": difference_bars(f"classes in which {student} is ahead", ahead, 2),
         "behind": difference_bars(f"classes in which {teacher} is ahead", behind, 1),
         "classes": classes,

@@ -169,7 +169,7 @@ def in_words(name: str) -> str:
 
 def result_lines(summary: Plain, results: Sequence[Plain]) -> list[ResultLine]:
     """Return the result table of summary.json and results.json."""
-    differences = {found["better"]: found for found in summary["against_direct"]}
+    differences = {record["better"]: record for record in summary["against_direct"]}
     students = summary["config"]["students"]
     lines = []
     for mean in summary["means"]:
@@ -230,7 +230,7 @@ def sweep_lines(path: Path, summary: Plain) -> SweepLines:
             start = [f"from {row['from']}"] if row.get("from") else []
             changes = ", ".join([*start, *(f"{key}: {value}" for key, value in row.get("changes", {}).items())])
             lines.append(ResultLine(row["name"], changes, row["num_seeds"], *_figures(row["means"], row["difference"])))
-        notes = [f"failed: {found['name']}, seed {found['seed']}: {found['reason']}" for found in sweep["failed"]]
+        notes = [f"failed: {run['name']}, seed {run['seed']}: {run['reason']}" for run in sweep["failed"]]
         made_by, here = ((of["fingerprint"], of["split"]) for of in (sweep, summary))
         if made_by != here:
             notes.append(f"Another cache or split than the rest of this page: {made_by[0]}, {made_by[1]}.")
@@ -264,7 +264,7 @@ def verb_lines(per_class: Sequence[Plain], vocabulary: Vocabulary, methods: Sequ
 
 
 def _mean_ap(record: Plain, methods: Sequence[str]) -> dict[str, float]:
-    return {m: float(np.mean([found["percent"] for found in record["ap"] if found["name"] == m])) for m in methods}
+    return {m: float(np.mean([row["percent"] for row in record["ap"] if row["name"] == m])) for m in methods}
 
 
 def largest_differences(

@@ -101,9 +101,9 @@ def image_ap(matches: Matches, score: np.ndarray, num_images: int, counted: np.n
     image, hit = matches.image[order], is_true[order]
     first = np.searchsorted(image, image)
     place = np.arange(len(image)) - first + 1
-    found = np.cumsum(hit)
-    found = found - (found - hit)[first]
-    sums = np.bincount(image[hit], (found / place)[hit], minlength=num_images)
+    num_hits = np.cumsum(hit)
+    num_hits = num_hits - (num_hits - hit)[first]
+    sums = np.bincount(image[hit], (num_hits / place)[hit], minlength=num_images)
     num_truths = np.bincount(matches.truth_image[counted[matches.truth_interaction]], minlength=num_images)
     return np.divide(sums, num_truths, out=np.full(num_images, np.nan), where=num_truths > 0)
 
@@ -142,8 +142,8 @@ def calibration_plot(title: str, series: Sequence[tuple[str, Calibration]]) -> M
 
     ideal = [10 ** (lowest * (1 - at / 50)) for at in range(51)]
     parts = [Markup('<polyline class="ideal" points="{}"/>').format(_points((across(s), s) for s in ideal))]
-    for number, (name, found) in enumerate(series, start=1):
-        kept = [(s, r, n) for s, r, n in zip(found.score, found.right, found.num, strict=True) if n > 0]
+    for number, (name, bins) in enumerate(series, start=1):
+        kept = [(s, r, n) for s, r, n in zip(bins.score, bins.right, bins.num, strict=True) if n > 0]
         points = _points((across(s), r) for s, r, _ in kept)
         parts.append(Markup('<polyline class="line s{}" points="{}"/>').format(number, points))
         parts += [
