@@ -18,6 +18,7 @@ from hoi.evaluation.hico import (
     PROTOCOLS,
     HicoResult,
     ProtocolName,
+    evaluate,
     known_object_images,
     match,
     score_matches,
@@ -250,9 +251,9 @@ def _score_pipeline(options: _Options) -> ScoreReport:
     reader = options.reader(names, size_hw, inclusive=False)
     records = _with_interactions(FORMATS["world"][options.format](options.predictions, names), vocabulary)
     predictions = reader.triplets(records, len(vocabulary))
-    matches = match(predictions, load_labels(config.dataset, split), len(vocabulary), protocol=options.protocol)
-    is_rare = rare_mask(config.dataset, config.train.split)
-    result = score_matches(matches, predictions.score, is_rare, vocabulary.is_no_interaction)
+    labels, is_rare = load_labels(config.dataset, split), rare_mask(config.dataset, config.train.split)
+    is_none = vocabulary.is_no_interaction
+    result = evaluate(predictions, labels, len(vocabulary), is_rare, is_none, protocol=options.protocol)
     report = _summarise({"default": result}, options.protocol, len(names), len(predictions))
     report.content["split"] = split
     return _finish(report, options, reader, records, predictions)
@@ -297,9 +298,8 @@ def _score_folder(options: _Options) -> ScoreReport:
     interactions = [{**row, "interaction": row_of[p]} for row, p in zip(records.rows, predicted, strict=True)]
     reader = options.reader(names, None, inclusive=False)
     predictions = reader.triplets(Records(records.path, interactions, records.lines, records.word), len(pairs))
-    matches = match(predictions, labels, len(pairs), protocol=options.protocol)
-    is_rare, is_no_interaction = np.zeros(len(pairs), bool), np.array([verb == NO_INTERACTION for verb, _ in pairs])
-    result = score_matches(matches, predictions.score, is_rare, is_no_interaction)
+    is_rare, is_none = np.zeros(len(pairs), bool), np.array([verb == NO_INTERACTION for verb, _ in pairs])
+    result = evaluate(predictions, labels, len(pairs), is_rare, is_none, protocol=options.protocol)
     report = _summarise({"default": result}, options.protocol, len(names), len(predictions))
     report.content["interactions"] = [f"{verb} {obj}" for verb, obj in pairs]
     return _finish(report, options, reader, records, predictions)
