@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -56,7 +57,8 @@ def test_an_example_on_real_data_says_what_it_takes(name: str, monkeypatch: pyte
     path = EXAMPLES / f"{name}.yaml"
     config = load(path, monkeypatch, tmp_path)
     assert config.detector.name == "torchvision"
-    weights = torchvision.models.get_model_weights(config.detector.model)[config.detector.weights]
+    detector: Any = config.detector
+    weights = torchvision.models.get_model_weights(detector.model)[detector.weights]
     text = path.read_text()
     assert weights.url.rsplit("/", 1)[1] in text or "As in examples/hicodet.yaml" in text
     assert (config.teacher.model, config.teacher.pretrained) in open_clip.list_pretrained()

@@ -61,7 +61,7 @@ def test_after_repair_the_cache_is_the_undisturbed_one(tmp_path: Path, name: str
     folder = tmp_path / "cache" / "test"
     before, written = contents(folder), times(folder)
     assert repair(config, RandomSignals).lines == ()
-    damage(folder / name)  # type: ignore[operator]
+    damage(folder / name)
     bad = (folder / name).read_bytes() if (folder / name).exists() else None
     if name == "shard-00001.json" and bad is None:
         # A receipt may be missing, so nothing is wrong, and the next repair that finds something brings it back.

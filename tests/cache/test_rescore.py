@@ -37,7 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes of the world as a folder of photographs, which may have any vocabulary."""
     folder = tmp_path_factory.mktemp("photos")
     dataset = {"name": "world", "splits": {"test": NUM_IMAGES}}
-    scenes = WorldImages(world(folder, dataset=dataset).dataset, "test")  # type: ignore[arg-type]
+    scenes = WorldImages(world(folder, dataset=dataset).dataset, "test")
     (folder / "images").mkdir()
     for row in range(NUM_IMAGES):
         Image.fromarray(scenes.read(row)).save(folder / "images" / f"{row}.png")

@@ -27,11 +27,11 @@ from hoi.cache.build.pool import (
     give_up_slot,
     giving_up,
     open_pool,
-    visible_devices,
     worker_environment,
 )
 from hoi.config import CacheConfig
 from hoi.errors import UserError
+from hoi.machine import visible_devices
 from tests.fakes import worker_tasks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ def test_every_field_of_every_record_is_found_again(counts: list[tuple[int, int]
         pairs = slice(*tables["pair_offsets"][row : row + 2])
         assert tables["image_id"][row].decode() == record.image_id
         for field in FIELDS:
-            source = record.detections if field.name in ("boxes_xyxy", "scores", "labels") else record
+            source: Any = record.detections if field.name in ("boxes_xyxy", "scores", "labels") else record
             if field.is_text or field.rows == "offset" or field.name == "status":
                 continue
-            rows = {"image": row, "detection": detections, "pair": pairs}[field.rows]
+            rows: Any = {"image": row, "detection": detections, "pair": pairs}[field.rows]
             np.testing.assert_array_equal(tables[field.name][rows], getattr(source, field.name))
             compared += 1
     assert compared == 12 * len(records)

@@ -113,8 +113,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
             for key, truth in (("precision", right[of].mean()), ("ap", true_ap(right[of], score[of]))):
                 found = getattr(result, key)
                 held[key + name].append(found.low - 1e-9 <= truth <= found.high + 1e-9)
-        widths.append(results.together.precision.high - results.together.precision.low)  # type: ignore[union-attr]
-        off.append(results.together.precision.value - right.mean())  # type: ignore[union-attr]
+        widths.append(results.together.precision.high - results.together.precision.low)
+        off.append(results.together.precision.value - right.mean())
     shares = {name: float(np.mean(values)) for name, values in held.items()}
     assert all(share >= 0.88 for share in shares.values()), shares
     assert np.mean(widths) < 0.32

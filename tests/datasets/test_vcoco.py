@@ -213,8 +213,8 @@ def test_the_real_files_load_and_their_counts_are_known() -> None:
     assert people == {"train": 3932, "validation": 4499, "test": 7697}
     assert positives == {"train": 11325, "validation": 13141, "test": 22070}
     labels = read_labels(folder / "vcoco_test_rebuilt.json.gz")
-    split = join_instances(labels, folder / "instances_vcoco_test_boxes.json.gz")
-    own = pairs_of_truth(split)
+    joined = join_instances(labels, folder / "instances_vcoco_test_boxes.json.gz")
+    own = pairs_of_truth(joined)
     trainval, test = (read_pairs(folder / f"instances_vcoco_{name}.json.gz") for name in ("trainval", "test"))
     assert (trainval.image_ids, test.image_ids) == (ids["trainval"], ids["test"])
     assert (len(trainval), len(test)) == (13817, 12402)

@@ -70,7 +70,7 @@ IMAGES = [[TWICE, 0, 0], [0, 0, 0]]
 
 
 def direct(form: str, temperature: float = 1.0, margin: int | None = 0, logit_bias: float | None = None) -> dict:
-    setting = DirectSetting(form, temperature, margin)  # type: ignore[arg-type]
+    setting = DirectSetting(form, temperature, margin)
     scorer = DirectClipLevels(DirectClip(bank(logit_bias), VOCABULARY, setting, "direct"))
     return scorer.branch_scores(batch(CROPS, IMAGES))
 
@@ -115,7 +115,7 @@ def test_a_teacher_with_a_bias_is_read_by_sigmoid() -> None:
 @pytest.mark.parametrize(("bias", "form"), [(None, "softmax"), (-10.0, "sigmoid")])
 def test_the_first_setting_is_the_teacher_as_it_comes(bias: float | None, form: str) -> None:
     settings = direct_settings(bank(bias), num_margins=2)
-    assert settings[0] == DirectSetting(form, 1.0, 0)  # type: ignore[arg-type]
+    assert settings[0] == DirectSetting(form, 1.0, 0)
     assert len(set(settings)) == len(settings)
     assert {s.margin for s in settings} == {0, 1, None}
     assert ("sigmoid" in {s.form for s in settings}) == (bias is not None)

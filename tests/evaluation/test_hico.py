@@ -55,7 +55,7 @@ def random_case(seed: int, num_interactions: int = 5, num_images: int = 12) -> t
     for _ in range(400):
         image, box_h, box_o, k = truths[rng.integers(len(truths))]
         moved_h, moved_o = np.add(box_h, rng.integers(-3, 4, 4)), np.add(box_o, rng.integers(-3, 4, 4))
-        image = image if rng.random() < 0.8 else rng.integers(num_images)
+        image = image if rng.random() < 0.8 else int(rng.integers(num_images))
         k = k if rng.random() < 0.8 else rng.integers(num_interactions)
         found.append((image, moved_h, moved_o, k, round(rng.random(), 1)))
     return triplets_of(*found), labels_of(*truths)

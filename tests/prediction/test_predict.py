@@ -47,7 +47,7 @@ def run(trained: PipelineConfig) -> Run:
 
     def predict_with(images: object, out: Path, **options: Any) -> PredictReport:
         paths = [str(each) for each in (images if isinstance(images, list) else [images])]
-        return predict(paths, out, checkpoint, **{"device": "cpu", **options})  # type: ignore[arg-type]
+        return predict(paths, out, checkpoint, **{"device": "cpu", **options})
 
     return predict_with
 
@@ -171,7 +171,7 @@ def test_a_second_run_in_the_same_folder_is_refused(photographs: Path, run: Run,
             with pytest.raises(UserError) as caught:
                 run(image, tmp_path / "out")
             reasons.append(caught.value.what)
-            return super().predict(*images, **options)  # type: ignore[arg-type]
+            return super().predict(*images, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict_module, "Predictor", Second)
@@ -319,7 +319,7 @@ def test_what_does_not_fit_in_memory_is_tried_alone(
                 raise torch.cuda.OutOfMemoryError
             if names[0].endswith("0.png"):
                 raise MemoryError
-            return super().predict(images, names, **options)  # type: ignore[arg-type]
+            return super().predict(images, names, **options)
 
     monkeypatch.setattr(predict_module, "Predictor", Small)
     report = run(photographs, tmp_path / "out", pictures=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ def test_the_file_loads_and_everything_is_said_beforehand(place: Path) -> None:
     config = load_config(place / "mine.yaml")
     assert config == report.config
     assert config.dataset.name == "folder"
-    assert config.dataset.images == str(place / "my photos")
+    dataset: Any = config.dataset
+    assert dataset.images == str(place / "my photos")
     assert (config.detector.name, config.cache.folder) == ("precomputed", "cache/mine")
     assert [student.supervision for student in config.students.values()] == ["teacher"]
     assert report.num_errors == 0
@@ -79,7 +81,8 @@ def test_any_name_of_a_folder_comes_back_from_the_file(place: Path, folder: str)
     assert run(place, images=folder, name="no").num_errors == 0
     config = load_config(place / "no.yaml")
     assert (config.name, config.dataset.name) == ("no", "folder")
-    assert config.dataset.images == folder
+    dataset: Any = config.dataset
+    assert dataset.images == folder
     *_, predict = next_commands(config, Path("no.yaml"))
     assert folder in shlex.split(predict)
 

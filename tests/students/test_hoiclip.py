@@ -127,7 +127,7 @@ def test_scoring_edits_nothing_so_that_a_sweep_over_the_enhancement_repeats() ->
     # The public code adds to the scores in place, so that each step of its top-K sweep starts from the one before.
     split = make_map_split()
     student, before = fresh_hoiclip(split), split.whole.image_similarity.clone()
-    found = {}
+    found: dict[int, Any] = {}
     for classes in (0, 1, 3, 0, 1, 3):
         student.config = student.config.model_copy(update={"enhancement_classes": classes})
         scores = student.branch_scores(split.whole)["student"]

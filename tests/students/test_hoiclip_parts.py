@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,7 +220,7 @@ VOCABULARY_OF_TEXTS = Vocabulary(("person", "dog"), ("pet",), (("pet", "dog"),))
 
 
 def test_a_vits_cells_go_to_the_joint_space_by_its_own_last_layers(tmp_path: Path) -> None:
-    teacher = build_teacher(teacher_config(tmp_path, "vit", spatial_map=True), "cpu")
+    teacher: Any = build_teacher(teacher_config(tmp_path, "vit", spatial_map=True), "cpu")
     visual = teacher._model.visual
     with torch.no_grad():
         visual.ln_post.weight.uniform_(0.5, 1.5)
@@ -237,7 +238,7 @@ def test_a_vits_cells_go_to_the_joint_space_by_its_own_last_layers(tmp_path: Pat
 
 
 def test_a_resnets_cells_go_to_the_joint_space_by_value_and_output_projection_of_its_pool(tmp_path: Path) -> None:
-    teacher = build_teacher(teacher_config(tmp_path, "resnet", spatial_map=True), "cpu")
+    teacher: Any = build_teacher(teacher_config(tmp_path, "resnet", spatial_map=True), "cpu")
     pool = teacher._model.visual.attnpool
     with torch.no_grad():
         # Without queries and positions the pool attends to its cells, and to their mean, alike.

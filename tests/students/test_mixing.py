@@ -64,13 +64,13 @@ def test_targets_sum_to_one_and_a_teacher_who_says_nothing_changes_nothing(pool:
     clip, other, asked = torch.rand(40, 5).softmax(1), torch.rand(40, 5), torch.rand(40, 5) > 0.4
     highest, nothing = (other * asked).amax(1), torch.zeros_like(other)
     opinions = [Opinion(clip, 1.0), Opinion(other, 0.4, asked, highest)]
-    target = mix(opinions, pool, OBJECT_OF, is_distribution=True).scores  # type: ignore[arg-type]
+    target = mix(opinions, pool, OBJECT_OF, is_distribution=True).scores
     torch.testing.assert_close(target.sum(1), torch.ones(40))
     # What it was not asked keeps CLIP's proportions.
     ratio = torch.where(asked, 0.0, target / clip)
     torch.testing.assert_close(ratio[~asked], (ratio.amax(1, keepdim=True) * ~asked)[~asked])
     for silent in (Opinion(other, 0.4, nothing > 0, nothing[:, 0]), Opinion(nothing, 0.4, asked, nothing[:, 0])):
-        same = mix([Opinion(clip, 1.0), silent], pool, OBJECT_OF, is_distribution=True)  # type: ignore[arg-type]
+        same = mix([Opinion(clip, 1.0), silent], pool, OBJECT_OF, is_distribution=True)
         torch.testing.assert_close(same.scores, clip)
 
 
@@ -94,7 +94,7 @@ def test_what_no_teacher_was_asked_gets_no_gradient_at_all(image_target: str, po
     watched = {"image": logits.image, "union": logits.union, "human_object": logits.human_object}
     for value in watched.values():
         value.retain_grad()
-    student.forward = lambda _: logits  # type: ignore[method-assign]
+    student.forward = lambda _: logits
     student.losses(batch, None).total.backward()
     asked = batch.extra[f"{VLM}/vlm_asked"] > 0
     of_pairs = asked[batch.pair_image] & torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]

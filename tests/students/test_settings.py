@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from hoi.config import parse_student

@@ -15,6 +15,7 @@ from hoi.evaluation.baselines import baseline_names
 from hoi.sweeps import run as sweep_runs
 from hoi.sweeps.bench import run_bench
 from hoi.sweeps.plan import Bench, load_bench
+from hoi.training.train import train_run
 from tests.fakes.extractors import DrawnSignals
 from tests.fakes.pipelines import small_pipeline, write_pipeline
 
@@ -104,7 +105,7 @@ def test_every_row_of_every_world_is_there_with_its_differences_and_a_second_ben
 
 
 def test_a_run_that_fails_leaves_the_rest_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = sweep_runs.train_run
+    usual = train_run
 
     def fails(config: Any, name: str, seed: int, *rest: Any, **further: Any) -> float:
         if seed == 1:

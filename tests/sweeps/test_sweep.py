@@ -145,7 +145,8 @@ def test_a_grid_is_every_combination_named_after_its_values(tmp_path: Path, cach
         "alone_aggregation-noisy_or_learning_rate-0.001",
         "alone_aggregation-noisy_or_learning_rate-0.002",
     ]
-    assert (rows[-1].student.score.weights.union, rows[-1].student.aggregation) == (0.0, "noisy_or")
+    student: Any = rows[-1].student
+    assert (student.score.weights.union, student.aggregation) == (0.0, "noisy_or")
     assert (rows[-1].train.learning_rate, rows[-1].train.epochs) == (2e-3, 1)
 
 

@@ -145,7 +145,8 @@ def process(rank: int, size: int, port: int, work: Callable[[Group, Path], None]
 
 def run_processes(size: int, work: Callable[[Group, Path], None], folder: Path) -> list[int | None]:
     """Exit codes by rank."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    distributed: Any = torch.distributed
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started = [FORKS.Process(target=process, args=(rank, size, store.port, work, folder)) for rank in range(size)]
     for one in started:
         one.start()

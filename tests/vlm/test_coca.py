@@ -70,7 +70,12 @@ def test_order_and_other_images_do_not_change_a_likelihood(model: CocaModel) -> 
 def test_an_image_goes_through_its_tower_once(model: CocaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     plain = model._model.visual.forward
-    monkeypatch.setattr(model._model.visual, "forward", lambda x: passes.append(len(x)) or plain(x))
+
+    def counted(x: Any) -> Any:
+        passes.append(len(x))
+        return plain(x)
+
+    monkeypatch.setattr(model._model.visual, "forward", counted)
     model.log_likelihoods(PICTURES, [TEXTS * 5] * 3)
     assert passes == [2, 1]
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 from tqdm import tqdm
 
 from hoi.cache.manifest import Manifest, parse_manifest, sole_builder
