@@ -38,7 +38,7 @@ def overlapping(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def test_labels_take_a_wish_then_the_nearest_free_place_then_none() -> None:
+def test_labels_take_a_wish_then_the_nearest_place_then_none() -> None:
     first, second, third, fourth = place_labels([(10, 5)] * 4, [[(2, 3), (40, 3)]] * 4, (60, 10))
     assert (first, second) == ((2, 3, 12, 8), (40, 3, 50, 8))
     # From (2, 3) on, columns and rows of 5 pixels: (15, 5) is the nearest that leaves the first alone.
@@ -62,7 +62,7 @@ def test_crowded_labels_lie_inside_the_image_and_never_overlap(seed: int) -> Non
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (400, 3), (192, 192), (2600, 900)])
-def test_a_picture_of_any_size_keeps_it_and_the_image_is_unchanged(size: tuple[int, int]) -> None:
+def test_a_picture_keeps_its_size_and_the_image_is_unchanged(size: tuple[int, int]) -> None:
     width, height = size
     image = grey(width, height)
     boxes: list[Box] = [(0, 0, width, height), (-5, -5, width + 9, 1), (width / 2, height / 2, width / 2, height / 2)]
@@ -144,7 +144,7 @@ def test_a_pair_may_have_its_own_colour_and_a_number_on_its_link() -> None:
     assert (abs(badge - [255, 0, 0]).max(-1) > 150).any()
 
 
-def test_the_share_that_labels_cover_is_none_where_one_has_no_room() -> None:
+def test_the_covered_share_is_none_where_a_label_has_no_room() -> None:
     pair = DrawnPair((10, 60, 60, 160), (140, 60, 190, 160), "ride bicycle")
     one, two = covered_share((200, 200), [pair]), covered_share((200, 200), [pair] * 2)
     assert one is not None

@@ -32,7 +32,7 @@ def result_of(size_hw: tuple[int, int], rows: list[tuple[int, int, int, float]])
     return ImageResult("image", size_hw, found, ["person"] * num, triplets)
 
 
-def test_pairs_have_their_likely_interactions_and_a_colour_a_person() -> None:
+def test_pairs_have_likely_interactions_and_a_colour_a_person() -> None:
     rows = [(0, 1, 0, 0.8), (2, 3, 1, 0.5), (0, 1, 1, 0.3), (0, 3, 0, 0.2), (2, 1, 2, 0.9), (2, 2, 3, 0.1)]
     rows.append((2, 0, 0, 0.07))
     pairs = shown_pairs(result_of((100, 100), rows), VOCABULARY, 9)

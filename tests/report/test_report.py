@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from hoi.training.train import choose_student
 from hoi.world import INTERACTIONS
 
 WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 HOSTILE = "<script>document.title='taken'</script>"
 HOSTILE_FILE = "\"><img src=x onerror=document.title='taken'>&lt;"
@@ -274,23 +272,6 @@ def test_the_shown_student_is_the_best_without_labels(plain: dict[str, Any]) -> 
     assert shown({"a": {}, "student": {}, "best": {}}) == "best"
     assert shown({"a": {}, "student": {}, "best": by_labels}) == "student"
     assert shown({"bound": by_labels, "b": {}, "a": {}}) == "b"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium that keeps its console and every request."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    driver = shutil.which("chromedriver")
-    if CHROMIUM is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chromium
-    chromium.quit()
 
 
 def set_width(browser: Any, width: int) -> None:

@@ -6,7 +6,6 @@ import base64
 import http.client
 import importlib
 import json
-import shutil
 import socket
 import sys
 import threading
@@ -37,7 +36,6 @@ from hoi.web.app import PredictPage, serve_app
 from hoi.web.check_page import MarkingPage, check_page, export, open_session
 from hoi.web.server import announcement, make_app, make_server, open_socket
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NUM_IMAGES = 12
 LISTED = 200
 """Triplets that the page lists at most."""
@@ -303,26 +301,6 @@ def test_without_the_libraries_the_message_says_what_to_install() -> None:
             importlib.reload(hoi.web)
     assert caught.value.got == "no uvicorn"
     assert "pip install" in str(caught.value.fix)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium that keeps its console, every request, and downloads."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    driver = shutil.which("chromedriver")
-    if CHROMIUM is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    chromium.downloads = tmp_path_factory.mktemp("downloads")
-    behaviour = {"behavior": "allow", "downloadPath": str(chromium.downloads)}
-    chromium.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
-    yield chromium
-    chromium.quit()
 
 
 def until(browser: Any, script: str, seconds: float = 60) -> Any:

@@ -25,7 +25,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_predictions_of_a_folder_are_scored_as_worked_out_by_hand(tmp_path: Path) -> None:
+def test_predictions_of_a_folder_score_as_worked_out_by_hand(tmp_path: Path) -> None:
     box = {"file_name": "a.png", "human_xyxy": [0, 0, 10, 10], "object_xyxy": [20, 20, 30, 30]}
     ride, hold = {"verb": "ride", "object": "horse"}, {"verb": "hold", "object": "cup"}
     truth = write(tmp_path / "truth.jsonl", [{**box, **ride}, {**box, **hold}])
@@ -48,7 +48,7 @@ def test_predictions_of_a_folder_are_scored_as_worked_out_by_hand(tmp_path: Path
     assert caught.value.where == f"{truth}, line 1"
 
 
-def test_predictions_outside_the_folder_and_wrong_options_are_refused(tmp_path: Path) -> None:
+def test_files_outside_the_folder_and_wrong_options_are_refused(tmp_path: Path) -> None:
     line = {**BOXES, "verb": "a", "object": "b", "score": 1}
     path, out = tmp_path / "predictions.jsonl", tmp_path / "out"
     for name, what in (
