@@ -36,7 +36,7 @@ def gate(masses: list[float], humans: Tensor, objects: Tensor) -> Tensor:
         ("next to no mass", [1e-42], rows(0), rows(8), [1]),
     ],
 )
-def test_a_pairs_gate_is_its_share_of_its_object_then_of_its_human(
+def test_a_gate_is_a_share_of_the_object_then_of_the_human(
     what: str, masses: list[float], humans: Tensor, objects: Tensor, expected: list[float]
 ) -> None:
     torch.testing.assert_close(gate(masses, humans, objects), torch.tensor(expected, dtype=torch.float32), msg=what)
@@ -50,7 +50,7 @@ def test_mass_is_summed_over_real_interactions_only() -> None:
     )
 
 
-def test_scores_that_are_not_real_pass_as_they_are_and_the_others_take_the_gate_to_the_exponent() -> None:
+def test_only_real_interactions_are_gated() -> None:
     scores = torch.tensor([[0.75, 0.5], [0.25, 0.1]])
     is_real = torch.tensor([[True, False], [True, False]])
     found = gated(scores, is_real, rows(0, 1), rows(8, 8), 0.5)
@@ -58,7 +58,7 @@ def test_scores_that_are_not_real_pass_as_they_are_and_the_others_take_the_gate_
     torch.testing.assert_close(found[:, 0], torch.tensor([0.75**1.5, 0.25**1.5]))
 
 
-def test_other_rivals_are_the_objects_or_the_humans_pairs_alone_or_the_best_of_them() -> None:
+def test_other_rivals_by_hand() -> None:
     """Two people share object 8, the second of whom has object 9 to itself as well."""
     scores, humans, objects = torch.tensor([[0.6], [0.2], [0.15]]), rows(0, 1, 1), rows(8, 8, 9)
     everything = torch.ones_like(scores, dtype=torch.bool)

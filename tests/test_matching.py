@@ -41,7 +41,7 @@ def test_matching_by_hand() -> None:
     assert np.argwhere(matched).tolist() == [[0, RIDE], [0, PUSH], [1, RIDE], [1, PUSH]]
 
 
-def test_targets_of_a_split_do_not_depend_on_batches_and_images_keep_unmatched_labels() -> None:
+def test_targets_do_not_depend_on_batches() -> None:
     split = make_split((3, 0, 1, 2))
     labels = split.labels
     lost = truth((1, HUMAN, BICYCLE, PUSH))
@@ -68,7 +68,7 @@ def test_no_labels_and_no_pairs_are_fine() -> None:
     assert not match_pairs(make_split((2,)).whole, truth(), VOCABULARY).any()
 
 
-def test_labels_on_the_cached_pairs_find_all_truth_that_has_a_pair() -> None:
+def test_labels_on_cached_pairs_find_all_truth_with_a_pair() -> None:
     split = make_split((3, 0, 1, 2))
     everything = score_split(LabelledPairs(split.labels, VOCABULARY), split.batches(2, None), VOCABULARY, 0.0, "cpu")
     triplets = everything[CEILING]

@@ -66,7 +66,7 @@ def own(matched: np.ndarray) -> int:
     return int(matched[np.arange(NUM_LABELS), annotated().interaction].sum())
 
 
-def test_annotated_boxes_hold_their_own_labels_and_those_of_what_was_drawn_twice() -> None:
+def test_annotated_boxes_match_their_own_labels() -> None:
     matched = match_pairs(as_detections(0.0), annotated(), hicodet_vocabulary())
     assert own(matched) == NUM_LABELS
     # Boxes are drawn anew for each interaction, so most pairs are another row's as well.
@@ -76,7 +76,7 @@ def test_annotated_boxes_hold_their_own_labels_and_those_of_what_was_drawn_twice
     assert (objects[interaction] == objects[annotated().interaction[pair]]).all()
 
 
-def test_jittered_boxes_keep_their_labels_while_the_overlap_is_a_half() -> None:
+def test_moved_boxes_match_while_the_overlap_is_a_half() -> None:
     # A box moved by d of its sides overlaps itself by (1 - d)² / (2 - (1 - d)²): 0.506 at 0.18, 0.489 at 0.19.
     labels, vocabulary = annotated(), hicodet_vocabulary()
     assert own(match_pairs(as_detections(0.1), labels, vocabulary)) == NUM_LABELS
@@ -90,7 +90,7 @@ def test_jittered_boxes_keep_their_labels_while_the_overlap_is_a_half() -> None:
     ("split", "num_unseen"),
     [("rare_first", 836), ("non_rare_first", 21_259), ("unseen_object", 4_988), ("unseen_verb", 6_580)],
 )
-def test_targets_of_a_zero_shot_split_hold_none_of_its_unseen_instances(split: str, num_unseen: int) -> None:
+def test_zero_shot_targets_hold_no_unseen_instance(split: str, num_unseen: int) -> None:
     ids, vocabulary = unseen(split), hicodet_vocabulary()
     kept, _ = drop_unseen(annotated(), ids)
     assert len(kept) == NUM_LABELS - num_unseen

@@ -55,7 +55,7 @@ def test_similarities_and_what_follows_stay_float32(settings: dict[str, Any]) ->
             torch.testing.assert_close(found, exact, rtol=0, atol=0.2)
 
 
-def test_before_the_first_step_the_teachers_own_branches_lose_nothing() -> None:
+def test_bf16_loses_nothing_before_the_first_step() -> None:
     student, batch = fresh(), SPLIT.batch(np.array([0, 1, 3]))
     with mixed("bf16", CPU):
         lowered = student(batch)
@@ -64,7 +64,7 @@ def test_before_the_first_step_the_teachers_own_branches_lose_nothing() -> None:
     assert torch.equal(lowered.image, student(batch).image)
 
 
-def test_a_student_trained_in_bf16_has_float32_weights_and_learns_nearly_the_same() -> None:
+def test_bf16_training_keeps_float32_weights() -> None:
     plain, lowered = trained("fp32"), trained("bf16")
     assert {tensor.dtype for tensor in lowered.state_dict().values()} == {torch.float32}
     losses = [

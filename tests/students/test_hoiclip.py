@@ -36,7 +36,7 @@ def targets_of(split: MapSplit, unseen: list[int] | None = None) -> LabelTargets
     return label_targets([split.whole], labels, VOCABULARY, split.num_images, hidden)
 
 
-def test_wrong_object_interactions_are_minus_infinity_and_score_nothing() -> None:
+def test_interactions_of_other_objects_score_nothing() -> None:
     split = make_map_split()
     student = fresh_hoiclip(split, **DEPARTED)
     admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
@@ -51,7 +51,7 @@ def test_wrong_object_interactions_are_minus_infinity_and_score_nothing() -> Non
 
 @pytest.mark.parametrize("settings", [{}, DEPARTED, {"memories": "clip"}, {"memories": "instances"}, {"layers": 0}])
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
-def test_a_pair_is_scored_alike_in_whatever_company_its_image_comes(kind: str, settings: dict) -> None:
+def test_a_pairs_score_does_not_depend_on_the_batch(kind: str, settings: dict) -> None:
     split = make_map_split(kind=kind)
     student = fresh_hoiclip(split, **settings)
     together = student(split.batch(np.array([3, 2, 0, 4])))
@@ -93,14 +93,14 @@ def test_every_switch_reaches_the_scores() -> None:
     assert "ungated" in fresh_hoiclip(split, gate={"exponent": 1.0}).branch_scores(batch)
 
 
-def test_before_training_a_residual_student_sees_the_union_crops_own_embedding() -> None:
+def test_an_untrained_residual_student_is_the_union_embedding() -> None:
     split = make_map_split()
     (*_, joint) = fresh_hoiclip(split, union_residual=True).decoded(split.whole)
     crop = split.whole.extra["union_embedding"][:, 0].float()
     assert torch.allclose(joint, F.normalize(crop, dim=-1), atol=1e-3)
 
 
-def test_the_paper_s_score_is_the_sum_of_class_score_enhancement_and_squared_object_score() -> None:
+def test_the_papers_score_by_hand() -> None:
     split = make_map_split()
     student, batch = fresh_hoiclip(split, enhancement_classes=2), split.whole
     image = batch.image_similarity.float()
@@ -115,7 +115,7 @@ def test_the_paper_s_score_is_the_sum_of_class_score_enhancement_and_squared_obj
     assert (found <= 1).all()
 
 
-def test_the_enhancement_leaves_the_ranking_of_all_other_classes_and_lifts_the_likeliest() -> None:
+def test_the_enhancement_raises_the_likeliest_classes_alone() -> None:
     cosines = torch.tensor([[0.3, 0.1, 0.2, 0.25], [-0.1, 0.0, 0.4, 0.1]])
     gain = enhancement(cosines, 2)
     assert (gain != 0).tolist() == [[True, False, False, True], [False, False, True, True]]
@@ -123,7 +123,7 @@ def test_the_enhancement_leaves_the_ranking_of_all_other_classes_and_lifts_the_l
     assert torch.equal(enhancement(cosines, 10), cosines.sigmoid() - 0.5)
 
 
-def test_scoring_edits_nothing_so_that_a_sweep_over_the_enhancement_repeats() -> None:
+def test_scoring_edits_nothing() -> None:
     # The public code adds to the scores in place, so that each step of its top-K sweep starts from the one before.
     split = make_map_split()
     student, before = fresh_hoiclip(split), split.whole.image_similarity.clone()
@@ -147,7 +147,7 @@ def test_classifiers_have_no_bias_of_chance() -> None:
     assert with_offset.bias.item() == pytest.approx(-np.log(6))
 
 
-def test_logits_are_scaled_cosines_to_texts_and_lambda_times_those_to_verbs() -> None:
+def test_logits_are_scaled_cosines_to_texts_and_verbs() -> None:
     split = make_map_split()
     classifier = InteractionClassifier(split.bank, VOCABULARY, 0.3, None)
     assert classifier.log_scale.exp().item() == pytest.approx(1 / 0.07)
@@ -174,7 +174,7 @@ def test_every_layer_is_taught_by_a_loss_of_its_own() -> None:
         assert reached == [layer <= taught for layer in range(3)]
 
 
-def test_the_teachers_scores_are_learned_over_their_class_s_scale_and_never_above_one() -> None:
+def test_targets_are_scaled_by_class_and_never_above_one() -> None:
     split = make_map_split()
     student, batch = fresh_hoiclip(split, layers=1), split.whole
     admitted = torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
@@ -194,7 +194,7 @@ def test_what_is_frozen_is_no_weight_of_the_student() -> None:
     assert not [name for name in kept if name.startswith("head.") or "texts" in name]
 
 
-def test_prototypes_are_made_of_the_first_crops_of_unions_and_objects() -> None:
+def test_prototypes_are_made_of_first_crops() -> None:
     split = make_map_split(margins=2)
     labels, whole = targets_of(split), split.whole
     student = fresh_hoiclip(split, **LABELS)
@@ -263,7 +263,7 @@ def test_one_batch_can_be_overfitted() -> None:
     assert scores[positive].min() > 2 * scores[~positive & torch.isfinite(student(split.whole))].max()
 
 
-def test_what_was_prepared_is_in_the_weights_so_a_run_that_goes_on_need_not_look_again() -> None:
+def test_what_was_prepared_is_in_the_weights() -> None:
     split = make_map_split()
     looked = fresh_hoiclip(split)
     looked.prepare([split.whole], None)
@@ -287,7 +287,7 @@ def test_preparation_does_not_depend_on_the_order_of_images() -> None:
         assert all(torch.equal(prepared[0][name], prepared[1][name]) for name in prepared[0])
 
 
-def test_a_cache_without_map_or_head_and_a_width_that_heads_do_not_divide_are_refused() -> None:
+def test_settings_that_the_cache_cannot_serve_are_refused() -> None:
     split = make_map_split()
     config = HoiclipConfig(method="hoiclip", heads=5)
     axes = {"L": 2, "M": 1, "C": CHANNELS}

@@ -25,14 +25,14 @@ from hoi.students.hoiclip.networks import (
 )
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import ClassScales, PairTargets, RegionSums, verb_prototypes
-from hoi.students.layers import RaggedIndex, focal_loss
+from hoi.students.layers import RaggedIndex
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
 from tests.fakes.models import teacher_config
 from tests.fakes.splits import VOCABULARY, make_bank, make_map_split
 
 
-def test_with_equal_memories_the_dual_attention_is_twice_the_single_one() -> None:
+def test_equal_memories_double_the_attention() -> None:
     torch.manual_seed(0)
     attention = DualAttention(16, 4, 0.1).eval()
     queries, positions = torch.randn(5, 16), torch.randn(5, 16)
@@ -54,7 +54,7 @@ def copy_attention(own: Attention, torchs: nn.MultiheadAttention) -> None:
         torchs.out_proj.load_state_dict(own.out.state_dict())
 
 
-def test_each_memorys_result_is_normalised_before_the_sum_and_positions_are_in_the_keys_alone() -> None:
+def test_each_memorys_result_is_normalised_before_the_sum() -> None:
     torch.manual_seed(0)
     dual, torchs = DualAttention(16, 4, 0.1).eval(), nn.MultiheadAttention(16, 4, batch_first=True)
     copy_attention(dual.attention, torchs)
@@ -71,7 +71,7 @@ def test_each_memorys_result_is_normalised_before_the_sum_and_positions_are_in_t
     assert torch.allclose(result, expected, atol=1e-5)
 
 
-def test_with_one_memory_a_layer_is_torchs_post_norm_decoder_layer() -> None:
+def test_a_layer_with_one_memory_is_torchs_decoder_layer() -> None:
     torch.manual_seed(0)
     layer = DecoderLayer(16, 4, 24, 0.1).eval()
     torchs = nn.TransformerDecoderLayer(16, 4, 24, batch_first=True, norm_first=False).eval()
@@ -86,16 +86,7 @@ def test_with_one_memory_a_layer_is_torchs_post_norm_decoder_layer() -> None:
     assert torch.allclose(found, torchs(queries[None], tokens[None])[0], atol=1e-5)
 
 
-def test_flat_rows_come_back_from_a_table_and_an_image_without_any_has_one_zero_row() -> None:
-    places = RaggedIndex.of(torch.tensor([0, 0, 2]), 4)
-    table = places.pad(torch.tensor([[1.0], [2.0], [3.0]]))
-    assert table[..., 0].tolist() == [[1, 2], [0, 0], [3, 0], [0, 0]]
-    assert places.flat(table)[:, 0].tolist() == [1, 2, 3]
-    assert places.mask.tolist() == [[True, True], [False, False], [True, False], [False, False]]
-    assert RaggedIndex.of(torch.zeros(0, dtype=torch.int64), 2).pad(torch.zeros(0, 3)).shape == (2, 1, 3)
-
-
-def test_every_detection_of_the_pairs_is_one_instance_with_the_label_that_it_has() -> None:
+def test_every_detection_of_the_pairs_is_one_instance() -> None:
     batch = make_map_split((2, 1)).whole
     # Image 0: a human with a bicycle and with another person. Image 1: rows that come before those of image 0.
     batch = replace(
@@ -131,7 +122,7 @@ def pairs(*interactions: int) -> torch.Tensor:
     return F.one_hot(torch.tensor(interactions), 6).float()
 
 
-def test_a_verb_is_the_mean_of_its_interactions_unions_without_their_objects() -> None:
+def test_a_verb_is_the_mean_of_unions_without_objects() -> None:
     # "ride bicycle" twice in one image and once in another: every pair counts.
     sums = RegionSums.empty(VOCABULARY, 4)
     axis = torch.eye(4)
@@ -145,7 +136,7 @@ def test_a_verb_is_the_mean_of_its_interactions_unions_without_their_objects() -
     assert torch.allclose(found.norm(dim=-1), torch.ones(5), atol=1e-6)
 
 
-def test_a_verb_without_a_label_has_what_its_texts_say_whatever_its_pictures_show() -> None:
+def test_a_verb_without_a_label_is_made_of_texts() -> None:
     # The public code takes prototypes of unseen verbs from their labels.
     texts = torch.from_numpy(make_bank().text_embedding)
     found = []
@@ -191,7 +182,7 @@ def test_a_class_s_top_pairs_have_the_target_one() -> None:
     assert ClassScales(share=0.0, least=3).scales(2).tolist() == [1, 1]
 
 
-def test_targets_are_union_scores_times_the_images_share_of_its_best() -> None:
+def test_targets_are_union_scores_times_the_images() -> None:
     split = make_map_split((2, 1))
     batch, scale = split.whole, split.bank.logit_scale
     admitted = torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
@@ -205,21 +196,10 @@ def test_targets_are_union_scores_times_the_images_share_of_its_best() -> None:
     assert torch.allclose(PairTargets(ungated, split.bank).raw(batch, admitted, admitted), union * admitted)
 
 
-def test_on_labels_the_soft_focal_loss_is_half_the_focal_loss() -> None:
-    logits, labels = torch.randn(5, 4), torch.rand(5, 4) > 0.6
-    counted = torch.rand(5, 4) > 0.2
-    found = focal_loss(logits, labels, counted, 2.0, alpha=0.5)
-    assert torch.allclose(found, 0.5 * focal_loss(logits, labels, counted, 2.0))
-    exact = torch.tensor([[0.3]])
-    assert focal_loss(exact.logit(), exact, torch.tensor([[True]]), 2.0, alpha=0.5).item() == pytest.approx(0, abs=1e-6)
-    positives_only = focal_loss(logits, labels, counted & ~labels, 2.0, alpha=1.0)
-    assert positives_only == 0
-
-
 VOCABULARY_OF_TEXTS = Vocabulary(("person", "dog"), ("pet",), (("pet", "dog"),))
 
 
-def test_a_vits_cells_go_to_the_joint_space_by_its_own_last_layers(tmp_path: Path) -> None:
+def test_a_vits_cells_are_projected_by_its_last_layers(tmp_path: Path) -> None:
     teacher: Any = build_teacher(teacher_config(tmp_path, "vit", spatial_map=True), "cpu")
     visual = teacher._model.visual
     with torch.no_grad():
@@ -237,7 +217,7 @@ def test_a_vits_cells_go_to_the_joint_space_by_its_own_last_layers(tmp_path: Pat
     assert torch.allclose(pooled.norm(dim=-1), expected.norm(dim=-1).mean(1), rtol=1e-3)
 
 
-def test_a_resnets_cells_go_to_the_joint_space_by_value_and_output_projection_of_its_pool(tmp_path: Path) -> None:
+def test_a_resnets_cells_are_projected_by_its_pool(tmp_path: Path) -> None:
     teacher: Any = build_teacher(teacher_config(tmp_path, "resnet", spatial_map=True), "cpu")
     pool = teacher._model.visual.attnpool
     with torch.no_grad():
@@ -254,7 +234,7 @@ def test_a_resnets_cells_go_to_the_joint_space_by_value_and_output_projection_of
         assert torch.allclose(cells.mean(1), pool(maps), atol=1e-5)
 
 
-def test_a_bank_has_the_layers_only_where_maps_are_cached_and_cells_go_one_by_one(tmp_path: Path) -> None:
+def test_a_bank_has_a_head_only_where_maps_are_cached(tmp_path: Path) -> None:
     for kind, spatial_map in (("vit", False), ("vit_attention", True), ("timm_convolution", True)):
         teacher = build_teacher(teacher_config(tmp_path / str(spatial_map), kind, spatial_map=spatial_map), "cpu")
         assert teacher.text_bank(VOCABULARY_OF_TEXTS).visual is None

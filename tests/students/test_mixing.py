@@ -24,7 +24,7 @@ def fresh(split: Split, **settings: Any) -> Student:
     return build_student(MultiLevelConfig(width=32, dropout=0.0, **settings), split.bank, VOCABULARY, AXES, seed=3)
 
 
-def test_a_pass_shares_out_the_mass_that_clip_gives_to_what_it_was_asked() -> None:
+def test_a_pass_shares_out_clips_mass_of_what_it_was_asked() -> None:
     opinions = [Opinion(CLIP, 0.5), Opinion(OTHER, 0.5, ASKED)]
     linear = mix(opinions, "linear", OBJECT_OF, is_distribution=True)
     # CLIP says 2 : 1, the other 1 : 3, of a mass of 0.6.
@@ -33,7 +33,7 @@ def test_a_pass_shares_out_the_mass_that_clip_gives_to_what_it_was_asked() -> No
     assert linear.scope is None
 
 
-def test_a_product_takes_from_what_a_pass_finds_less_likely_than_its_best_of_the_image() -> None:
+def test_a_product_takes_from_what_a_pass_finds_less_likely() -> None:
     clip, other, asked = CLIP.repeat(3, 1), OTHER.repeat(3, 1), ASKED.repeat(3, 1)
     opinions = [Opinion(clip, 1.0), Opinion(other, 2.0, asked, torch.tensor([0.3, 0.6, 0.0]))]
     found = mix(opinions, "geometric", OBJECT_OF, is_distribution=True).scores
@@ -45,7 +45,7 @@ def test_a_product_takes_from_what_a_pass_finds_less_likely_than_its_best_of_the
     torch.testing.assert_close(alone, torch.stack([first, second, CLIP[0]]))
 
 
-def test_a_pass_alone_speaks_of_what_it_was_asked_and_scores_that_stand_alone_are_averaged() -> None:
+def test_a_pass_alone_and_sigmoid_scores_by_hand() -> None:
     asked = torch.tensor([[True, True, False, True, False], [False] * 5])
     scores = torch.tensor([[0.2, 0.6, 0.5, 0.3, 0.5], [0.5] * 5])
     target = mix([Opinion(scores, 2.0, asked)], "linear", OBJECT_OF, is_distribution=True)
@@ -59,7 +59,7 @@ def test_a_pass_alone_speaks_of_what_it_was_asked_and_scores_that_stand_alone_ar
 
 
 @pytest.mark.parametrize("pool", ["linear", "geometric"])
-def test_targets_sum_to_one_and_a_teacher_who_says_nothing_changes_nothing(pool: str) -> None:
+def test_targets_sum_to_one_and_silence_changes_nothing(pool: str) -> None:
     torch.manual_seed(0)
     clip, other, asked = torch.rand(40, 5).softmax(1), torch.rand(40, 5), torch.rand(40, 5) > 0.4
     highest, nothing = (other * asked).amax(1), torch.zeros_like(other)

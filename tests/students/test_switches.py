@@ -37,7 +37,7 @@ def divergence(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return F.kl_div((logits / 2).log_softmax(-1), targets, reduction="none").sum(-1)
 
 
-def test_a_human_object_branch_that_learns_union_scores_has_the_divergence_of_its_own_pairs() -> None:
+def test_a_human_object_branch_can_learn_union_scores() -> None:
     split = make_split((2, 1, 3))
     image, union, both = (fresh(split, targets={"human_object": of}) for of in ("image", "union", "both"))
     t_u = (split.bank.logit_scale * split.whole.union_similarity[:, 0].float() / 2).softmax(-1)
@@ -49,7 +49,7 @@ def test_a_human_object_branch_that_learns_union_scores_has_the_divergence_of_it
     assert "human_object" not in found["u"]
 
 
-def test_fused_early_the_union_reaches_the_human_object_branch_and_has_none_of_its_own() -> None:
+def test_early_fusion_feeds_the_human_object_branch() -> None:
     split = make_split((2, 1, 3))
     for fusion in ("late", "early"):
         student = fresh(split, fusion=fusion)
@@ -61,7 +61,7 @@ def test_fused_early_the_union_reaches_the_human_object_branch_and_has_none_of_i
     assert set(student.losses(split.whole, None).losses) == {"global", "human_object"}
 
 
-def test_scores_are_fused_by_product_or_by_sum_with_their_weights() -> None:
+def test_scores_are_fused_by_product_or_sum_with_weights() -> None:
     split = make_split()
     parts = fresh(split, score={"weights": {"spatial": 0.5}}).branch_scores(split.whole)
     weights = {"union": 2.0, "human_object": 1.0, "global": 1.0, "spatial": 0.5}
@@ -88,7 +88,7 @@ def test_a_student_without_any_branch_in_its_score_is_refused() -> None:
         MultiLevelConfig(score={"weights": {"union": 0.0, "human_object": 0.0}})
 
 
-def test_within_the_object_targets_and_scores_sum_to_one_over_what_it_admits() -> None:
+def test_scores_within_the_object_sum_to_one() -> None:
     split = make_split((2, 1, 3)).with_pairs(labels_o=torch.tensor([1, 2, 2, 1, 1, 1]))
     student, batch = fresh(split, targets={"scope": "object"}), split.whole
     scores = student.branch_scores(batch)
@@ -104,7 +104,7 @@ def test_within_the_object_targets_and_scores_sum_to_one_over_what_it_admits() -
     assert student.losses(batch, None).losses["union"].item() == pytest.approx(by_hand.item(), rel=1e-3)
 
 
-def test_pairs_are_related_where_they_are_the_best_of_a_confident_interaction() -> None:
+def test_the_best_pairs_of_confident_interactions_are_related() -> None:
     split = make_split((3, 2))
     batch, is_real = split.whole, torch.ones(5, 6, dtype=torch.bool)
     together = torch.tensor([[0.9, 0.1], [0.2, 0.3], [0.1, 0.2], [0.5, 0.5], [0.4, 0.6]])
@@ -117,7 +117,7 @@ def test_pairs_are_related_where_they_are_the_best_of_a_confident_interaction() 
     assert counted.tolist() == [True, True, True, False, False]
 
 
-def test_relatedness_multiplies_real_interactions_and_its_loss_reaches_nothing_else() -> None:
+def test_relatedness_multiplies_real_interactions_alone() -> None:
     split = make_split()
     plain = fresh(split).branch_scores(split.whole)["student"]
     student = fresh(split, score={"weights": {"relatedness": 0.5}})
@@ -134,7 +134,7 @@ def test_relatedness_multiplies_real_interactions_and_its_loss_reaches_nothing_e
 
 
 @pytest.mark.parametrize("switch", [{}, *({key: value} for key, value in EVERYTHING.items()), EVERYTHING])
-def test_with_every_switch_a_batch_loses_the_mean_of_its_halves_and_images_may_lack_pairs(switch: dict) -> None:
+def test_every_switch_keeps_the_loss_a_mean_of_halves(switch: dict) -> None:
     split = make_split((3, 0, 4, 2))
     student = fresh(split, **switch)
     whole = student.losses(split.whole, None)

@@ -58,9 +58,7 @@ def weights(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder / "outputs/sweeps/runs").glob("*/*/model.safetensors")}
 
 
-def test_rows_that_are_only_scored_differently_share_a_run_and_its_figures_are_those_of_stage_three(
-    tmp_path: Path, cache: dict[str, Any]
-) -> None:
+def test_rows_share_runs_and_have_the_stages_figures(tmp_path: Path, cache: dict[str, Any]) -> None:
     table = run_sweep(load(tmp_path, cache))
     assert len(weights(tmp_path)) == 4
     assert table.runs["plain", 1] == table.runs["alone", 1] != table.runs["few", 1]
@@ -100,7 +98,7 @@ def test_what_is_finished_is_kept_whatever_it_is_called(tmp_path: Path, cache: d
     assert {path: time for path, time in weights(tmp_path).items() if path in before} == before
 
 
-def test_a_run_that_fails_is_listed_with_its_reason_and_stops_nothing(
+def test_a_failed_run_is_listed_and_stops_nothing(
     tmp_path: Path, cache: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"name": "broken", "train": {"learning_rate": 1e30, "batch_images": 2}}, *ROWS]
@@ -183,7 +181,7 @@ def test_the_shipped_sweep_is_valid_and_about_sixty_runs() -> None:
     assert len(shipped.rows) > 40
 
 
-def test_a_sweep_without_a_cache_or_without_annotations_is_refused(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_a_sweep_needs_a_cache_and_annotations(tmp_path: Path, cache: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"there is no teacher cache"):
         run_sweep(load(tmp_path, {**cache, "folder": str(tmp_path / "nowhere")}))
     folder = {"name": "folder", "images": str(tmp_path), "vocabulary": "none.yaml"}
@@ -204,7 +202,7 @@ def test_workers_train_the_same_weights_as_this_process(tmp_path: Path, cache: d
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_changed_evaluation_settings_grade_again_and_train_nothing(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_changed_evaluation_settings_train_nothing(tmp_path: Path, cache: dict[str, Any]) -> None:
     first = run_sweep(load(tmp_path, cache))
     again = run_sweep(load(tmp_path, cache, "evaluation.bootstrap=10"))
     assert again.num_trained == 0

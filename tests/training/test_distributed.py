@@ -165,7 +165,8 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k not in ("images_per_s", "eta_s")} for line in lines]
 
 
-def test_two_processes_that_share_batches_learn_what_one_learns_from_the_whole(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     assert run_processes(2, train_all, tmp_path) == [0, 0], errors(tmp_path, 2)
     for name in STUDENTS:
         alone = train(name, tmp_path / "alone", Group()).state_dict()

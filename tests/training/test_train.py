@@ -76,9 +76,7 @@ def test_two_fresh_runs_are_byte_identical(tmp_path: Path, cache: dict[str, Any]
         assert weights(configs[0], name, seed=1) != weights(configs[0], name, seed=0)
 
 
-def test_labels_choose_among_checkpoints_and_annotation_free_students_keep_the_last(
-    tmp_path: Path, cache: dict[str, Any]
-) -> None:
+def test_labels_alone_choose_among_checkpoints(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = with_train(pipeline(tmp_path, cache), seeds=[0])
     student, supervised = (run.folder for run in train_students(config).runs)
     assert json.loads((student / "run.json").read_text())["chosen_epoch"] == 4
@@ -90,7 +88,7 @@ def test_labels_choose_among_checkpoints_and_annotation_free_students_keep_the_l
     assert judged[chosen] == max(judged.values()) > 0
 
 
-def test_a_run_of_other_settings_is_refused_before_anything_is_trained(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_a_run_of_other_settings_is_refused_first(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = pipeline(tmp_path, cache, students=STUDENT)
     train_students(config)
     wider = pipeline(tmp_path, cache, students={"new": {"width": 8}, "student": {"width": 16}})
@@ -106,9 +104,7 @@ def test_a_run_of_other_settings_is_refused_before_anything_is_trained(tmp_path:
     assert [run.seconds for run in again.runs] == [None, None]
 
 
-def test_a_precision_that_was_asked_for_is_part_of_a_run_and_what_auto_comes_to_is_not(
-    tmp_path: Path, cache: dict[str, Any]
-) -> None:
+def test_only_a_named_precision_is_part_of_a_run(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = with_train(pipeline(tmp_path, cache, students=STUDENT), seeds=[0], epochs=1)
     (run,) = train_students(config).runs
     record = json.loads((run.folder / "run.json").read_text())
@@ -128,9 +124,7 @@ def test_no_cache_and_a_cache_of_other_settings_are_refused(tmp_path: Path, cach
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_split_without_pairs_and_a_tuning_split_that_trains_are_refused(
-    tmp_path: Path, cache: dict[str, Any]
-) -> None:
+def test_a_split_that_cannot_train_or_tune_is_refused(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = small_pipeline(tmp_path, pairs={"min_score": 1.0})
     build_cache(config, DrawnSignals)
     with pytest.raises(UserError, match=r"no image of the training split has a pair.*pairs\.min_score"):
@@ -156,9 +150,7 @@ train_students(load_config(sys.argv[1], ["students={supervised: {supervision: la
 """
 
 
-def test_annotation_free_training_reaches_no_label_image_detector_or_teacher(
-    tmp_path: Path, cache: dict[str, Any]
-) -> None:
+def test_training_without_labels_reaches_no_label_or_image(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = with_train(pipeline(tmp_path, cache), seeds=[0], epochs=1)
     path = write_pipeline(config, tmp_path / "pipeline.yaml")
     done = subprocess.run([sys.executable, "-c", BLOCKED, str(path)], cwd=ROOT, capture_output=True, text=True)
@@ -168,7 +160,7 @@ def test_annotation_free_training_reaches_no_label_image_detector_or_teacher(
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_a_killed_run_ends_with_the_weights_of_a_whole_one(tmp_path: Path, cache: dict[str, Any]) -> None:
     def config_in(folder: Path) -> PipelineConfig:
         return with_train(pipeline(folder, cache, students=STUDENT), seeds=[0], epochs=40, checkpoint_every=1)
 

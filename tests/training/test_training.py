@@ -54,7 +54,7 @@ def weights_equal(one: Student, other: Student) -> bool:
 
 
 @pytest.mark.parametrize("with_quality", [False, True])
-def test_an_interrupted_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path: Path, with_quality: bool) -> None:
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, with_quality: bool) -> None:
     def quality(student: Student) -> float:
         assert not student.training
         # Best at the first checkpoint, so that it has to survive the interruption.
@@ -83,7 +83,7 @@ def test_seeds_differ_and_one_seed_repeats() -> None:
     assert not weights_equal(one, other)
 
 
-def test_metrics_say_losses_agreement_gradient_rate_and_throughput(tmp_path: Path) -> None:
+def test_metrics_have_losses_agreement_and_throughput(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     fit(fresh(), SPLIT, TRAIN, seed=5, device=CPU, run=run)
     first, *_, last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

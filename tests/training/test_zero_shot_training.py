@@ -143,7 +143,7 @@ def test_the_priors_exponent_is_chosen_without_one_unseen_label(
         assert reads_unseen or before["score_exponent"] == after["score_exponent"]
 
 
-def test_a_fraction_learns_from_the_first_images_of_one_order_and_from_no_other(
+def test_a_fraction_learns_from_the_first_images_of_one_order(
     tmp_path: Path, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = {"quarter": {**ZERO_SHOT, "zero_shot": None, "label_fraction": 0.25}}
@@ -163,7 +163,7 @@ def test_a_fraction_learns_from_the_first_images_of_one_order_and_from_no_other(
     assert (plain / "model.safetensors").read_bytes() == (changed / "model.safetensors").read_bytes()
 
 
-def test_a_student_may_have_a_learning_rate_and_epochs_of_its_own(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_a_student_may_have_its_own_learning_rate_and_epochs(tmp_path: Path, cache: dict[str, Any]) -> None:
     students = {"slow": {**ZERO_SHOT, "learning_rate": 1e-5, "epochs": 3, "supervision": "teacher", "zero_shot": None}}
     (run,) = train_students(pipeline(tmp_path, cache, students=students)).runs
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -171,7 +171,7 @@ def test_a_student_may_have_a_learning_rate_and_epochs_of_its_own(tmp_path: Path
     assert lines[0]["learning_rate"] <= 1e-5
 
 
-def test_a_run_that_was_interrupted_goes_on_without_looking_at_the_split_again(
+def test_a_resumed_run_does_not_prepare_again(
     tmp_path: Path, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed, interrupted = (pipeline(tmp_path / name, cache) for name in ("undisturbed", "interrupted"))
@@ -195,7 +195,7 @@ def test_a_run_that_was_interrupted_goes_on_without_looking_at_the_split_again(
     assert (resumed.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
 
-def test_the_teachers_last_layers_come_back_from_the_cache_as_they_were(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_the_teachers_head_comes_back_from_the_cache(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = pipeline(tmp_path, cache)
     split = open_split(config, "train")
     kept, made = split.text_bank.visual, DrawnMaps(config, split.vocabulary, "cpu").text_bank.visual
@@ -206,7 +206,7 @@ def test_the_teachers_last_layers_come_back_from_the_cache_as_they_were(tmp_path
         VisualHead(made.projection, value=made.value[:-1])
 
 
-def test_stage_three_reports_unseen_and_seen_of_a_students_own_split(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_evaluation_reports_unseen_and_seen_of_a_split(tmp_path: Path, cache: dict[str, Any]) -> None:
     students = {"hidden": ZERO_SHOT, "sees_all": {**ZERO_SHOT, "zero_shot": None}}
     config = pipeline(tmp_path, cache, students=students, evaluation={"bootstrap": 5, "zero_shot": ["unseen_object"]})
     train_students(config)

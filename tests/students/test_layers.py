@@ -1,4 +1,4 @@
-"""Targets, divergences and aggregation, by hand and as laws."""
+"""Shared layers and losses, by hand and as laws."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import pytest
 import torch
 
 from hoi.students.layers import (
+    LOG_FLOOR,
+    RaggedIndex,
     ScoreForm,
     aggregate,
     focal_loss,
     mean_over_images,
     noisy_or,
+    soft_focal,
+    spatial_code,
 )
 
 SOFTMAX, SIGMOID = ScoreForm("softmax", 2.0), ScoreForm("sigmoid", 2.0)
 
 
-def test_softmax_targets_sum_to_one_and_are_read_at_the_temperature() -> None:
+def test_scores_are_read_at_the_temperature() -> None:
     logits = torch.tensor([[0.0, 2 * math.log(3)]])
     assert torch.allclose(SOFTMAX.scores(logits), torch.tensor([[0.25, 0.75]]))
     assert torch.allclose(SOFTMAX.scores(50 * torch.randn(20, 9)).sum(-1), torch.ones(20))
@@ -35,7 +39,7 @@ def test_divergence_by_hand() -> None:
 
 
 @pytest.mark.parametrize("form", [SOFTMAX, SIGMOID])
-def test_divergence_is_zero_for_equal_scores_and_positive_otherwise(form: ScoreForm) -> None:
+def test_divergence_is_zero_for_equal_scores_only(form: ScoreForm) -> None:
     logits = torch.randn(30, 7, generator=torch.Generator().manual_seed(0)) * 8
     assert form.divergence(form.scores(logits), logits).abs().max() < 1e-5
     assert (form.divergence(form.scores(logits.flip(0)), logits) > 0).all()
@@ -64,7 +68,7 @@ def test_aggregation_by_hand_with_an_image_that_has_no_pair() -> None:
 
 
 @pytest.mark.parametrize("how", ["max", "logsumexp", "softmax_mean"])
-def test_one_pair_passes_unchanged_and_the_order_of_pairs_does_not_matter(how: str) -> None:
+def test_one_pair_passes_unchanged_in_any_order(how: str) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(6, 4, generator=generator) * 30
     alone, _ = aggregate(logits, torch.arange(6), 6, how)
@@ -94,7 +98,7 @@ def test_noisy_or_is_the_chance_that_a_pair_does_it() -> None:
 
 
 @pytest.mark.parametrize("form", [SOFTMAX, SIGMOID])
-def test_a_noisy_or_is_read_in_the_form_of_its_pairs_and_one_pair_keeps_its_scores(form: ScoreForm) -> None:
+def test_a_noisy_or_is_read_in_the_form_of_its_pairs(form: ScoreForm) -> None:
     logits = (8 * torch.randn(6, 4, generator=torch.Generator().manual_seed(1))).requires_grad_()
     alone, _ = form.aggregate(logits, torch.arange(6), 6, "noisy_or")
     torch.testing.assert_close(form.scores(alone), form.scores(logits), atol=1e-5, rtol=1e-3)
@@ -106,7 +110,7 @@ def test_a_noisy_or_is_read_in_the_form_of_its_pairs_and_one_pair_keeps_its_scor
     assert torch.isfinite(logits.grad).all()
 
 
-def test_mean_over_images_weighs_images_alike_and_counts_empty_ones() -> None:
+def test_mean_over_images_counts_empty_images() -> None:
     assert mean_over_images(torch.tensor([1.0, 3.0, 8.0]), IMAGE, 4).item() == pytest.approx((2 + 8) / 4)
 
 
@@ -118,3 +122,63 @@ def test_focal_loss_by_hand() -> None:
     assert focal_loss(logits, positive, counted, 2.0).item() == pytest.approx(by_hand)
     assert focal_loss(logits, positive, counted, 0.0).item() == pytest.approx(math.log(2) + math.log(4))
     assert focal_loss(logits[:0], positive[:0], counted[:0], 2.0).item() == 0
+
+
+def test_spatial_code_by_hand() -> None:
+    human = torch.tensor([[0.0, 0.0, 40.0, 80.0]])
+    other = torch.tensor([[20.0, 60.0, 60.0, 100.0]])
+    code = spatial_code(human, other, torch.tensor([[100.0, 200.0]]))[0]
+    overlap, union = 20 * 20, 40 * 80 + 40 * 40 - 20 * 20
+    by_hand = [
+        *(0.1, 0.4, 0.2, 0.8),
+        *(0.2, 0.8, 0.2, 0.4),
+        *(3200 / 20000, 1600 / 20000, 0.5),
+        *(0.5, 1.0),
+        overlap / union,
+        *(0.5, 0.0, 0.5, 0.0),
+    ]
+    assert code[:18].tolist() == pytest.approx(by_hand, abs=1e-6)
+    assert code[18:].tolist() == pytest.approx([math.log(term + LOG_FLOOR) for term in by_hand], abs=1e-4)
+
+
+def test_an_object_to_the_upper_left_fills_the_other_offsets() -> None:
+    human = torch.tensor([[50.0, 50.0, 60.0, 70.0]])
+    other = torch.tensor([[30.0, 30.0, 40.0, 50.0]])
+    code = spatial_code(human, other, torch.tensor([[100.0, 100.0]]))[0]
+    assert code[13:18].tolist() == pytest.approx([0.0, 0.0, 2.0, 0.0, 1.0])
+
+
+def test_flat_boxes_and_no_pairs_stay_finite() -> None:
+    line = torch.tensor([[5.0, 5.0, 5.0, 5.0]])
+    assert torch.isfinite(spatial_code(line, line, torch.tensor([[10.0, 10.0]]))).all()
+    assert spatial_code(line[:0], line[:0], torch.zeros(0, 2)).shape == (0, 36)
+
+
+def test_flat_rows_come_back_from_a_table() -> None:
+    places = RaggedIndex.of(torch.tensor([0, 0, 2]), 4)
+    table = places.pad(torch.tensor([[1.0], [2.0], [3.0]]))
+    assert table[..., 0].tolist() == [[1, 2], [0, 0], [3, 0], [0, 0]]
+    assert places.flat(table)[:, 0].tolist() == [1, 2, 3]
+    assert places.mask.tolist() == [[True, True], [False, False], [True, False], [False, False]]
+    assert RaggedIndex.of(torch.zeros(0, dtype=torch.int64), 2).pad(torch.zeros(0, 3)).shape == (2, 1, 3)
+
+
+def test_on_labels_the_soft_focal_loss_is_half_the_focal_loss() -> None:
+    logits, labels = torch.randn(5, 4), torch.rand(5, 4) > 0.6
+    counted = torch.rand(5, 4) > 0.2
+    found = focal_loss(logits, labels, counted, 2.0, alpha=0.5)
+    assert torch.allclose(found, 0.5 * focal_loss(logits, labels, counted, 2.0))
+    exact = torch.tensor([[0.3]])
+    assert focal_loss(exact.logit(), exact, torch.tensor([[True]]), 2.0, alpha=0.5).item() == pytest.approx(0, abs=1e-6)
+    positives_only = focal_loss(logits, labels, counted & ~labels, 2.0, alpha=1.0)
+    assert positives_only == 0
+
+
+def test_soft_focal_by_hand() -> None:
+    logits, targets = torch.tensor([[0.0, 2.0, 9.0]]), torch.tensor([[1.0, 0.3, 0.0]])
+    counted = torch.tensor([[True, True, False]])
+    p = torch.tensor(2.0).sigmoid()
+    second = (p - 0.3) ** 2 * -(0.3 * p.log() + 0.7 * (1 - p).log())
+    torch.testing.assert_close(
+        soft_focal(logits, targets, counted, 2.0), torch.tensor([[0.25 * math.log(2), second, 0.0]])
+    )
