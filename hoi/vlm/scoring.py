@@ -24,8 +24,6 @@ from hoi.prompts import spaced, verb_ing
 from hoi.vlm import Likelihoods
 from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, PERSON, Vocabulary
 
-Length = Literal["sum", "mean"]
-Group = Literal["object", "all", "none"]
 NoInteraction = Literal["skip", "asked", "product"]
 
 PERSON_WORDS = (
@@ -62,9 +60,9 @@ def confidences_by_likelihood(
     rows: Int64[np.ndarray, " n"],
     vocabulary: Vocabulary,
     *,
-    length: Length,
+    length: Literal["sum", "mean"],
     temperature: float = 1.0,
-    group: Group = "object",
+    group: Literal["object", "all", "none"] = "object",
     blank: Likelihoods | None = None,
     prior_weight: float = 0.0,
     no_interaction: NoInteraction = "skip",
@@ -75,18 +73,26 @@ def confidences_by_likelihood(
     `object` gives softmax(x / temperature) over the candidates of one object; `all` the same over all candidates of the
     image; `none` gives exp(x / temperature), the likelihood itself, which is small for long texts.
     """
-    x = _log_probability(likelihoods, length)
+
+    def log_probability(of: Likelihoods) -> np.ndarray:
+        total = of.log_likelihood.astype(np.float64)
+        return total if length == "sum" else total / np.maximum(of.num_tokens, 1)
+
+    x = log_probability(likelihoods)
     if prior_weight:
         if blank is None:
             raise ValueError("a prior weight needs the likelihoods of a blank image")
-        x = x - prior_weight * _log_probability(blank, length)
+        x = x - prior_weight * log_probability(blank)
     x = x / temperature
     if group == "none":
         # A log-probability may round to above 0, and a prior may take off more than there is.
         scores = np.exp(np.minimum(x, 0.0))
     else:
-        groups = vocabulary.object_of[rows] if group == "object" else np.zeros(len(rows), np.int64)
-        scores = grouped_softmax(x, groups)
+        groups, scores = vocabulary.object_of[rows] if group == "object" else np.zeros(len(rows)), np.zeros(len(rows))
+        for each in np.unique(groups):
+            members = groups == each
+            weights = np.exp(x[members] - x[members].max())
+            scores[members] = weights / weights.sum()
     return confidences_by_yes(scores, rows, vocabulary, no_interaction=no_interaction)
 
 
@@ -127,21 +133,6 @@ def confidences_by_yes(
     return Confidences(scores.astype(np.float32), asked)
 
 
-def grouped_softmax(x: Float[np.ndarray, " n"], groups: Int64[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Return the softmax of each value among those of its group, float64."""
-    result = np.zeros(len(x), np.float64)
-    for group in np.unique(groups):
-        members = groups == group
-        weights = np.exp(x[members] - x[members].max())
-        result[members] = weights / weights.sum()
-    return result
-
-
-def _log_probability(likelihoods: Likelihoods, length: Length) -> Float[np.ndarray, " n"]:
-    total = likelihoods.log_likelihood.astype(np.float64)
-    return total if length == "sum" else total / np.maximum(likelihoods.num_tokens, 1)
-
-
 @dataclass(frozen=True)
 class Lexicon:
     """Which words stand for which name; words are lower-case, single spaces between them."""
@@ -177,7 +168,7 @@ def vocabulary_lexicon(vocabulary: Vocabulary, synonyms: Mapping[str, Iterable[s
 
 
 def said_interactions(text: str, lexicon: Lexicon) -> frozenset[tuple[str, str]]:
-    """Return the (verb, object) pairs that a text says, which need not be in any vocabulary.
+    """Return the (verb, object) pairs that a text says, in the vocabulary or not.
 
     A verb belongs to the next object of its clause, with no other person in between; failing that ("holding the
     reins"), or if "it" follows, to the object before it. Negation and passives are not understood.

@@ -39,10 +39,8 @@ def load_model(config: VlmConfig) -> tuple[Any, Any]:
     """
     name, where = config.model, f"vlms, model {config.model}"
     if config.pretrained not in (None, RANDOM):
-        fix, expected = "give the model's folder as model", f"null or {RANDOM}"
-        raise UserError(
-            "pretrained is of the backend coca", where=where, expected=expected, got=config.pretrained, fix=fix
-        )
+        problem, fix = "pretrained is of the backend coca", "give the model's folder as model"
+        raise UserError(problem, where=where, expected=f"null or {RANDOM}", got=config.pretrained, fix=fix)
     try:
         import transformers
     except ImportError:
@@ -168,10 +166,6 @@ class Prompter:
     A candidate's tokens are those that the tokenizer adds to the end of the prompt when both are written as one text,
     with a space between them unless the prompt ends in white space or in a special token. Where the two would melt into
     one token, the candidate is tokenized alone.
-
-    Args:
-        processor: Of `transformers`, with image processor and tokenizer.
-        where: What messages call the model.
     """
 
     def __init__(self, processor: Any, where: str) -> None:
@@ -182,13 +176,8 @@ class Prompter:
         self._image_token: str = getattr(processor, "image_token", None) or ""
 
     def text(self, question: str) -> str:
-        """Return the prompt around a question: the chat template's, or image and question if the model has none.
-
-        A question that names the model's image token is a whole prompt already.
-
-        Raises:
-            UserError: the chat template fails, or has no place for an image.
-        """
+        """Return the prompt around a question: the chat template's, or image and question if the model has none."""
+        # A question that names the model's image token is a whole prompt already.
         if self._image_token and self._image_token in question:
             return question
         if self._template is None:
@@ -202,13 +191,9 @@ class Prompter:
         except (TemplateError, TypeError) as error:
             raise UserError("the chat template does not work", where=self._where, got=str(error)[:200]) from None
         if self._image_token not in text:
-            raise UserError(
-                "the chat template has no place for an image",
-                where=self._where,
-                expected=f"{self._image_token} in it",
-                got=text[:120],
-                fix=f"write the whole prompt, {self._image_token} included, as the question",
-            )
+            problem, expected = "the chat template has no place for an image", f"{self._image_token} in it"
+            fix = f"write the whole prompt, {self._image_token} included, as the question"
+            raise UserError(problem, where=self._where, expected=expected, got=text[:120], fix=fix)
         return text
 
     def inputs(self, image: np.ndarray, question: str) -> dict[str, Tensor]:
@@ -220,13 +205,10 @@ class Prompter:
         try:
             inputs = self._processor(images=[Image.fromarray(image)], text=[text], return_tensors="pt", **special)
         except ValueError as error:
-            height, width = image.shape[:2]
-            raise UserError(
-                "the model's processor refuses an image and its question",
-                where=self._where,
-                got=f"{width} x {height} px, '{text[:80]}': {error}",
-                fix="check the question, and whether the image is extremely narrow",
-            ) from None
+            problem = "the model's processor refuses an image and its question"
+            got = f"{image.shape[1]} x {image.shape[0]} px, '{text[:80]}': {error}"
+            fix = "check the question, and whether the image is extremely narrow"
+            raise UserError(problem, where=self._where, got=got, fix=fix) from None
         return {name: value for name, value in inputs.items() if name not in NOT_FOR_MODELS}
 
     def tokens(self, prompt: Tensor, texts: Sequence[str]) -> list[list[int]]:
@@ -249,11 +231,7 @@ class Prompter:
         return text.strip()
 
     def single_tokens(self, word: str) -> list[int]:
-        """Return the tokens that are a word in any case, with or without a space before it.
-
-        Raises:
-            UserError: it is never a single token, so that the first token of an answer does not tell.
-        """
+        """Return the single tokens that are a word in any case, with or without a space before it."""
         forms = [space + form for form in (word.lower(), word.capitalize(), word.upper()) for space in ("", " ")]
         single = sorted({tokens[0] for tokens in map(self._encode, forms) if len(tokens) == 1})
         if not single:

@@ -42,7 +42,7 @@ class TransformersModel:
     """Reads images one after another, and the candidates of an image together.
 
     Raises:
-        UserError: it cannot be loaded (`load_model`), or does not look at images.
+        UserError: it cannot be loaded (`load_model`), overflows, or says the same of two pictures.
     """
 
     def __init__(self, config: VlmConfig, device: str) -> None:
@@ -168,8 +168,12 @@ class TransformersModel:
             # All tokens of the image have to be in the common beginning.
             if length == 0 or image not in texts[0][:length] or image in texts[0][length:]:
                 return [run_prefix(self.model, prompt).logits[0] for prompt in prompts]
-            prefix = run_prefix(self.model, cut(prompts[0], length))
-            return last_logits(self.model, prefix, [text[length:] for text in texts], self._config.batch_size)
+            prefix, last = run_prefix(self.model, cut(prompts[0], length)), []
+            for start in range(0, len(texts), self._config.batch_size):
+                chunk = [text[length:] for text in texts[start : start + self._config.batch_size]]
+                logits = continue_prefix(self.model, prefix, chunk)
+                last += [logits[row, len(text) - 1].float() for row, text in enumerate(chunk)]
+            return last
 
     @torch.inference_mode()
     def _probe(self) -> tuple[bool, bool]:
@@ -177,9 +181,6 @@ class TransformersModel:
 
         Not every architecture can: its cache may be of another kind, or the tokens of a prompt all see each other, so
         that an image read before its question is another one. Decided by the scores of a drawn picture's texts.
-
-        Raises:
-            UserError: numbers overflow; or two pictures get the same, so that the image does not reach the model.
         """
         ramp = np.linspace(0, 255, PROBE_PX, dtype=np.uint8)
         picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], ramp[::-1, None]), axis=-1)
@@ -231,12 +232,7 @@ def run_prefix(model: Any, inputs: Inputs) -> Prefix:
 
 
 def continue_prefix(model: Any, prefix: Prefix, texts: Sequence[Sequence[int]]) -> Float[Tensor, "n L V"]:
-    """Return the logits after each token of several texts; rows beyond a text's end mean nothing.
-
-    Args:
-        prefix: Of the last image that the model saw.
-        texts: Token ids, at least one each.
-    """
+    """Return the logits after each token of texts of at least one; `prefix` is of the last image that the model saw."""
     device = prefix.logits.device
     # A copy, since the model writes into it; then every row of it is the prefix's one row.
     cache = copy.deepcopy(prefix.cache)
@@ -259,18 +255,6 @@ def likelihoods(
         for row, text in enumerate(chunk):
             rest = [] if logits is None else [logits[row, : len(text) - 1].float()]
             result.append(_log_probabilities(torch.cat([prefix.logits, *rest]), text))
-    return result
-
-
-def last_logits(
-    model: Any, prefix: Prefix, texts: Sequence[Sequence[int]], batch_size: int
-) -> list[Float32[Tensor, " V"]]:
-    """Return the logits of what follows each text, `batch_size` texts at a time."""
-    result = []
-    for start in range(0, len(texts), batch_size):
-        chunk = texts[start : start + batch_size]
-        logits = continue_prefix(model, prefix, chunk)
-        result += [logits[row, len(text) - 1].float() for row, text in enumerate(chunk)]
     return result
 
 
