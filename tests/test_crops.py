@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -30,32 +32,28 @@ def window(
     return [edges[:4], edges[4:]]
 
 
-def test_square_is_centred_and_shows_the_image_around_the_box() -> None:
-    # 40 wide, 20 high, centre (60, 50): a square of 40.
-    assert window([40, 40, 80, 60]) == [[40, 30, 80, 70]] * 2
-    # x 1.5: a square of 60.
-    assert window([40, 40, 80, 60], margin=1.5) == [[30, 20, 90, 80]] * 2
+WIDE, CORNER = [40, 40, 80, 60], [0, 0, 20, 20]
 
 
-def test_square_is_padded_where_the_image_ends() -> None:
-    # 20 wide, 100 high, centre (10, 50): a square of 100 from x = -40.
-    assert window([0, 0, 20, 100]) == [[-40, 0, 60, 100], [0, 0, 60, 100]]
-
-
-def test_pad_shows_the_box_alone_on_a_square() -> None:
-    assert window([40, 40, 80, 60], "pad") == [[40, 30, 80, 70], [40, 40, 80, 60]]
-
-
-def test_squash_stretches_the_box_within_the_image() -> None:
-    assert window([40, 40, 80, 60], "squash") == [[40, 40, 80, 60]] * 2
-    # x 2 about (10, 10): from -10 to 30, of which the image has 0 to 30.
-    assert window([0, 0, 20, 20], "squash", margin=2.0) == [[0, 0, 30, 30]] * 2
-
-
-def test_model_follows_the_models_own_transform() -> None:
-    assert window([40, 40, 80, 60], "model", resize_mode="shortest") == [[50, 40, 70, 60]] * 2
-    assert window([40, 40, 80, 60], "model", resize_mode="longest") == window([40, 40, 80, 60], "pad")
-    assert window([40, 40, 80, 60], "model", resize_mode="squash") == window([40, 40, 80, 60], "squash")
+@pytest.mark.parametrize(
+    ("box", "settings", "canvas", "content"),
+    [
+        # 40 wide, 20 high, centre (60, 50): a square of 40, and x 1.5 one of 60.
+        (WIDE, {}, [40, 30, 80, 70], [40, 30, 80, 70]),
+        (WIDE, {"margin": 1.5}, [30, 20, 90, 80], [30, 20, 90, 80]),
+        # 20 wide, 100 high, centre (10, 50): a square of 100 from x = -40.
+        ([0, 0, 20, 100], {}, [-40, 0, 60, 100], [0, 0, 60, 100]),
+        (WIDE, {"mode": "pad"}, [40, 30, 80, 70], WIDE),
+        (WIDE, {"mode": "squash"}, WIDE, WIDE),
+        # x 2 about (10, 10): from -10 to 30, of which the image has 0 to 30.
+        (CORNER, {"mode": "squash", "margin": 2.0}, [0, 0, 30, 30], [0, 0, 30, 30]),
+        (WIDE, {"mode": "model", "resize_mode": "shortest"}, [50, 40, 70, 60], [50, 40, 70, 60]),
+        (WIDE, {"mode": "model", "resize_mode": "longest"}, [40, 30, 80, 70], WIDE),
+        (WIDE, {"mode": "model", "resize_mode": "squash"}, WIDE, WIDE),
+    ],
+)
+def test_windows_by_hand(box: list[float], settings: Any, canvas: list[int], content: list[int]) -> None:
+    assert window(box, **settings) == [canvas, content]
 
 
 @pytest.mark.parametrize("mode", ["square", "pad", "squash", "model"])

@@ -59,19 +59,21 @@ def open_tower(visual: Any, image_size_px: int, own_size_px: int) -> Tower:
     Raises:
         UserError: the size does not suit the tower, or the tower is of none of the three kinds.
     """
+    kind: type[ResNetTower | TimmTower | ViTTower]
     if hasattr(visual, "attnpool") and hasattr(visual, "layer4"):
-        _check_size(image_size_px, RESNET_STRIDE)
-        return ResNetTower(visual, image_size_px)
-    if hasattr(visual, "trunk"):
-        if hasattr(visual.trunk, "patch_embed"):
-            _check_size(image_size_px, visual.trunk.patch_embed.patch_size[0])
-        return TimmTower(visual, image_size_px, own_size_px)
-    if hasattr(visual, "transformer") and hasattr(visual, "proj"):
-        _check_size(image_size_px, visual.patch_size[0])
-        return ViTTower(visual, image_size_px)
-    raise UserError(
-        f"the image tower {type(visual).__name__} gives no regions", expected="a ModifiedResNet, a ViT or a timm trunk"
-    )
+        kind, stride = ResNetTower, RESNET_STRIDE
+    elif hasattr(visual, "trunk"):
+        patches = getattr(visual.trunk, "patch_embed", None)
+        kind, stride = TimmTower, 1 if patches is None else patches.patch_size[0]
+    elif hasattr(visual, "transformer") and hasattr(visual, "proj"):
+        kind, stride = ViTTower, visual.patch_size[0]
+    else:
+        problem = f"the image tower {type(visual).__name__} gives no regions"
+        raise UserError(problem, expected="a ModifiedResNet, a ViT or a timm trunk")
+    if image_size_px % stride:
+        problem, expected = "the whole images' side does not suit the image tower", f"a multiple of {stride}"
+        raise UserError(problem, where="teacher.image_size_px", expected=expected, got=image_size_px)
+    return kind(visual, image_size_px, own_size_px)
 
 
 class ResNetTower:
@@ -79,7 +81,7 @@ class ResNetTower:
 
     levels: tuple[str, ...] = ("c4", "c5")
 
-    def __init__(self, visual: Any, image_size_px: int) -> None:
+    def __init__(self, visual: Any, image_size_px: int, own_size_px: int) -> None:
         self._visual = visual
         self._grid = _grid_of(visual.attnpool.positional_embedding)
         self._whole_pool = _with_grid(visual.attnpool, image_size_px // RESNET_STRIDE)
@@ -108,7 +110,7 @@ class ViTTower:
 
     levels: tuple[str, ...] = ("tokens",)
 
-    def __init__(self, visual: Any, image_size_px: int) -> None:
+    def __init__(self, visual: Any, image_size_px: int, own_size_px: int) -> None:
         self._stride = visual.patch_size[0]
         self._grid = _grid_of(visual.positional_embedding)
         self._visual = _with_grid(visual, image_size_px // self._stride)
@@ -217,10 +219,3 @@ def _with_grid(module: Any, side: int) -> Any:
 
 def _with_shared_weights(module: Any) -> Any:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
-
-
-def _check_size(image_size_px: int, stride: int) -> None:
-    if image_size_px % stride:
-        problem = "the whole images' side does not suit the image tower"
-        expected = f"a multiple of {stride}"
-        raise UserError(problem, where="teacher.image_size_px", expected=expected, got=image_size_px)
