@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_every_pair_has_its_images_score_and_the_product() -> None:
 
 def test_a_teacher_with_a_bias_is_read_by_sigmoid() -> None:
     scores = direct("sigmoid", logit_bias=-1.0)["direct"][1]
-    torch.testing.assert_close(scores, torch.full((3,), 1 / (1 + np.e)).double())
+    torch.testing.assert_close(scores, torch.full((3,), 1 / (1 + math.e)).double())
 
 
 @pytest.mark.parametrize(("bias", "form"), [(None, "softmax"), (-10.0, "sigmoid")])
@@ -175,7 +176,7 @@ def tuner(detection: list[float]) -> Tuner:
     """Four images with one pair each; the pairs of images 0 and 1 are true rides of a bicycle."""
     plain = batch([[[0.0] * 3] * 2] * 4, [[0.0] * 3] * 4)
     rows = torch.arange(4)
-    alone = {"image_rows": rows, "pair_image": rows, "labels_o": torch.ones(4, dtype=torch.int64)}
+    alone: dict[str, Any] = {"image_rows": rows, "pair_image": rows, "labels_o": torch.ones(4, dtype=torch.int64)}
     scores: dict[str, Any] = {"scores_h": torch.tensor(detection), "scores_o": torch.ones(4)}
     boxes = plain.boxes_h[:2].numpy()
     labels = HoiLabels(np.array([0, 1]), boxes, boxes, np.full(2, RIDE))

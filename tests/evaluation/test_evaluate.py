@@ -78,7 +78,7 @@ def test_every_method_has_its_rows(config: PipelineConfig, report: EvaluationRep
     rows = written(config, "results.json")
     found = [(row["name"], row["seed"]) for row in rows]
     branches = ["global", "union", "human_object"]
-    expected = [(name, None) for name in BASELINES]
+    expected: list[tuple[str, int | None]] = [(name, None) for name in BASELINES]
     expected += [(name, seed) for seed in (0, 3) for name in [*branches, "ungated", "student"]]
     expected += [("supervised", seed) for seed in (0, 3)]
     expected += [(name, seed) for seed in (0, 3) for name in [*(f"other/{branch}" for branch in branches), "other"]]
@@ -107,8 +107,7 @@ def test_a_students_row_is_its_triplets_evaluated(config: PipelineConfig, report
     for part in ("student", "ungated", "union"):
         result = hico.evaluate(triplets[part], labels, len(vocabulary), rare, vocabulary.is_no_interaction)
         row = next(r for r in written(config, "results.json") if (r["name"], r["seed"]) == (part, 3))
-        assert row["full"] == pytest.approx(100 * result.full, abs=1e-4)
-        assert row["rare"] == pytest.approx(100 * result.rare, abs=1e-4)
+        assert (row["full"] / 100, row["rare"] / 100) == pytest.approx((result.full, result.rare), abs=1e-6)
         shown = [next(a["percent"] for a in e["ap"] if (a["name"], a["seed"]) == (part, 3)) for e in per_class]
         assert shown == pytest.approx(list(100 * result.ap), abs=1e-4)
 
@@ -147,7 +146,7 @@ def test_the_short_table_has_students_and_strong_baselines(report: EvaluationRep
     assert len(names) == 8
     assert {"student", "supervised", "other"} < set(names)
     assert "global" not in names
-    full = {row.name: row.means["full"] for row in report.rows if row.seed is None}
+    full = {row.name: row.means["full"] or 0.0 for row in report.rows if row.seed is None}
     shown = [full[name] for name in names if name in full]
     assert min(shown) >= max(value for name, value in full.items() if name not in names)
 

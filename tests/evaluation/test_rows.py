@@ -56,6 +56,12 @@ def graded(
     return evaluator.evaluate(name, seed, rows, {"knob": 1})
 
 
+def percent(row: ResultRow, mean: str) -> float:
+    value = row.means[mean]
+    assert value is not None
+    return value
+
+
 def test_annotated_pairs_are_counted_once() -> None:
     np.testing.assert_array_equal(annotated_pairs(LABELS, 3), [1, 2, 0])
 
@@ -82,11 +88,11 @@ def test_the_difference_says_how_much_better_a_method_is() -> None:
     good, bad = graded([0.9, 0.9, 0.8, 0.1], 0, "good"), graded([0.5, 0.9, 0.4, 0.9], 0, "bad")
     found = compare([good, graded([0.9, 0.9, 0.8, 0.1], 1, "good"), bad], "good", "bad")
     assert found.num_seeds == (2, 1)
-    assert found.difference.observed == pytest.approx((good.means["full"] - bad.means["full"]) / 100)
+    assert found.difference.observed == pytest.approx((percent(good, "full") - percent(bad, "full")) / 100)
     assert found.difference.low >= 0
     assert found.difference.high > found.difference.low
     assert found.to_dict()["num_resamples"] == 200
-    plus = f"{good.means['full'] - bad.means['full']:+.2f}"
+    plus = f"{percent(good, 'full') - percent(bad, 'full'):+.2f}"
     assert str(found).startswith(f"good − bad: {plus} mAP, 95 % interval +0.00 to +")
 
 
@@ -96,7 +102,7 @@ def test_other_means_are_compared_and_come_back_from_disk() -> None:
     rows = [from_plain(json.loads(json.dumps(to_plain(row)))) for row in (good, bad)]
     for measure in ("full", "rare", "several_pairs"):
         found = compare(rows, "good", "bad", measure)
-        assert found.difference.observed == pytest.approx((good.means[measure] - bad.means[measure]) / 100)
+        assert found.difference.observed == pytest.approx((percent(good, measure) - percent(bad, measure)) / 100)
         assert found.to_dict() == compare([good, bad], "good", "bad", measure).to_dict()
     assert str(found).startswith("good − bad, 2+ pairs: +")
     with pytest.raises(KeyError):
@@ -121,8 +127,8 @@ def test_the_table_aligns_and_gives_mean_and_spread_over_seeds() -> None:
     text = format_table([prior, one, two])
     heading, first, second = text.splitlines()
     assert heading.split() == ["seeds", "full", "rare", "non-rare", "1", "pair", "2+", "pairs"]
-    assert first.split()[:3] == ["detector_prior", "–", f"{prior.means['full']:.2f}"]
-    full = [one.means["full"], two.means["full"]]
+    assert first.split()[:3] == ["detector_prior", "–", f"{percent(prior, 'full'):.2f}"]
+    full = [percent(one, "full"), percent(two, "full")]
     assert second.split()[:5] == ["student", "2", f"{np.mean(full):.2f}", "±", f"{np.std(full, ddof=1):.2f}"]
     points = [next(i for i, c in enumerate(line) if c == ".") for line in (first, second)]
     assert points[0] == points[1]
@@ -153,11 +159,11 @@ def test_means_over_unseen_and_seen_interactions_with_truth() -> None:
 def test_zero_shot_means_are_printed_over_seeds() -> None:
     rows = [graded([0.9, 0.9, 0.8, 0.1], seed, "method") for seed in (0, 1)]
     splits = {"a": np.array([0]), "b": np.array([1])}
-    ride, nothing = f"{rows[0].means['non_rare']:.2f}", f"{rows[0].means['rare']:.2f}"
+    ride, nothing = f"{percent(rows[0], 'non_rare'):.2f}", f"{percent(rows[0], 'rare'):.2f}"
     header, line, _ = format_zero_shot(rows, splits).splitlines()
     assert header.split() == ["zero-shot", "split", "unseen", "seen", "full"]
-    assert line.split() == ["method", "a", ride, nothing, f"{rows[0].means['full']:.2f}"]
-    assert zero_shot_of(rows[0], splits)["a"]["unseen"] == round(rows[0].means["non_rare"], 4)
+    assert line.split() == ["method", "a", ride, nothing, f"{percent(rows[0], 'full'):.2f}"]
+    assert zero_shot_of(rows[0], splits)["a"]["unseen"] == round(percent(rows[0], "non_rare"), 4)
     by_labels = [replace(row, settings={"supervision": "labels"}) for row in rows]
     _, marked, _, note = format_zero_shot(by_labels, splits).splitlines()
     assert marked.split()[:3] == ["method", "*", "a"]

@@ -399,7 +399,7 @@ def test_vsrl_evals_pickle_scores_like_the_lines(tmp_path: Path) -> None:
         assert error.where == f"{tmp_path / 'p.pkl'}, row 2"
 
 
-VCOCO_BAD = {
+VCOCO_BAD: dict[str, dict[str, Any]] = {
     "'image_id' of a prediction is no image": {"image_id": 294},
     "'image_id' of a prediction is mistyped": {"image_id": "7"},
     "other keys": {"scores": dict.fromkeys(KEYS[1:], 0.1)},
