@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from hoi.cli.program import Config, Overrides, app, group, local_path, pipeline, verb
+from hoi.cli.program import Config, Overrides, app, group, option, path_option, pipeline, verb
 
 verbs = group("Plan, inspect and mend a teacher cache.")
 app.add_typer(verbs, name="cache")
-To = Annotated[Path, typer.Option(parser=local_path, metavar="FOLDER", help="folder of the new cache")]
+To = Annotated[Path, path_option("folder of the new cache", "FOLDER")]
 WRONG = 1
 """Exit code where something is wrong with a cache; a mistake on the command line or in a file is 2."""
 
@@ -20,9 +20,7 @@ WRONG = 1
 def plan(
     config: Config = None,
     overrides: Overrides = None,
-    sample: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="run N images through the models to measure")
-    ] = None,
+    sample: Annotated[int | None, option("run N images through the models to measure", "N", least=1)] = None,
 ) -> int:
     """Say what a build would take: shards, bytes, minutes."""
     from hoi.cache.tools.estimate import plan as plan_build
@@ -46,10 +44,8 @@ def info(config: Config = None, overrides: Overrides = None) -> None:
 def verify(
     config: Config = None,
     overrides: Overrides = None,
-    recompute: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="run N images per split through the models again")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="of their choice")] = 0,
+    recompute: Annotated[int | None, option("run N images per split through the models again", "N", least=1)] = None,
+    seed: Annotated[int, option("of their choice")] = 0,
 ) -> int:
     """Check sizes, hashes and tables of every file."""
     from hoi.cache.tools.verify import verify as verify_cache
@@ -83,11 +79,9 @@ def export(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="its id")],
     config: Config = None,
     overrides: Overrides = None,
-    top: Annotated[int, typer.Option(min=1, metavar="K", help="interactions listed")] = 5,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="where to look (default: in all splits)")] = None,
-    json: Annotated[
-        Path | None, typer.Option(parser=local_path, metavar="FILE", help="write there instead of printing")
-    ] = None,
+    top: Annotated[int, option("interactions listed", "K", least=1)] = 5,
+    split: Annotated[str | None, option("where to look (default: in all splits)", "NAME")] = None,
+    json: Annotated[Path | None, path_option("write there instead of printing")] = None,
 ) -> None:
     """Print one image's records as JSON."""
     from hoi.cache.tools.describe import export as export_image
@@ -107,9 +101,9 @@ def pull(
     to: To,
     config: Config = None,
     overrides: Overrides = None,
-    split: Annotated[list[str] | None, typer.Option(metavar="NAME", help="(default: the config's splits)")] = None,
+    split: Annotated[list[str] | None, option("(default: the config's splits)", "NAME")] = None,
     passes: Annotated[
-        list[str] | None, typer.Option("--pass", metavar="NAME", help="an extra pass (default: the config's vlms)")
+        list[str] | None, option("an extra pass (default: the config's vlms)", "NAME", name="--pass")
     ] = None,
 ) -> None:
     """Copy a finished cache from any location, verified."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hoi.cli.program import Config, Overrides, app, group, local_path, pipeline, verb
+from hoi.cli.program import Config, Overrides, app, group, local_path, option, path_option, pipeline, verb
 from hoi.errors import UserError, command
 
 
@@ -17,21 +17,17 @@ def new(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="of the pipeline file", show_default=False)
     ] = None,
-    images: Annotated[str, typer.Option(metavar="FOLDER", help="searched below, too")] = "",
-    phrases: Annotated[str, typer.Option(metavar="FILE", help="one a line, 'riding a bicycle'; or YAML")] = "",
-    named: Annotated[str | None, typer.Option("--name", metavar="NAME", help="the same as the first word")] = None,
+    images: Annotated[str, option("searched below, too", "FOLDER")] = "",
+    phrases: Annotated[str, option("one a line, 'riding a bicycle'; or YAML", "FILE")] = "",
+    named: Annotated[str | None, option("the same as the first word", "NAME", name="--name")] = None,
     detector: Annotated[
-        str, typer.Option(help="torchvision's name, COCO results FILE.json, or hf-hub:… of OWLv2 or Grounding DINO")
+        str, option("torchvision's name, COCO results FILE.json, or hf-hub:… of OWLv2 or Grounding DINO")
     ] = "fasterrcnn_resnet50_fpn_v2",
-    instances: Annotated[
-        str | None, typer.Option(metavar="FILE", help="COCO instances JSON that belongs to results")
-    ] = None,
+    instances: Annotated[str | None, option("COCO instances JSON that belongs to results", "FILE")] = None,
     clip: Annotated[
-        str, typer.Option(help="open_clip's MODEL/TAG, local-dir:FOLDER or hf-hub:owner/name")
+        str, option("open_clip's MODEL/TAG, local-dir:FOLDER or hf-hub:owner/name")
     ] = "ViT-B-16-quickgelu/openai",
-    out: Annotated[
-        Path, typer.Option(parser=local_path, metavar="FOLDER", help="where the pipeline file goes")
-    ] = Path(),
+    out: Annotated[Path, path_option("where the pipeline file goes", "FOLDER")] = Path(),
 ) -> int:
     """Write a checked pipeline file for a folder of images and a list of phrases."""
     from hoi.project.new import Project, write_project
@@ -51,12 +47,8 @@ def new(
 def doctor(
     config: Config = None,
     overrides: Overrides = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="open every image; load weights even if that downloads them")
-    ] = False,
-    json: Annotated[
-        Path | None, typer.Option(parser=local_path, metavar="FILE", help="write the findings there, too")
-    ] = None,
+    every: Annotated[bool, option("open every image; load weights even if that downloads them", name="--all")] = False,
+    json: Annotated[Path | None, path_option("write the findings there, too")] = None,
 ) -> int:
     """Say what is missing or wrong in what a pipeline file names, and the line that mends it."""
     from hoi.files import write_json
@@ -70,7 +62,7 @@ def doctor(
     return 1 if report.num_errors else 0
 
 
-NoGates = Annotated[bool, typer.Option("--no-gates", help="go on even if a sanity gate finds a figure at chance")]
+NoGates = Annotated[bool, option("go on even if a sanity gate finds a figure at chance", name="--no-gates")]
 
 
 @verb("hicodet", "DATA=/data/hico hoi hicodet cache.folder=/scratch/hicodet")
@@ -99,18 +91,18 @@ def _published(config: str | None, overrides: list[str] | None, name: str, no_ga
 
 world = group("The embedded world: its figures, its pictures, and the training of its models.")
 app.add_typer(world, name="world")
-Out = Annotated[Path | None, typer.Option(parser=local_path, metavar="FOLDER", help="of the weights")]
-Seed = Annotated[int, typer.Option(help="of the drawn scenes")]
+Out = Annotated[Path | None, path_option("of the weights", "FOLDER")]
+Seed = Annotated[int, option("of the drawn scenes")]
 Part = Literal["clip", "detector", "captioner", "all"]
 
 
 @verb("train", "hoi world train --part detector --out weights/", "hoi world train --check", of=world)
 def train_world(
-    part: Annotated[Part, typer.Option(help="what to train")] = "all",
+    part: Annotated[Part, option("what to train")] = "all",
     seed: Seed = 0,
     out: Out = None,
-    check: Annotated[bool, typer.Option("--check", help="train nothing; measure the weights in --out")] = False,
-    split: Annotated[Literal["validation", "test"], typer.Option(help="scenes of the check")] = "test",
+    check: Annotated[bool, option("train nothing; measure the weights in --out", name="--check")] = False,
+    split: Annotated[Literal["validation", "test"], option("scenes of the check")] = "test",
 ) -> int:
     """Train the world's CLIP, detector and captioner again (CPU, about half an hour each), or measure them."""
     from hoi.world.models import WEIGHTS, check_world, train_world
@@ -136,8 +128,8 @@ def statistics(seed: Seed = 0) -> None:
 def sheet(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a PNG")],
     seed: Seed = 0,
-    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="whose scenes")] = "test",
-    num: Annotated[int, typer.Option(help="how many")] = 24,
+    split: Annotated[Literal["train", "validation", "test"], option("whose scenes")] = "test",
+    num: Annotated[int, option("how many")] = 24,
 ) -> None:
     """Draw a sheet of scenes."""
     from PIL import Image

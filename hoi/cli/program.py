@@ -34,21 +34,26 @@ def local_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-Config = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help=f"pipeline file (default: {PIPELINE}, else the world's)")
-]
+def option(help: str, metavar: str | None = None, name: str | None = None, least: int | None = None) -> Any:
+    """Return a typer option; `name` where it is not the parameter's."""
+    return typer.Option(*([name] if name else []), help=help, metavar=metavar, min=least)
+
+
+def path_option(help: str, metavar: str = "FILE") -> Any:
+    """Return a typer option that is a path."""
+    return typer.Option(parser=local_path, help=help, metavar=metavar)
+
+
+Config = Annotated[str | None, option(f"pipeline file (default: {PIPELINE}, else the world's)", "FILE", "--config")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="section.key=value", help="values that replace the file's")
 ]
-Student = Annotated[str | None, typer.Option(help="its name in the pipeline file (default: best, or the first)")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option(parser=local_path, metavar="FOLDER", help="what `hoi checkpoint` wrote (default: made from --config)"),
-]
-Host = Annotated[str, typer.Option(help="where to listen; the default is this machine only")]
-Port = Annotated[int, typer.Option(help="0 takes a free one")]
-AllowHost = Annotated[list[str] | None, typer.Option(metavar="NAME", help="another name the page may be called by")]
+Student = Annotated[str | None, option("its name in the pipeline file (default: best, or the first)", "NAME")]
+Device = Annotated[str, option("auto, cpu or cuda", "DEVICE")]
+Checkpoint = Annotated[Path | None, path_option("what `hoi checkpoint` wrote (default: made from --config)", "FOLDER")]
+Host = Annotated[str, option("where to listen; the default is this machine only", "ADDRESS")]
+Port = Annotated[int, option("0 takes a free one", "N")]
+AllowHost = Annotated[list[str] | None, option("another name the page may be called by", "NAME")]
 
 
 class Verb(TyperCommand):

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from hoi.cli.program import Config, Overrides, local_path, pipeline, pipeline_file, say_next, verb
+from hoi.cli.program import Config, Overrides, option, path_option, pipeline, pipeline_file, say_next, verb
 from hoi.errors import command
 
 
@@ -96,9 +94,7 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
 
 @verb("sweep", "hoi sweep --config examples/ablation.yaml")
 def sweep(
-    config: Annotated[
-        str | None, typer.Option(metavar="FILE", help="sweep file (default: examples/ablation.yaml)")
-    ] = None,
+    config: Annotated[str | None, option("sweep file (default: examples/ablation.yaml)", "FILE")] = None,
     overrides: Overrides = None,
 ) -> int:
     """Train a grid or list of students and seeds against one cache, and write one table."""
@@ -112,9 +108,7 @@ def sweep(
 
 @verb("bench", "hoi bench --config examples/bench.yaml")
 def bench(
-    config: Annotated[
-        str | None, typer.Option(metavar="FILE", help="bench file (default: examples/bench.yaml)")
-    ] = None,
+    config: Annotated[str | None, option("bench file (default: examples/bench.yaml)", "FILE")] = None,
     overrides: Overrides = None,
 ) -> int:
     """Train and evaluate the named rows over worlds and seeds, to outputs/bench."""
@@ -130,13 +124,8 @@ def bench(
 def report(
     config: Config = None,
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(parser=local_path, metavar="FILE", help="the page (default: report.html in `output`)")
-    ] = None,
-    sweep: Annotated[
-        list[Path] | None,
-        typer.Option(parser=local_path, metavar="FILE", help="table.json of a sweep (default: all in `output`)"),
-    ] = None,
+    out: Annotated[Path | None, path_option("the page (default: report.html in `output`)")] = None,
+    sweep: Annotated[list[Path] | None, path_option("table.json of a sweep (default: all in `output`)")] = None,
 ) -> None:
     """Write the results as one self-contained page: tables, curves, pictures."""
     from hoi.report.build import write_report
@@ -150,10 +139,7 @@ def report(
 def audit(
     config: Config = None,
     overrides: Overrides = None,
-    training_images: Annotated[
-        Path | None,
-        typer.Option(parser=local_path, metavar="FILE", help="names of the images that the detector was trained on"),
-    ] = None,
+    training_images: Annotated[Path | None, path_option("names of the images that the detector was trained on")] = None,
 ) -> None:
     """Say which labels, splits and training data touched the results."""
     from hoi.evaluation.audit import run_audit
@@ -166,8 +152,8 @@ def audit(
 def quality(
     config: Config = None,
     overrides: Overrides = None,
-    sample: Annotated[int, typer.Option(min=0, metavar="N", help="images that are mirrored and measured again")] = 24,
-    branches: Annotated[bool, typer.Option("--branches", help="measure each branch of a student as well")] = False,
+    sample: Annotated[int, option("images that are mirrored and measured again", "N", least=0)] = 24,
+    branches: Annotated[bool, option("measure each branch of a student as well", name="--branches")] = False,
 ) -> None:
     """Say what can be said of students without labels, and its limits."""
     from hoi.quality.run import measure_quality

@@ -7,8 +7,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
 from hoi.cli.program import (
     AllowHost,
     Checkpoint,
@@ -18,7 +16,8 @@ from hoi.cli.program import (
     Overrides,
     Port,
     Student,
-    local_path,
+    option,
+    path_option,
     pipeline,
     say_next,
     verb,
@@ -45,23 +44,19 @@ def _checkpoint(
 
 @verb("predict", "hoi predict --images photos/ --out outputs/pictures --config mine.yaml --threshold 0.1")
 def predict(
-    images: Annotated[
-        list[str], typer.Option(metavar="PATH...", help="images, folders, patterns or videos; may be repeated")
-    ],
-    out: Annotated[
-        Path, typer.Option(parser=local_path, metavar="FOLDER", help="where results go; the same again goes on")
-    ] = Path("outputs/predictions"),
+    images: Annotated[list[str], option("images, folders, patterns or videos; may be repeated", "PATH...")],
+    out: Annotated[Path, path_option("where results go; the same again goes on", "FOLDER")] = Path(
+        "outputs/predictions"
+    ),
     config: Config = None,
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
     student: Student = None,
-    top: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="triplets kept of an image (default: all)")
-    ] = None,
-    threshold: Annotated[float, typer.Option(metavar="X", help="least score of a triplet that is kept")] = 0.0,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="images that are looked at together")] = 8,
-    shown: Annotated[int | None, typer.Option(min=1, metavar="N", help="pairs that are drawn, at most")] = None,
-    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="draw nothing")] = False,
+    top: Annotated[int | None, option("triplets kept of an image (default: all)", "N", least=1)] = None,
+    threshold: Annotated[float, option("least score of a triplet that is kept", "X")] = 0.0,
+    batch: Annotated[int, option("images that are looked at together", "N", least=1)] = 8,
+    shown: Annotated[int | None, option("pairs that are drawn, at most", "N", least=1)] = None,
+    no_pictures: Annotated[bool, option("draw nothing", name="--no-pictures")] = False,
     device: Device = "auto",
 ) -> int:
     """Turn images, folders or videos into predictions and pictures."""
@@ -93,16 +88,13 @@ def checkpoint(
     config: Config = None,
     overrides: Overrides = None,
     student: Student = None,
-    seed: Annotated[int | None, typer.Option(help="of its training (default: the first of train.seeds)")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(parser=local_path, metavar="FOLDER", help="(default: OUTPUT/checkpoints/STUDENT)"),
-    ] = None,
+    seed: Annotated[int | None, option("of its training (default: the first of train.seeds)")] = None,
+    out: Annotated[Path | None, path_option("(default: OUTPUT/checkpoints/STUDENT)", "FOLDER")] = None,
     models: Annotated[
         Literal["auto", "copy", "refer"],
-        typer.Option(help="whether detector and CLIP are copied; auto copies small files of one's own"),
+        option("whether detector and CLIP are copied; auto copies small files of one's own"),
     ] = "auto",
-    onnx: Annotated[bool, typer.Option("--onnx", help="also as ONNX, and how far it is from torch")] = False,
+    onnx: Annotated[bool, option("also as ONNX, and how far it is from torch", name="--onnx")] = False,
 ) -> None:
     """Write a trained student as one self-contained folder."""
     from hoi.prediction.export import make_checkpoint
@@ -120,8 +112,8 @@ def page(
     checkpoint: Checkpoint = None,
     student: Student = None,
     device: Device = "auto",
-    max_upload_mb: Annotated[float, typer.Option(help="largest file")] = 25.0,
-    max_megapixels: Annotated[float, typer.Option(help="largest image")] = 50.0,
+    max_upload_mb: Annotated[float, option("largest file")] = 25.0,
+    max_megapixels: Annotated[float, option("largest image")] = 50.0,
     host: Host = "127.0.0.1",
     port: Port = 8008,
     allow_host: AllowHost = None,
@@ -143,22 +135,17 @@ def page(
 
 @verb("check-page", "hoi check-page --predictions outputs/pictures/predictions.jsonl --images photos/ --serve")
 def check_page(
-    predictions: Annotated[Path, typer.Option(parser=local_path, metavar="FILE", help="JSON lines, gzipped or not")],
-    images: Annotated[
-        Path | None, typer.Option(parser=local_path, metavar="FOLDER", help="which their file names are below")
-    ] = None,
+    predictions: Annotated[Path, path_option("JSON lines, gzipped or not")],
+    images: Annotated[Path | None, path_option("which their file names are below", "FOLDER")] = None,
     config: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="whose data set they are of, in place of --images, or for its vocabulary"),
+        str | None, option("whose data set they are of, in place of --images, or for its vocabulary", "FILE")
     ] = None,
     overrides: Overrides = None,
-    split: Annotated[str | None, typer.Option(help="of that data set (default: evaluation.split)")] = None,
-    out: Annotated[Path, typer.Option(parser=local_path, metavar="FOLDER", help="of marks and results")] = Path(
-        "outputs/check"
-    ),
-    number: Annotated[int, typer.Option(help="how many triplets are asked")] = 50,
-    seed: Annotated[int, typer.Option(help="of their draw")] = 0,
-    serve: Annotated[bool, typer.Option("--serve", help="open the page")] = False,
+    split: Annotated[str | None, option("of that data set (default: evaluation.split)")] = None,
+    out: Annotated[Path, path_option("of marks and results", "FOLDER")] = Path("outputs/check"),
+    number: Annotated[int, option("how many triplets are asked")] = 50,
+    seed: Annotated[int, option("of their draw")] = 0,
+    serve: Annotated[bool, option("open the page", name="--serve")] = False,
     host: Host = "127.0.0.1",
     port: Port = 8008,
     allow_host: AllowHost = None,
@@ -185,39 +172,25 @@ def check_page(
 
 @verb("score", "hoi score --dataset hicodet --annotations hico/ --predictions mine.jsonl.gz --json scores.json")
 def score(
-    dataset: Annotated[Literal["hicodet", "vcoco", "world", "folder"], typer.Option(help="whose rule")],
+    dataset: Annotated[Literal["hicodet", "vcoco", "world", "folder"], option("whose rule")],
     annotations: Annotated[
-        Path,
-        typer.Option(
-            parser=local_path, help="the data set's file; of a folder JSON lines, of the world a pipeline file"
-        ),
+        Path, path_option("the data set's file; of a folder JSON lines, of the world a pipeline file", "PATH")
     ],
-    predictions: Annotated[Path, typer.Option(parser=local_path, help="JSON lines, gzipped or not")],
-    json: Annotated[
-        Path | None, typer.Option(parser=local_path, metavar="FILE", help="where to write the scores")
-    ] = None,
-    protocol: Annotated[str, typer.Option(help="HICO-DET and the world: whose rule")] = "official",
+    predictions: Annotated[Path, path_option("JSON lines, gzipped or not", "PATH")],
+    json: Annotated[Path | None, path_option("where to write the scores")] = None,
+    protocol: Annotated[str, option("HICO-DET and the world: whose rule")] = "official",
     known_object: Annotated[
-        Path | None,
-        typer.Option(parser=local_path, metavar="ANNO_MAT", help="HICO's anno.mat: score the known-object setting"),
+        Path | None, path_option("HICO's anno.mat: score the known-object setting", "ANNO_MAT")
     ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(parser=local_path, metavar="FILE", help="text file of image names: only those count (HICO-DET)"),
-    ] = None,
+    images: Annotated[Path | None, path_option("text file of image names: only those count (HICO-DET)")] = None,
     instances: Annotated[
-        Path | None,
-        typer.Option(
-            parser=local_path, help="COCO's instances (V-COCO; default: instances*.json beside the annotations)"
-        ),
+        Path | None, path_option("COCO's instances (V-COCO; default: instances*.json beside the annotations)", "PATH")
     ] = None,
-    format: Annotated[str, typer.Option(help="of the predictions: lines, gen-vlkt, qpic, pvic, vsrl")] = "lines",
+    format: Annotated[str, option("of the predictions: lines, gen-vlkt, qpic, pvic, vsrl")] = "lines",
     clip: Annotated[
-        bool, typer.Option("--clip", help="cut boxes to their image; otherwise one that lies outside is an error")
+        bool, option("cut boxes to their image; otherwise one that lies outside is an error", name="--clip")
     ] = False,
-    save_lines: Annotated[
-        Path | None, typer.Option(parser=local_path, metavar="FILE", help="also write the predictions there")
-    ] = None,
+    save_lines: Annotated[Path | None, path_option("also write the predictions there")] = None,
 ) -> None:
     """Average precision of anybody's predictions, by the data set's official rule or a named other one.
 
