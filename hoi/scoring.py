@@ -120,13 +120,7 @@ def score_split(
     exponent: float,
     device: torch.device | str,
 ) -> dict[str, Triplets]:
-    """Return a split's triplets by row name.
-
-    Args:
-        scorer: A student in evaluation mode, or a baseline.
-        batches: In any order.
-        vocabulary, exponent: As in `score_triplets`.
-    """
+    """Return a split's triplets by row name."""
     parts: dict[str, list[Triplets]] = {}
     with torch.inference_mode():
         for batch in batches:

@@ -83,12 +83,7 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
-        """Return what training minimises.
-
-        Args:
-            batch: On the student's device.
-            labels: The split's labels for `supervision: labels`, else None.
-        """
+        """Return what training minimises; labels are the split's with `supervision: labels`, else None."""
 
     @abstractmethod
     def branch_scores(self, batch: PairBatch) -> BranchScores:

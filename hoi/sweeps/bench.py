@@ -123,9 +123,6 @@ class BenchReport:
 def run_bench(bench: Bench, factory: ModelFactory | None = None) -> BenchReport:
     """Build every world's cache, train and evaluate its students, and write the tables; what is there is kept.
 
-    Args:
-        factory: Of stage one's models; None for those that the pipeline names.
-
     Raises:
         UserError: as stage one and a sweep.
     """

@@ -36,9 +36,6 @@ from hoi.training.train import check_annotations, open_source, open_training_spl
 def train_task(config_json: str, seed: int, folder: str, fingerprint: str) -> dict[str, Any]:
     """Train the only student of a config, unless that is done.
 
-    Args:
-        fingerprint: What the cache must have been made with.
-
     Returns:
         `seconds`, None if it was finished before; or `error`. A failure is a result here, so that it is neither
         tried again nor ends the sweep.

@@ -217,13 +217,7 @@ class Trainer:
     def _share(
         self, result: StepLosses, num_images: int, agreeing: dict[str, tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-        """Turn the losses of this process's share into gradients and figures of the whole batch.
-
-        Args:
-            result: Each loss was divided by its own count.
-            num_images: Images of the share that count; 0 for none.
-            agreeing: Of the share.
-        """
+        """Turn the losses of this process's share into gradients and figures of the whole batch."""
         has_images = num_images > 0
         own_counts = torch.stack(
             [result.counts.get(name, torch.tensor(num_images)).to(result.total) for name in result.losses]

@@ -101,9 +101,6 @@ class RunFolder:
     def load_student(self, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]) -> Student:
         """Return the trained student, in evaluation mode on the CPU.
 
-        Args:
-            bank, vocabulary, axes: Of the cache that it was trained from.
-
         Raises:
             UserError: no finished run, a run of other settings, or damaged weights.
         """

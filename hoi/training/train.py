@@ -137,12 +137,7 @@ def open_training_split(config: PipelineConfig) -> CacheSplit:
 
 
 def open_source(config: PipelineConfig, split: CacheSplit, device: torch.device, group: Group = ALONE) -> BatchSource:
-    """Return what training draws its batches from: the split or its first images, in memory or on the device.
-
-    Args:
-        config: `train.resident` and `train.max_images` are read.
-        group: Each of its processes gets a share of each batch.
-    """
+    """Return what training draws its batches from: the split or its first images, in memory or on the device."""
     source = training_source(split, device, config.train.resident)
     is_whole = config.train.max_images is None and group.size == 1
     return source if is_whole else FirstImages(source, config.train.max_images, group.own)
@@ -202,10 +197,6 @@ def train_run(
     group: Group = ALONE,
 ) -> float:
     """Train one student and seed into its folder, going on from its last checkpoint, and return the seconds it took.
-
-    Args:
-        config, name, seed: As in `run_settings`.
-        source: From `open_source`.
 
     Raises:
         UserError: the loss is no longer finite, or a file cannot be written.

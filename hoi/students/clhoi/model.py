@@ -55,9 +55,7 @@ def pool_pairs(
     """Pool pairs to their image: a_pk = softmax_p(z_pk / temperature + log r_p), Z_k = Σ a z, G_k = Σ a g.
 
     Args:
-        logits: z.
-        vectors: g.
-        log_interactive: log r.
+        logits, vectors, log_interactive: z, g and log r.
         admitted: Interactions that the pair's object admits; a pair takes part in no other.
 
     Returns:
@@ -87,10 +85,7 @@ def interaction_contrast(
 
     Args:
         vectors: G; any norm.
-        texts: Unit norm.
         positive: Seen by the teacher; asked, and pooled from a pair.
-        asked: Of the teacher.
-        object_of: Each interaction's object.
         scale: One over the temperature.
     """
     image, seen = positive.nonzero(as_tuple=True)
@@ -121,10 +116,6 @@ class PairLogits:
 
 class ClhoiStudent(Student):
     """Scores pairs by what a vision language model's view of their images has taught.
-
-    Args:
-        bank: CLIP's texts and logit scale.
-        axes: Sizes of the cache's axes; C, H, W, L and M are read.
 
     Raises:
         UserError: the cache holds no spatial map.

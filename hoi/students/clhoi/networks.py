@@ -118,13 +118,7 @@ def pair_relations(
     first: Int64[Tensor, " R"],
     second: Int64[Tensor, " R"],
 ) -> Float[Tensor, "R E"]:
-    """Return how the humans of two pairs lie to each other, how their objects do, and which detections they share.
-
-    Args:
-        boxes_h, boxes_o, size_hw: Of all pairs, in pixels.
-        rows_h, rows_o: Equal rows are the same human or object.
-        first, second: The two pairs.
-    """
+    """Return how the humans of two pairs lie to each other, how their objects do, and which detections they share."""
     shared = [
         (rows_h[first] == rows_h[second]),
         (rows_o[first] == rows_o[second]),
@@ -187,10 +181,7 @@ class Cognition(nn.Module):
         """Return the pairs' tokens after all layers.
 
         Args:
-            batch: Whose boxes say where pairs lie.
-            pairs: One token per pair.
-            cells: Of each image's map.
-            map_hw: Rows and columns of the map.
+            cells: Tokens of each image's map, of `map_hw` rows and columns.
             context: The translator's tokens; used where the network is made for it.
         """
         index = RaggedIndex.of(batch.pair_image, batch.num_images)
@@ -274,9 +265,7 @@ def context_loss(
     without a caption add nothing.
 
     Args:
-        words: Unit norm.
-        sentences: Unit norm where the mask says so.
-        image_embedding: CLIP's.
+        words, sentences: Unit norm, the latter where the mask is set.
         scale: One over the temperature.
     """
     image, slot = mask.nonzero(as_tuple=True)

@@ -47,10 +47,6 @@ from hoi.vocabulary import Vocabulary
 class HoiclipStudent(Student):
     """Scores pairs from their own vector in the teacher's joint space.
 
-    Args:
-        bank: The teacher's texts, and its frozen last layers.
-        axes: Sizes of the cache's axes; L, M and C are read.
-
     Raises:
         UserError: the cache has no spatial map, or its teacher no layers that take a cell to the joint space.
     """

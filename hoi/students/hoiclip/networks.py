@@ -225,13 +225,7 @@ class FrozenHead(nn.Module):
 
 
 class PairQueries(nn.Module):
-    """Queries from the mean of human and object features, with the union's crops and the boxes if the settings say so.
-
-    Args:
-        levels: L · D.
-        views: M · D of the union's crops that are seen; 0 for none.
-        with_boxes: Whether the spatial code is seen.
-    """
+    """Queries from the mean of human and object features, optionally with the union's crops and the boxes."""
 
     def __init__(self, levels: int, views: int, with_boxes: bool, width: int) -> None:
         super().__init__()

@@ -109,12 +109,7 @@ class SigmoidOffsets(nn.Module):
 
 
 class SpatialBranch(nn.Module):
-    """Logits from boxes and object class alone over the interactions that the object admits, and none of them.
-
-    Args:
-        admitted: bool [O, K], which interactions an object class admits.
-        width, dropout: Of the two hidden layers.
-    """
+    """Logits from boxes and object class alone over the interactions that the object admits, and none of them."""
 
     admitted: Tensor
 
@@ -155,12 +150,7 @@ class RelatednessHead(nn.Module):
 
 
 class MultiLevelStudent(Student):
-    """Scores pairs on three levels; `forward` gives each branch's logits.
-
-    Args:
-        bank: The teacher's texts and logit scale.
-        axes: Sizes of the cache's axes; L and M are read.
-    """
+    """Scores pairs on three levels; `forward` gives each branch's logits."""
 
     config: MultiLevelConfig
     text_embedding: Tensor

@@ -178,13 +178,7 @@ def image_target(
     object_of: Int64[Tensor, " K"],
     is_distribution: bool,
 ) -> Target:
-    """Return the combined target of the image teachers.
-
-    Args:
-        batch: With the fields of the passes.
-        clip: CLIP's scores.
-        is_distribution: Whether these sum to 1.
-    """
+    """Return the combined target of the image teachers; `clip` are CLIP's scores, the passes' are in the batch."""
     opinions = []
     for name, weight in settings.image_teachers.items():
         if name == CLIP:
