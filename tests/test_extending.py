@@ -62,7 +62,7 @@ def test_one_of_each_from_outside_runs_all_stages(tables: None, tmp_path: Path) 
     report = evaluate(config)
     rows = {row.name: row for row in report.rows}
     assert rows.keys() >= {"student", "direct_clip", "vlm_image"}
-    assert rows["student"].means["full"] > 0
+    assert (rows["student"].means["full"] or 0) > 0
     assert rows["student"].extra == {"count": {"triplets": 6}}
     assert "student: 6 triplets" in str(report)
 
