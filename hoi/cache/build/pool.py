@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hoi.cache.build.worker_check import Answer, WorkerCheck
 
 TASKS_PER_WORKER = 2
-"""Tasks in flight per worker: one that computes, and one that waits or already writes; a lost worker loses little."""
+"""Tasks in flight per worker: one that computes, and one that waits or already writes."""
 MAX_DEFAULT_WORKERS = 8
 WORKER_BYTES = 2 << 30
 """Memory of a default worker: torch, a detector and a teacher of the usual sizes, a shard computed and one written."""
@@ -121,7 +121,7 @@ class SynchronousPool:
 
 
 Attempt = tuple[float, dict[str, Any] | UserError]
-"""Seconds, and the result or the user's mistake, which travels as a value: so it is neither retried nor logged."""
+"""Seconds, and the result or the user's mistake: as a value it is neither retried nor logged."""
 
 
 def timed_call(function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> Attempt:
@@ -151,9 +151,8 @@ class DaskPool:
     """
 
     def __init__(self, client: Any, check: WorkerCheck | None = None) -> None:
-        self._client = client
+        self._client, self._num_workers, self._counted = client, 0, 0.0
         self._check = check and check.settle(_ask_all(client, check))
-        self._num_workers, self._counted = 0, 0.0
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         from distributed import as_completed
@@ -299,9 +298,8 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
                 worker["options"] = {**worker["options"], "env": worker_environment(int(name), devices)}
             return spec
 
-    # These must be there before a worker imports numpy, which an environment of its own would be too late for. What
-    # stands in this process's environment goes before what dask is told, so the threads, which the fingerprint
-    # speaks of, are set there.
+    # A worker needs these before it imports numpy. This process's environment has priority over what dask is told, so
+    # the threads, which the fingerprint names, are set here.
     threads = {f"{library}_NUM_THREADS": str(config.threads) for library in ("OMP", "MKL", "OPENBLAS")}
     stack.enter_context(_environment(threads))
     allocator = {"MALLOC_TRIM_THRESHOLD_": KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_": KEPT_BYTES}
@@ -328,7 +326,7 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
 
 
 def _close(started: Any, kind: type[BaseException] | None, error: object, trace: object) -> None:
-    # What this meets hides no error; after Ctrl-C it has little time.
+    # Errors of the closing hide no other error; after Ctrl-C it has little time.
     if kind is None:
         started.close()
         return
@@ -344,8 +342,8 @@ def _close(started: Any, kind: type[BaseException] | None, error: object, trace:
 
 @contextlib.contextmanager
 def _keep_interruptions() -> Iterator[None]:
-    # Threads that are started here, and the processes that these start, never see Ctrl-C: the driver ends them.
-    # Its first start, which would else happen in such a thread, lets Ctrl-C through again.
+    # Threads started here, and their processes, never see Ctrl-C: the driver ends them. The tracker's first start would
+    # let it through again in such a thread, so it happens before.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
