@@ -101,14 +101,13 @@ class Manifest:
 
     Args:
         made_with: Resolved config, commit, versions, device.
-        index: Of the index; None where the split was sealed without one, and so is not complete.
     """
 
     split: str
     bank: BankReceipt
     shards: tuple[Receipt, ...]
     made_with: dict[str, Any]
-    index: IndexReceipt | None = None
+    index: IndexReceipt
     of: Pass = BASE
 
     @property
@@ -139,7 +138,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "num_pairs": sum(shard.num_pairs for shard in manifest.shards),
         "num_bytes": sum(shard.num_bytes for shard in manifest.shards),
         "bank": asdict(manifest.bank),
-        "index": asdict(manifest.index) if manifest.index is not None else None,
+        "index": asdict(manifest.index),
         "shards": [shard.to_dict() for shard in manifest.shards],
         "made_with": manifest.made_with,
     }
@@ -188,7 +187,7 @@ def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
         bank,
         tuple(Receipt.from_dict(shard) for shard in plain["shards"]),
         plain["made_with"],
-        IndexReceipt(**plain["index"]) if plain.get("index") is not None else None,
+        IndexReceipt(**plain["index"]),
         Pass(plain.get("pass", "")),
     )
 
@@ -229,7 +228,6 @@ def has_all_files(folder: Path, manifest: Manifest) -> bool:
     """Return whether every file that a manifest lists is there with its size; hashes are not taken."""
     return (
         read_bank_receipt(folder, manifest.of) == manifest.bank
-        and manifest.index is not None
         and has_size(folder / manifest.of.index_name, manifest.index.num_bytes)
         and all(has_size(folder / shard.name, shard.num_bytes) for shard in manifest.shards)
     )

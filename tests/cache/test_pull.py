@@ -106,7 +106,7 @@ def test_names_that_are_none_of_the_format_are_refused(
         (lambda m: m["shards"][0].update(num_bytes=-1), "malformed"),
         (lambda m: m["shards"][0].update(sha256="00"), "malformed"),
         (lambda m: m["index"].update(num_bytes="9"), "malformed"),
-        (lambda m: m.update(index=None), "names no index"),
+        (lambda m: m.update(index=None), "must be a mapping"),
         (lambda m: m.update(split="../up"), "it is of split '../up'"),
         (lambda m: m["bank"].update(fingerprint="f" * 64), "not the hash of its parts"),
         (lambda m: m.pop("shards"), "shards"),

@@ -98,10 +98,9 @@ class CacheSplit:
         """
         path, fix = Path(folder) / split, command("teacher-cache")
         manifest = read_manifest(path)
-        if manifest is None or manifest.index is None:
+        if manifest is None:
             what = "there is no teacher cache" if not path.is_dir() else "this teacher cache is not complete"
-            expected = BASE.manifest_name if manifest is None else BASE.index_name
-            raise UserError(what, where=path, expected=expected, got="none", fix=fix)
+            raise UserError(what, where=path, expected=BASE.manifest_name, got="none", fix=fix)
         made_with = manifest.bank.fingerprint
         if fingerprint not in (None, made_with):
             what = "this cache was made with other settings"

@@ -79,8 +79,6 @@ def files_of(manifest: Manifest, split: str, of: Pass = BASE) -> list[RemoteFile
         raise ValueError(f"it is of split '{manifest.split}'")
     if json_sha256(manifest.bank.parts) != manifest.bank.fingerprint:
         raise ValueError("the fingerprint is not the hash of its parts")
-    if manifest.index is None:
-        raise ValueError("it names no index")
     return [
         RemoteFile(of.bank_name, manifest.bank.num_bytes, manifest.bank.sha256),
         *(RemoteFile(shard.name, shard.num_bytes, shard.sha256) for shard in manifest.shards),
