@@ -30,13 +30,13 @@ def new(
     out: Annotated[Path, path_option("where the pipeline file goes", "FOLDER")] = Path(),
 ) -> int:
     """Write a checked pipeline file for a folder of images and a list of phrases."""
-    from hoi.project.new import Project, write_project
-
     name = name or named
     if not (name and images and phrases):
         missing = [what for what, value in (("name", name), ("images", images), ("phrases", phrases)) if not value]
         fix = command("new", config=None, name=name or "NAME", images=images or "FOLDER", phrases=phrases or "FILE")
         raise UserError(f"a new project needs {' and '.join(missing)}", fix=fix)
+    from hoi.project.new import Project, write_project
+
     paths = str(local_path(images)), str(local_path(phrases))
     report = write_project(Project(name, *paths, detector, instances, clip), out)
     print(report)

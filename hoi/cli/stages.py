@@ -35,7 +35,7 @@ def demo(config: Config = None, overrides: Overrides = None) -> None:
         if found.rows:
             from hoi.report.build import write_report
 
-            print(f"\n{write_report(settings)}", flush=True)
+            print(f"tables, curves and pictures on one page:\n{write_report(settings)}", flush=True)
         say_next("app" if found.rows else "quality")
 
 

@@ -1,4 +1,4 @@
-"""HICO-DET or V-COCO from files on disk to the report: eight steps, and the same command after a kill goes on."""
+"""The eight steps of HICO-DET and V-COCO, from files on disk to the report; the same command after a kill goes on."""
 
 from __future__ import annotations
 

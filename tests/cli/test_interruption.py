@@ -35,7 +35,10 @@ def asking_workers(cache: Path) -> bool:
     return len(list((cache / WORKERS_NAME).glob("*"))) > 1
 
 
-@pytest.mark.parametrize(("moment", "pause_s"), [(importing, 0.25), (starting_workers, 0.5), (asking_workers, 0.0)])
+@pytest.mark.parametrize(
+    ("moment", "pause_s"),
+    [(importing, 0.25), (starting_workers, 0.5), pytest.param(asking_workers, 0.0, marks=pytest.mark.slow)],
+)
 def test_an_interruption_of_stage_one_with_workers_is_one_line(
     tmp_path: Path, moment: Callable[[Path], bool], pause_s: float
 ) -> None:

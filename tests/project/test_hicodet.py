@@ -153,7 +153,7 @@ def test_the_doctors_errors_and_a_small_disk_end_the_run(
     assert not (tmp_path / "out" / "cache").exists()
 
 
-def test_labels_of_test_alone_tune_nothing_and_none_grade_nothing(
+def test_labels_of_test_alone_tune_nothing(
     tmp_path: Path, pipeline: Callable[..., PipelineConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tree" / "instances_train2015.json").unlink()
