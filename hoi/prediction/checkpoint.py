@@ -26,7 +26,7 @@ from safetensors.torch import load as load_tensors
 from hoi.config import PipelineConfig, parse_config
 from hoi.config.loading import parse_yaml
 from hoi.errors import UserError, command
-from hoi.files import LOCAL_DIR
+from hoi.files import LOCAL_DIR, file_sha256
 from hoi.records import TextBank, VisualHead
 from hoi.students.base import Student, build_student
 from hoi.vocabulary import Vocabulary
@@ -86,7 +86,17 @@ class Checkpoint:
         folder = Path(folder)
         record = _read_record(folder)
         for name, sha256 in record["files"].items():
-            _check_file(folder / name, sha256)
+            path = folder / name
+            if not path.is_file():
+                raise UserError("a file of the checkpoint is missing", where=path)
+            if (actual := file_sha256(path)) != sha256:
+                raise UserError(
+                    "a file of the checkpoint is not the one that was written",
+                    where=path,
+                    expected=f"sha256 {sha256[:16]}",
+                    got=actual[:16],
+                    fix=f"copy it again, or {command('checkpoint')}",
+                )
         plain = _with_places(record, folder)
         for override in overrides:
             _apply(plain, override)
@@ -154,21 +164,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
             "the record of a checkpoint is damaged", where=path, expected=", ".join(missing), got="none", fix=make
         )
     return record
-
-
-def _check_file(path: Path, sha256: str) -> None:
-    try:
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError("a file of the checkpoint is missing", where=path, got=error.strerror) from None
-    if actual != sha256:
-        raise UserError(
-            "a file of the checkpoint is not the one that was written",
-            where=path,
-            expected=f"sha256 {sha256[:16]}",
-            got=actual[:16],
-            fix=f"copy it again, or {command('checkpoint')}",
-        )
 
 
 def _with_places(record: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hoi.datasets.images import SUFFIXES
 from hoi.errors import UserError
@@ -33,6 +33,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".m
 SETTINGS, JOURNAL, LOCK = "settings.json", "journal.jsonl", ".lock"
 PREDICTIONS, DETECTIONS, UNREADABLE = "predictions.jsonl", "detections.json", "unreadable.jsonl"
 PICTURES, VIDEOS = "pictures", "videos"
+Kind = Literal["image", "video", "unreadable"]
 MAX_NAME_BYTES = 180
 """Of a file named after another one: leaves room for a suffix and for a temporary name."""
 
@@ -211,22 +212,25 @@ class PredictionFolder:
                 for each in result.triplets
             ],
         }
-        self._append(source, "image", plain)
+        self.record(source, "image", plain)
 
-    def add_unreadable(self, source: Source, reason: str) -> None:
-        """Record that a file could not be read."""
-        self._append(source, "unreadable", reason)
-
-    def add_video(self, source: Source, num_frames: int) -> None:
-        """Record a complete video."""
-        self._append(source, "video", num_frames)
+    def record(self, source: Source, kind: Kind, content: Any) -> None:
+        """Add a line to the journal: an image's result, a video's number of frames, or why a file is unreadable."""
+        stamp = source.stamp()
+        line = _line({"name": source.name, "stamp": stamp, "kind": kind, "content": content})
+        with self._journal.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._entries[source.name] = (self._end, stamp, kind)
+        self._end += len(line)
 
     def reason(self, name: str) -> str | None:
         """Return why a file could not be read; None for any other file."""
         return self._read(name) if self.kind(name) == "unreadable" else None
 
     def kind(self, name: str) -> str | None:
-        """Return `image`, `video` or `unreadable`; None for a file that is not in the journal."""
+        """Return the kind of a file's entry; None for a file that is not in the journal."""
         return self._entries[name][2] if name in self._entries else None
 
     def finish(self, sources: Sequence[Source], refused: Sequence[tuple[str, str]]) -> list[Path]:
@@ -276,16 +280,6 @@ class PredictionFolder:
                 self._entries[name] = entry
                 self._end += len(line)
             file.truncate(self._end)
-
-    def _append(self, source: Source, kind: str, content: Any) -> None:
-        stamp = source.stamp()
-        line = _line({"name": source.name, "stamp": stamp, "kind": kind, "content": content})
-        with self._journal.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        self._entries[source.name] = (self._end, stamp, kind)
-        self._end += len(line)
 
     def _read(self, name: str) -> Any:
         with self._journal.open("rb") as file:

@@ -212,7 +212,7 @@ class _Run:
                 source, future = waiting.popleft()
                 image = future.result()
                 if isinstance(image, str):
-                    self.folder.add_unreadable(source, image)
+                    self.folder.record(source, "unreadable", image)
                     bar.update(1)
                 else:
                     yield source, image
@@ -231,7 +231,7 @@ class _Run:
             else:
                 height, width = images[0].shape[:2]
                 reason = f"there is not enough memory for {width} x {height} pixels"
-                self.folder.add_unreadable(sources[0], reason)
+                self.folder.record(sources[0], "unreadable", reason)
             return
         yield from zip(sources, images, results, strict=True)
 

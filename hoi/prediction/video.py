@@ -169,8 +169,8 @@ def predict_video(
         if writer is not None:
             part.replace(drawn)
     except UnreadableImage as error:
-        folder.add_unreadable(source, str(error))
+        folder.record(source, "unreadable", str(error))
     else:
-        folder.add_video(source, num_frames)
+        folder.record(source, "video", num_frames)
     finally:
         part.unlink(missing_ok=True)
