@@ -113,7 +113,7 @@ def may_have_side_threads() -> bool:
 
 @contextmanager
 def keeping_to_own_threads() -> Iterator[None]:
-    """Forbid threads beside this one to the code that runs inside."""
+    """Forbid that code inside starts threads beside this one."""
     token = _allowed.set(False)
     try:
         yield

@@ -121,7 +121,7 @@ def text_table(values: Sequence[str]) -> np.ndarray:
 
 
 def clip_reason(reason: str) -> str:
-    """Cut the reason why an image is unreadable to the length that shards hold."""
+    """Shorten the reason why an image is unreadable: shards hold 400 bytes."""
     return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
@@ -209,10 +209,6 @@ class Pass:
 
     name: str = ""
     kind: str = dataclasses.field(default="", compare=False)
-
-    @property
-    def is_base(self) -> bool:
-        return not self.name
 
     @property
     def content(self) -> PassKind:

@@ -193,7 +193,7 @@ def _report(plan: SplitPlan, num_built: int) -> SplitReport:
 
 
 class SplitBuild:
-    """One pass over a split on its way from its plan to its manifest; only the driver holds one.
+    """What is built of one pass over a split, and what is missing; only the driver holds one.
 
     Args:
         reads_images: Whether images that could not be read are tried again.

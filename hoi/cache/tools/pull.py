@@ -87,7 +87,7 @@ def files_of(manifest: Manifest, split: str, of: Pass = BASE) -> list[RemoteFile
 
 
 def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], object], of: Pass = BASE) -> Pulled:
-    """Fetch a finished pass over a split to a folder of the same name here.
+    """Fetch a finished pass over a split into a folder of the same name here.
 
     Files that are here with the right hash are kept, so an interrupted pull goes on where it was.
 
@@ -221,7 +221,7 @@ class PullReport:
 def pull(
     config: PipelineConfig, url: str, to: Path, splits: Sequence[str] | None = None, passes: Sequence[str] | None = None
 ) -> PullReport:
-    """Fetch splits of a finished cache from somewhere to a folder here, and verify every byte.
+    """Fetch splits of a finished cache into a folder here, and verify every byte.
 
     Args:
         config: Its data set names the splits, `vlms` the extra passes.
