@@ -100,9 +100,10 @@ def command(verb: str, *words: str, **options: object) -> str:
         named = [f"{name.upper()}={1 if value is True else value}" for name, value in given.items()]
         parts = ["make", verb.replace(" ", "-"), *named, *words]
     else:
-        parts = ["hoi", *verb.split(), *words]
+        parts = ["hoi", *verb.split()]
         for name, value in given.items():
             parts += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        parts += words
     return shlex.join(parts)
 
 
