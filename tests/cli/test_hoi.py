@@ -139,10 +139,10 @@ def test_commands_repeat_the_file_and_the_overrides(monkeypatch: pytest.MonkeyPa
     assert command("train") == "hoi train"
     with called_with("my own.yaml", ["train.epochs=2", "train.seeds=[0, 1]"]):
         assert command("cache verify", recompute=8) == (
-            "hoi cache verify train.epochs=2 'train.seeds=[0, 1]' --config 'my own.yaml' --recompute 8"
+            "hoi cache verify --config 'my own.yaml' --recompute 8 train.epochs=2 'train.seeds=[0, 1]'"
         )
         assert (
-            command("train", "train.epochs=9") == "hoi train 'train.seeds=[0, 1]' train.epochs=9 --config 'my own.yaml'"
+            command("train", "train.epochs=9") == "hoi train --config 'my own.yaml' 'train.seeds=[0, 1]' train.epochs=9"
         )
         assert command("doctor", config="b.yaml", all=True, json=None) == "hoi doctor --config b.yaml --all"
         monkeypatch.setenv(CALLED_BY, "make")
