@@ -6,7 +6,7 @@ from benchmarks import extraction, reader
 from benchmarks.side_by_side import Rounds, ratio_table, run_in_turn
 
 
-def test_ratios_are_taken_round_by_round_and_their_median_is_shown() -> None:
+def test_ratios_are_taken_by_round_and_their_median_is_shown() -> None:
     rounds = Rounds({"slow": [2.0, 9.0, 4.0], "fast": [1.0, 3.0, 1.0]})
     assert rounds.ratios("slow", "fast") == [2, 3, 4]
     header, _, _, row = ratio_table("title", rounds, [("slow", "fast")]).splitlines()
@@ -25,7 +25,7 @@ def test_the_reader_is_measured_on_a_cache_of_several_shards() -> None:
     assert "70 images" in reader.measure(num_images=70, num_rounds=1)
 
 
-def test_stage_one_is_measured_against_all_that_it_is_compared_with() -> None:
+def test_stage_one_is_measured_against_every_way() -> None:
     table = extraction.measure("world", "cpu", num_rounds=1, num_images=1)
     for way in ("bare forward passes", "stage one"):
         assert f" / {way} " in table

@@ -107,7 +107,7 @@ def test_detector_training_repeats_by_its_seed(tmp_path: Path) -> None:
     assert lines[1].startswith("step 2/2 loss ")
 
 
-def test_the_rate_warms_up_and_falls_and_batches_are_epochs() -> None:
+def test_the_rate_warms_up_and_batches_are_epochs() -> None:
     rate = warmup_cosine(2.0, warmup_steps=4, steps=10)
     assert [rate(step) for step in (1, 4, 5)] == [0.5, 2.0, 2.0]
     assert rate(8) == pytest.approx(1.0)
