@@ -24,11 +24,7 @@ GZIP = b"\x1f\x8b"
 
 
 def read_bytes(path: Path, what: str, fix: str | None = None) -> bytes:
-    """Return a file's content, unpacked if it is gzipped, whatever its name; `what` it holds is for messages.
-
-    Raises:
-        UserError: there is no such file (`fix` is the next step), or the gzip is truncated or damaged.
-    """
+    """Return a file's content, unpacked if it is gzipped. Raises UserError: it is not there (`fix`), or damaged."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -111,8 +107,7 @@ class Records:
     def boxes(self, key: str, *, allow_empty: bool = True) -> np.ndarray:
         """Return the values of a key as boxes, float64 [N, 4].
 
-        Raises:
-            UserError: a value is not four finite numbers, is reversed, or is empty where that is not allowed.
+        Raises UserError: one is not four finite numbers, is reversed, or is empty where that is not allowed.
         """
         expected = "[x1, y1, x2, y2], four finite numbers"
         values = self.of_type(key, (list,), expected)
@@ -142,12 +137,9 @@ class Records:
 
 
 def read_json_lines(path: Path, noun: str = "a prediction", fix: str | None = None) -> Records:
-    """Read a file of one JSON object a line; blank lines are skipped, an empty file has no record.
+    """Read a file of one JSON object a line, `noun` in messages; blank lines are skipped, an empty file has no record.
 
-    `noun` says what a record is, for messages.
-
-    Raises:
-        UserError: no such file, a damaged gzip, no UTF-8, or a line that is no JSON object.
+    Raises UserError: no such file, a damaged gzip, no UTF-8, or a line that is no JSON object.
     """
     try:
         text = read_bytes(path, f"{noun.split(' ', 1)[-1]}s", fix).decode("utf-8")

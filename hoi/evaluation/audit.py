@@ -91,10 +91,7 @@ class AuditReport:
 def run_audit(config: PipelineConfig, training_images: Path | None = None) -> AuditReport:
     """Audit the results in `config.output` by the config that made them, and write audit.json there.
 
-    `training_images` lists what the detector was trained on (COCO instances, or a name a line).
-
-    Raises:
-        UserError: there are no results.
+    `training_images` lists what the detector was trained on. Raises UserError: no results, or no such list.
     """
     folder = Path(config.output)
     rows, summary = (read_result(folder / name) for name in ("results.json", "summary.json"))

@@ -48,18 +48,11 @@ class DetectorPrior:
 
 @dataclass(frozen=True)
 class DirectSetting:
-    """How direct CLIP is read; the first of `direct_settings` is CLIP as it comes.
+    """How direct CLIP is read; the first of `direct_settings` is CLIP as it comes."""
 
-    Args:
-        form: `softmax` over all K; `object_softmax` over the interactions of the pair's object; `sigmoid` of each
-            alone, for teachers with a logit bias.
-        temperature: Divides the logits.
-        margin: Row of the cached crop margins, or None for the mean of their similarities.
-    """
-
-    form: Form
-    temperature: float
-    margin: int | None
+    form: Form  # over all K, over the interactions of the pair's object, or each alone (of a teacher with a logit bias)
+    temperature: float  # divides the logits
+    margin: int | None  # row of the cached crop margins; None for the mean of their similarities
 
     def to_dict(self, exponent: float, margins: Sequence[float]) -> dict[str, Any]:
         """Return the settings of a result row, with the crop margin as the factor that it is."""

@@ -61,14 +61,10 @@ def resample_map(
     images: np.ndarray | None = None,
     interactions: np.ndarray | None = None,
 ) -> ResampledMap:
-    """Return mean AP of matched predictions on the images as they are and in every resample.
+    """Return mean AP of matched predictions (scores [R]) on the images as they are and in every resample.
 
-    Interactions that lose all their truth in a resample leave its mean, for every method alike.
-
-    Args:
-        score: float64 [R].
-        images: bool [I], those that count; None for all.
-        interactions: bool [K], those that the mean is over; None for all.
+    Only the given images (bool [I]) and interactions (bool [K]) count. Interactions that lose all their truth in a
+    resample leave its mean, for every method alike.
     """
     as_it_is = np.ones((1, resamples.weights.shape[1]), np.int32)
     weights = np.concatenate([as_it_is, resamples.weights])
@@ -83,10 +79,8 @@ def paired_difference(a: Sequence[ResampledMap], b: Sequence[ResampledMap]) -> D
     """
     observed = np.mean([m.observed for m in a]) - np.mean([m.observed for m in b])
     resampled = np.mean([m.resampled for m in a], 0) - np.mean([m.resampled for m in b], 0)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Difference(
-        float(observed), float(resampled.mean()), float(resampled.std()), float(low), float(high), len(resampled)
-    )
+    figures = (observed, resampled.mean(), resampled.std(), *np.percentile(resampled, [2.5, 97.5]))
+    return Difference(*map(float, figures), len(resampled))
 
 
 def _weighted_maps(
@@ -116,7 +110,10 @@ def _weighted_maps(
         # A level is read at the true positive that first reaches it, as the best precision from there on.
         reached = np.searchsorted(matches.levels, recall, "right")
         before = np.where(is_first, 0, np.roll(reached, 1, axis=1))
-        steps = (reached - before) * _highest_from_here(precision, interaction)
+        # Precision never exceeds 1, so offsets of 2 from interaction to interaction restart the running maximum.
+        offsets = 2.0 * (interaction[-1:] - interaction)
+        highest = np.maximum.accumulate((precision + offsets)[:, ::-1], axis=1)[:, ::-1] - offsets
+        steps = (reached - before) * highest
         counted = num_positives[here] > 0
         if interactions is not None:
             steps, counted = steps * interactions[interaction], counted & interactions
@@ -145,11 +142,3 @@ def _restarting_sums(values: np.ndarray, is_first: np.ndarray) -> np.ndarray:
     firsts = np.flatnonzero(is_first)
     offsets = (sums - values)[:, firsts]
     return sums - np.repeat(offsets, np.diff(firsts, append=len(is_first)), axis=1)
-
-
-def _highest_from_here(precision: np.ndarray, interaction: np.ndarray) -> np.ndarray:
-    """Return the largest precision of each true positive and those after it in its interaction, [S, T]."""
-    # Precision never exceeds 1, so steps of 2 from interaction to interaction restart the running maximum.
-    steps = 2.0 * (interaction[-1:] - interaction)
-    backwards = np.maximum.accumulate((precision + steps)[:, ::-1], axis=1)
-    return backwards[:, ::-1] - steps

@@ -34,8 +34,8 @@ from hoi.evaluation.rows import (
     rows_by_name,
     zero_shot_of,
 )
-from hoi.files import file_sha256, write_atomically, write_json
-from hoi.labels import has_labels, label_files, load_labels, rare_mask
+from hoi.files import write_atomically, write_json
+from hoi.labels import has_labels, load_labels, rare_mask
 from hoi.labels.zero_shot import check_zero_shot, drop_unseen, split_names
 from hoi.machine import choose_device
 from hoi.matching import CEILING, LabelledPairs
@@ -63,11 +63,7 @@ class Run:
 
 
 class RunEvaluator:
-    """The evaluated split with its labels, for every method alike; labels that only tune are read when first needed.
-
-    Raises:
-        UserError: wrong annotations, or none.
-    """
+    """The evaluated split with its labels, for every method; labels that only tune are read when first needed."""
 
     def __init__(self, config: PipelineConfig, split: CacheSplit, device: torch.device) -> None:
         self.config, self.split, self.device = config, split, device
@@ -116,11 +112,8 @@ class RunEvaluator:
 
     def tuner(self, zero_shot: str | None = None) -> Tuner:
         """Open the split whose labels tune, without what a zero-shot split hides; each is opened once."""
-        if zero_shot not in self._tuners:
-            self._tuners[zero_shot] = self._open_tuner(zero_shot)
-        return self._tuners[zero_shot]
-
-    def _open_tuner(self, zero_shot: str | None) -> Tuner:
+        if zero_shot in self._tuners:
+            return self._tuners[zero_shot]
         name = self.config.evaluation.tune_split
         if name == self.config.evaluation.split:
             raise UserError(
@@ -137,7 +130,8 @@ class RunEvaluator:
         labels = labels_of(self.config, name)
         if zero_shot is not None:
             labels, _ = drop_unseen(labels, zero_shot_unseen(self.config, zero_shot))
-        return Tuner(batches, labels, split.vocabulary, self.device)
+        self._tuners[zero_shot] = Tuner(batches, labels, split.vocabulary, self.device)
+        return self._tuners[zero_shot]
 
 
 def row_name(student: str, part: str) -> str:
@@ -158,11 +152,6 @@ def labels_of(config: PipelineConfig, split: str) -> HoiLabels:
             fix="choose another evaluation.split or evaluation.tune_split, or set dataset.annotations: null",
         )
     return labels
-
-
-def annotation_hashes(config: PipelineConfig) -> list[str]:
-    """Return the SHA-256 of every file that annotations are read from; the embedded world's come from its seed."""
-    return [file_sha256(path) for path in label_files(config.dataset)]
 
 
 def zero_shot_splits(config: PipelineConfig) -> dict[str, np.ndarray]:
@@ -223,8 +212,7 @@ def format_agreement(agreement: dict[str, dict[str, float]]) -> str:
 def evaluate(config: PipelineConfig) -> EvaluationReport:
     """Evaluate all students and baselines that the config names, and write the results.
 
-    Raises:
-        UserError: no cache, no trained student, a cache or a run of other settings, wrong annotations.
+    Raises UserError: no cache or trained student, one of other settings, or wrong annotations.
     """
     check_zero_shot(config)
     torch.set_num_threads(config.train.threads)

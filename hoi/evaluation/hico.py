@@ -11,7 +11,7 @@ Source: ywchao/ho-rcnn, evaluation/; hitachi-rd-cv/qpic, datasets/hico_eval.py; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,6 +131,30 @@ def known_object_images(image_labels: np.ndarray, object_of: np.ndarray) -> np.n
     return holds[:, object_of]
 
 
+def best_truth(
+    truth_key: np.ndarray, key: np.ndarray, overlap_of: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the truth with the same key that each prediction overlaps most, the first of equals.
+
+    `overlap_of` takes rows of the truth and rows of the predictions. Returns the truth's row, the overlap, and whether
+    any truth has the key, each [R]; the first two are 0 where none has.
+    """
+    order = np.argsort(truth_key, kind="stable")
+    first = np.searchsorted(truth_key[order], key, "left")
+    num = np.searchsorted(truth_key[order], key, "right") - first
+    met = np.flatnonzero(num)
+    runs = num[met]
+    begins = np.cumsum(runs) - runs
+    candidate = order[np.arange(runs.sum()) + np.repeat(first[met] - begins, runs)]
+    overlaps = overlap_of(candidate, np.repeat(met, runs))
+    truth, best = np.zeros(len(key), np.int64), np.zeros(len(key))
+    if len(met):
+        best[met] = np.maximum.reduceat(overlaps, begins)
+        is_best = np.flatnonzero(overlaps == np.repeat(best[met], runs))
+        truth[met] = candidate[is_best[np.searchsorted(is_best, begins)]]
+    return truth, best, num > 0
+
+
 def match(
     predictions: Triplets,
     labels: HoiLabels,
@@ -139,16 +163,10 @@ def match(
     protocol: ProtocolName,
     allowed: np.ndarray | None = None,
 ) -> Matches:
-    """Find the truth that each prediction would hit.
+    """Find the truth that each prediction would hit; predictions and labels are of the same split.
 
-    Args:
-        predictions, labels: Of the same split; `image` is its row.
-        num_interactions: K.
-        protocol: Whose rule.
-        allowed: bool [I, K], where predictions count (`known_object_images`); None for everywhere.
-
-    Raises:
-        UserError: an interaction is outside 0..K-1.
+    `allowed` (bool [I, K], see `known_object_images`) says where predictions count; None for everywhere. Raises
+    UserError: an interaction is outside 0..K-1.
     """
     rule = PROTOCOLS[protocol]
     for name, interaction in (("prediction", predictions.interaction), ("annotation", labels.interaction)):
@@ -159,49 +177,22 @@ def match(
                 expected=f"0..{num_interactions - 1}",
                 got=int(interaction[wrong]),
             )
+
+    def overlap_of(truths: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        boxes = predictions.boxes_h[rows], predictions.boxes_o[rows], labels.boxes_h[truths], labels.boxes_o[truths]
+        return min_pair_iou(*(box.astype(np.float64) for box in boxes))
+
     truth_key = labels.image * num_interactions + labels.interaction
-    truth_order = np.argsort(truth_key, kind="stable")
-    sorted_key = truth_key[truth_order]
     key = predictions.image * num_interactions + predictions.interaction
-    first = np.searchsorted(sorted_key, key, "left")
-    num_candidates = np.searchsorted(sorted_key, key, "right") - first
-
-    met = np.flatnonzero(num_candidates)
-    runs = num_candidates[met]
-    begins = np.cumsum(runs) - runs
-    candidate = truth_order[np.arange(runs.sum()) + np.repeat(first[met] - begins, runs)]
-    row = np.repeat(met, runs)
-    iou = min_pair_iou(
-        predictions.boxes_h[row].astype(np.float64),
-        predictions.boxes_o[row].astype(np.float64),
-        labels.boxes_h[candidate].astype(np.float64),
-        labels.boxes_o[candidate].astype(np.float64),
-    )
-    truth = np.zeros(len(predictions), np.int64)
-    is_hit = np.zeros(len(predictions), bool)
-    if len(met):
-        best = np.maximum.reduceat(iou, begins)
-        # Among equal overlaps the official loop keeps the first.
-        is_best = np.flatnonzero(iou == np.repeat(best, runs))
-        truth[met] = candidate[is_best[np.searchsorted(is_best, begins)]]
-        is_hit[met] = best > 0.5 if rule.strict else best >= 0.5
-
+    truth, overlap, _ = best_truth(truth_key, key, overlap_of)
+    is_hit = overlap > 0.5 if rule.strict else overlap >= 0.5
     counts = np.ones(len(predictions), bool)
     if not rule.empty_images:
         counts &= np.isin(predictions.image, labels.image)
     if allowed is not None:
         counts &= allowed[predictions.image, predictions.interaction]
-    return Matches(
-        predictions.image,
-        predictions.interaction,
-        truth,
-        is_hit,
-        counts,
-        labels.image,
-        labels.interaction,
-        num_interactions,
-        rule.levels,
-    )
+    pairs = (predictions.image, predictions.interaction, truth, is_hit, counts)
+    return Matches(*pairs, labels.image, labels.interaction, num_interactions, rule.levels)
 
 
 def rank(matches: Matches, score: np.ndarray, images: np.ndarray | None = None) -> Ranking:

@@ -75,11 +75,7 @@ class PredictionReader:
         return np.array(rows, np.int64)
 
     def boxes(self, records: Records, key: str, image: np.ndarray) -> np.ndarray:
-        """Return pixel-edge boxes, float64 [R, 4]; `image` is the row of each one's image.
-
-        Raises:
-            UserError: a box is malformed, reversed, or lies outside its image.
-        """
+        """Return pixel-edge boxes, float64 [R, 4], of images (rows) [R]. Raises UserError: one is wrong or outside."""
         edges = records.boxes(key) + np.array([0, 0, 1, 1]) * self.inclusive
         if self.size_hw is None:
             return edges
@@ -105,11 +101,7 @@ class PredictionReader:
         return sum(int(((b[:, :2] < -1) | (b[:, 2:] > size_wh + 1)).any(axis=1).sum()) for b in both)
 
     def triplets(self, records: Records, num_interactions: int) -> Triplets:
-        """Read `{file_name, human_xyxy, object_xyxy, interaction, score}`, rows in the order of the file.
-
-        Raises:
-            UserError: a record is wrong, named by its line.
-        """
+        """Read `{file_name, human_xyxy, object_xyxy, interaction, score}`, in the file's order. Raises UserError."""
         image = self.image_rows(records, "file_name")
         expected = f"a whole number of 0..{num_interactions - 1}"
         given = records.of_type("interaction", (int,), expected)
@@ -120,11 +112,7 @@ class PredictionReader:
         return Triplets(image, boxes_h, boxes_o, np.array(given, np.int64), records.numbers("score"))
 
     def vcoco(self, records: Records) -> VcocoPredictions:
-        """Read `{image_id, human_xyxy, object_xyxy or null, scores {29 keys}}`.
-
-        Raises:
-            UserError: a record is wrong, named by its line.
-        """
+        """Read `{image_id, human_xyxy, object_xyxy or null, scores {29 keys}}`. Raises UserError."""
         image = self.image_rows(records, "image_id")
         has_object = np.array([box is not None for box in records.column("object_xyxy")], bool)
         with_object = records.select(np.flatnonzero(has_object).tolist())
@@ -152,26 +140,18 @@ def prediction_lines(triplets: Triplets, file_names: Sequence[str], *, inclusive
     With `inclusive`, corners are pixels that belong to the box, as HICO-DET's predictions have them.
     """
     order = np.argsort(triplets.image, kind="stable")
-    shift = np.array([0, 0, 1, 1]) * inclusive
-    columns = (
-        triplets.image[order].tolist(),
-        (triplets.boxes_h[order].astype(np.float64) - shift).tolist(),
-        (triplets.boxes_o[order].astype(np.float64) - shift).tolist(),
-        triplets.interaction[order].tolist(),
-        triplets.score[order].tolist(),
+    boxes = (
+        b[order].astype(np.float64) - np.array([0, 0, 1, 1]) * inclusive for b in (triplets.boxes_h, triplets.boxes_o)
     )
-    lines = [
-        json.dumps(dict(zip(TRIPLET_KEYS, (file_names[image], *values), strict=True)), ensure_ascii=False)
-        for image, *values in zip(*columns, strict=True)
-    ]
-    return gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0)
+    columns = (triplets.image[order], *boxes, triplets.interaction[order], triplets.score[order])
+    rows = (
+        dict(zip(TRIPLET_KEYS, (file_names[image], *values), strict=True))
+        for image, *values in zip(*(column.tolist() for column in columns), strict=True)
+    )
+    return gzip.compress("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(), mtime=0)
 
 
-def _read_gen_vlkt(path: Path, names: Sequence[str]) -> Records:
-    return _of_images(path, lambda boxes, pair: int(pair["category_id"]))
-
-
-def _read_qpic(path: Path, names: Sequence[str]) -> Records:
+def _read_qpic(path: Path) -> Records:
     # Verbs that HICO does not have with the object are only counted. QPIC itself keeps no image names, CDN does.
     vocabulary = hicodet_vocabulary()
     row_of = {pair: k for k, pair in enumerate(vocabulary.interactions)}
@@ -235,9 +215,7 @@ def _read_pvic(folder: Path, names: Sequence[str]) -> Records:
         cells = load_mat(path, ["all_boxes"])["all_boxes"]
         if cells.shape != (len(interactions), len(names)):
             shape = f"{len(interactions)} x {len(names)} (interactions of {vocabulary.objects[obj]})"
-            raise UserError(
-                "this file has another shape", where=path, expected=f"all_boxes of {shape}", got=cells.shape
-            )
+            raise UserError("a file has another shape", where=path, expected=f"all_boxes of {shape}", got=cells.shape)
         for k, image in zip(*np.nonzero(np.vectorize(np.size, otypes=[int])(cells)), strict=True):
             for values in cells[k, image].tolist():
                 if len(values) != 9:
@@ -260,9 +238,8 @@ class _PlainUnpickler(pickle.Unpickler):
 def read_vsrl(path: Path) -> Records:
     """Read vsrl_eval's pickled rows; a key that a row lacks scores 0.
 
-    Raises:
-        UserError: the file holds anything but plain numbers, texts, lists and dicts, or a row has two objects, or one
-            for some of its roles and none for others.
+    Raises UserError: anything but plain numbers, texts, lists and dicts; two objects in a row, or one for some roles
+    only.
     """
     try:
         with open(path, "rb") as file:
@@ -303,14 +280,16 @@ def _vsrl_row(given: dict[str, Any], where: str) -> dict[str, Any]:
     return {"image_id": image_id, "human_xyxy": human, "object_xyxy": object_xyxy, "scores": scores}
 
 
-def _read_lines(path: Path, names: Sequence[Any]) -> Records:
-    return read_json_lines(path)
-
-
-# Dataset → format → reader of a file, given the names of the images in the order of the annotations.
-FORMATS: dict[str, dict[str, Callable[[Path, Sequence[Any]], Records]]] = {
-    "hicodet": {"lines": _read_lines, "gen-vlkt": _read_gen_vlkt, "qpic": _read_qpic, "pvic": _read_pvic},
-    "vcoco": {"lines": _read_lines, "vsrl": lambda path, names: read_vsrl(path)},
-    "world": {"lines": _read_lines},
-    "folder": {"lines": _read_lines},
+LINES: dict[str, Callable[[Path, Sequence[Any]], Records]] = {"lines": lambda path, names: read_json_lines(path)}
+FORMATS = {
+    "hicodet": {
+        **LINES,
+        "gen-vlkt": lambda path, names: _of_images(path, lambda boxes, pair: int(pair["category_id"])),
+        "qpic": lambda path, names: _read_qpic(path),
+        "pvic": _read_pvic,
+    },
+    "vcoco": {**LINES, "vsrl": lambda path, names: read_vsrl(path)},
+    "world": LINES,
+    "folder": LINES,
 }
+"""Dataset → format → reader of a file, given the names of the images in the order of the annotations."""

@@ -70,21 +70,14 @@ class Metric(Protocol):
 
 
 class Evaluator:
-    """A labelled split that evaluates every method alike.
-
-    Args:
-        rare: bool [K].
-        num_resamples: S.
-        metrics: Other metrics, by name.
-        intervals: Means of `MEANS` beside `full` that are resampled.
-    """
+    """A labelled split that evaluates every method alike: S resamples of `full` and of the means `intervals`."""
 
     def __init__(
         self,
         labels: HoiLabels,
         num_images: int,
         vocabulary: Vocabulary,
-        rare: np.ndarray,
+        rare: np.ndarray,  # bool [K]
         num_resamples: int,
         metrics: Mapping[str, Metric] | None = None,
         intervals: Sequence[str] = (),

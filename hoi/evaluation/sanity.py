@@ -113,8 +113,7 @@ class Boxes:
 def check_sanity(config: PipelineConfig) -> SanityReport:
     """Judge detector and teacher on the evaluated split, and images and pairs on all splits; write sanity.json.
 
-    Raises:
-        UserError: no cache, a cache of other settings, or wrong annotations.
+    Raises UserError: no cache, a cache of other settings, or wrong annotations.
     """
     splits = {name: open_split(config, name) for name in splits_of(config)}
     name, file = config.evaluation.split, Path(config.output) / FILE_NAME

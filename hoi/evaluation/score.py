@@ -91,36 +91,37 @@ def score(
     json: Path | None = None,
     save_lines: Path | None = None,
 ) -> ScoreReport:
-    """Score a file of predictions by the dataset's official rule or a named other one.
+    """Score a file of predictions by the dataset's official rule or a named other one (`PROTOCOLS`, but for V-COCO).
 
     Args:
-        dataset: A key of `FORMATS`.
+        dataset, format: A key of `FORMATS`, and one of that entry.
         annotations: The dataset's file; of a folder JSON lines, of the world a pipeline file.
-        predictions: A file in `format`.
-        format: One of `FORMATS[dataset]`.
-        protocol: One of `PROTOCOLS`; not of V-COCO.
         known_object: HICO's anno.mat, to score the known-object setting (HICO-DET).
         images: A text file of image names: only those count (HICO-DET).
         instances: COCO's instances with V-COCO's boxes; None for `instances*.json` beside the annotations.
         clip: Cut boxes to their image; otherwise one that lies outside is an error.
-        json: Where to write the scores, whole or not at all.
-        save_lines: Where to write the predictions as JSON lines.
+        json, save_lines: Where to write the scores, and the predictions as JSON lines.
 
     Raises:
         UserError: an option, the annotations or a prediction is wrong.
     """
-    _check_choice("dataset", dataset, FORMATS)
-    _check_choice("format", format, FORMATS[dataset])
-    _check_choice("protocol", protocol, PROTOCOLS)
+    choices: list[tuple[str, str, Mapping[str, Any]]]
+    choices = [
+        ("dataset", dataset, FORMATS),
+        ("format", format, FORMATS.get(dataset, {})),
+        ("protocol", protocol, PROTOCOLS),
+    ]
+    for option, value, known in choices:
+        if value not in known:
+            raise UserError(f"there is no such {option}", where=f"--{option}", expected=" or ".join(known), got=value)
     foreign = {
         "known-object": dataset != "hicodet" and known_object is not None,
         "images": dataset != "hicodet" and images is not None,
         "protocol": dataset == "vcoco" and protocol != "official",
         "instances": dataset != "vcoco" and instances is not None,
     }
-    for name, is_foreign in foreign.items():
-        if is_foreign:
-            raise UserError(f"--{name} is no option of {dataset}", fix="leave it out")
+    for name in (name for name, is_foreign in foreign.items() if is_foreign):
+        raise UserError(f"--{name} is no option of {dataset}", fix="leave it out")
     rule = cast(ProtocolName, protocol)
     options = _Options(annotations, predictions, format, rule, known_object, images, instances, clip, save_lines)
     report = RULES[dataset](options)
@@ -136,11 +137,6 @@ def score(
     if json is not None:
         write_json(Path(json), report.content)
     return report
-
-
-def _check_choice(option: str, value: str, known: Mapping[str, Any]) -> None:
-    if value not in known:
-        raise UserError(f"there is no such {option}", where=f"--{option}", expected=" or ".join(known), got=value)
 
 
 def _hashed(path: Path) -> dict[str, str]:
@@ -161,18 +157,16 @@ def _score_hicodet(options: _Options) -> ScoreReport:
     for setting, where in {"default": None, **({} if allowed is None else {"known_object": allowed})}.items():
         matches = match(predictions, labels, len(vocabulary), protocol=options.protocol, allowed=where)
         settings[setting] = score_matches(matches, predictions.score, rare(), vocabulary.is_no_interaction, counts)
-    num = len(predictions) if counts is None else int(counts[predictions.image].sum())
-    num_images = len(names) if counts is None else int(counts.sum())
-    report = _summarise(settings, options.protocol, num_images, num, len(predictions) - num)
+    here = np.ones(len(names), bool) if counts is None else counts
+    num = int(here[predictions.image].sum())
+    report = _summarise(settings, options.protocol, int(here.sum()), num, len(predictions) - num)
     splits = {name: unseen(name) for name in UNSEEN_SHA256}
     report.content["zero_shot"] = zero_shot_means(list(settings.values())[-1], splits)
-    report.notices += [f"left out of the annotations: {what}" for what in annotations.dropped[:NUM_SHOWN]]
-    if len(annotations.dropped) > NUM_SHOWN:
-        report.notices.append(f"left out of the annotations: {len(annotations.dropped) - NUM_SHOWN} more pairs")
-    if records.num_left_out:
-        report.notices.append(
-            f"{records.num_left_out} pairs of a verb and an object make no interaction and were left out"
-        )
+    dropped, num_impossible = list(annotations.dropped), records.num_left_out
+    more = [f"{len(dropped) - NUM_SHOWN} more pairs"] if len(dropped) > NUM_SHOWN else []
+    report.notices += [f"left out of the annotations: {what}" for what in dropped[:NUM_SHOWN] + more]
+    if num_impossible:
+        report.notices.append(f"{num_impossible} pairs of a verb and an object make no interaction and were left out")
     return _finish(report, options, reader, records, predictions)
 
 
@@ -197,12 +191,9 @@ def _allowed(path: Path, names: Sequence[str], vocabulary: Vocabulary) -> np.nda
     row_of = {name: row for row, name in enumerate(labels.file_names)}
     missing = [name for name in names if name not in row_of]
     if missing:
-        raise UserError(
-            "an annotated image has no image-level labels",
-            where=path,
-            expected=f"labels of all {len(names)} images",
-            got=f"no {missing[0]}",
-        )
+        expected = f"labels of all {len(names)} images"
+        what = "an annotated image has no image-level labels"
+        raise UserError(what, where=path, expected=expected, got=f"no {missing[0]}")
     return known_object_images(labels.positive[[row_of[name] for name in names]], vocabulary.object_of)
 
 
@@ -227,10 +218,10 @@ def _score_vcoco(options: _Options) -> ScoreReport:
     report = ScoreReport(content, [*lines, f"{'agent AP':19}{_percent(result.agent):>12}"])
     tiny = predictions.has_object & (predictions.boxes_o[:, 2:] - predictions.boxes_o[:, :2] < TINY_PX).all(axis=1)
     if tiny.any():
-        report.notices.append(
-            f"{int(tiny.sum())} rows have an object box of about a pixel; a row without object says null, and "
-            "scenario 1 tells the two apart"
+        said = (
+            "rows have an object box of about a pixel; a row without object says null, and scenario 1 tells them apart"
         )
+        report.notices.append(f"{int(tiny.sum())} {said}")
     return _finish(report, options, reader, records, predictions)
 
 

@@ -20,6 +20,7 @@ from hoi.boxes import row_iou
 from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig, VcocoDataset
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS, ROLES
+from hoi.evaluation.hico import best_truth
 from hoi.evaluation.rows import ResultRow, align, mean_and_sd, rows_by_name, with_spread
 from hoi.labels.vcoco import find_label_files, vcoco_truth
 from hoi.labels.vcoco_files import VcocoTruth
@@ -99,7 +100,12 @@ def evaluate(predictions: VcocoPredictions, truth: VcocoTruth) -> VcocoResult:
     role is right if its boxes overlap by at least 0.5. Where the truth has no box, scenario 1 wants a row without
     object and scenario 2 takes any; a row without object is wrong where the truth has a box.
     """
-    person, overlap, has_person = _best_person(predictions, truth)
+
+    def overlap_of(persons: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return row_iou(truth.boxes_h[persons], predictions.boxes_h[rows])
+
+    # The first person where none overlaps, as in vsrl_eval: whether the row is ignored hangs on that person.
+    person, overlap, has_person = best_truth(truth.image, predictions.image, overlap_of)
     counts = ~has_person | truth.is_annotated[person]
     near = has_person & (overlap >= 0.5)
     num_positives = truth.does.sum(0)
@@ -123,27 +129,6 @@ def evaluate(predictions: VcocoPredictions, truth: VcocoTruth) -> VcocoResult:
     return VcocoResult(agent_ap, role_ap[0], role_ap[1], num_positives)
 
 
-def _best_person(predictions: VcocoPredictions, truth: VcocoTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the truth person with the largest IoU, that IoU, and whether the image has a person at all, each [N].
-
-    The first person where none overlaps, as in vsrl_eval: whether the row is ignored hangs on that person.
-    """
-    order = np.argsort(truth.image, kind="stable")
-    first = np.searchsorted(truth.image[order], predictions.image, "left")
-    num = np.searchsorted(truth.image[order], predictions.image, "right") - first
-    met = np.flatnonzero(num)
-    runs = num[met]
-    begins = np.cumsum(runs) - runs
-    candidate = order[np.arange(runs.sum()) + np.repeat(first[met] - begins, runs)]
-    iou = row_iou(truth.boxes_h[candidate], predictions.boxes_h[np.repeat(met, runs)])
-    person, overlap = np.zeros(len(num), np.int64), np.zeros(len(num))
-    if len(met):
-        overlap[met] = np.maximum.reduceat(iou, begins)
-        is_best = np.flatnonzero(iou == np.repeat(overlap[met], runs))
-        person[met] = candidate[is_best[np.searchsorted(is_best, begins)]]
-    return person, overlap, num > 0
-
-
 def _average_precision(score: np.ndarray, is_hit: np.ndarray, person: np.ndarray, num_positives: int) -> float:
     """Return all-point interpolated AP; of the hits on one person only the first counts."""
     if num_positives == 0:
@@ -160,16 +145,13 @@ def vcoco_rows(triplets: Triplets, vocabulary: Vocabulary) -> VcocoPredictions:
     """Gather triplets into one row for each human and object, and one without object for each human that acts alone.
 
     A key for which a row has no triplet, because its object does not admit it, scores 0. A row without object scores
-    the four actions that have no role, and nothing else: no role is ever said to be unseen. [choice]
-
-    Returns:
-        Rows by image, those without object first, then by boxes.
+    the four actions that have no role, and nothing else: no role is ever said to be unseen. [choice] Rows go by image,
+    those without object first, then by boxes.
     """
     key = np.array([KEYS.index(verb) for verb in vocabulary.verbs], np.int64)[vocabulary.verb_of]
     has_object = np.array([name != vocabulary.no_object_idx for name in vocabulary.object_of.tolist()])
-    columns = np.column_stack(
-        [triplets.image, has_object[triplets.interaction], triplets.boxes_h, triplets.boxes_o]
-    ).astype(np.float64)
+    named = [triplets.image, has_object[triplets.interaction], triplets.boxes_h, triplets.boxes_o]
+    columns = np.column_stack(named).astype(np.float64)
     # A pair's triplets mostly follow each other: finding the runs first leaves a tenth of the rows to sort.
     is_first = np.ones(len(columns), bool)
     is_first[1:] = (columns[1:] != columns[:-1]).any(1)
@@ -201,13 +183,14 @@ class VcocoRoles:
 
     @staticmethod
     def summary(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
-        records = []
-        for name, seeds in rows_by_name(rows).items():
-            record: dict[str, Any] = {"name": name, "num_seeds": len(seeds) if seeds[0].seed is not None else None}
-            for figure in FIGURES:
-                record[figure] = mean_and_sd([100 * row.extra["vcoco"][figure] for row in seeds])
-            records.append(record)
-        return records
+        return [
+            {
+                "name": name,
+                "num_seeds": len(seeds) if seeds[0].seed is not None else None,
+                **{figure: mean_and_sd([100 * row.extra["vcoco"][figure] for row in seeds]) for figure in FIGURES},
+            }
+            for name, seeds in rows_by_name(rows).items()
+        ]
 
     @staticmethod
     def table(summary: Sequence[dict[str, Any]]) -> str:

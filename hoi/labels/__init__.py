@@ -48,8 +48,7 @@ def _reader_of(config: DatasetSettings) -> LabelReader[Any] | None:
 def load_labels(config: DatasetSettings, split: str) -> HoiLabels:
     """Return the annotated interactions of a split, rows aligned with `open_images(config, split).image_ids`.
 
-    Raises:
-        UserError: the dataset has no such split or no annotations, or a record of them is wrong.
+    Raises UserError: the dataset has no such split or no annotations, or a record of them is wrong.
     """
     check_split(config, split)
     reader = _reader_of(config)

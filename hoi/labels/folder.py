@@ -29,11 +29,7 @@ class FolderAnnotations:
 
 
 def read_annotation_lines(path: Path) -> FolderAnnotations:
-    """Read `{file_name, human_xyxy, object_xyxy, verb, object}` lines.
-
-    Raises:
-        UserError: no such file, no JSON lines, or a wrong record, named by its line.
-    """
+    """Read `{file_name, human_xyxy, object_xyxy, verb, object}` lines. Raises UserError: one is wrong."""
     records = read_json_lines(path, "an annotation", fix="set dataset.annotations")
     file_names, verbs, objects = (records.texts(key) for key in ("file_name", "verb", "object"))
     keys = ("human_xyxy", "object_xyxy")
@@ -45,11 +41,7 @@ class FolderLabels(LabelReader[FolderDataset]):
     """JSON lines beside a folder of photographs."""
 
     def load(self, split: str) -> HoiLabels:
-        """Return the annotated pairs of a split.
-
-        Raises:
-            UserError: no annotations, or a record that is wrong or names an unknown image or interaction.
-        """
+        """Return a split's annotated pairs. Raises UserError: none, or one that is wrong or of an unknown name."""
         config = self.settings
         if config.annotations is None:
             raise UserError(

@@ -34,9 +34,7 @@ class HicodetLabels(LabelReader[HicodetDataset]):
     def load(self, split: str) -> HoiLabels:
         """Return the annotated pairs of a split; an image without annotations counts as one without a pair.
 
-        Raises:
-            UserError: no annotations, or annotated images that the half does not have, which an average precision
-                would silently miss.
+        Raises UserError: no annotations, or annotated images are missing, which average precision would not show.
         """
         config, half = self.settings, half_of(split)
         annotations = read_half(config, half)
@@ -72,11 +70,7 @@ def find_annotations(config: HicodetDataset, half: Half) -> Path | None:
 
 
 def read_half(config: HicodetDataset, half: Half) -> HicodetAnnotations:
-    """Return all that is annotated in a half; a file is read once per process.
-
-    Raises:
-        UserError: no annotation file, or one that is wrong.
-    """
+    """Return what is annotated in a half; a file is read once per process. Raises UserError: no such file."""
     path = find_annotations(config, half)
     if path is None:
         raise UserError(

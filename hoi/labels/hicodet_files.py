@@ -71,8 +71,7 @@ class _Parsed:
 def read_annotations(path: str | Path, half: Half = "test2015") -> HicodetAnnotations:
     """Read an annotation file of any of the forms; `half` is what is taken out of `anno_bbox.mat`, which holds both.
 
-    Raises:
-        UserError: no such file, an unknown format, or a wrong record, named.
+    Raises UserError: no such file, an unknown format, or a wrong record, named.
     """
     path = Path(path)
     if not path.is_file():
@@ -282,11 +281,7 @@ class ImageLabels:
 
 
 def read_image_labels(path: str | Path, half: Half = "test2015") -> ImageLabels:
-    """Read `anno.mat`, by which the known-object setting chooses its images.
-
-    Raises:
-        UserError: no such file, no MATLAB file, or one without these labels.
-    """
+    """Read `anno.mat`, by which the known-object setting chooses its images. Raises UserError, as `load_mat`."""
     path = Path(path)
     split = half.removesuffix("2015")
     content = load_mat(path, [f"list_{split}", f"anno_{split}"], squeeze_me=True, struct_as_record=False)
@@ -301,8 +296,7 @@ def read_image_labels(path: str | Path, half: Half = "test2015") -> ImageLabels:
 def load_mat(path: Path, keys: list[str], **options: bool) -> dict[str, Any]:
     """Return some variables of a MATLAB file; `options` go to `scipy.io.loadmat`.
 
-    Raises:
-        UserError: no such file, no MATLAB file, a damaged one, or one without these variables.
+    Raises UserError: no such file, no MATLAB file, a damaged one, or one without these variables.
     """
     # Imported here: scipy.io takes a moment that no other format needs.
     from scipy.io import loadmat

@@ -44,12 +44,9 @@ class VcocoLabels(LabelReader[VcocoDataset]):
         return files if instances is None else [*files, Path(instances)]
 
     def load(self, split: str) -> HoiLabels:
-        """Return the annotated pairs of a split as interactions of its vocabulary.
+        """Return the annotated pairs of a split, without those outside its vocabulary (`unspoken`).
 
-        Pairs outside the vocabulary are left out (`unspoken`); the V-COCO evaluation counts them all the same.
-
-        Raises:
-            UserError: there are no annotations, or they are wrong or lack an image.
+        Raises UserError: there are no annotations, or they are wrong or lack an image.
         """
         interaction_of = {pair: k for k, pair in enumerate(vcoco_vocabulary(self.settings.vocabulary).interactions)}
         parts = []
@@ -66,8 +63,7 @@ class VcocoLabels(LabelReader[VcocoDataset]):
 def vcoco_truth(config: VcocoDataset, split: str) -> VcocoTruth:
     """Return what the V-COCO evaluation counts of a split; `image` holds rows of `open_images`.
 
-    Raises:
-        UserError: V-COCO's own label files or the boxes are not there, or lack an image of the split.
+    Raises UserError: V-COCO's own label files or the boxes are not there, or lack an image of the split.
     """
     files = find_label_files(config, split)
     if files is None:

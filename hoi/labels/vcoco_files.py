@@ -102,8 +102,7 @@ def _keys_of(plain: Any) -> str:
 def join_instances(labels: VcocoLabelFile, instances: Path | None = None, fix: str = "--instances FILE") -> VcocoSplit:
     """Join labels to COCO's boxes; without `instances`, the first `instances*.json` beside them that holds the boxes.
 
-    Raises:
-        UserError: there are no instances (`fix` is the next step), or they do not fit the labels.
+    Raises UserError: there are no instances (`fix` is the next step), or they do not fit the labels.
     """
     path, content = _read_instances(labels, instances, fix)
     row_of = {image_id: row for row, image_id in enumerate(labels.image_ids)}
@@ -208,11 +207,7 @@ def pairs_of_truth(split: VcocoSplit) -> VcocoPairs:
 
 
 def read_pairs(path: Path) -> VcocoPairs:
-    """Read fredzzhang's JSON of pairs, gzipped or not.
-
-    Raises:
-        UserError: no such file, another format, or a wrong record, named.
-    """
+    """Read fredzzhang's JSON of pairs, gzipped or not. Raises UserError: another format, or a wrong record."""
     plain = read_json_file(path, "annotations", PAIRS)
     is_known = isinstance(plain, dict) and {"annotations", "images", "classes", "objects"} <= plain.keys()
     if not is_known or len(plain["images"]) != len(plain["annotations"]):

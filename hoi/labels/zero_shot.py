@@ -48,10 +48,8 @@ def unseen_ids(
 ) -> np.ndarray:
     """Return what a split hides: int64, ascending rows of the vocabulary's interactions.
 
-    `train_interactions` gives the interaction of every label of the whole training split, for splits that count.
-
-    Raises:
-        UserError: there is no such split.
+    `train_interactions` gives the interaction of every label of the whole training split, for splits that count. Raises
+    UserError: there is no such split.
     """
     check_name(config, name, "zero-shot split")
     dataset = dataset_of(config)
@@ -135,8 +133,7 @@ def hide(
 ) -> tuple[tuple[HoiLabels, HoiLabels], dict[str, Any]]:
     """Drop what a split hides from the labels that train and those that choose; also return the run's record of it.
 
-    Raises:
-        UserError: nothing is left of one of them.
+    Raises UserError: nothing is left of one of them.
     """
     (train, of_train), (tune, of_tune) = (drop_unseen(labels, unseen_ids) for labels in splits)
     for labels, which in ((train, "training"), (tune, "tuning")):

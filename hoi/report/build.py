@@ -43,7 +43,6 @@ from hoi.report.finished import (
 )
 from hoi.report.gallery import make_gallery
 from hoi.report.plots import (
-    Series,
     calibration_of,
     calibration_plot,
     curves_of,
@@ -55,6 +54,7 @@ from hoi.report.plots import (
 PACKAGE = "hoi.report"
 FILE_NAME = "report.html"
 ELSEWHERE = ("output", "cache")  # sections that say where results and cache are, which may have moved
+VERBS = ("teacher-cache", "train", "eval", "report")
 NUM_DIFFERENCES = 10
 NUM_CLASSES = 6
 TOLERANCE = 0.05  # percent of mAP by which triplets that are scored again may miss what stage three wrote
@@ -73,14 +73,9 @@ class HtmlReport:
 
 
 def write_report(config: PipelineConfig, out: Path | None = None, sweeps: Sequence[Path] | None = None) -> HtmlReport:
-    """Write the page of the results in `config.output`.
+    """Write the page of the results in `config.output`, with the tables (JSON) of some sweeps, or of all there are.
 
-    Args:
-        out: The page; None for `report.html` in `output`.
-        sweeps: Tables of sweeps (JSON); None for all that are in `output`.
-
-    Raises:
-        UserError: there are no results, or settings, cache or a student are not those that they were made with.
+    Raises UserError: there are no results, or settings, cache or a student are not those that they were made with.
     """
     folder = Path(config.output)
     summary = read_result(folder / "summary.json")
@@ -109,9 +104,7 @@ def write_report(config: PipelineConfig, out: Path | None = None, sweeps: Sequen
             "commit": summary["commit"] or "not in a git checkout",
             **summary["versions"],
         },
-        "commands": "\n".join(
-            f"hoi {verb} --config settings.yaml" for verb in ("teacher-cache", "train", "eval", "report")
-        ),
+        "commands": "\n".join(f"hoi {verb} --config settings.yaml" for verb in VERBS),
     }
     data = _render(page).encode()
     file = folder / FILE_NAME if out is None else out
@@ -158,11 +151,7 @@ def _facts(config: PipelineConfig, summary: dict[str, Any], results: list[dict[s
 def _with_labels(
     finished: FinishedEvaluation, summary: dict[str, Any], results: list[dict[str, Any]], folder: Path
 ) -> dict[str, Any]:
-    """Return the part of the page that only labels can tell.
-
-    Raises:
-        UserError: the triplets that are scored again have another mAP than stage three wrote.
-    """
+    """Return the part of the page that only labels can tell."""
     per_class, audit = (read_result(folder / name) for name in ("per_class.json", "audit.json"))
     student, teacher, matches = finished.student.name, finished.teacher.name, finished.matches
     assert matches is not None
@@ -170,9 +159,8 @@ def _with_labels(
     classes = class_lines(per_class, vocabulary, finished.columns)
     ahead, behind = largest_differences(classes, student, teacher, NUM_DIFFERENCES)
     calibration = [(m.name, calibration_of(matches, m.triplets.score)) for m in (finished.teacher, finished.student)]
-    spread = [
-        (line.name, line.cells["full"][0], line.seeds if line.num_seeds else []) for line in lines if line.cells["full"]
-    ]
+    full = [(line, line.cells["full"]) for line in lines]
+    spread = [(line.name, cell[0], line.seeds if line.num_seeds else []) for line, cell in full if cell]
     return {
         "results": lines,
         "against": teacher,
@@ -197,12 +185,8 @@ def _recall(finished: FinishedEvaluation, matches: Matches) -> list[tuple[str, M
     vocabulary = finished.split.vocabulary
     num_positives = np.where(vocabulary.is_no_interaction, 0, matches.num_positives())
     most = np.argsort(-num_positives, kind="stable")[:NUM_CLASSES]
-    micro, macro = ([Series(n, getattr(c, kind).tolist()) for n, c in curves.items()] for kind in ("micro", "macro"))
-    classes = [
-        Series(in_words(vocabulary.names[k]), curves[student].classes[:, k].tolist())
-        for k in most
-        if num_positives[k] > 0
-    ]
+    micro, macro = ([(name, getattr(c, kind)) for name, c in curves.items()] for kind in ("micro", "macro"))
+    classes = [(in_words(vocabulary.names[k]), curves[student].classes[:, k]) for k in most if num_positives[k] > 0]
     return [
         ("All triplets in one ranking (micro)", recall_plot("precision over recall, all triplets", micro)),
         ("Mean over interactions (macro)", recall_plot("precision over recall, mean of classes", macro)),
@@ -236,32 +220,23 @@ def _variants(
         )
     lines: list[tuple[str, float, tuple[float, float, float] | None]] = [(f"{name} as it is", full(as_it_is), None)]
     for text in finished.variants:
-        maps = resampled(text)
-        difference = paired_difference(maps, as_it_is)
-        interval = (100 * difference.observed, 100 * difference.low, 100 * difference.high)
-        lines.append((text, full(maps), interval))
+        difference = paired_difference(maps := resampled(text), as_it_is)
+        lines.append((text, full(maps), (100 * difference.observed, 100 * difference.low, 100 * difference.high)))
     return lines
 
 
 def _render(page: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader(PACKAGE, "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader(PACKAGE, "."), autoescape=True, **options)
+    environment.filters.update(
+        signed=_signed, percent=lambda value: "–" if value is None else f"{value:.2f}", minus=_minus
     )
-    environment.filters.update(signed=_signed, percent=_percent, minus=_minus)
     style, script = (files(PACKAGE).joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     # The hash is of the very characters between the tags.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("template.html").render(
         page=page, columns=COLUMNS, style=Markup(style), script=Markup(script), script_hash=digest
     )
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def _signed(value: float) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hoi.cache.read.split import CacheSplit, open_split
-from hoi.config import PipelineConfig, StudentSettings, parse_student
+from hoi.config import PipelineConfig, parse_student
 from hoi.errors import UserError
 from hoi.evaluation.audit import read_result
 from hoi.evaluation.baselines import ABOUT, PLAIN, TUNED, DetectorPrior, DirectClip, DirectSetting, direct_settings
@@ -32,10 +32,7 @@ Plain = dict[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the result table and what it predicts on the whole split.
-
-    All methods have the same triplets, in the same order, with other scores.
-    """
+    """A row of the result table; all methods have the same triplets, in the same order, with other scores."""
 
     name: str
     triplets: Triplets
@@ -82,8 +79,7 @@ def open_finished(
 ) -> FinishedEvaluation:
     """Open the cache and the runs that results were made with; without annotations there are no `results`.
 
-    Raises:
-        UserError: the cache or a run is gone or another one.
+    Raises UserError: the cache or a run is gone or another one.
     """
     split = open_split(config, config.evaluation.split, same_images=False, fingerprint=summary["fingerprint"])
     made_by = {(row["name"], row["seed"]): row["knobs"] for row in results}
@@ -115,13 +111,11 @@ def open_finished(
 
 def _teacher(config: PipelineConfig, split: CacheSplit, tuned: dict[str, Any] | None) -> DirectClip:
     # Direct CLIP as its row says that it was tuned; as it comes where there is no such row.
-    if tuned is None:
-        return DirectClip(
-            split.text_bank, split.vocabulary, direct_settings(split.text_bank, split.axes["M"])[0], PLAIN
-        )
-    margin = None if tuned["margin"] == "mean" else config.teacher.crop.margins.index(tuned["margin"])
-    setting = DirectSetting(tuned["form"], tuned["temperature"], margin)
-    return DirectClip(split.text_bank, split.vocabulary, setting, TUNED)
+    setting, name = direct_settings(split.text_bank, split.axes["M"])[0], PLAIN
+    if tuned is not None:
+        margin = None if tuned["margin"] == "mean" else config.teacher.crop.margins.index(tuned["margin"])
+        setting, name = DirectSetting(tuned["form"], tuned["temperature"], margin), TUNED
+    return DirectClip(split.text_bank, split.vocabulary, setting, name)
 
 
 def _score(split: CacheSplit, scorer: Scorer, exponent: float, device: torch.device) -> dict[str, Triplets]:
@@ -208,17 +202,12 @@ def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
         owner = owner or STUDENT
         return f"{owner}: {parse_student(students[owner], f'student {owner}').ROWS.get(part, part)}"
     settings = parse_student(students[name], f"student {name}")
-    changed = _departures(settings)
+    default, given = parse_student({"method": settings.method}, "its defaults").by_key(), settings.by_key()
+    changed = [f"{key}: {value}" for key, value in given.items() if value != default[key] and key != "supervision"]
+    kind = "learned from the teacher's scores alone, no HOI label"
     if settings.supervision == "labels":
         kind = "the bound: the same kind of network, trained with labels on the same features"
-    else:
-        kind = "learned from the teacher's scores alone, no HOI label"
-    return f"{kind}; {', '.join(changed)}" if changed else kind
-
-
-def _departures(settings: StudentSettings) -> list[str]:
-    default, given = parse_student({"method": settings.method}, "its defaults").by_key(), settings.by_key()
-    return [f"{key}: {value}" for key, value in given.items() if value != default[key] and key != "supervision"]
+    return "; ".join([kind, *filter(None, [", ".join(changed)])])
 
 
 def sweep_lines(path: Path, summary: Plain) -> SweepLines:
@@ -236,9 +225,8 @@ def sweep_lines(path: Path, summary: Plain) -> SweepLines:
             notes.append(f"Another cache or split than the rest of this page: {made_by[0]}, {made_by[1]}.")
         return SweepLines(sweep["name"], sweep["against"], notes, lines)
     except (KeyError, TypeError) as error:
-        raise UserError(
-            "this is no table of a sweep", where=path, expected="table.json of hoi sweep", got=error
-        ) from None
+        expected = "table.json of hoi sweep"
+        raise UserError("this is no table of a sweep", where=path, expected=expected, got=error) from None
 
 
 def class_lines(per_class: Sequence[Plain], vocabulary: Vocabulary, methods: Sequence[str]) -> list[ClassLine]:

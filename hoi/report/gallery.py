@@ -62,12 +62,8 @@ class Gallery:
     notes: list[str] = field(default_factory=list)  # what had to be left out
 
 
-@dataclass(frozen=True)
-class ShownPair:
-    """What is drawn of one method in one image, and the words with the score."""
-
-    pair: DrawnPair
-    line: str
+ShownPair = tuple[DrawnPair, str]
+"""What is drawn of one method in one image, and the words with the score."""
 
 
 class PairChooser:
@@ -117,8 +113,8 @@ class PairChooser:
             verbs = [self.vocabulary.interactions[k][0] for k in triplets.interaction[members]]
             words = in_words(f"{' + '.join(verbs)} {obj}")
             scores = ", ".join(f"{triplets.score[row]:#.2g}" for row in members)
-            pair = DrawnPair(box_h, box_o, words, verdict)
-            shown.append(ShownPair(pair, f"{words} ({scores})" if with_score else words))
+            line = f"{words} ({scores})" if with_score else words
+            shown.append((DrawnPair(box_h, box_o, words, verdict), line))
         return shown
 
 
@@ -152,11 +148,10 @@ def make_gallery(finished: FinishedEvaluation) -> Gallery:
         return Gallery(none_because="the images of the split are no longer those that were evaluated")
     lead, notes = _leads(finished)
     chosen = choose_images(lead, NUM_EACH, NUM_RANDOM)
+    ahead = (f"{student} ahead", f"Images with the largest lead in that AP. {CHOSEN}")
     if finished.matches is None:
         about = f"Images on which the two spread their scores most differently. {CHOSEN}"
         ahead = ("The largest differences", about)
-    else:
-        ahead = (f"{student} ahead", f"Images with the largest lead in that AP. {CHOSEN}")
     parts = {
         "by lot": ("Drawn by lot", "Images drawn by lot from all that are not below."),
         "ahead": ahead,
@@ -183,10 +178,8 @@ def _leads(finished: FinishedEvaluation) -> tuple[np.ndarray, list[str]]:
         return lead, [f"{100 * value:.0f} % of the scores' mass lies elsewhere" for value in lead]
     is_real = ~finished.split.vocabulary.is_no_interaction
     aps = [image_ap(finished.matches, m.triplets.score, num_images, is_real) for m in (student, teacher)]
-    words = [
-        f"AP within the image: {student.name} {100 * a:.0f}, {teacher.name} {100 * b:.0f}"
-        for a, b in zip(*aps, strict=True)
-    ]
+    said = "AP within the image: {} {:.0f}, {} {:.0f}"
+    words = [said.format(student.name, 100 * a, teacher.name, 100 * b) for a, b in zip(*aps, strict=True)]
     return aps[0] - aps[1], words
 
 
@@ -201,10 +194,10 @@ def _exhibit(
     chooser, panels = PairChooser(finished.split.vocabulary, finished.labels), []
     for method in (finished.student, finished.teacher):
         shown = chooser.choose(row, method.triplets, finished.matches)
-        picture = draw_pairs(*fit_longest_side(image, [one.pair for one in shown], SIDE_PX))
+        picture = draw_pairs(*fit_longest_side(image, [pair for pair, _ in shown], SIDE_PX))
         buffer = io.BytesIO()
         picture.save(buffer, "WEBP", quality=QUALITY)
         uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-        lines = [(one.pair.verdict, one.line) for one in shown]
+        lines = [(pair.verdict, line) for pair, line in shown]
         panels.append(Panel(method.name, uri, picture.width, picture.height, lines))
     return Exhibit(source.image_ids[row], note, panels)

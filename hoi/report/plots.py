@@ -49,14 +49,6 @@ class Calibration:
         return float((self.num * np.abs(self.right - self.score)).sum() / max(1, self.num.sum()))
 
 
-@dataclass(frozen=True)
-class Series:
-    """One curve: its name in the legend, and fractions at `LEVELS`."""
-
-    name: str
-    values: Sequence[float]
-
-
 def curves_of(matches: Matches, score: np.ndarray) -> Curves:
     """Return precision over recall of matched triplets."""
     ranking, num_positives = rank(matches, score), matches.num_positives()
@@ -64,8 +56,8 @@ def curves_of(matches: Matches, score: np.ndarray) -> Curves:
     order = np.argsort(-score[ranking.rows], kind="stable")
     together = Ranking(ranking.rows[order], ranking.is_true[order], np.array([0, len(order)]))
     total = np.array([num_positives.sum()])
-    classes = np.stack([average_precision(ranking, num_positives, LEVELS[at : at + 1]) for at in range(len(LEVELS))])
-    micro = np.array([average_precision(together, total, LEVELS[at : at + 1])[0] for at in range(len(LEVELS))])
+    classes = np.stack([average_precision(ranking, num_positives, level) for level in LEVELS[:, None]])
+    micro = np.array([average_precision(together, total, level)[0] for level in LEVELS[:, None]])
     macro = classes[:, has_truth].mean(1) if has_truth.any() else np.zeros(len(LEVELS))
     return Curves(micro, macro, classes)
 
@@ -121,16 +113,15 @@ def image_disagreement(image: np.ndarray, first: np.ndarray, second: np.ndarray,
     return np.bincount(image, np.abs(shares[0] - shares[1]), minlength=num_images) / 2
 
 
-def recall_plot(title: str, series: Sequence[Series]) -> Markup:
-    """Draw precision over recall: one line a series, with a legend below."""
+def recall_plot(title: str, series: Sequence[tuple[str, np.ndarray]]) -> Markup:
+    """Draw precision ([L]) over recall: one line a series, with a legend below."""
+    line = Markup('<polyline class="line s{}" points="{}"><title>{}</title></polyline>')
     lines = [
-        Markup('<polyline class="line s{}" points="{}"><title>{}</title></polyline>').format(
-            number, _points(zip(LEVELS.tolist(), one.values, strict=True)), one.name
-        )
-        for number, one in enumerate(series, start=1)
+        line.format(number, _points(zip(LEVELS.tolist(), values.tolist(), strict=True)), name)
+        for number, (name, values) in enumerate(series, start=1)
     ]
     plot = _frame(title, "recall", "precision", [(at, f"{at:.1f}") for at in FIFTHS], Markup("").join(lines))
-    return _figure(plot, [one.name for one in series])
+    return _figure(plot, [name for name, _ in series])
 
 
 def calibration_plot(title: str, series: Sequence[tuple[str, Calibration]]) -> Markup:
@@ -146,15 +137,10 @@ def calibration_plot(title: str, series: Sequence[tuple[str, Calibration]]) -> M
         kept = [(s, r, n) for s, r, n in zip(bins.score, bins.right, bins.num, strict=True) if n > 0]
         points = _points((across(s), r) for s, r, _ in kept)
         parts.append(Markup('<polyline class="line s{}" points="{}"/>').format(number, points))
-        parts += [
-            Markup('<circle class="dot s{}" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>').format(
-                number,
-                _n(_x(across(s))),
-                _n(_y(r)),
-                f"{name}: {n} triplets, mean score {s:.2g}, {100 * r:.0f} % right",
-            )
-            for s, r, n in kept
-        ]
+        dot = Markup('<circle class="dot s{}" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>')
+        for s, r, n in kept:
+            said = f"{name}: {n} triplets, mean score {s:.2g}, {100 * r:.0f} % right"
+            parts.append(dot.format(number, _n(_x(across(s))), _n(_y(r)), said))
     ticks = [(across(10.0**power), f"{10.0**power:g}") for power in range(math.ceil(lowest), 1)]
     plot = _frame(title, "mean score of the bin", "share that is right", ticks, Markup("").join(parts))
     return _figure(plot, [name for name, _ in series])
@@ -164,15 +150,11 @@ def difference_bars(title: str, bars: Sequence[tuple[str, float]], series: int) 
     """Draw names and differences of one sign as horizontal bars, from top to bottom; `series` gives the colour."""
     row, left, right, width = 22.0, 150.0, 44.0, 420.0
     largest = max((abs(value) for _, value in bars), default=1.0)
-    parts = []
+    bar, parts = Markup('<rect class="bar s{}" x="{}" y="{}" width="{}" height="14"/>'), []
     for place, (name, value) in enumerate(bars):
         y, length = row * place + row / 2, (width - left - right) * abs(value) / largest
         parts.append(_text(left - 8, y + 4, name, "end"))
-        parts.append(
-            Markup('<rect class="bar s{}" x="{}" y="{}" width="{}" height="{}"/>').format(
-                series, _n(left), _n(y - 7), _n(length), 14
-            )
-        )
+        parts.append(bar.format(series, _n(left), _n(y - 7), _n(length)))
         parts.append(_text(left + length + 5, y + 4, f"{value:+.1f}".replace("-", "−"), "start", "number"))
     return _svg("plot", width, row * len(bars), title, parts)
 
@@ -194,15 +176,13 @@ def spread_plot(title: str, rows: Sequence[tuple[str, float, Sequence[float]]], 
     for tick in range(low, high + 1, 10):
         parts.append(_line("grid", x(tick), 0, x(tick), height))
         parts.append(_text(x(tick), height + 14, str(tick), "middle", "number"))
+    dot = Markup('<circle class="dot s{}" cx="{}" cy="{}" r="4.5"/>')
+    ring = Markup('<circle class="seed" cx="{}" cy="{}" r="2.5"/>')
     for place, (name, mean, seeds) in enumerate(rows):
         y = row * place + row / 2
         parts.append(_text(left - 8, y + 4, name, "end"))
-        parts.append(
-            Markup('<circle class="dot s{}" cx="{}" cy="{}" r="4.5"/>').format(series.get(name, 6), _n(x(mean)), _n(y))
-        )
-        parts += [
-            Markup('<circle class="seed" cx="{}" cy="{}" r="2.5"/>').format(_n(x(value)), _n(y)) for value in seeds
-        ]
+        parts.append(dot.format(series.get(name, 6), _n(x(mean)), _n(y)))
+        parts += [ring.format(_n(x(value)), _n(y)) for value in seeds]
         parts.append(_text(width - 4, y + 4, f"{mean:.2f}", "end", "number"))
     return _svg("plot wide", width, height + 20, title, parts)
 
@@ -217,20 +197,14 @@ def _frame(title: str, x_name: str, y_name: str, x_ticks: Sequence[tuple[float, 
         parts.append(_line("grid", _x(0), _y(at), _x(1), _y(at)))
         parts.append(_text(LEFT - 6, _y(at) + 4, f"{at:.1f}", "end", "number"))
     parts.append(_text((_x(0) + _x(1)) / 2, HEIGHT - 5, x_name, "middle"))
-    middle = (_y(0) + _y(1)) / 2
-    parts.append(
-        Markup('<text x="12" y="{0}" text-anchor="middle" transform="rotate(-90 12 {0})">{1}</text>').format(
-            _n(middle), y_name
-        )
-    )
+    upright = Markup('<text x="12" y="{0}" text-anchor="middle" transform="rotate(-90 12 {0})">{1}</text>')
+    parts.append(upright.format(_n((_y(0) + _y(1)) / 2), y_name))
     return _svg("plot", WIDTH, HEIGHT, title, [*parts, inside])
 
 
 def _figure(plot: Markup, names: Sequence[str]) -> Markup:
-    legend = Markup("").join(
-        Markup('<li><span class="key s{}"></span>{}</li>').format(number, name)
-        for number, name in enumerate(names, start=1)
-    )
+    item = Markup('<li><span class="key s{}"></span>{}</li>')
+    legend = Markup("").join(item.format(number, name) for number, name in enumerate(names, start=1))
     return Markup('{}<ul class="legend">{}</ul>').format(plot, legend)
 
 

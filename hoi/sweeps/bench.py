@@ -5,6 +5,7 @@ Every world is a sweep of its own, so what is finished is kept and a failed run 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from hoi.cache.build.worker import ModelFactory
 from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig
 from hoi.evaluation.audit import audit_row
-from hoi.evaluation.evaluate import RunEvaluator
+from hoi.evaluation.evaluate import LIBRARIES, RunEvaluator
 from hoi.evaluation.rows import (
     Comparison,
     Headroom,
@@ -37,25 +38,18 @@ from hoi.sweeps.plan import Bench, Sweep
 from hoi.sweeps.run import grading_digest, run_sweep, sweeps_folder
 from hoi.sweeps.table import SweepTable
 
-LIBRARIES = ("torch", "numpy", "open_clip_torch", "h5py", "safetensors")
-
 
 @dataclass(frozen=True)
 class World:
-    """Results of one world.
-
-    Args:
-        num_images, num_pairs: Of the evaluated split.
-        comparisons, ways: Those of the bench file whose rows were evaluated and whose means have annotations.
-    """
+    """Results of one world."""
 
     seed: int
     config: PipelineConfig
-    num_images: int
+    num_images: int  # of the evaluated split, as num_pairs
     num_pairs: int
     fingerprint: str
     rows: list[ResultRow]  # baselines, students, and labels on the detections
-    comparisons: list[Comparison]
+    comparisons: list[Comparison]  # those of the bench file whose rows were evaluated and whose means have annotations
     ways: list[Headroom]
     failed: dict[tuple[str, int], str]  # reasons by row and seed
 
@@ -77,10 +71,8 @@ class World:
 
     def plain_rows(self) -> list[dict[str, Any]]:
         """Return the rows as they go into results.json."""
-        own = {"world": self.seed}
-        return [
-            {**row.to_dict(self.num_images), **own, "audit": audit_row(self.config, row.settings)} for row in self.rows
-        ]
+        rows = [(row.to_dict(self.num_images), audit_row(self.config, row.settings)) for row in self.rows]
+        return [{**plain, "world": self.seed, "audit": audit} for plain, audit in rows]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the rows as plain data; figures in percent."""
@@ -113,18 +105,15 @@ class BenchReport:
     def __str__(self) -> str:
         parts = ["mean average precision in percent by HICO-DET's official rule, ± sd over seeds"]
         for world in self.worlds:
-            parts += [
-                f"{world.title}\n{format_table(world.rows)}",
-                "\n".join([*world.differences(), *world.failures()]),
-            ]
+            lines = [*world.differences(), *world.failures()]
+            parts += [f"{world.title}\n{format_table(world.rows)}", "\n".join(lines)]
         return "\n\n".join([*filter(None, parts), "\n".join(f"wrote {file}" for file in self.files)])
 
 
 def run_bench(bench: Bench, factory: ModelFactory | None = None) -> BenchReport:
     """Build every world's cache, train and evaluate its students, and write the tables; what is there is kept.
 
-    Raises:
-        UserError: as stage one and a sweep.
+    Raises UserError: as stage one and a sweep.
     """
     worlds = []
     for seed, asked in bench.sweeps.items():
@@ -138,27 +127,12 @@ def _world(bench: Bench, seed: int, asked: Sweep, table: SweepTable) -> World:
     rows = [*table.baselines, *table.graded.values(), _ceiling(asked.config, split.fingerprint)]
     graded = {row.name for row in rows}
     has_truth = {mean for mean, value in rows[0].means.items() if value is not None}
-    return World(
-        seed,
-        asked.config,
-        split.num_images,
-        split.num_pairs,
-        split.fingerprint,
-        rows,
-        [
-            compare(rows, shown.better, shown.than, mean)
-            for shown in bench.differences
-            if {shown.better, shown.than} <= graded
-            for mean in shown.means
-            if mean in has_truth
-        ],
-        [
-            headroom(rows, way.of, way.start, way.goal)
-            for way in bench.headroom
-            if {way.of, way.start, way.goal} <= graded
-        ],
-        table.failed,
-    )
+    differences = [d for d in bench.differences if {d.better, d.than} <= graded]
+    comparisons = [compare(rows, d.better, d.than, mean) for d in differences for mean in d.means if mean in has_truth]
+    ways = [way for way in bench.headroom if {way.of, way.start, way.goal} <= graded]
+    shares = [headroom(rows, way.of, way.start, way.goal) for way in ways]
+    numbers = (split.num_images, split.num_pairs, split.fingerprint)
+    return World(seed, asked.config, *numbers, rows, comparisons, shares, table.failed)
 
 
 def _ceiling(config: PipelineConfig, fingerprint: str) -> ResultRow:
@@ -186,7 +160,7 @@ def _write(bench: Bench, worlds: list[World]) -> BenchReport:
 def _markdown(bench: Bench, worlds: list[World]) -> str:
     parts = [f"# {bench.name}", "Mean average precision in percent by HICO-DET's official rule, ± sd over seeds."]
     for world in worlds:
-        table = "\n".join(f"    {line}".rstrip() for line in format_table(world.rows).splitlines())
+        table = textwrap.indent(format_table(world.rows), "    ")
         lines = "\n".join(f"- {line}" for line in (*world.differences(), *world.failures()))
         parts += [f"## World {world.seed}", f"{world.title}.", table, lines]
     return "\n\n".join(filter(None, parts)) + "\n"

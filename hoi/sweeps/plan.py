@@ -16,7 +16,7 @@ The other keys are a sweep file's: `SweepSection`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -36,7 +36,7 @@ from hoi.config import (
     parse_section,
     parse_student,
 )
-from hoi.config.loading import read_yaml, set_key
+from hoi.config.loading import AnySection, read_yaml, set_key
 from hoi.errors import UserError, nearest
 from hoi.evaluation.baselines import baseline_names
 from hoi.matching import CEILING
@@ -104,14 +104,18 @@ class Sweep:
 def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep:
     """Read a sweep file, with `section.key=value` overrides of its pipeline file.
 
-    Raises:
-        UserError: a file is missing or no YAML, a key is unknown, missing or mistyped, or a name is unknown or used
-            twice.
+    Raises UserError: no such file, no YAML, or a key or a name that is unknown, mistyped or used twice.
     """
+    return resolve_sweep(_read(SweepSection, path), str(path), overrides)
+
+
+def _read(kind: type[AnySection], path: str | Path) -> AnySection:
     plain = read_yaml(path)
     if not isinstance(plain, dict):
-        raise UserError("this is no sweep file", where=path, expected="keys and values", got=type(plain).__name__)
-    return resolve_sweep(parse_section(SweepSection, plain, str(path)), str(path), overrides)
+        raise UserError(
+            "this is no sweep or bench file", where=path, expected="keys and values", got=type(plain).__name__
+        )
+    return parse_section(kind, plain, str(path))
 
 
 def resolve_sweep(section: SweepSection, path: str, overrides: list[str] | tuple[str, ...] = ()) -> Sweep:
@@ -127,29 +131,19 @@ def resolve_sweep(section: SweepSection, path: str, overrides: list[str] | tuple
         rows[row.name] = known[row.name] = _resolve(row, known, config, path, where)
     if not rows:
         raise UserError("this sweep has no row", where=path, expected="rows or grid")
-    if section.against not in {*rows, *untrained_rows(config)}:
-        raise UserError(
-            "rows cannot be compared with a row that is not there",
-            where=f"{path}, key 'against'",
-            expected=nearest(section.against, [*rows, *untrained_rows(config)]),
-            got=section.against,
-        )
+    _check_row(section.against, [*rows, *baseline_names(config.vlms)], path, "against")
     return Sweep(section.name, config, section.against, tuple(rows.values()))
 
 
-def untrained_rows(config: PipelineConfig) -> list[str]:
-    """Return the rows that stand beside those of every sweep of a pipeline, its language models' included."""
-    return baseline_names(config.vlms)
+def _check_row(name: str, known: Collection[str], path: str | Path, key: str) -> None:
+    if name not in known:
+        what, expected = "a row is named that is not there", nearest(name, known)
+        raise UserError(what, where=f"{path}, key '{key}'", expected=expected, got=name)
 
 
 def _resolve(row: RowSection, known: Mapping[str, SweepRow], config: PipelineConfig, path: str, where: str) -> SweepRow:
-    if row.start is not None and row.start not in known:
-        raise UserError(
-            "a row starts from one that is not there",
-            where=f"{path}, key '{where}.from'",
-            expected=nearest(row.start, known),
-            got=row.start,
-        )
+    if row.start is not None:
+        _check_row(row.start, known, path, f"{where}.from")
     if "seeds" in row.train:
         raise UserError("all rows have the same seeds", where=f"{path}, key '{where}.train.seeds'", fix="set seeds")
     start = known[row.start] if row.start else SweepRow("", None, {}, MultiLevelConfig(), config.train)
@@ -173,14 +167,11 @@ def _combinations(grid: GridSection | None) -> list[RowSection]:
         chosen: dict[str, dict[str, Any]] = {"student": {}, "train": {}}
         for (section, key), value in zip(keys, values, strict=True):
             chosen[section][key] = value
-        parts = [f"{key}-{_short(value)}" for (_, key), value in zip(keys, values, strict=True)]
+        texts = (f"{value:g}" if isinstance(value, float) else str(value).lower() for value in values)
+        parts = [f"{key}-{text}" for (_, key), text in zip(keys, texts, strict=True)]
         name = "_".join([*filter(None, [grid.start]), *parts])
         rows.append(RowSection.model_validate({"name": name, "from": grid.start, **chosen}))
     return rows
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 OWN_KEYS = {
@@ -241,14 +232,10 @@ class Bench:
 def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     """Read a bench file, with `section.key=value` overrides of its pipeline file.
 
-    Raises:
-        UserError: as `load_sweep`; a world is there twice; a row is named that is not there; or an override is of a key
-            that the bench file sets.
+    Raises UserError: as `load_sweep`; a world is there twice, a row is named that is not there, or an override is of a
+    key that the bench file sets.
     """
-    plain = read_yaml(path)
-    if not isinstance(plain, dict):
-        raise UserError("this is no bench file", where=path, expected="keys and values", got=type(plain).__name__)
-    section = parse_section(BenchSection, plain, str(path))
+    section = _read(BenchSection, path)
     for key in (override.partition("=")[0] for override in overrides):
         if key in OWN_KEYS:
             raise UserError(
@@ -259,22 +246,15 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     seeds = [world.seed for world in section.worlds]
     if len(set(seeds)) < len(seeds):
         raise UserError("a world is there twice", where=f"{path}, key 'worlds'", got=seeds)
-    sweeps = {
-        world.seed: resolve_sweep(section, str(path), [*overrides, *_own(section, world)]) for world in section.worlds
-    }
-    data_set = sweeps[seeds[0]].config.dataset.name
-    if data_set != "world":
-        raise UserError("only the data set 'world' has worlds", where=section.base, got=f"dataset.name {data_set}")
+    sweeps = {w.seed: resolve_sweep(section, str(path), [*overrides, *_own(section, w)]) for w in section.worlds}
     first = sweeps[seeds[0]]
-    known = [*untrained_rows(first.config), CEILING, *(row.name for row in first.rows)]
-    for key, name in _named(section):
-        if name not in known:
-            raise UserError(
-                "a row is named that is not there",
-                where=f"{path}, key '{key}'",
-                expected=nearest(name, known),
-                got=name,
-            )
+    if (data_set := first.config.dataset.name) != "world":
+        raise UserError("only the data set 'world' has worlds", where=section.base, got=f"dataset.name {data_set}")
+    known = [*baseline_names(first.config.vlms), CEILING, *(row.name for row in first.rows)]
+    for name, sections in (("differences", section.differences), ("headroom", section.headroom)):
+        for number, named in enumerate(sections):
+            for key, row in named.model_dump(exclude={"means"}).items():
+                _check_row(row, known, path, f"{name}.{number}.{key}")
     return Bench(section.name, Path(section.output), sweeps, section.differences, section.headroom)
 
 
@@ -288,10 +268,3 @@ def _own(section: BenchSection, world: WorldSection) -> list[str]:
         f"cache.folder={world.cache or f'{output}/cache'}",
         f"evaluation.intervals=[{', '.join(intervals)}]",
     ]
-
-
-def _named(section: BenchSection) -> Iterator[tuple[str, str]]:
-    for number, shown in enumerate(section.differences):
-        yield from ((f"differences.{number}.{key}", getattr(shown, key)) for key in ("better", "than"))
-    for number, way in enumerate(section.headroom):
-        yield from ((f"headroom.{number}.{key}", getattr(way, key)) for key in ("of", "start", "goal"))

@@ -22,10 +22,10 @@ from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
-from hoi.evaluation.evaluate import Run, RunEvaluator, annotation_hashes, zero_shot_splits
+from hoi.evaluation.evaluate import Run, RunEvaluator, zero_shot_splits
 from hoi.evaluation.rows import ResultRow, from_plain, to_plain
-from hoi.files import json_sha256, read_json, write_json
-from hoi.labels import has_labels
+from hoi.files import file_sha256, json_sha256, read_json, write_json
+from hoi.labels import has_labels, label_files
 from hoi.machine import choose_device
 from hoi.sweeps.plan import Sweep, SweepRow
 from hoi.sweeps.table import SweepTable
@@ -34,11 +34,9 @@ from hoi.training.train import check_annotations, open_source, open_training_spl
 
 
 def train_task(config_json: str, seed: int, folder: str, fingerprint: str) -> dict[str, Any]:
-    """Train the only student of a config, unless that is done.
+    """Train the only student of a config, unless that is done, and return `seconds`, None if it was done, or `error`.
 
-    Returns:
-        `seconds`, None if it was finished before; or `error`. A failure is a result here, so that it is neither
-        tried again nor ends the sweep.
+    A failure is a result here, so that it is neither tried again nor ends the sweep.
     """
     try:
         config = PipelineConfig.model_validate_json(config_json)
@@ -85,15 +83,10 @@ GRADES_VERSION = 3
 def grade_task(
     rows: tuple[tuple[str, str], ...], seed: int, folder: str, fingerprint: str, digest: str
 ) -> dict[str, Any]:
-    """Evaluate one run in every way in which it is scored.
+    """Evaluate one run in every way in which it is scored, and return `errors`: file → reason.
 
-    Args:
-        rows: Config with one student, as JSON, and the file that its row goes to.
-        seed, folder, fingerprint: As in `train_task`.
-        digest: Of the evaluation, so that a long-lived worker reads changed labels again.
-
-    Returns:
-        `errors`: file → reason, where there is any.
+    `rows` holds configs with one student, as JSON, and the file that each row goes to. `digest` is the evaluation's, so
+    that a long-lived worker reads changed labels again.
     """
     errors = {}
     for config_json, file in rows:
@@ -122,14 +115,15 @@ def baselines_task(config_json: str, file: str, digest: str) -> dict[str, Any]:
 def grading_digest(config: PipelineConfig, fingerprint: str) -> str:
     """Return a hash of all that decides a sweep's figures besides its students: cache, annotations and settings.
 
-    Raises:
-        UserError: a pass of `vlms` is not there or not complete.
+    Raises UserError: a pass of `vlms` is not there or not complete.
     """
     passes = pass_fingerprints(Path(config.cache.folder) / config.evaluation.split, config.vlms)
     plain = config.model_dump(mode="json")
     settings = {name: plain[name] for name in ("dataset", "evaluation", "teacher")}
     settings["train_split"] = config.train.split
-    decides = [GRADES_VERSION, fingerprint, annotation_hashes(config), settings]
+    # The embedded world's labels come from its seed, not from a file.
+    hashes = [file_sha256(path) for path in label_files(config.dataset)]
+    decides = [GRADES_VERSION, fingerprint, hashes, settings]
     return short_digest([*decides, passes] if passes else decides)
 
 
@@ -196,8 +190,7 @@ class Plan:
 def run_sweep(sweep: Sweep) -> SweepTable:
     """Train and evaluate what is missing, and write the tables.
 
-    Raises:
-        UserError: no cache, a cache of other settings, no annotations, a damaged run.
+    Raises UserError: no cache, a cache of other settings, no annotations, a damaged run.
     """
     plan = make_plan(sweep)
     errors: dict[Path, str] = {}
@@ -210,7 +203,10 @@ def run_sweep(sweep: Sweep) -> SweepTable:
         check_annotations(sweep.config)
     if to_train or _grade_tasks(plan, errors):
         with open_pool(sweep.config.cache) as pool:
-            _run(pool, [_train_task(job, plan.fingerprint) for job in to_train], errors)
+            training = [
+                (str(job.folder), (job.config_json, job.seed, str(job.folder), plan.fingerprint)) for job in to_train
+            ]
+            _run(pool, [Task("training", name, train_task, arguments) for name, arguments in training], errors)
             _run(pool, _grade_tasks(plan, errors), errors)
     table = _gather(plan, errors, num_trained=sum(job.folder not in errors for job in to_train))
     table.write()
@@ -223,7 +219,9 @@ def _run(pool: Pool, tasks: list[Task], errors: dict[Path, str]) -> None:
     with tqdm(total=len(tasks), desc=tasks[0].group, unit="run", disable=None) as bar:
         for outcome in pool.run(tasks):
             result = outcome.result or {"error": (outcome.error or "no reason given").strip().splitlines()[-1]}
-            errors |= _failures(outcome.task, result)
+            if "error" in result:
+                errors[Path(outcome.task.name)] = result["error"]
+            errors |= {Path(file): text for file, text in result.get("errors", {}).items()}
             if result.get("seconds"):
                 *_, run, seed = Path(outcome.task.name).parts
                 tqdm.write(f"{run} {seed}: trained in {result['seconds']:.1f} s")
@@ -242,8 +240,7 @@ def make_plan(sweep: Sweep) -> Plan:
     split = open_training_split(config)
     open_split(config, config.evaluation.split)
     digest = grading_digest(config, split.fingerprint)
-    jobs = list(_jobs(sweep, split.fingerprint, digest))
-    return Plan(sweep, split.fingerprint, digest, jobs)
+    return Plan(sweep, split.fingerprint, digest, list(_jobs(sweep, split.fingerprint, digest)))
 
 
 def _jobs(sweep: Sweep, fingerprint: str, digest: str) -> Iterator[Job]:
@@ -267,10 +264,6 @@ def sweeps_folder(config: PipelineConfig) -> Path:
     return Path(config.output) / "sweeps"
 
 
-def _train_task(job: Job, fingerprint: str) -> Task:
-    return Task("training", str(job.folder), train_task, (job.config_json, job.seed, str(job.folder), fingerprint))
-
-
 def _grade_tasks(plan: Plan, errors: dict[Path, str]) -> list[Task]:
     # The baselines come first, since they take longest.
     tasks: list[Task] = []
@@ -286,13 +279,6 @@ def _grade_tasks(plan: Plan, errors: dict[Path, str]) -> list[Task]:
     return tasks
 
 
-def _failures(task: Task, result: dict[str, Any]) -> dict[Path, str]:
-    # What went wrong, by run or by file of a grade.
-    if "error" in result:
-        return {Path(task.name): result["error"]}
-    return {Path(file): text for file, text in result.get("errors", {}).items()}
-
-
 def _gather(plan: Plan, errors: dict[Path, str], num_trained: int) -> SweepTable:
     baselines: list[ResultRow] = [from_plain(row) for row in read_json(plan.baselines) or []]
     graded: dict[tuple[str, int], ResultRow] = {}
@@ -306,16 +292,7 @@ def _gather(plan: Plan, errors: dict[Path, str], num_trained: int) -> SweepTable
         else:
             # It may have been evaluated under another row's name.
             graded[job.row.name, job.seed] = from_plain({**plain, "name": job.row.name})
-    return SweepTable(
-        plan.sweep,
-        sweeps_folder(plan.sweep.config) / plan.sweep.name,
-        plan.fingerprint,
-        baselines,
-        graded,
-        failed,
-        {(job.row.name, job.seed): job.folder for job in plan.jobs},
-        num_trained,
-        zero_shot_splits(
-            plan.sweep.config.model_copy(update={"students": {row.name: row.student for row in plan.sweep.rows}})
-        ),
-    )
+    sweep, runs = plan.sweep, {(job.row.name, job.seed): job.folder for job in plan.jobs}
+    folder = sweeps_folder(sweep.config) / sweep.name
+    splits = zero_shot_splits(sweep.config.model_copy(update={"students": {r.name: r.student for r in sweep.rows}}))
+    return SweepTable(sweep, folder, plan.fingerprint, baselines, graded, failed, runs, num_trained, splits)

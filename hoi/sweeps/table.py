@@ -17,6 +17,7 @@ from hoi.evaluation.rows import (
     MEANS,
     Comparison,
     ResultRow,
+    align,
     compare,
     format_zero_shot,
     means_over_seeds,
@@ -32,11 +33,7 @@ RowSeed = tuple[str, int]
 
 @dataclass(frozen=True)
 class SweepTable:
-    """Results of a sweep.
-
-    Args:
-        zero_shot: Splits whose unseen and seen means are shown, with the ids that each hides.
-    """
+    """Results of a sweep."""
 
     sweep: Sweep
     folder: Path  # where the tables go
@@ -46,7 +43,7 @@ class SweepTable:
     failed: dict[RowSeed, str]  # reasons by name and seed
     runs: dict[RowSeed, Path]  # folders of the training runs; rows that are only scored differently share one
     num_trained: int  # runs that were not finished before
-    zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
+    zero_shot: dict[str, np.ndarray] = field(default_factory=dict)  # split whose means are shown → ids that it hides
 
     @property
     def rows(self) -> list[ResultRow]:
@@ -111,12 +108,12 @@ class SweepTable:
         writer.writerow(["name", "num_seeds", *of_means, "against", "difference", "low", "high", "changes", "failed"])
         for name, record, found in self._lines():
             cells = [(record.get(mean) or {}).get(part) for mean in MEANS for part in ("mean", "sd")]
-            interval = (
-                [found.than, *(f"{100 * value:.4f}" for value in _interval(found))] if found else ["", "", "", ""]
-            )
-            writer.writerow(
-                [name, record.get("num_seeds"), *cells, *interval, self._changes(name), self._reasons(name)]
-            )
+            interval = [found.than, *(f"{value:.4f}" for value in _percent(found))] if found else [""] * 4
+            row = next((row for row in self.sweep.rows if row.name == name), None)
+            start = [f"from {row.start}"] if row and row.start else []
+            changes = "; ".join([*start, *(f"{key}={value}" for key, value in (row.changes if row else {}).items())])
+            reasons = "; ".join(f"seed {seed}: {text}" for (of, seed), text in self.failed.items() if of == name)
+            writer.writerow([name, record.get("num_seeds"), *cells, *interval, changes, reasons])
         return text.getvalue()
 
     def to_markdown(self) -> str:
@@ -130,16 +127,12 @@ class SweepTable:
 
     def __str__(self) -> str:
         head = ["", "seeds", *COLUMNS.values(), f"− {self.sweep.against}"]
-        lines = [head, *self._cells()]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for name, *cells in lines
-        ]
         num_runs = len(set(self.runs.values()))
         runs = f"{num_runs} runs for {len(self.runs)} rows and seeds, {self.num_trained} of them trained now"
         wrote = [f"wrote {self.folder / f'table.{kind}'}" for kind in ("csv", "md", "json")]
         unseen = ["", *self._unseen(), ""] if self.zero_shot else []
-        return "\n".join([self._title(), *table, *unseen, runs, *self._failures(), *wrote])
+        table = align(head, list(self._cells()))
+        return "\n".join([self._title(), table, *unseen, runs, *self._failures(), *wrote])
 
     def _unseen(self) -> list[str]:
         return format_zero_shot(self.rows, self.zero_shot).splitlines() if self.zero_shot else []
@@ -165,12 +158,7 @@ class SweepTable:
                 value = record.get(mean)
                 spread = f" ± {value['sd']:.2f}" if value and (num_seeds or 0) > 1 else ""
                 cells.append(f"{value['mean']:.2f}{spread}" if value else "–")
-            if found:
-                observed, low, high = (100 * value for value in _interval(found))
-                cells.append(f"{observed:+.2f} ({low:+.2f} to {high:+.2f})")
-            else:
-                cells.append("")
-            yield cells
+            yield [*cells, "{:+.2f} ({:+.2f} to {:+.2f})".format(*_percent(found)) if found else ""]
 
     def _figures(self, name: str, means: dict[str, dict[str, Any]]) -> dict[str, Any]:
         record = means.get(name, {})
@@ -190,19 +178,9 @@ class SweepTable:
             **({} if graded is None else {"means": graded.means, "knobs": graded.settings}),
         }
 
-    def _changes(self, name: str) -> str:
-        row = next((row for row in self.sweep.rows if row.name == name), None)
-        if row is None:
-            return ""
-        start = [f"from {row.start}"] if row.start else []
-        return "; ".join([*start, *(f"{key}={value}" for key, value in row.changes.items())])
-
-    def _reasons(self, name: str) -> str:
-        return "; ".join(f"seed {seed}: {text}" for (row, seed), text in self.failed.items() if row == name)
-
     def _failures(self) -> list[str]:
         return [f"failed: {name} seed {seed}: {text}" for (name, seed), text in self.failed.items()]
 
 
-def _interval(found: Comparison) -> tuple[float, float, float]:
-    return found.difference.observed, found.difference.low, found.difference.high
+def _percent(found: Comparison) -> list[float]:
+    return [100 * value for value in (found.difference.observed, found.difference.low, found.difference.high)]

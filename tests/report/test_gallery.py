@@ -32,18 +32,18 @@ def test_as_many_triplets_are_shown_as_are_annotated() -> None:
     found = triplets([(1, 0, 0, 0.9), (1, 0, 3, 0.95), (1, 0, 1, 0.5), (1, 2, 2, 0.7), (1, 1, 2, 0.4), (0, 0, 2, 0.99)])
     chooser = PairChooser(VOCABULARY, truth)
     shown = chooser.choose(1, found, match(found, truth, len(VOCABULARY), protocol="official"))
-    assert [(one.pair.verdict, one.line) for one in shown] == [
+    assert [(pair.verdict, line) for pair, line in shown] == [
         ("right", "hold + sit on ball (0.90, 0.50)"),
         ("wrong", "kick ball (0.70)"),
         ("missed", "kick ball"),
     ]
-    assert shown[2].pair.human_xyxy == (100, 0, 110, 10)
+    assert shown[2][0].human_xyxy == (100, 0, 110, 10)
 
 
 def test_without_labels_the_best_are_shown_and_nothing_is_judged() -> None:
     found = triplets([(0, 0, 0, 0.1), (0, 0, 1, 0.2), (0, 1, 0, 0.3), (0, 2, 3, 0.9), (0, 2, 0, 0.4)])
     shown = PairChooser(VOCABULARY, None).choose(0, found, None)
-    assert [(one.pair.verdict, one.line) for one in shown] == [
+    assert [(pair.verdict, line) for pair, line in shown] == [
         (None, "hold ball (0.40)"),
         (None, "hold ball (0.30)"),
         (None, "sit on ball (0.20)"),

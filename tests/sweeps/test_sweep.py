@@ -155,7 +155,7 @@ def test_a_grid_is_every_combination_named_after_its_values(tmp_path: Path, cach
         ({"rows": [{"name": "a", "student": {"widht": 3}}]}, r"unknown key.*key 'rows\.0\.student\.widht'"),
         ({"rows": [{"name": "a", "train": {"epochs": "3"}}]}, r"valid integer.*key 'rows\.0\.train\.epochs'.*got: '3'"),
         ({"rows": [{"name": "a", "train": {"seeds": [3]}}]}, r"same seeds.*rows\.0\.train\.seeds"),
-        ({"rows": [{"name": "a", "from": "plian"}]}, r"starts from one that is not there.*'rows\.0\.from'"),
+        ({"rows": [{"name": "a", "from": "plian"}]}, r"a row is named that is not there.*'rows\.0\.from'"),
         ({"rows": [ROWS[0], ROWS[0]]}, r"two rows are called 'plain'"),
         ({"rows": [{"name": "direct_clip"}]}, r"another row of this name.*rows\.0\.name"),
         ({"against": "alon"}, r"key 'against'.*nearest: alone"),
