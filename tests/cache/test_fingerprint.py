@@ -121,9 +121,7 @@ def test_settings_are_compared_without_files_and_for_one_split(tmp_path: Path) -
     ]
 
 
-def test_training_notices_replaced_weights_but_not_missing_ones(
-    tmp_path: Path,
-) -> None:
+def test_training_notices_replaced_weights_but_not_missing_ones(tmp_path: Path) -> None:
     config = with_weights(tmp_path, b"1")
     build_cache(config, RandomSignals)
     open_split(config, "test", same_images=False)

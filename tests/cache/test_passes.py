@@ -181,9 +181,7 @@ def test_a_base_pass_of_other_settings_refuses_it(tmp_path: Path) -> None:
         opened(other).batch(np.array([0]), FIELDS)
 
 
-def test_a_new_base_shard_renews_only_the_shard_over_it(
-    tmp_path: Path,
-) -> None:
+def test_a_new_base_shard_renews_only_the_shard_over_it(tmp_path: Path) -> None:
     config = pipeline(tmp_path)
     images, folder = tmp_path / "images", tmp_path / "cache" / "test"
     whole = (images / "02.png").read_bytes()

@@ -29,9 +29,7 @@ def test_ids_are_hashed_apart() -> None:
     assert len({hash_of_ids(ids) for ids in (["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"], [])}) == 5
 
 
-def test_ids_are_hashed_in_chunks_as_if_joined(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ids_are_hashed_in_chunks_as_if_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [f"bär-{row}" for row in range(7)]
     expected = hashlib.sha256("".join(image_id + "\0" for image_id in ids).encode()).hexdigest()
     for at_once in (1, 3, 7, 100):

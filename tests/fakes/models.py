@@ -23,14 +23,7 @@ CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2,
 TOWERS: dict[str, dict[str, Any]] = {
     "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
     "vit": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2},
-    "vit_average": {
-        "image_size": 64,
-        "patch_size": 16,
-        "width": 32,
-        "head_width": 16,
-        "layers": 2,
-        "pool_type": "avg",
-    },
+    "vit_average": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2, "pool_type": "avg"},
     "vit_attention": {
         "image_size": 64,
         "patch_size": 16,
@@ -47,12 +40,7 @@ TOWERS: dict[str, dict[str, Any]] = {
         "timm_pool": "",
         "timm_proj": "linear",
     },
-    "timm_map_pool": {
-        "image_size": 160,
-        "timm_model_name": "test_vit",
-        "timm_pool": "map",
-        "timm_proj": "",
-    },
+    "timm_map_pool": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": ""},
 }
 """The image towers of `hoi.teachers.towers`; pooling decides how a region reaches the joint space."""
 SENTENCES = [
