@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.builds import kill_drivers
 from tests.chaos.faults import flipped_byte, two_builders
-from tests.chaos.kills import kill_drivers
-from tests.chaos.machines import lost_node
-from tests.chaos.nodes import NoNodes
+from tests.chaos.machines import NoNodes, lost_node
 
 pytestmark = pytest.mark.slow
 

@@ -20,17 +20,16 @@ from pathlib import Path
 os.environ["TQDM_DISABLE"] = "1"
 
 # Imported here, before anything is forked: a killed driver's successor then starts in milliseconds.
+from tests.chaos.builds import kill_drivers, kill_drivers_with_workers, kill_workers
 from tests.chaos.faults import FAULTS, NotHere
-from tests.chaos.kills import kill_drivers, kill_drivers_with_workers, kill_workers
-from tests.chaos.machines import CASES
-from tests.chaos.nodes import NoNodes
+from tests.chaos.machines import CASES, NoNodes
 
 SEED = 0
 WIDTH = 220
 
 
 def cases() -> dict[str, Callable[[Path], object]]:
-    """Name to case; 50 kills in all."""
+    """Return the cases by name; 50 kills in all."""
     kills = {
         "kill_drivers": partial(kill_drivers, number=30, seed=SEED),
         "kill_drivers_with_workers": partial(kill_drivers_with_workers, number=3, seed=SEED),
@@ -40,7 +39,7 @@ def cases() -> dict[str, Callable[[Path], object]]:
 
 
 def main(names: list[str]) -> int:
-    """Runs the named cases, or all; returns the exit code."""
+    """Run the named cases, or all; return the exit code."""
     results: dict[str, list[str]] = {"ok": [], "FAILED": [], "skipped": []}
     begin = time.monotonic()
     chosen = {name: case for name, case in cases().items() if not names or name in names}

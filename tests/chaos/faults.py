@@ -1,7 +1,6 @@
 """What goes wrong with files, disks, clocks and second builders: each is found, named and mended, and nothing is mixed.
 
-A fault is a function of an empty folder. It returns what was said of it, and raises AssertionError where that was not
-right.
+A fault takes an empty folder, returns what was said of it, and raises AssertionError where that was not right.
 """
 
 from __future__ import annotations
@@ -23,9 +22,7 @@ from hoi.cache.tools.repair import set_aside
 from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from tests.chaos.content import content_of
-from tests.chaos.drivers import SlowSignals, build, small_build, start
-from tests.chaos.kills import check_content
+from tests.chaos.builds import SlowSignals, build, check_content, content_of, small_build, start
 from tests.fakes.pipelines import photo_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -54,53 +51,50 @@ def sealed(folder: Path) -> Sealed:
     return Sealed(config, folder / "cache" / "test", content_of(folder / "cache"))
 
 
-def found_by_verify(cache: Sealed, pattern: str) -> str:
-    """The problems that `verify` names; then bad files are set aside and the missing ones are built."""
-    problems = verify_split(cache.split)
-    said = "; ".join(map(str, problems))
+def said_by_verify(cache: Sealed, pattern: str) -> str:
+    said = "; ".join(map(str, verify_split(cache.split)))
     assert re.search(pattern, said), f"verify says: {said or 'nothing'}"
-    set_aside(cache.split, problems)
+    return said
+
+
+def mended_by_repair(cache: Sealed, pattern: str) -> str:
+    """Return the problems `verify` names, after bad files were set aside and the missing ones built."""
+    said = said_by_verify(cache, pattern)
+    set_aside(cache.split, verify_split(cache.split))
     build(cache.config)
     shutil.rmtree(cache.split / "quarantine", ignore_errors=True)
     cache.check()
     return said
 
 
-def truncated_shard(folder: Path) -> str:
-    """A shard that lost its end: the next build sees it by its size and makes it again."""
+def spoiled_shard(folder: Path) -> str:
+    """A shard that lost its end, is gone, or is half-written under a temporary name: it alone is built again."""
     cache = sealed(folder)
-    shard = cache.split / SHARD
-    shard.write_bytes(shard.read_bytes()[:-1])
-    said = "; ".join(map(str, verify_split(cache.split)))
-    assert re.search(rf"{SHARD}: truncated", said), said
-    report = build(cache.config)
-    assert report.splits[0].num_built == 1
+    shard, half = cache.split / SHARD, cache.split / f".{SHARD}.0123abcd.part"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    said = [said_by_verify(cache, rf"{SHARD}: truncated")]
+    assert build(cache.config).splits[0].num_built == 1
+    shard.unlink()
+    half.write_bytes(whole[:1000])
+    said.append(said_by_verify(cache, rf"(?s)(?=.*{SHARD}: missing)(?=.*\.part: stray)"))
+    assert build(cache.config).splits[0].num_built == 1
+    assert not half.exists()
     cache.check()
-    return said
+    return "; ".join(said)
 
 
 def flipped_byte(folder: Path) -> str:
     """One bit at a random place of every file that is content."""
-    cache, draw = sealed(folder), random.Random(0)
+    cache, rng = sealed(folder), random.Random(0)
     said = []
     for name in (SHARD, "bank.h5", "index.h5"):
         path = cache.split / name
         data = bytearray(path.read_bytes())
-        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
-        said.append(found_by_verify(cache, re.escape(name)))
+        said.append(mended_by_repair(cache, re.escape(name)))
     return "; ".join(said)
-
-
-def deleted_shard(folder: Path) -> str:
-    """A shard that is gone: it alone is built again."""
-    cache = sealed(folder)
-    (cache.split / SHARD).unlink()
-    said = "; ".join(map(str, verify_split(cache.split)))
-    assert re.search(rf"{SHARD}: missing", said), said
-    assert build(cache.config).splits[0].num_built == 1
-    cache.check()
-    return said
 
 
 def foreign_shard(folder: Path) -> str:
@@ -111,7 +105,7 @@ def foreign_shard(folder: Path) -> str:
     foreign = (folder / "other" / "test" / SHARD).read_bytes()
     small_build(folder, folder / "cache")
     (cache.split / SHARD).write_bytes(foreign)
-    said = [found_by_verify(cache, rf"{SHARD}: (foreign|truncated|changed)")]
+    said = [mended_by_repair(cache, rf"{SHARD}: (foreign|truncated|changed)")]
     (cache.split / SHARD).write_bytes(foreign)
     (cache.split / "manifest.json").unlink()
     said.append(refused(cache.config, r"other settings .*teacher\.precision \(cache: bf16, now: fp32\)"))
@@ -136,21 +130,6 @@ def refused(config: PipelineConfig, pattern: str) -> str:
     return said
 
 
-def half_written_file(folder: Path) -> str:
-    """What a kill leaves under a temporary name is never taken for a shard, and is cleared."""
-    cache = sealed(folder)
-    shard = cache.split / SHARD
-    half = cache.split / f".{SHARD}.0123abcd.part"
-    half.write_bytes(shard.read_bytes()[:1000])
-    said = "; ".join(map(str, verify_split(cache.split)))
-    assert re.search(r"\.part: stray", said), said
-    shard.unlink()
-    build(cache.config)
-    assert not half.exists()
-    cache.check()
-    return said
-
-
 def two_builders(folder: Path) -> str:
     """Six at once on one folder: one builds, the others are refused, and nothing is mixed."""
     build(small_build(folder, folder / "alone"))
@@ -167,8 +146,8 @@ def jumping_clock(folder: Path) -> str:
     """A clock that jumps by hours at every look, and files from the future, change nothing."""
     cache = sealed(folder)
     again = small_build(folder, folder / "jumping")
-    real, draw = time.time, random.Random(1)
-    time.time = lambda: real() + draw.uniform(-20_000, 20_000)
+    real, rng = time.time, random.Random(1)
+    time.time = lambda: real() + rng.uniform(-20_000, 20_000)
     try:
         driver = start(again)
         assert driver.wait() == 0, driver.report.read_text()
@@ -185,7 +164,7 @@ def jumping_clock(folder: Path) -> str:
 
 def full_disk(folder: Path) -> str:
     """A disk of 200 KB: what fits is kept, and with more room the build goes on."""
-    said = mounted(
+    return mounted(
         folder,
         "mount -t tmpfs -o size=200k none {cache}",
         "import os; "
@@ -196,7 +175,6 @@ def full_disk(folder: Path) -> str:
         "check_content(Path(config.cache.folder), content_of(Path(config.cache.folder).with_name('alone'))); "
         "print(done, 'shards fitted,', built, 'were built with more room')",
     )
-    return said
 
 
 def read_only_folder(folder: Path) -> str:
@@ -244,11 +222,9 @@ def mounted(folder: Path, mount: str, code: str) -> str:
 
 Fault = Callable[[Path], str]
 FAULTS: tuple[Fault, ...] = (
-    truncated_shard,
+    spoiled_shard,
     flipped_byte,
-    deleted_shard,
     foreign_shard,
-    half_written_file,
     read_only_folder,
     full_disk,
     two_builders,
