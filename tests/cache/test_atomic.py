@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +14,14 @@ import pytest
 from hoi.cache.manifest import sole_builder
 from hoi.errors import UserError
 from hoi.files import read_json, write_atomically, write_json
+from tests.fakes.pipelines import small_files
 
 
-@pytest.fixture
-def tiny_disk() -> Iterator[None]:
-    """No file may grow beyond 4 KiB."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_one_line_and_leaves_the_old_file_alone(tmp_path: Path, tiny_disk: None) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_old_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "a" / "shard-00000.h5"
     write_atomically(path, b"old")
-    with pytest.raises(UserError, match=r"the disk is full · where: .*shard-00000.h5 .* next: free space"):
+    message = r"the disk is full · where: .*shard-00000.h5 .* next: free space"
+    with small_files(4096), pytest.raises(UserError, match=message):
         write_atomically(path, b"x" * 10_000)
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["shard-00000.h5"]

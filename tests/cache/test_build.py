@@ -81,14 +81,6 @@ def test_images_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
         build_shard(other, config.model_dump_json(), str(tmp_path / "cache" / "test"), "", RandomSignals)
 
 
-def test_an_unreadable_image_keeps_its_place_among_the_others(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path, num_pairs=(2, 4, 1, 3, 1), cache={"images_per_shard": 5})
-    (tmp_path / "images" / "01.png").write_bytes(b"")
-    build(config, 0)
-    header = inspect_shard(tmp_path / "cache" / "test" / "shard-00000.h5", FIELDS)
-    assert np.diff(header.table("pair_offsets")).tolist() == [2, 0, 1, 3, 1]
-
-
 class Overflowing(RandomSignals):
     """Gives an infinity for one pair of the image 03.png."""
 

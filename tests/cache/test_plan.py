@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import hoi.cache.plan
+from hoi.cache.build.run import build_cache
 from hoi.cache.plan import doubled_id, hash_of_ids, plan_shards, plan_split, splits_of
 from hoi.errors import UserError
+from tests.fakes.extractors import RandomSignals
 from tests.fakes.pipelines import photo_pipeline
 
 
@@ -60,7 +62,8 @@ def test_a_plan_of_ids_alone_is_that_of_a_split(tmp_path: Path) -> None:
 
 def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is empty .* expected: at least one image"):
-        plan_split(photo_pipeline(tmp_path, num_pairs=()), "test")
+        build_cache(photo_pipeline(tmp_path, num_pairs=()), RandomSignals)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_an_image_id_that_stands_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

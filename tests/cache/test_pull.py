@@ -17,7 +17,7 @@ from hoi.cache.tools.pull import pull_split
 from hoi.cache.tools.verify import verify_split
 from hoi.errors import UserError
 from tests.fakes.extractors import RandomSignals
-from tests.fakes.pipelines import photo_pipeline
+from tests.fakes.pipelines import photo_pipeline, split_files
 
 URL = "memory://caches/photos"
 
@@ -33,10 +33,6 @@ def remote(tmp_path: Path) -> Iterator[fsspec.AbstractFileSystem]:
     store.rm("/caches", recursive=True)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".h5", ".json")}
-
-
 def change(store: fsspec.AbstractFileSystem, edit: Callable[[dict[str, Any]], object]) -> None:
     """Edits the manifest that is pulled."""
     plain = json.loads(store.cat("/caches/photos/test/manifest.json"))
@@ -47,7 +43,7 @@ def change(store: fsspec.AbstractFileSystem, edit: Callable[[dict[str, Any]], ob
 def test_a_pulled_split_is_the_one_that_was_made(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
     seen: list[int] = []
     report = pull_split(URL, "test", tmp_path / "to", seen.append)
-    assert contents(tmp_path / "to" / "test") == contents(tmp_path / "cache" / "test")
+    assert split_files(tmp_path / "to" / "test") == split_files(tmp_path / "cache" / "test")
     assert (report.num_files, report.num_kept, sum(seen)) == (5, 0, report.num_bytes)
     config = photo_pipeline(tmp_path, cache={"folder": str(tmp_path / "to")})
     assert open_split(config, "test").num_images == 5
@@ -57,7 +53,7 @@ def test_a_pulled_split_is_the_one_that_was_made(tmp_path: Path, remote: fsspec.
 
 def test_a_plain_folder_is_a_location_too(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
     pull_split(f"file://{tmp_path / 'cache'}/", "test", tmp_path / "to", id)
-    assert contents(tmp_path / "to" / "test") == contents(tmp_path / "cache" / "test")
+    assert split_files(tmp_path / "to" / "test") == split_files(tmp_path / "cache" / "test")
 
 
 def test_an_interrupted_pull_goes_on_with_what_is_missing(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
@@ -121,12 +117,6 @@ def test_a_malformed_manifest_is_refused_before_any_write(
     assert not (tmp_path / "to").exists()
 
 
-def test_another_schema_version_is_refused_by_name(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
-    change(remote, lambda plain: plain.update(schema_version=99))
-    with pytest.raises(UserError, match=r"another schema version .* expected: 1 · got: 99"):
-        pull_split(URL, "test", tmp_path / "to", id)
-
-
 def test_a_link_in_the_way_is_replaced_not_followed(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(b"precious")
@@ -136,19 +126,19 @@ def test_a_link_in_the_way_is_replaced_not_followed(tmp_path: Path, remote: fssp
     (tmp_path / "to" / "test" / "manifest.json").unlink()
     pull_split(URL, "test", tmp_path / "to", id)
     assert outside.read_bytes() == b"precious"
-    assert contents(tmp_path / "to" / "test") == contents(tmp_path / "cache" / "test")
+    assert split_files(tmp_path / "to" / "test") == split_files(tmp_path / "cache" / "test")
 
 
 def test_another_cache_in_the_way_is_left_alone(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
     other = photo_pipeline(tmp_path, teacher={"precision": "bf16"}, cache={"folder": str(tmp_path / "to")})
     build_cache(other, RandomSignals)
-    before = contents(tmp_path / "to" / "test")
+    before = split_files(tmp_path / "to" / "test")
     for name in ("nothing", "manifest.json"):
         (tmp_path / "to" / "test" / name).unlink(missing_ok=True)
         before.pop(name, None)
         with pytest.raises(UserError, match=r"another teacher cache is in this folder .* got: fingerprint"):
             pull_split(URL, "test", tmp_path / "to", id)
-        assert contents(tmp_path / "to" / "test") == before
+        assert split_files(tmp_path / "to" / "test") == before
 
 
 @pytest.mark.parametrize(

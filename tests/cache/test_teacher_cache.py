@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ from hoi.cache.shard import inspect_shard, read_text
 from hoi.config import load_config
 from hoi.errors import UserError
 from tests.fakes.extractors import FailingSignals, FirstIsFaster, RandomSignals
-from tests.fakes.pipelines import photo_pipeline
+from tests.fakes.pipelines import cut, photo_pipeline, small_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,36 +48,23 @@ def test_a_second_run_builds_nothing_and_bytes_repeat(tmp_path: Path) -> None:
     assert "5 images (0 unreadable), 11 pairs" in str(first)
 
 
-def test_a_deleted_shard_is_the_only_one_that_is_built_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "damage", "num_built"),
+    [
+        ("shard-00001.h5", Path.unlink, 1),
+        ("shard-00002.h5", cut, 1),
+        *((name, Path.unlink, 0) for name in ("bank.json", "bank.h5", "shard-00001.json", "index.h5", "manifest.json")),
+    ],
+)
+def test_what_is_lost_or_cut_is_alone_made_again(tmp_path: Path, name: str, damage: Any, num_built: int) -> None:
     config = photo_pipeline(tmp_path)
     build_cache(config, RandomSignals)
     before = hashes(tmp_path / "cache")
-    (tmp_path / "cache" / "test" / "shard-00001.h5").unlink()
-    assert built(build_cache(config, RandomSignals)) == [1]
-    assert hashes(tmp_path / "cache") == before
-    assert open_split(config, "test", same_images=False).num_images == 5
-
-
-@pytest.mark.parametrize("lost", ["bank.json", "bank.h5", "shard-00001.json", "index.h5", "manifest.json"])
-def test_any_other_lost_file_is_made_again_without_a_shard(tmp_path: Path, lost: str) -> None:
-    config = photo_pipeline(tmp_path)
-    build_cache(config, RandomSignals)
-    before = hashes(tmp_path / "cache")
-    (tmp_path / "cache" / "test" / lost).unlink()
-    assert built(build_cache(config, RandomSignals)) == [0]
-    if lost != "shard-00001.json":
+    damage(tmp_path / "cache" / "test" / name)
+    assert built(build_cache(config, RandomSignals)) == [num_built]
+    if name != "shard-00001.json":
         assert hashes(tmp_path / "cache") == before
-    open_split(config, "test", same_images=False)
-
-
-def test_a_truncated_shard_is_built_again(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path)
-    build_cache(config, RandomSignals)
-    before = hashes(tmp_path / "cache")
-    shard = tmp_path / "cache" / "test" / "shard-00002.h5"
-    shard.write_bytes(shard.read_bytes()[:-100])
-    assert built(build_cache(config, RandomSignals)) == [1]
-    assert hashes(tmp_path / "cache") == before
+    assert open_split(config, "test", same_images=False).num_images == 5
 
 
 def test_unreadable_images_are_recorded_with_their_reasons(tmp_path: Path) -> None:
@@ -189,27 +175,14 @@ def test_workers_whose_clocks_differ_agree_on_a_precision(tmp_path: Path) -> Non
     assert [part["teacher"]["precision"] for part in parts] == ["bf16", "bf16"]
 
 
-@pytest.fixture
-def tiny_disk() -> Iterator[None]:
-    """No file may grow beyond 24 KB: the text bank fits, a shard does not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path, tiny_disk: None) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(1, 0, 250), cache={"images_per_shard": 1})
-    with pytest.raises(UserError, match=r"the disk is full · where: .*shard-00002.h5 .* what is finished is kept"):
+    message = r"the disk is full · where: .*shard-00002.h5 .* what is finished is kept"
+    # The text bank fits, the last shard does not.
+    with small_files(24_000), pytest.raises(UserError, match=message):
         build_cache(config, RandomSignals)
     names = sorted(p.name for p in (tmp_path / "cache" / "test").iterdir() if p.suffix != ".jsonl")
     assert names == ["bank.h5", "bank.json", *(f"shard-0000{i}.{end}" for i in (0, 1) for end in ("h5", "json"))]
-
-
-def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is empty"):
-        build_cache(photo_pipeline(tmp_path, num_pairs=()), RandomSignals)
-    assert not (tmp_path / "cache").exists()
 
 
 SMALL_WORLD = [

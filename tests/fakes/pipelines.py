@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import resource
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +118,34 @@ def trained_world(folder: Path, **sections: Any) -> PipelineConfig:
     train.train_students(config)
     make_checkpoint(config, out=folder / "checkpoint")
     return config
+
+
+def split_files(folder: Path) -> dict[str, bytes]:
+    """Return all files of a split but its journals and what was set aside."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".jsonl"}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+def swap(path: Path) -> None:
+    """Replace a shard by the first one of its pass."""
+    shutil.copy(path.with_name(path.name.replace("00001", "00000")), path)
+
+
+@contextmanager
+def small_files(num_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond this, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
