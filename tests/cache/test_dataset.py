@@ -159,7 +159,7 @@ def test_a_batch_without_pairs_or_images_has_no_rows(split: CacheSplit) -> None:
         assert batch.human_feature.shape == (0, *split.table("detection_feature").shape[1:])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_several_processes_read_what_this_one_reads(config: PipelineConfig, method: str) -> None:
     modes: tuple[Mode, ...] = ("memory", "mapped")
     splits = [CacheSplit.open(config.cache.folder, "test", mode=mode) for mode in modes]
