@@ -50,6 +50,17 @@ def test_every_block_says_whether_it_runs() -> None:
     assert [name for name, text in unfenced.items() if INDENTED.search(text)] == []
 
 
+def test_files_that_pages_name_exist() -> None:
+    named = re.compile(r"`((?:hoi|tests|examples|benchmarks|stages|docs|cache)/[\w./-]+\.\w+)`")
+    pages = [
+        *PAGES,
+        *(ROOT / folder for folder in ("CHANGELOG.md", "cache/FORMAT.md", "cache/SCALE.md", "hoi/world/WORLD.md")),
+    ]
+    found = [(page.name, path) for page in pages for path in named.findall(page.read_text())]
+    assert len(found) > 20
+    assert [each for each in found if "METHOD" not in each[1] and not (ROOT / each[1]).is_file()] == []
+
+
 def test_blocks_of_ci_are_part_of_ci() -> None:
     ci = (ROOT / ".ci/run").read_text()
     wanted = {c for b in BLOCKS if b.mark == "ci" for c in b.commands if c != "make setup"}
