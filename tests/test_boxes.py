@@ -20,13 +20,10 @@ def test_an_empty_or_inverted_box_has_no_area() -> None:
     assert box_area(boxes(A, FAR, EMPTY, [9, 9, 1, 1])).tolist() == [100, 200, 0, 0]
 
 
-def test_iou_of_half_overlapping_squares_is_a_third() -> None:
+def test_iou_by_hand_and_of_empty_boxes() -> None:
     # Overlap 5 x 10 = 50, union 100 + 100 - 50 = 150.
     expected = [[1, 1 / 3, 0], [1 / 3, 1, 0]]
     np.testing.assert_allclose(box_iou(boxes(A, B), boxes(A, B, FAR)), expected, rtol=1e-6)
-
-
-def test_iou_of_empty_boxes_is_zero() -> None:
     assert box_iou(boxes(EMPTY), boxes(EMPTY, A)).tolist() == [[0, 0]]
     assert box_iou(boxes(), boxes(A)).shape == (0, 1)
 
@@ -49,8 +46,6 @@ def test_suppression_drops_the_lower_overlapping_box_of_a_class() -> None:
     assert suppress(rows, labels, 0.5).tolist() == [0, 2, 3, 4]
     assert suppress(rows, labels, 0.3).tolist() == [0, 2, 4]
     assert suppress(boxes(), np.zeros(0, np.int64), 0.5).tolist() == []
-
-
-def test_a_suppressed_box_suppresses_no_other() -> None:
+    # A suppressed box suppresses no other.
     chain = boxes([0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10])
     assert suppress(chain, np.zeros(3, np.int64), 0.4).tolist() == [0, 2]

@@ -19,20 +19,24 @@ def test_it_survives_the_trip_from_a_worker() -> None:
     assert (str(error), error.got) == ("bad · where: x · got: 2", 2)
 
 
-def test_a_program_ends_with_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("no cache", fix="hoi teacher-cache"), "error: no cache · next: hoi teacher-cache\n"),
+        (
+            OSError(28, "No space left on device", "/data/shard"),
+            "error: No space left on device · where: /data/shard · next: free space",
+        ),
+    ],
+)
+def test_a_program_ends_with_one_line_and_code_2(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main() -> None:
-        raise UserError("no cache", fix="make teacher-cache")
+        raise error
 
     with pytest.raises(SystemExit) as caught:
         run_program(main)
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: no cache · next: make teacher-cache\n"
-
-
-def test_a_full_disk_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> None:
-        raise OSError(28, "No space left on device", "/data/shard")
-
-    with pytest.raises(SystemExit):
-        run_program(main)
-    assert capsys.readouterr().err.startswith("error: No space left on device · where: /data/shard · next: free space")
+    err = capsys.readouterr().err
+    assert (err.startswith(said), err.count("\n")) == (True, 1)

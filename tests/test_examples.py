@@ -36,17 +36,12 @@ def load(path: Path, monkeypatch: pytest.MonkeyPatch, data: Path, *overrides: st
     return load_config(path, overrides)
 
 
-def test_the_examples_are_there() -> None:
-    assert {path.stem for path in PIPELINES} >= {*REAL, "photographs"}
-
-
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
 def test_an_example_loads_and_keeps_its_outputs_apart(
     path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = load(path, monkeypatch, tmp_path)
-    assert config.name == path.stem
-    assert config.output == f"outputs/{path.stem}"
+    assert (config.name, config.output) == (path.stem, f"outputs/{path.stem}")
     assert config.cache.folder == f"cache/{CACHE_OF.get(path.stem, path.stem)}"
     by_labels = {name for name, student in config.students.items() if student.supervision == "labels"}
     assert by_labels == BY_LABELS.get(path.stem, set())
@@ -65,19 +60,12 @@ def test_an_example_on_real_data_says_what_it_takes(name: str, monkeypatch: pyte
     # OpenAI's weights want QuickGELU, and stage one refuses them without.
     assert config.teacher.pretrained != "openai" or config.teacher.model.endswith("-quickgelu")
     header = text[: text.index("\nname:")]
-    for heading in HEADINGS if name != "hicodet-best" else HEADINGS[1:]:
+    for heading in (*(HEADINGS if name != "hicodet-best" else HEADINGS[1:]), "Estimated", "ublished"):
         assert heading in header, heading
-    assert "Estimated" in header
-    assert "ublished" in header
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_best_and_faithful_are_the_same_students_everywhere(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    students = load(EXAMPLES / f"{name}.yaml", monkeypatch, tmp_path).students
+    # Best and faithful are the same students everywhere.
     shipped = load_config(EXAMPLES.parent / "pipeline.yaml").students
-    assert students == {kept: shipped[kept] for kept in ("faithful", "best")}
+    if name in REAL:
+        assert config.students == {kept: shipped[kept] for kept in ("faithful", "best")}
 
 
 @pytest.mark.parametrize("name", ["hicodet", "hicodet-best", "hicodet-hoiclip"])

@@ -34,6 +34,7 @@ def gate(masses: list[float], humans: Tensor, objects: Tensor) -> Tensor:
         ("a rival of zero mass", [0, 0.3], rows(0, 1), rows(8, 8), [0, 1]),
         # 1e-42 is below the smallest normal float32.
         ("next to no mass", [1e-42], rows(0), rows(8), [1]),
+        ("no pair", [], rows(), rows(), []),
     ],
 )
 def test_a_gate_is_a_share_of_the_object_then_of_the_human(
@@ -42,15 +43,12 @@ def test_a_gate_is_a_share_of_the_object_then_of_the_human(
     torch.testing.assert_close(gate(masses, humans, objects), torch.tensor(expected, dtype=torch.float32), msg=what)
 
 
-def test_mass_is_summed_over_real_interactions_only() -> None:
+def test_no_interaction_has_no_mass_and_no_gate() -> None:
     scores = torch.tensor([[0.1, 0.2, 0.9], [0.1, 0.0, 0.0]])
     is_real = torch.tensor([[True, True, False], [True, True, False]])
-    torch.testing.assert_close(
-        competition_gate(scores, is_real, rows(0, 1), rows(8, 8)), torch.tensor([0.75, 0.25]), rtol=1e-6, atol=0
-    )
-
-
-def test_only_real_interactions_are_gated() -> None:
+    found = competition_gate(scores, is_real, rows(0, 1), rows(8, 8))
+    torch.testing.assert_close(found, torch.tensor([0.75, 0.25]), rtol=1e-6, atol=0)
+    # Nor is any other one gated.
     scores = torch.tensor([[0.75, 0.5], [0.25, 0.1]])
     is_real = torch.tensor([[True, False], [True, False]])
     found = gated(scores, is_real, rows(0, 1), rows(8, 8), 0.5)
@@ -59,7 +57,7 @@ def test_only_real_interactions_are_gated() -> None:
 
 
 def test_other_rivals_by_hand() -> None:
-    """Two people share object 8, the second of whom has object 9 to itself as well."""
+    # Two people share object 8, the second of whom has object 9 to itself as well.
     scores, humans, objects = torch.tensor([[0.6], [0.2], [0.15]]), rows(0, 1, 1), rows(8, 8, 9)
     everything = torch.ones_like(scores, dtype=torch.bool)
     expected = {
@@ -73,10 +71,6 @@ def test_other_rivals_by_hand() -> None:
         torch.testing.assert_close(found, torch.tensor(by_hand, dtype=torch.float32), msg=rivals)
     equal = competition_gate(torch.ones(3, 1), everything, rows(0, 1, 2), rows(8, 8, 8), "best")
     assert equal.tolist() == [1, 1, 1]
-
-
-def test_no_pair_has_no_gate() -> None:
-    assert gate([], rows(), rows()).shape == (0,)
 
 
 @pytest.mark.parametrize("seed", range(20))

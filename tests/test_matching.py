@@ -9,32 +9,30 @@ from hoi.evaluation.hico import evaluate
 from hoi.matching import CEILING, LabelledPairs, label_targets, match_pairs
 from hoi.records import HoiLabels
 from hoi.scoring import score_split
-from tests.fakes.splits import VOCABULARY, Split, make_split
+from tests.fakes.splits import VOCABULARY, make_split
 
 HUMAN, BICYCLE = [0, 0, 100, 100], [100, 0, 200, 100]
 RIDE, PUSH, PET = 0, 1, 3
 
 
 def truth(*rows: tuple[int, list[float], list[float], int]) -> HoiLabels:
-    return HoiLabels(
-        np.array([r[0] for r in rows], np.int64),
-        np.array([r[1] for r in rows], np.float32).reshape(-1, 4),
-        np.array([r[2] for r in rows], np.float32).reshape(-1, 4),
-        np.array([r[3] for r in rows], np.int64),
-    )
+    image, boxes_h, boxes_o, interaction = zip(*rows, strict=True) if rows else ((), (), (), ())
+    boxes = (np.array(each, np.float32).reshape(-1, 4) for each in (boxes_h, boxes_o))
+    return HoiLabels(np.array(image, np.int64), *boxes, np.array(interaction, np.int64))
 
 
-def with_boxes(boxes_h: list, boxes_o: list, labels_o: list[int], pairs_of: tuple[int, ...]) -> Split:
-    return make_split(pairs_of).with_pairs(
-        boxes_h=torch.tensor(boxes_h, dtype=torch.float32),
-        boxes_o=torch.tensor(boxes_o, dtype=torch.float32),
-        labels_o=torch.tensor(labels_o),
-    )
+def joined(*parts: HoiLabels) -> HoiLabels:
+    columns = ("image", "boxes_h", "boxes_o", "interaction")
+    return HoiLabels(*(np.concatenate([getattr(part, column) for part in parts]) for column in columns))
 
 
 def test_matching_by_hand() -> None:
     half, less = [0, 0, 100, 50], [0, 0, 100, 49]
-    split = with_boxes([HUMAN, half, less, HUMAN, HUMAN], [BICYCLE] * 5, [1, 1, 1, 2, 1], (4, 1))
+    split = make_split((4, 1)).with_pairs(
+        boxes_h=torch.tensor([HUMAN, half, less, HUMAN, HUMAN], dtype=torch.float32),
+        boxes_o=torch.tensor([BICYCLE] * 5, dtype=torch.float32),
+        labels_o=torch.tensor([1, 1, 1, 2, 1]),
+    )
     labels = truth((0, HUMAN, BICYCLE, RIDE), (0, HUMAN, BICYCLE, PUSH), (0, HUMAN, [0, 0, 9, 9], PET))
     matched = match_pairs(split.whole, labels, VOCABULARY)
     # Exactly 0.5 counts, 0.49 does not, another object class does not, nor does another image.
@@ -43,21 +41,13 @@ def test_matching_by_hand() -> None:
 
 def test_targets_do_not_depend_on_batches() -> None:
     split = make_split((3, 0, 1, 2))
-    labels = split.labels
-    lost = truth((1, HUMAN, BICYCLE, PUSH))
-    both = HoiLabels(
-        *(
-            np.concatenate([getattr(labels, f), getattr(lost, f)])
-            for f in ("image", "boxes_h", "boxes_o", "interaction")
-        )
-    )
+    both = joined(split.labels, truth((1, HUMAN, BICYCLE, PUSH)))
     in_order = label_targets(split.batches(4, None), both, VOCABULARY, 4)
     shuffled = label_targets(split.batches(3, np.random.default_rng(3)), both, VOCABULARY, 4)
     assert torch.equal(in_order.pairs, shuffled.pairs)
     assert in_order.pairs.sum(1).tolist() == [1, 0, 0, 1, 1, 0]
     assert in_order.images.sum(1).tolist() == [1, 1, 1, 1]
-    batch = split.batch(np.array([3, 0]))
-    pairs, images = in_order.of(batch)
+    pairs, images = in_order.of(split.batch(np.array([3, 0])))
     assert torch.equal(pairs, in_order.pairs[[4, 5, 0, 1, 2]])
     assert torch.equal(images, in_order.images[[3, 0]])
 
@@ -75,7 +65,5 @@ def test_labels_on_cached_pairs_find_all_truth_with_a_pair() -> None:
     assert set(triplets.score) == {0.0, 1.0}
     nothing = np.zeros(len(VOCABULARY), bool)
     assert evaluate(triplets, split.labels, len(VOCABULARY), nothing).full == 1
-    lost = truth((1, HUMAN, BICYCLE, PUSH))
-    columns = ("image", "boxes_h", "boxes_o", "interaction")
-    more = HoiLabels(*(np.concatenate([getattr(split.labels, c), getattr(lost, c)]) for c in columns))
+    more = joined(split.labels, truth((1, HUMAN, BICYCLE, PUSH)))
     assert evaluate(triplets, more, len(VOCABULARY), nothing).full < 1

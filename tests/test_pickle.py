@@ -54,9 +54,14 @@ def _chooses_classes(node: ast.ClassDef) -> bool:
     return any(isinstance(inner, ast.FunctionDef) and inner.name == "find_class" for inner in node.body)
 
 
+STRICT = "class Plain(pickle.Unpickler):\n def find_class(self, module, name): raise pickle.UnpicklingError(name)"
+
+
 @pytest.mark.parametrize(
     ("source", "offence"),
     [
+        ("from pickle import PickleError; torch.load(p, weights_only=True); np.load(p)", None),
+        (STRICT, None),
         ("import joblib", "imports joblib"),
         ("from pickle import PickleError, loads", "imports pickle.loads"),
         ("import pickle; pickle.load(file)", "uses pickle.load"),
@@ -68,14 +73,8 @@ def _chooses_classes(node: ast.ClassDef) -> bool:
         ("pandas.read_pickle(path)", "pandas.read_pickle"),
     ],
 )
-def test_an_offence_is_seen(source: str, offence: str) -> None:
-    assert list(offences(source)) == [offence]
-
-
-def test_what_is_harmless_is_let_through() -> None:
-    assert list(offences("from pickle import PickleError; torch.load(p, weights_only=True); np.load(p)")) == []
-    strict = "class Plain(pickle.Unpickler):\n def find_class(self, module, name): raise pickle.UnpicklingError(name)"
-    assert list(offences(strict)) == []
+def test_an_offence_is_seen(source: str, offence: str | None) -> None:
+    assert list(offences(source)) == ([] if offence is None else [offence])
 
 
 def test_no_module_unpickles() -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from hoi.config import TrainConfig
-from hoi.errors import UserError
 from hoi.machine import choose_precision, mixed
 from hoi.students.base import Student, build_student
 from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.training.loop import fit
+from tests.fakes.pipelines import refused
 from tests.fakes.splits import AXES, VOCABULARY, make_split
 
 CPU = torch.device("cpu")
@@ -65,12 +65,9 @@ def test_bf16_loses_nothing_before_the_first_step() -> None:
 
 
 def test_bf16_training_keeps_float32_weights() -> None:
-    plain, lowered = trained("fp32"), trained("bf16")
-    assert {tensor.dtype for tensor in lowered.state_dict().values()} == {torch.float32}
-    losses = [
-        float(student.losses(SPLIT.whole, None).total.detach()) for student in (fresh(**EVERY_HEAD), plain, lowered)
-    ]
-    untrained, exact, found = losses
+    students = fresh(**EVERY_HEAD), trained("fp32"), trained("bf16")
+    assert {tensor.dtype for tensor in students[2].state_dict().values()} == {torch.float32}
+    untrained, exact, found = (float(each.losses(SPLIT.whole, None).total.detach()) for each in students)
     assert exact < 0.9 * untrained
     assert found == pytest.approx(exact, rel=0.02)
 
@@ -79,7 +76,8 @@ def test_a_gpu_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
     assert choose_precision("auto", torch.device("cuda")) == "fp32"
-    with pytest.raises(UserError, match=r"does not compute in bf16.*got: bf16 on Tesla V100.*precision: auto"):
-        choose_precision("bf16", torch.device("cuda"))
+    error = refused(choose_precision, "bf16", torch.device("cuda"))
+    assert "does not compute in bf16" in error.what
+    assert (error.got, "precision: auto" in str(error.fix)) == ("bf16 on Tesla V100", True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert choose_precision("auto", torch.device("cuda")) == "bf16"

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import resource
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
 from hoi.cache.build import run as teacher_cache
 from hoi.config import PipelineConfig, parse_config
+from hoi.errors import UserError
 from hoi.prediction.export import make_checkpoint
 from hoi.training import train
 
 WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
+
+
+def refused(call: Callable[..., object], *arguments: Any, **options: Any) -> UserError:
+    """Return the error, one line, with which a call tells its user's mistake."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
 
 
 def photo_pipeline(folder: Path, num_pairs: Sequence[int] = (2, 0, 1, 5, 3), **sections: Any) -> PipelineConfig:

@@ -21,13 +21,12 @@ from PIL import Image
 from hoi.cli import run_verb
 from hoi.config import PipelineConfig
 from hoi.datasets import open_images
-from hoi.errors import UserError
 from hoi.evaluation.evaluate import evaluate
 from hoi.evaluation.score import score
 from hoi.prediction import Checkpoint, Predictor
 from hoi.prediction import run as predict_module
 from hoi.prediction.run import PredictReport, predict
-from tests.fakes.pipelines import write_pipeline
+from tests.fakes.pipelines import refused, write_pipeline
 
 Run = Callable[..., PredictReport]
 
@@ -138,13 +137,11 @@ def test_results_of_other_settings_and_other_folders_are_refused(
 ) -> None:
     image, out = next(photographs.glob("*.png")), tmp_path / "out"
     run(image, out, pictures=False)
-    with pytest.raises(UserError) as caught:
-        run(image, out, top=3)
-    assert (caught.value.expected, caught.value.got) == ("top null", "top 3")
+    error = refused(run, image, out, top=3)
+    assert (error.expected, error.got) == ("top null", "top 3")
     overridden = Checkpoint.open(Path(trained.output).parent / "checkpoint", ["pairs.min_score=0.5"])
-    with pytest.raises(UserError) as caught:
-        predict([image], out, overridden)
-    assert (caught.value.expected, caught.value.got) == ("pairs.min_score 0.2", "pairs.min_score 0.5")
+    error = refused(predict, [image], out, overridden)
+    assert (error.expected, error.got) == ("pairs.min_score 0.2", "pairs.min_score 0.5")
     other = write(tmp_path / "other" / image.name, image.read_bytes())
     for images, folder, what in (
         (image, photographs, "this folder holds something else"),
@@ -153,29 +150,24 @@ def test_results_of_other_settings_and_other_folders_are_refused(
         (tmp_path / "*.png", tmp_path / "new", "no file matches"),
         ([image, other], tmp_path / "new", "two files would have the name"),
     ):
-        with pytest.raises(UserError) as caught:
-            run(images, folder)
-        assert what in caught.value.what
+        assert what in refused(run, images, folder).what
     for options in ({"batch": 0}, {"top": 0}, {"shown": 0}, {"threshold": float("nan")}):
-        with pytest.raises(UserError) as caught:
-            run(image, tmp_path / "new", **options)
-        assert caught.value.where == f"--{next(iter(options))}"
+        assert refused(run, image, tmp_path / "new", **options).where == f"--{next(iter(options))}"
     assert not (tmp_path / "new").exists()
 
 
-def test_a_second_run_in_the_same_folder_is_refused(photographs: Path, run: Run, tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_folder_is_refused(
+    photographs: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image, reasons = next(photographs.glob("*.png")), []
 
     class Second(Predictor):
         def predict(self, *images: object, **options: Any) -> list:
-            with pytest.raises(UserError) as caught:
-                run(image, tmp_path / "out")
-            reasons.append(caught.value.what)
+            reasons.append(refused(run, image, tmp_path / "out").what)
             return super().predict(*images, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict_module, "Predictor", Second)
-        assert run(image, tmp_path / "out", pictures=False).num_images == 1
+    monkeypatch.setattr(predict_module, "Predictor", Second)
+    assert run(image, tmp_path / "out", pictures=False).num_images == 1
     assert reasons == ["another run writes into this folder"]
 
 
@@ -218,7 +210,6 @@ def odd_files(folder: Path, scene: np.ndarray) -> tuple[set[str], set[str], set[
     rng, picture = random.Random(0), Image.fromarray(scene)
     jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
     good: dict[str, bytes] = {}
-    bad: dict[str, bytes] = {}
     either: dict[str, bytes] = {}
     for number in range(14):
         either[f"cut {number}.jpg"] = jpeg[: rng.randrange(1, len(jpeg))]
@@ -254,8 +245,8 @@ def odd_files(folder: Path, scene: np.ndarray) -> tuple[set[str], set[str], set[
     names = ("ünïcödé 写真 🐎", "line\nbreak", "-dash", "100%", "quote'\"", "{brace}", "x" * 250)
     for name in (*names, os.fsdecode(b"no utf-8 \xff\xfe")):
         good[f"{name}.png"] = png
-    for size in ((100_000, 100_000), (2**31 - 1, 1), (70_000, 70_000), (0, 5)):
-        bad[f"bomb {size[0]} x {size[1]}.png"] = png_of_header(*size)
+    bombs = ((100_000, 100_000), (2**31 - 1, 1), (70_000, 70_000), (0, 5))
+    bad = {f"bomb {width} x {height}.png": png_of_header(width, height) for width, height in bombs}
     broken = (b"", b"\0", b"hello", b"<html>", b"%!PS-Adobe-3.0\n", b"\xff\xd8\xff", b"GIF89a", b"II*\0", b"PK\x03\x04")
     bad |= {f"no image {number}.jpg": data for number, data in enumerate(broken)}
     for name, data in {**good, **bad, **either}.items():
@@ -347,9 +338,8 @@ def test_a_video_comes_out_drawn_with_a_line_a_frame(trained: PipelineConfig, ru
 
 def test_a_folder_without_an_image_is_refused_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "notes" / "text.txt", b"text")
-    with pytest.raises(UserError) as caught:
-        run(tmp_path / "notes", tmp_path / "out")
-    assert (caught.value.what, caught.value.got) == ("there is no image and no video here", "1 other files")
+    error = refused(run, tmp_path / "notes", tmp_path / "out")
+    assert (error.what, error.got) == ("there is no image and no video here", "1 other files")
     assert not (tmp_path / "out").exists()
 
 

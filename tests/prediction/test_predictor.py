@@ -1,4 +1,4 @@
-"""Predictions in memory against those of the cached path, on scenes of the embedded trained."""
+"""Predictions in memory against those of the cached path, on a few scenes of the embedded world."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from PIL import Image
 from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig
 from hoi.datasets import UnreadableImage, open_images
-from hoi.errors import UserError
 from hoi.evaluation.baselines import DirectClip, direct_settings
 from hoi.prediction import ImageResult, Predictor
 from hoi.prediction.predictor import ExtraFields, batch_of, phrase_of, random_signals
@@ -22,6 +21,7 @@ from hoi.records import Triplets
 from hoi.scoring import score_split
 from hoi.training.train import run_folder
 from hoi.vocabulary import Vocabulary
+from tests.fakes.pipelines import refused
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,9 @@ def scenes(trained: PipelineConfig) -> list[np.ndarray]:
 def cached_triplets(trained: PipelineConfig, name: str) -> tuple[Triplets, Triplets]:
     """The student's, and direct CLIP's, as stage three scores them."""
     split = open_split(trained, "test")
-    folder = run_folder(trained, name, 3, open_split(trained, "train").fingerprint)
-    student = folder.load_student(split.text_bank, split.vocabulary, split.axes)
-    direct = DirectClip(
-        split.text_bank, split.vocabulary, direct_settings(split.text_bank, split.axes["M"])[0], "direct"
-    )
+    bank, folder = split.text_bank, run_folder(trained, name, 3, open_split(trained, "train").fingerprint)
+    student = folder.load_student(bank, split.vocabulary, split.axes)
+    direct = DirectClip(bank, split.vocabulary, direct_settings(bank, split.axes["M"])[0], "direct")
     by_student = score_split(student, split.batches(4, extra=student.extra_fields), split.vocabulary, 0.7, "cpu")
     by_teacher = score_split(direct, split.batches(4), split.vocabulary, 1.0, "cpu")
     return by_student["student"], by_teacher["direct"]
@@ -85,17 +83,14 @@ def test_a_batch_of_signals_is_the_batch_of_the_cache(trained: PipelineConfig) -
     signals = extractor.extract([source.image_ids[row] for row in rows], [source.read(row) for row in rows])
     extra = ["union_embedding", "image_embedding"]
     found, expected = batch_of(signals, extra, None), split.batch(np.array(rows), extra)
-    elsewhere = {"image_rows", "pair_rows", "rows_h", "rows_o", "extra"}
-    pairs = [
-        (f.name, getattr(found, f.name), getattr(expected, f.name)) for f in fields(found) if f.name not in elsewhere
-    ]
-    pairs += [(name, found.extra[name], expected.extra[name]) for name in extra]
-    for name, ours, theirs in pairs:
+    names = {field.name for field in fields(found)} - {"image_rows", "pair_rows", "rows_h", "rows_o", "extra"}
+    pairs = {name: (getattr(found, name), getattr(expected, name)) for name in names}
+    pairs |= {name: (found.extra[name], expected.extra[name]) for name in extra}
+    for name, (ours, theirs) in pairs.items():
         assert ours.dtype == theirs.dtype, name
         # Which images share a call moves an embedding by its last bits, and those of float16 are coarse.
         torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0, msg=name)
-    for name in ("rows_h", "rows_o"):
-        ours, theirs = getattr(found, name), getattr(expected, name)
+    for ours, theirs in ((found.rows_h, expected.rows_h), (found.rows_o, expected.rows_o)):
         assert ((ours[:, None] == ours) == (theirs[:, None] == theirs)).all()
 
 
@@ -149,13 +144,10 @@ def test_a_field_of_an_extra_pass_is_refused_where_it_is_read(predictor: Predict
     batch = batch_of(signals, ["coca/vlm_scores", "union_embedding"], None)
     assert batch.extra["union_embedding"].shape == (3, 2, predictor.checkpoint.axes["D"])
     assert isinstance(batch.extra, ExtraFields)
-    with pytest.raises(UserError) as caught:
-        batch.extra["coca/vlm_scores"]
-    assert caught.value.where == "the field coca/vlm_scores"
-    assert "extra pass" in str(caught.value.got)
-    with pytest.raises(UserError) as caught:
-        batch_of(signals, ["spatial_map"], None)
-    assert caught.value.where == "the field spatial_map"
+    error = refused(lambda: batch.extra["coca/vlm_scores"])
+    assert error.where == "the field coca/vlm_scores"
+    assert "extra pass" in str(error.got)
+    assert refused(batch_of, signals, ["spatial_map"], None).where == "the field spatial_map"
 
 
 def test_a_person_acting_alone_has_the_class_no_object(predictor: Predictor) -> None:

@@ -53,12 +53,9 @@ def test_coverage_counts_images_pairs_and_thresholds() -> None:
 
 def test_one_image_that_holds_most_of_a_phrase_is_named() -> None:
     scores, admitted = np.full((7, 1), 0.001), np.ones((7, 1), bool)
-    scores[3] = 0.005
-    [found] = coverage(scores, admitted, np.arange(7))
-    assert found.notes == ["no pair reaches 0.01"]
-    scores[3] = 0.2
-    [found] = coverage(scores, admitted, np.arange(7))
-    assert found.notes == ["one image holds 97 % of its score"]
+    for best, note in ((0.005, "no pair reaches 0.01"), (0.2, "one image holds 97 % of its score")):
+        scores[3] = best
+        assert coverage(scores, admitted, np.arange(7))[0].notes == [note]
 
 
 def test_the_object_of_most_pairs_is_found() -> None:

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
 from hoi.quality import run as quality
 from hoi.quality.run import measure_quality
+from tests.fakes.pipelines import refused
 
 
 def test_everything_is_measured_without_a_label(trained: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,23 +36,16 @@ def test_a_mirror_that_changes_nothing_gives_the_cached_scores(
     trained: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quality, "mirror", lambda image, detections: (image, detections))
-    ranks = [
-        each["measures"]["flip"]["rank"] for each in measure_quality(trained, sample=4).content["scorers"].values()
-    ]
-    assert ranks == pytest.approx([1] * 3, abs=1e-2)
+    scorers = measure_quality(trained, sample=4).content["scorers"].values()
+    assert [scorer["measures"]["flip"]["rank"] for scorer in scorers] == pytest.approx([1] * 3, abs=1e-2)
 
 
 def test_without_a_sample_no_image_is_opened(trained: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "open_images", lambda *_: pytest.fail("an image was asked for"))
-    report = measure_quality(trained, sample=0)
-    assert "no image was mirrored" in str(report)
+    assert "no image was mirrored" in str(measure_quality(trained, sample=0))
 
 
 def test_an_untrained_student_and_a_wrong_sample_are_refused(trained: PipelineConfig) -> None:
     other = trained.model_copy(update={"output": trained.output + "-none"})
-    with pytest.raises(UserError) as caught:
-        measure_quality(other)
-    assert "no finished training run" in caught.value.what
-    with pytest.raises(UserError) as caught:
-        measure_quality(trained, sample=-1)
-    assert caught.value.where == "--sample"
+    assert "no finished training run" in refused(measure_quality, other).what
+    assert refused(measure_quality, trained, sample=-1).where == "--sample"

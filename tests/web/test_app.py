@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -25,7 +26,8 @@ from hoi.config import PipelineConfig, WorldDataset
 from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.evaluation.score import score
-from hoi.prediction import Checkpoint, Predictor
+from hoi.prediction import Predictor
+from tests.fakes.pipelines import refused
 
 pytest.importorskip("starlette", reason="starlette is not installed (the extra app)")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra app)")
@@ -68,6 +70,12 @@ class Site:
     def upload(self, body: bytes, name: str = "image.png") -> tuple[int, dict[str, Any]]:
         status, _, content = self.ask("POST", "/predict", body, x_file_name=name)
         return status, json.loads(content)
+
+    @contextmanager
+    def posting(self, header: bytes, body: bytes = b"") -> Iterator[socket.socket]:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as raw:
+            raw.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s" % (header, body))
+            yield raw
 
     @property
     def png(self) -> bytes:
@@ -143,12 +151,10 @@ def test_what_is_no_image_is_refused_and_the_server_lives_on(site: Site, bomb: b
 
 
 def test_too_large_an_upload_is_refused_before_it_is_read(site: Site) -> None:
-    with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
-        raw.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n")
+    with site.posting(b"Content-Length: 10000000000") as raw:
         assert raw.recv(65_536).startswith(b"HTTP/1.1 413 ")
     # Without a length, it is cut off where it passes the limit.
-    with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
-        raw.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    with site.posting(b"Transfer-Encoding: chunked") as raw:
         piece = b"80000\r\n" + b"x" * 0x80000 + b"\r\n"
         with pytest.raises(OSError):  # noqa: PT012
             for _ in range(200):
@@ -159,8 +165,7 @@ def test_too_large_an_upload_is_refused_before_it_is_read(site: Site) -> None:
 
 def test_a_slow_or_broken_upload_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "UPLOAD_TIMEOUT_S", 0.2)
-    with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
-        raw.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
+    with site.posting(b"Content-Length: 100", b"half") as raw:
         assert raw.recv(65_536).startswith(b"HTTP/1.1 408 ")
     assert site.upload(site.png)[0] == 200
 
@@ -210,10 +215,10 @@ def test_a_failure_of_the_models_is_told_and_survived(site: Site, monkeypatch: p
     def fail(*_: Any) -> None:
         raise UserError("the device is out of memory", fix="a smaller image")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(site.predictor, "predict", fail)
-        status, answer = site.upload(site.png)
+    monkeypatch.setattr(site.predictor, "predict", fail)
+    status, answer = site.upload(site.png)
     assert (status, answer["error"]) == (500, "the device is out of memory · next: a smaller image")
+    monkeypatch.undo()
     assert site.upload(site.png)[0] == 200
 
 
@@ -230,15 +235,8 @@ def test_foreign_hosts_and_origins_are_refused(site: Site) -> None:
 
 
 def test_every_answer_has_a_strict_security_policy(site: Site) -> None:
-    paths = {
-        "/": 200,
-        "/check": 200,
-        "/static/app.css": 200,
-        "/static/..%2Fserver.py": 404,
-        "/no": 404,
-        "/predict": 405,
-    }
-    for path, status in paths.items():
+    found = {"/": 200, "/check": 200, "/static/app.css": 200}
+    for path, status in {**found, "/static/..%2Fserver.py": 404, "/no": 404, "/predict": 405}.items():
         given, headers, content = site.ask("GET", path)
         assert given == status, path
         assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
@@ -255,7 +253,7 @@ def test_marks_are_kept_undone_and_exported(site: Site) -> None:
     row = state("/check/state")["triplet"]["row"]
     image = Image.open(BytesIO(site.ask("GET", f"/check/image/{row}")[2]))
     assert list(image.size) == state("/check/state")["triplet"]["size_hw"]
-    after = state("/check/mark", json.dumps({"row": row, "verdict": "right"}).encode())
+    after = state("/check/mark", b'{"row": %d, "verdict": "right"}' % row)
     # The person who marks does not see the score.
     assert (after["num_marked"], "score" in after["triplet"]) == (1, False)
     assert state("/check/results")["rows"][0]["num_right"] == 1
@@ -283,24 +281,19 @@ def test_a_page_that_others_can_reach_warns_in_capitals(site: Site) -> None:
 
 
 def test_wrong_options_are_told_before_models_are_loaded(site: Site) -> None:
-    checkpoint: Checkpoint = site.predictor.checkpoint
-    for options, where in (
-        ({"port": site.port}, f"127.0.0.1, port {site.port}"),
-        ({"max_upload_mb": -1}, "--max-upload-mb"),
-        ({"max_megapixels": float("inf")}, "--max-megapixels"),
+    for option, value, where in (
+        ("port", site.port, f"127.0.0.1, port {site.port}"),
+        ("max_upload_mb", -1, "--max-upload-mb"),
+        ("max_megapixels", float("inf"), "--max-megapixels"),
     ):
-        with pytest.raises(UserError) as caught:
-            serve_app(checkpoint, device="no such device", **options)
-        assert caught.value.where == where
+        error = refused(serve_app, site.predictor.checkpoint, device="no such device", **{option: value})
+        assert error.where == where
 
 
-def test_without_the_libraries_the_message_says_what_to_install() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "uvicorn", None)
-        with pytest.raises(UserError) as caught:
-            importlib.reload(hoi.web)
-    assert caught.value.got == "no uvicorn"
-    assert "pip install" in str(caught.value.fix)
+def test_without_the_libraries_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    error = refused(importlib.reload, hoi.web)
+    assert (error.got, "pip install" in str(error.fix)) == ("no uvicorn", True)
 
 
 def until(browser: Any, script: str, seconds: float = 60) -> Any:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from hoi.errors import UserError
 from hoi.evaluation.score import score
 from hoi.world import SIZE_PX
-from tests.fakes.pipelines import small_pipeline
+from tests.fakes.pipelines import refused, small_pipeline
 
 pytest.importorskip("starlette", reason="starlette is not installed (the extra app)")
 
@@ -42,33 +41,24 @@ def test_predictions_of_a_folder_score_as_worked_out_by_hand(tmp_path: Path) -> 
     assert content["ap"] == pytest.approx([0, 1, 0.5])
     assert content["full"] == pytest.approx(0.75)
     write(truth, [{**box, **ride, "object_xyxy": [3, 3, 1, 9]}])
-    with pytest.raises(UserError) as caught:
-        score("folder", truth, predicted)
-    assert caught.value.what == "'object_xyxy' of an annotation is reversed"
-    assert caught.value.where == f"{truth}, line 1"
+    error = refused(score, "folder", truth, predicted)
+    assert (error.what, error.where) == ("'object_xyxy' of an annotation is reversed", f"{truth}, line 1")
 
 
 def test_files_outside_the_folder_and_wrong_options_are_refused(tmp_path: Path) -> None:
     line = {**BOXES, "verb": "a", "object": "b", "score": 1}
     path, out = tmp_path / "predictions.jsonl", tmp_path / "out"
-    for name, what in (
-        ("../x.png", "a prediction names a file outside the folder of images"),
-        ("/etc/passwd", "a prediction names a file outside the folder of images"),
-        ("a\0.png", "a prediction names a file outside the folder of images"),
-        ("elsewhere.png", "no image of the predictions is in this folder"),
-    ):
+    outside = "a prediction names a file outside the folder of images"
+    for name in ("../x.png", "/etc/passwd", "a\0.png", "elsewhere.png"):
         write(path, [{**line, "file_name": name}])
-        with pytest.raises(UserError) as caught:
-            check_page(path, tmp_path, out=out)
-        assert caught.value.what == what
+        what = outside if name != "elsewhere.png" else "no image of the predictions is in this folder"
+        assert refused(check_page, path, tmp_path, out=out).what == what
     for images, number, what in (
         (None, 50, "nothing says where the images are"),
         (tmp_path, 3, "so few marks say nothing"),
         (tmp_path / "nowhere", 50, "there is no such folder of images"),
     ):
-        with pytest.raises(UserError) as caught:
-            check_page(path, images, out=out, number=number)
-        assert caught.value.what == what
+        assert refused(check_page, path, images, out=out, number=number).what == what
     assert not out.exists()
 
 
@@ -80,10 +70,7 @@ def test_images_of_a_pipelines_dataset_need_no_folder(tmp_path: Path) -> None:
     assert read(session.candidates.image_ids[0]).shape == (SIZE_PX, SIZE_PX, 3)
     assert "0 of 6 marked" in str(check_page(path, config=config, out=out))
     (out / "marks.json").write_text("{")
-    with pytest.raises(UserError) as caught:
-        check_page(path, config=config, out=out)
-    assert caught.value.what == "this is no file of marks"
+    assert refused(check_page, path, config=config, out=out).what == "this is no file of marks"
     write(path, [{**lines[0], "file_name": "world1-0-test-000099"}])
-    with pytest.raises(UserError) as caught:
-        check_page(path, config=config, out=out)
-    assert (caught.value.what, caught.value.got) == ("a prediction names an unknown image", "world1-0-test-000099")
+    error = refused(check_page, path, config=config, out=out)
+    assert (error.what, error.got) == ("a prediction names an unknown image", "world1-0-test-000099")
