@@ -93,8 +93,7 @@ def share_windows(
 
 def whole_image_window(size_hw: tuple[int, int]) -> Int[np.ndarray, " 8"]:
     """Return the window of the whole image, centred on the smallest square that holds it."""
-    height, width = size_hw
-    box = np.array([[0, 0, width, height]], np.float32)
+    box = np.array([[0, 0, size_hw[1], size_hw[0]]], np.float32)
     return crop_windows(box, 1.0, "pad", size_hw, "shortest")[0]
 
 

@@ -38,23 +38,16 @@ from hoi.vocabulary import Vocabulary
 def pair_detections(
     detections: Detections, person_idx: int, config: PairsConfig, *, with_itself: bool = False
 ) -> Int[np.ndarray, "P 2"]:
-    """Return the candidate pairs of an image, human first.
+    """Return an image's candidate pairs, int32 rows (human, object) of `detections`, by human, then by object.
 
     The best `max_humans` persons and the best `max_objects` other detections of at least `min_score` take part;
-    a person may be the object of another person.
-
-    Args:
-        detections: By falling score.
-        with_itself: Whether each human also pairs with itself, for what a person does without an object.
-
-    Returns:
-        int32 rows (human, object) of `detections`, by human, then by object; [0, 2] if nobody was found.
+    a person may be the object of another person, and with `with_itself` also of itself, for what it does alone.
     """
     candidates = detections.scores >= config.min_score
     is_person = detections.labels == person_idx
     humans = np.flatnonzero(candidates & is_person)[: config.max_humans]
-    things = np.flatnonzero(candidates & ~is_person)[: config.max_objects]
-    partners = np.sort(np.concatenate([humans, things]))
+    objects = np.flatnonzero(candidates & ~is_person)[: config.max_objects]
+    partners = np.sort(np.concatenate([humans, objects]))
     pairs = [(human, partner) for human in humans for partner in partners if with_itself or partner != human]
     return np.array(pairs, dtype=np.int32).reshape(-1, 2)
 
@@ -88,17 +81,10 @@ class _Job:
 
 
 class Extractor:
-    """Detector and teacher of a config, applied to images.
+    """Detector (or another one) and teacher of a config, applied to images.
 
-    Args:
-        vocabulary: Objects to detect and interactions to score.
-        device: `cpu` or `cuda`.
-        text_bank: The interactions' texts if they are known; None has the teacher embed them.
-        few_images: Skip the padding of batches, for single images whose last bits do not matter.
-        detector: Used instead of the config's.
-
-    Raises:
-        UserError: see `build_detector` and `build_teacher`.
+    Without a text bank the teacher embeds the vocabulary's interactions. `few_images` skips the padding of batches, for
+    single images whose last bits do not matter. UserErrors are those of `build_detector` and `build_teacher`.
     """
 
     def __init__(
@@ -120,11 +106,7 @@ class Extractor:
         self.axes = self._axes()
 
     def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
-        """Return one record for each image, uint8 [H, W, 3] RGB, in order; without a person it has no pairs.
-
-        Raises:
-            UserError: a look-up detector does not know an image.
-        """
+        """Return one record for each image, uint8 [H, W, 3] RGB, in order; without a person it has no pairs."""
         return self.extract_stream(zip(image_ids, images, strict=True))
 
     def extract_stream(self, images: Iterable[tuple[str, np.ndarray]]) -> list[ImageSignals]:
@@ -144,7 +126,7 @@ class Extractor:
             region_levels = [self._encode_regions(jobs, maps)] if "map" in self._config.teacher.regions else []
         num_windows = [len(job.windows) for job in jobs]
         none = np.zeros((0, self.axes["D"]), np.float32)
-        crop_embeddings = _split(encoded[0].cpu().numpy() if encoded else none, num_windows)
+        crop_embeddings = np.split(encoded[0].cpu().numpy() if encoded else none, np.cumsum(num_windows)[:-1])
         if "crop" in self._config.teacher.regions:
             region_levels += [[_crop_features(*pair)[:, None] for pair in zip(jobs, crop_embeddings, strict=True)]]
         features = [np.concatenate(levels, axis=1) for levels in zip(*region_levels, strict=True)]
@@ -160,11 +142,7 @@ class Extractor:
             "teacher": self._teacher.provenance(),
             "device": torch.device(self._device).type,
             "num_threads": torch.get_num_threads(),
-            "versions": {
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "open_clip": open_clip.__version__,
-            },
+            "versions": {library.__name__: library.__version__ for library in (torch, torchvision, open_clip)},
         }
 
     def _axes(self) -> dict[str, int]:
@@ -214,24 +192,14 @@ class Extractor:
         windows_of_boxes = crop_windows(boxes, crop.margins[0], crop.mode, size_hw, resize_mode)
         every = np.concatenate([windows.reshape(-1, 8), windows_of_boxes])
         distinct, window_of = share_windows(every, crop.merge_px, self._crop_px)
-        window_of_pair, window_of_paired = np.split(window_of, [windows.shape[0] * windows.shape[1]])
-        return _Job(
-            image_id,
-            size_hw,
-            detections,
-            pairs_ho,
-            unions,
-            distinct,
-            window_of_pair.reshape(len(pairs_ho), len(crop.margins)),
-            paired,
-            window_of_paired,
-        )
+        of_pair, of_paired = np.split(window_of, [windows.shape[0] * windows.shape[1]])
+        of_pair = of_pair.reshape(len(pairs_ho), len(crop.margins))
+        return _Job(image_id, size_hw, detections, pairs_ho, unions, distinct, of_pair, paired, of_paired)
 
     def _encode_images(self, batch: Tensor) -> tuple[Tensor, ...]:
-        whole = self._teacher.encode_images(batch)
-        if "map" in self._config.teacher.regions:
-            return (whole.embedding, *whole.maps)
-        return (whole.embedding, whole.maps[-1]) if self._config.teacher.spatial_map else (whole.embedding,)
+        whole, teacher = self._teacher.encode_images(batch), self._config.teacher
+        kept = whole.maps if "map" in teacher.regions else whole.maps[-1:] if teacher.spatial_map else ()
+        return (whole.embedding, *kept)
 
     def _encode_regions(self, jobs: Sequence[_Job], maps: Sequence[Tensor]) -> list[np.ndarray]:
         """Return each image's map features, float32 [N + P, L', D]: its detections, then its pairs' unions."""
@@ -245,8 +213,7 @@ class Extractor:
             rows_of.append(place.reshape(-1) + start)
             start += len(distinct)
         flat = torch.from_numpy(np.concatenate(regions)).to(self._device)
-        width = self.axes["D"]
-        encoded = [np.zeros((0, len(self._map_levels), width), np.float32)]
+        encoded = [np.zeros((0, len(self._map_levels), self.axes["D"]), np.float32)]
         for chunk in flat.split(batch_size):
             padded = torch.cat([chunk, chunk.new_zeros(batch_size - len(chunk), 5)]) if not self._few else chunk
             encoded.append(self._teacher.encode_regions(maps, padded)[: len(chunk)].cpu().numpy())
@@ -266,16 +233,13 @@ class Extractor:
             detections=job.detections,
             pairs_ho=job.pairs_ho,
             image_embedding=image_embedding,
-            image_similarity=self._similarity(image_embedding),
+            image_similarity=similarity(image_embedding, self.text_bank.text_embedding),
             union_embedding=union_embedding,
-            union_similarity=self._similarity(union_embedding),
+            union_similarity=similarity(union_embedding, self.text_bank.text_embedding),
             detection_feature=features[:num].astype(np.float16),
             union_feature=features[num:].astype(np.float16),
             spatial_map=None if spatial_map is None else spatial_map.astype(np.float16),
         )
-
-    def _similarity(self, embedding: np.ndarray) -> np.ndarray:
-        return similarity(embedding, self.text_bank.text_embedding)
 
 
 def similarity(embedding: np.ndarray, text_embedding: np.ndarray) -> np.ndarray:
@@ -376,7 +340,3 @@ def _crop_features(job: _Job, embeddings: np.ndarray) -> np.ndarray:
     of_detections = np.zeros((len(job.detections), embeddings.shape[1]), np.float32)
     of_detections[job.paired] = embeddings[job.window_of_paired]
     return np.concatenate([of_detections, embeddings[job.window_of_pair[:, 0]]])
-
-
-def _split(rows: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
-    return np.split(rows, np.cumsum(counts)[:-1])

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from hoi.errors import UserError, nearest
 
@@ -26,12 +26,7 @@ def load_target(target: str) -> Any:
 
 
 class Registry(Generic[T]):
-    """A table of names, each with the `module:attribute` that it stands for.
-
-    Args:
-        kind: What an entry is called in messages.
-        targets: Name → `module:attribute`.
-    """
+    """A table of names, each with the `module:attribute` that it stands for; `kind` is what messages call an entry."""
 
     def __init__(self, kind: str, targets: Mapping[str, str]) -> None:
         self.kind = kind
@@ -39,15 +34,10 @@ class Registry(Generic[T]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names known so far."""
         return tuple(self._targets)
 
     def register(self, name: str, target: str) -> None:
-        """Add an entry.
-
-        Raises:
-            UserError: the name stands for something else already.
-        """
+        """Add an entry, or raise a UserError if the name stands for something else already."""
         if self._targets.setdefault(name, target) != target:
             raise UserError(
                 f"two {self.kind}s are called '{name}'", where=self._targets[name], got=target, fix="rename one of them"
@@ -62,14 +52,10 @@ class Registry(Generic[T]):
         return name in self._targets
 
     def __getitem__(self, name: str) -> T:
-        """Import and return what a name stands for.
-
-        Raises:
-            UserError: no such name; gives the nearest ones.
-        """
+        """Import and return what a name stands for, or raise a UserError that gives the nearest names."""
         if name not in self:
             raise UserError(f"there is no {self.kind} '{name}'", expected=nearest(str(name), self._targets), got=name)
-        return cast(T, load_target(self._targets[name]))
+        return load_target(self._targets[name])
 
 
 @lru_cache(maxsize=1)
@@ -113,10 +99,7 @@ METHODS: Registry[Any] = Registry(
 # An entry is the model itself: all backends share one section of settings, `hoi.config.VlmConfig`.
 VLM_BACKENDS: Registry[Any] = Registry(
     "vlm backend",
-    {
-        "coca": "hoi.vlm.coca:CocaModel",
-        "transformers": "hoi.vlm.transformers_model:TransformersModel",
-    },
+    {"coca": "hoi.vlm.coca:CocaModel", "transformers": "hoi.vlm.transformers_model:TransformersModel"},
 )
 
 # An entry is a `hoi.evaluation.rows.Metric`, reported by the datasets that name it in `METRICS`.

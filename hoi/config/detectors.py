@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -76,16 +76,13 @@ class TorchvisionDetectorConfig(DetectorSettings):
     """torchvision's weight name, a file (.safetensors, or .pth read with weights_only), or `random` for plumbing."""
 
     def trained_on(self) -> str | None:
-        is_published = self.weights == "DEFAULT" or self.weights.startswith("COCO")
-        return COCO_2017 if is_published else super().trained_on()
+        return COCO_2017 if self.weights.startswith(("DEFAULT", "COCO")) else super().trained_on()
 
     def with_random_weights(self) -> DetectorSettings | None:
         return self.model_copy(update={"weights": "random"})
 
     def absent_weights(self) -> tuple[str, str] | None:
-        find: Any = load_target("hoi.detectors.torchvision:find_absent_weights")
-        absent: tuple[str, str] | None = find(self)
-        return absent
+        return load_target("hoi.detectors.torchvision:find_absent_weights")(self)
 
 
 class Detectron2DetectorConfig(DetectorSettings):

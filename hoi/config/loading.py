@@ -72,7 +72,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if not isinstance(plain, dict):
         raise UserError("this is no pipeline file", where=path, expected="keys and values", got=type(plain).__name__)
     for override in overrides:
-        _apply_override(plain, override)
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError("an override is not understood", got=override, expected="section.key=value")
+        set_key(plain, key, parse_yaml(text, f"override {key}"))
     return parse_config(_expand_environment(plain, str(path), ()), str(path))
 
 
@@ -97,19 +100,15 @@ def _expand_environment(value: Any, where: str, key: tuple[str, ...]) -> Any:
 
 
 def parse_config(plain: dict[str, Any], where: str) -> PipelineConfig:
-    """Check plain data as a pipeline file; every wrong key is named in one line."""
+    """Check plain data as a pipeline file; see `parse_section`."""
     return parse_section(PipelineConfig, plain, where)
 
 
 def parse_section(kind: type[AnySection], plain: dict[str, Any], where: str, under: str = "") -> AnySection:
-    """Check plain data as a section; every wrong key is named in one line.
-
-    Args:
-        where: The file.
-        under: Key in it at which the section stands; empty for the whole file.
+    """Check plain data of a file, at a key or of all of it, as a section.
 
     Raises:
-        UserError: a key is unknown, missing or mistyped.
+        UserError: a key is unknown, missing or mistyped; every such key is named in one line.
     """
     try:
         return TypeAdapter(kind).validate_python(plain)
@@ -127,7 +126,7 @@ def parse_section(kind: type[AnySection], plain: dict[str, Any], where: str, und
 
 
 def parse_student(plain: dict[str, Any], where: str, under: str = "") -> StudentSettings:
-    """Return a checked student of whichever method it names; arguments and errors as in `parse_section`."""
+    """Return a checked student of whichever method it names; see `parse_section`."""
     return parse_section(StudentConfig, plain, where, under)
 
 
@@ -142,19 +141,8 @@ def _key_path(error: ErrorDetails) -> str:
     return ".".join(str(part) for part in error["loc"] if part != "[key]")
 
 
-def _apply_override(plain: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError("an override is not understood", got=override, expected="section.key=value")
-    set_key(plain, key, parse_yaml(text, f"override {key}"))
-
-
 def set_key(plain: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in place, making the sections on the way.
-
-    Raises:
-        UserError: the key goes below one that holds no section.
-    """
+    """Set a dotted key in place, making the sections on the way, or raise a UserError if one holds no section."""
     *parents, last = key.split(".")
     here = plain
     for parent in parents:

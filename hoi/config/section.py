@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import getitem
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
@@ -56,7 +58,7 @@ BASELINE_ROWS = frozenset(
 
 
 def reserved_rows() -> frozenset[str]:
-    """Return the rows of the result table that are not a student's own, so no student may be called so."""
+    """Return the rows of the result table that no student may be called."""
     return BASELINE_ROWS.union(*(METHODS[name].ROWS for name in METHODS))
 
 
@@ -106,25 +108,20 @@ def looked_up(registry: Registry[Any], key: str, default: str | None = None) -> 
     """Return the validator of a section whose class a registry names, by one of the section's own keys.
 
     Only the module of that class is imported. Errors lie where they would if the field were of the class itself.
-
-    Args:
-        registry: Of settings classes.
-        key: The key that names the class.
-        default: The name where the key is left out; None where it must be there.
+    Without a default name the key must be there.
     """
 
     def validate(value: Any, of_base: Callable[[Any], Any]) -> Any:
         if not isinstance(value, dict):
             return of_base(value)
         name = value.get(key, default)
-        if name is None:
-            missing = InitErrorDetails(type="missing", loc=(key,), input=value)
-            raise ValidationError.from_exception_data(registry.kind, [missing])
-        if name not in registry:
+        if name is not None and name in registry:
+            return registry[name].model_validate(value)
+        error = InitErrorDetails(type="missing", loc=(key,), input=value)
+        if name is not None:
             what = f"there is no {registry.kind} of this name"
-            unknown = _error("unknown_name", what, key, name, nearest(str(name), registry))
-            raise ValidationError.from_exception_data(registry.kind, [unknown])
-        return registry[name].model_validate(value)
+            error = _error("unknown_name", what, key, name, nearest(str(name), registry))
+        raise ValidationError.from_exception_data(registry.kind, [error])
 
     return WrapValidator(validate)
 
@@ -188,8 +185,5 @@ class StudentSettings(Section):
         plain = self.model_dump(mode="json")
         for key in self.READ_WHEN_SCORING:
             *parents, last = key.split(".")
-            section = plain
-            for parent in parents:
-                section = section[parent]
-            del section[last]
+            del reduce(getitem, parents, plain)[last]
         return plain

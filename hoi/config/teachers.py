@@ -82,8 +82,7 @@ class TeacherConfig(Section):
 
     def may_download(self) -> bool:
         """Return whether loading the model might download its weights."""
-        found: bool = load_target("hoi.teachers.loading:may_download")(self)
-        return found
+        return load_target("hoi.teachers.loading:may_download")(self)
 
     @model_serializer(mode="wrap")
     def _without_the_usual_kind(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -176,8 +175,6 @@ class VlmConfig(Section):
             raise ValueError("no_interaction_phrase may ask for {object} and {a_object} only")
         if _fields_of(self.yes_no_question) != {"phrase"}:
             raise ValueError("yes_no_question must have a place for {phrase}, and for nothing else")
-        if self.no_interaction == "asked" and self.scoring not in ("sum", "mean"):
-            raise ValueError("no_interaction is asked by its phrase's log-probability: it needs scoring: sum or mean")
-        if self.prior_weight and self.scoring not in ("sum", "mean"):
-            raise ValueError("prior_weight is of log-probabilities: it needs scoring: sum or mean")
+        if self.scoring not in ("sum", "mean") and (self.no_interaction == "asked" or self.prior_weight):
+            raise ValueError("no_interaction: asked and prior_weight need log-probabilities, so scoring: sum or mean")
         return self

@@ -51,7 +51,6 @@ class Dataset(Generic[AnyDataset]):
         self.settings = settings
 
     def images(self, split: str) -> ImageSource:
-        """Return the images of one split."""
         raise NotImplementedError
 
     def vocabulary(self) -> Vocabulary:
@@ -68,12 +67,8 @@ class Dataset(Generic[AnyDataset]):
         Raises:
             UserError: the dataset has no annotated boxes.
         """
-        raise UserError(
-            "the ground_truth detector needs annotated boxes",
-            where=f"dataset {self.settings.name}",
-            expected="a dataset with boxes (world)",
-            fix="use detector.name torchvision or precomputed",
-        )
+        problem, where = "the ground_truth detector needs annotated boxes", f"dataset {self.settings.name}"
+        raise UserError(problem, where=where, fix="use detector.name torchvision or precomputed")
 
     def published_rare(self) -> np.ndarray | None:
         """Return bool [K], the official rare interactions; None where they follow from counts of training labels."""
@@ -86,26 +81,17 @@ class Dataset(Generic[AnyDataset]):
 
 def dataset_of(settings: DatasetSettings) -> Dataset[Any]:
     """Return the dataset that a section of the pipeline file describes."""
-    dataset: Dataset[Any] = load_target(settings.IMPLEMENTATION)(settings)
-    return dataset
+    return load_target(settings.IMPLEMENTATION)(settings)
 
 
 def open_images(config: DatasetSettings, split: str) -> ImageSource:
-    """Return the images of one split, without any label.
-
-    Raises:
-        UserError: the dataset has no such split, or the split has no image.
-    """
+    """Return the images of one split, or raise a UserError if there is no such split or no image in it."""
     check_split(config, split)
     source = dataset_of(config).images(split)
     if not source.image_ids:
-        raise UserError(
-            f"split '{split}' of the dataset is empty",
-            where=getattr(config, "images", getattr(config, "root", f"dataset {config.name}")),
-            expected="at least one image",
-            got="none",
-            fix="check the folder and the shares in dataset.splits",
-        )
+        where = getattr(config, "images", getattr(config, "root", f"dataset {config.name}"))
+        fix = "check the folder and the shares in dataset.splits"
+        raise UserError(f"split '{split}' of the dataset is empty", where=where, expected="at least one image", fix=fix)
     return source
 
 

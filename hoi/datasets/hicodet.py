@@ -20,11 +20,15 @@ import numpy as np
 
 from hoi.config import HicodetDataset
 from hoi.datasets import Dataset
-from hoi.datasets.images import hash_point, list_images, read_image
+from hoi.datasets.images import ImageFiles, hash_point, list_images
 from hoi.errors import UserError
 from hoi.files import read_text
 from hoi.vocabulary import Vocabulary
 
+Half = Literal["train2015", "test2015"]
+HALVES: tuple[Half, Half] = ("train2015", "test2015")
+OFFICIAL_FOLDER = "hico_20160224_det"
+"""What the published archive unpacks to."""
 DATA = Path(__file__).parent / "data"
 RARE_BELOW = 10
 """An interaction with fewer training pairs is rare."""
@@ -72,39 +76,23 @@ def rare() -> np.ndarray:
 def unseen(split_name: str) -> np.ndarray:
     """Return the ids of a zero-shot split's unseen interactions, int64, ascending.
 
-    Args:
-        split_name: A key of `UNSEEN_SHA256`: `rare_first` (RF-UC), `non_rare_first` (NF-UC), `unseen_object` (UO),
-            `unseen_verb` (UV), `uc0` to `uc4` (UC).
-
-    Raises:
-        UserError: there is no such split, or the list is not the published one.
+    Splits are `rare_first` (RF-UC), `non_rare_first` (NF-UC), `unseen_object` (UO), `unseen_verb` (UV) and `uc0` to
+    `uc4` (UC). A UserError if there is no such split, or the list is not the published one.
     """
     if split_name not in UNSEEN_SHA256:
-        raise UserError(
-            f"there is no zero-shot split '{split_name}'", expected=", ".join(UNSEEN_SHA256), got=split_name
-        )
+        raise UserError(f"there is no zero-shot split '{split_name}'", expected=", ".join(UNSEEN_SHA256))
     ids = _read("hicodet_label_facts.json")["unseen"][split_name]
     digest = hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()
     if digest != UNSEEN_SHA256[split_name]:
-        raise UserError(
-            f"the list of zero-shot split '{split_name}' was changed",
-            where=DATA / "hicodet_label_facts.json",
-            expected=f"SHA-256 {UNSEEN_SHA256[split_name]}",
-            got=digest,
-            fix="install the package again",
-        )
+        problem, expected = f"the list of zero-shot split '{split_name}' was changed", UNSEEN_SHA256[split_name]
+        where, fix = DATA / "hicodet_label_facts.json", "install the package again"
+        raise UserError(problem, where=where, expected=f"SHA-256 {expected}", got=digest, fix=fix)
     return np.array(ids, np.int64)
 
 
 @lru_cache(maxsize=2)
 def _read(name: str) -> Any:
     return json.loads((DATA / name).read_text(encoding="utf-8"))
-
-
-Half = Literal["train2015", "test2015"]
-HALVES: tuple[Half, Half] = ("train2015", "test2015")
-OFFICIAL_FOLDER = "hico_20160224_det"
-"""What the published archive unpacks to."""
 
 
 def half_of(split: str) -> Half:
@@ -137,8 +125,7 @@ def image_names(config: HicodetDataset, half: Half) -> tuple[str, ...]:
 def read_image_list(path: str) -> tuple[str, ...]:
     """Return the image names of a text file, one a line; empty lines are skipped.
 
-    Raises:
-        UserError: no such file, no text, no name in it, a name twice, or a name that leaves the image folder.
+    A UserError if there is no such file, no text, no name in it, a name twice, or one that leaves the image folder.
     """
     text = read_text(path, "image names, one a line", "set dataset.image_lists")
     lines = [line.strip() for line in text.splitlines()]
@@ -164,26 +151,16 @@ def is_in_split(image_id: str, split: str, shares: dict[str, float]) -> bool:
     return point >= 1.0 - shares[split] if split == "validation" else point < shares[split]
 
 
-class HicodetImages:
-    """One split of HICO-DET; the file name is the image id."""
-
-    def __init__(self, config: HicodetDataset, split: str) -> None:
-        half, shares = half_of(split), {str(name): share for name, share in config.splits.items()}
-        self._folder = image_folder(config, half)
-        self._max_image_pixels = config.max_image_pixels
-        self.image_ids = [name for name in image_names(config, half) if is_in_split(name, split, shares)]
-
-    def read(self, row: int) -> np.ndarray:
-        return read_image(self._folder / self.image_ids[row], self._max_image_pixels)
-
-
 class Hicodet(Dataset[HicodetDataset]):
     """HICO-DET, with its official rare interactions and the published zero-shot splits."""
 
     zero_shot_splits = tuple(UNSEEN_SHA256)
 
-    def images(self, split: str) -> HicodetImages:
-        return HicodetImages(self.settings, split)
+    def images(self, split: str) -> ImageFiles:
+        config, half = self.settings, half_of(split)
+        shares = {str(name): share for name, share in config.splits.items()}
+        image_ids = [name for name in image_names(config, half) if is_in_split(name, split, shares)]
+        return ImageFiles(image_folder(config, half), image_ids, config.max_image_pixels)
 
     def vocabulary(self) -> Vocabulary:
         return hicodet_vocabulary()

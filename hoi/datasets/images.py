@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
-from pathlib import Path, PurePath
+from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
 
@@ -72,7 +73,10 @@ def decode_image(data: bytes, max_image_pixels: int) -> np.ndarray:
 
 def upright_rgb(image: Image.Image) -> np.ndarray:
     """Return an opened picture of any mode as uint8 [H, W, 3], RGB, with EXIF orientation applied."""
-    return np.array(_to_rgb(_upright(image)))
+    # What cannot be parsed as EXIF says nothing of the orientation.
+    with suppress(Exception):
+        image = ImageOps.exif_transpose(image)
+    return np.array(_to_rgb(image))
 
 
 def _decode(file: BinaryIO, max_image_pixels: int) -> np.ndarray:
@@ -120,29 +124,28 @@ def _foreign(file: BinaryIO) -> str:
     return "the file is no image, or of a format that is not read"
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # What cannot be parsed as EXIF says nothing of the orientation.
-    with suppress(Exception):
-        return ImageOps.exif_transpose(image)
-    return image
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _eight_bits(image).convert("RGB")
+        # White is the first of 1 (floats), 255 and 65535 that no pixel exceeds.
+        grey = np.nan_to_num(np.asarray(image).astype(np.float64))
+        most = grey.max(initial=0)
+        tops = [top for top in (1.0, 255.0, 65535.0) if top >= most and (top > 1 or image.mode == "F")]
+        top = tops[0] if tops else most
+        return Image.fromarray((grey.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale deep grey to 8 bits; white is the first of 1 (floats), 255 and 65535 that no pixel exceeds."""
-    grey = np.nan_to_num(np.asarray(image).astype(np.float64))
-    most = grey.max(initial=0)
-    tops = [top for top in (1.0, 255.0, 65535.0) if top >= most and (top > 1 or image.mode == "F")]
-    top = tops[0] if tops else most
-    return Image.fromarray((grey.clip(0, top) * (255.0 / top)).astype(np.uint8))
+class ImageFiles:
+    """Files below a folder as the images of a split; the relative path is the image id."""
+
+    def __init__(self, folder: str | Path, image_ids: Sequence[str], max_image_pixels: int) -> None:
+        self.image_ids, self._folder, self._max_image_pixels = image_ids, Path(folder), max_image_pixels
+
+    def read(self, row: int) -> np.ndarray:
+        return read_image(self._folder / self.image_ids[row], self._max_image_pixels)
 
 
 def hash_point(image_id: str) -> float:
@@ -154,31 +157,22 @@ def hash_point(image_id: str) -> float:
 def list_images(folder: str) -> tuple[str, ...]:
     """Return all image files below a folder, as sorted relative paths with forward slashes.
 
-    Names that start with a dot are left out: thumbnails, and the twins that macOS writes of files.
-
-    Raises:
-        UserError: there is no such folder, or a name is no valid text.
+    Names that start with a dot are left out: thumbnails, and the twins that macOS writes of files. A UserError if there
+    is no such folder, or a name is no valid text.
     """
     root = Path(folder)
     if not root.is_dir():
         raise UserError("there is no such folder of images", where=folder, fix="set dataset.images to a folder")
-    paths = ((path.relative_to(root), path) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    names = sorted(name.as_posix() for name, path in paths if not _is_hidden(name) and _is_file(path))
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            shown = name.encode("utf-8", "backslashreplace").decode()
-            raise UserError(
-                "the name of an image is no valid UTF-8", where=folder, got=shown, fix="rename the file"
-            ) from None
-    return tuple(names)
-
-
-def _is_hidden(name: PurePath) -> bool:
-    return any(part.startswith(".") for part in name.parts)
-
-
-def _is_file(path: Path) -> bool:
-    # A link to nothing is an image that is missing: listed here, recorded as unreadable when it is read.
-    return path.is_file() or (path.is_symlink() and not path.exists())
+    names = []
+    for path in root.rglob("*"):
+        name = path.relative_to(root)
+        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in name.parts):
+            continue
+        # A link to nothing is an image that is missing: listed here, recorded as unreadable when it is read.
+        if path.is_file() or (path.is_symlink() and not path.exists()):
+            names.append(name.as_posix())
+            shown = names[-1].encode("utf-8", "backslashreplace").decode()
+            if shown != names[-1]:
+                problem = "the name of an image is no valid UTF-8"
+                raise UserError(problem, where=folder, got=shown, fix="rename the file")
+    return tuple(sorted(names))

@@ -18,42 +18,6 @@ from hoi.files import read_text
 from hoi.prompts import a_object
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 
-ROLES = (
-    ("hold", ("obj",)),
-    ("stand", ()),
-    ("sit", ("instr",)),
-    ("ride", ("instr",)),
-    ("walk", ()),
-    ("look", ("obj",)),
-    ("hit", ("instr", "obj")),
-    ("eat", ("obj", "instr")),
-    ("jump", ("instr",)),
-    ("lay", ("instr",)),
-    ("talk_on_phone", ("instr",)),
-    ("carry", ("obj",)),
-    ("throw", ("obj",)),
-    ("catch", ("obj",)),
-    ("cut", ("instr", "obj")),
-    ("run", ()),
-    ("work_on_computer", ("instr",)),
-    ("ski", ("instr",)),
-    ("surf", ("instr",)),
-    ("skateboard", ("instr",)),
-    ("smile", ()),
-    ("drink", ("instr",)),
-    ("kick", ("obj",)),
-    ("point", ("instr",)),
-    ("read", ("obj",)),
-    ("snowboard", ("instr",)),
-)
-"""V-COCO's 26 actions in its own order, each with the roles that an object may have."""
-
-ACTIONS = tuple(action for action, _ in ROLES)
-ACTION_ROLES = tuple((action, role) for action, roles in ROLES for role in roles)
-KEYS = tuple(f"{action}_{role}" for action, roles in ROLES for role in roles or ("agent",))
-"""The 29 scores of a row: 25 action-role pairs, and the agent of the four actions without a role."""
-
-
 IDS = Path(__file__).parent / "data" / "vcoco_ids.json"
 LAYOUTS = {
     "train2014": "COCO_train2014_{:012d}.jpg",
@@ -91,12 +55,9 @@ class VcocoImages:
         if split == "test":
             self._layouts.sort(key=lambda layout: layout[0].name != "val2014")
         if not self._layouts:
-            raise UserError(
-                "there is no such folder of COCO images",
-                where=config.images,
-                expected="a folder that holds train2014 and val2014, or train2017 and val2017",
-                fix="set dataset.images",
-            )
+            expected = "a folder that holds train2014 and val2014, or train2017 and val2017"
+            problem, fix = "there is no such folder of COCO images", "set dataset.images"
+            raise UserError(problem, where=config.images, expected=expected, fix=fix)
         self._max_image_pixels = config.max_image_pixels
         share = {str(name): share for name, share in config.splits.items()}[split]
         listed = None if config.image_list is None else read_id_list(config.image_list)
@@ -120,19 +81,14 @@ class VcocoImages:
 def read_id_list(path: str) -> frozenset[int]:
     """Return the COCO image ids of a text file, one a line; empty lines are skipped.
 
-    Raises:
-        UserError: no such file, a line that is no id, or an image that V-COCO does not have.
+    A UserError if there is no such file, or a line is no id of an image of V-COCO.
     """
     lines = read_text(path, "COCO image ids, one a line", "set dataset.image_list").splitlines()
     every = set(split_ids()["trainval"]) | set(split_ids()["test"])
     for number, line in enumerate(lines, start=1):
         if line.strip() and not (line.strip().isdecimal() and int(line) in every):
-            raise UserError(
-                "a listed image is none of V-COCO's",
-                where=f"{path}, line {number}",
-                expected="a COCO image id, as 294",
-                got=line.strip()[:80],
-            )
+            problem, where = "a listed image is none of V-COCO's", f"{path}, line {number}"
+            raise UserError(problem, where=where, expected="a COCO image id, as 294", got=line.strip()[:80])
     return frozenset(int(line) for line in lines if line.strip())
 
 
@@ -193,17 +149,23 @@ WORDINGS: dict[str, Wordings] = {
     "read_obj": (("reading {}", ("book",)), ("reading something on {}", ("laptop", "cell phone"))),
     "snowboard_instr": (("snowboarding on {}", ("snowboard",)),),
 }
-"""Key of the evaluation → its wordings, each with the objects that take it. `{}` is the object with its article. An
-object outside all lists takes the first wording where every object is admitted."""
+"""Key of the evaluation, in V-COCO's own order → its wordings, each with the objects that take it. `{}` is the object
+with its article. An object outside all lists takes the first wording where every object is admitted."""
+
+KEYS = tuple(WORDINGS)
+"""The 29 scores of a row: 25 action-role pairs, and the agent of the four actions without a role."""
+_PARTS = [key.rpartition("_") for key in KEYS]
+ACTIONS = tuple(dict.fromkeys(action for action, _, _ in _PARTS))
+ACTION_ROLES = tuple((action, role) for action, _, role in _PARTS if role != "agent")
+ROLES = tuple((action, tuple(role for other, role in ACTION_ROLES if other == action)) for action in ACTIONS)
+"""V-COCO's 26 actions in its own order, each with the roles that an object may have."""
 
 
 @lru_cache(maxsize=2)
 def vcoco_vocabulary(admitted: Admitted) -> Vocabulary:
     """Return COCO's 80 objects and `no_object`, the 29 keys of the evaluation as verbs, and a phrase for each pair.
 
-    Args:
-        admitted: `common_sense` for the objects listed above; `all` for every object with each of the 25 action-role
-            pairs, 2,004 interactions.
+    `common_sense` admits the objects listed above; `all` every object with each of the 25 action-role pairs.
     """
     interactions, phrases = [], []
     for key in KEYS:

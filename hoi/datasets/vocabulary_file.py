@@ -67,16 +67,15 @@ EVERYDAY_NAMES = {
     "tv": ("television", "tv set", "monitor"),
     "wine glass": ("wineglass",),
 }
-"""COCO class → other names of such things. [choice]"""
+"""COCO class → other names of such objects. [choice]"""
 
 
-@lru_cache(maxsize=1)
-def _by_name() -> dict[str, str]:
-    return {other: name for name, others in EVERYDAY_NAMES.items() for other in others}
+COCO_NAME_OF = {other: name for name, others in EVERYDAY_NAMES.items() for other in others}
+KNOWN_OBJECTS = frozenset({*COCO_OBJECTS, *COCO_NAME_OF})
 
 
 def usual_name(name: str) -> str:
-    """Return COCO's name of a thing, with underscores; the name itself if COCO has none.
+    """Return COCO's name of an object, with underscores; the name itself if COCO has none.
 
     "park bench", which COCO does not have, is a bench, as its last word says.
     """
@@ -84,22 +83,15 @@ def usual_name(name: str) -> str:
     if words in COCO_OBJECTS:
         return name if words == spaced(name).lower() else words.replace(" ", "_")
     head = singular(words.split(" ")[-1])
-    known = _by_name().get(words) or (head if head in COCO_OBJECTS else None)
+    known = COCO_NAME_OF.get(words) or (head if head in COCO_OBJECTS else None)
     return name if known is None else known.replace(" ", "_")
-
-
-@lru_cache(maxsize=1)
-def known_things() -> frozenset[str]:
-    """Return COCO's classes and their everyday names."""
-    return frozenset({*COCO_OBJECTS, *_by_name()})
 
 
 def singular(words: str) -> str:
     """Return the singular of a plural that is known; anything else as it is."""
-    known = known_things()
     endings = [("ies", "y"), ("ves", "fe"), ("es", ""), ("s", "")]
     forms = [words.removesuffix(end) + other for end, other in endings if words.endswith(end)]
-    return words if words in known else next((form for form in forms if form in known), words)
+    return next((form for form in (words, *forms) if form in KNOWN_OBJECTS), words)
 
 
 ARTICLES = frozenset({"a", "an", "the", "his", "her", "their", "its", "my", "your", "our", "some"})
@@ -138,20 +130,19 @@ def parse_phrase(line: str, where: str) -> Phrase:
 
 def _parts(said: str) -> tuple[str, str]:
     if "," in said:
-        verb, _, thing = (part.strip() for part in said.partition(","))
-        first, _, rest = thing.partition(" ")
-        return verb, _thing(rest if first in ARTICLES and rest else thing)
+        verb, _, obj = (part.strip() for part in said.partition(","))
+        first, _, rest = obj.partition(" ")
+        return verb, _object(rest if first in ARTICLES and rest else obj)
     words = said.split(" ")
     articles = [place for place, word in enumerate(words) if word in ARTICLES and 0 < place < len(words) - 1]
     if articles:
-        return " ".join(words[: articles[-1]]), _thing(" ".join(words[articles[-1] + 1 :]))
-    known = known_things()
-    starts = (start for start in range(1, len(words)) if singular(" ".join(words[start:])) in known)
+        return " ".join(words[: articles[-1]]), _object(" ".join(words[articles[-1] + 1 :]))
+    starts = (start for start in range(1, len(words)) if singular(" ".join(words[start:])) in KNOWN_OBJECTS)
     start = next(starts, len(words) - 1)
-    return " ".join(words[:start]), _thing(" ".join(words[start:]))
+    return " ".join(words[:start]), _object(" ".join(words[start:]))
 
 
-def _thing(words: str) -> str:
+def _object(words: str) -> str:
     return singular(_PARTS.sub("", words))
 
 
@@ -187,9 +178,6 @@ def _candidates(stem: str) -> list[str]:
     return [stem + "e", stem] if silent else [stem, stem + "e"]
 
 
-YAML_SUFFIXES = (".yaml", ".yml")
-
-
 class Entry(Section):
     """One interaction of a file; without `detector_class` the object is detected under its usual name."""
 
@@ -214,11 +202,25 @@ def read_vocabulary(path: str) -> Vocabulary:
     Raises:
         UserError: an entry is not understood, or is there twice; named by its position.
     """
-    is_yaml = Path(path).suffix.lower() in YAML_SUFFIXES
-    entries = _read_yaml(path) if is_yaml else _read_lines(path)
+    is_yaml = Path(path).suffix.lower() in (".yaml", ".yml")
+    if is_yaml:
+        plain = read_yaml(path)
+        if not isinstance(plain, list) or not plain:
+            expected = "a list of {verb, object, phrase, synonyms, detector_class}, the last three optional"
+            raise UserError("this is no vocabulary", where=path, expected=expected)
+        places = {f"{path}, entry {position}": entry for position, entry in enumerate(plain, start=1)}
+        entries = {where: parse_section(Entry, entry, where) for where, entry in places.items()}
+    else:
+        entries = _read_lines(path)
     if not entries:
         raise UserError("the vocabulary holds no phrase", where=path, expected="at least one, as 'riding a bicycle'")
-    _refuse_repeated(entries)
+    first_place: dict[tuple[str, str], str] = {}
+    for where, entry in entries.items():
+        first = first_place.setdefault((verb_ing(entry.verb), spaced(entry.object).lower()), where)
+        if first != where:
+            problem = f"the interaction '{entry.verb} {entry.object}' is there twice"
+            fix = "keep one; another wording of it is a synonym"
+            raise UserError(problem, where=f"{first} and {where}", fix=fix)
     class_of = _classes(entries, (lambda name: name) if is_yaml else usual_name)
     try:
         return Vocabulary(
@@ -241,12 +243,11 @@ def _classes(entries: Entries, usual: Callable[[str], str]) -> dict[str, str]:
         if entry.detector_class is not None:
             seen, first = said.setdefault(entry.object, (entry.detector_class, where))
             if seen != entry.detector_class:
-                raise UserError(
+                problem, got = (
                     f"the object '{entry.object}' has two detector classes",
-                    where=f"{first} and {where}",
-                    got=f"{seen} and {entry.detector_class}",
-                    fix="keep one of the two",
+                    f"{seen} and {entry.detector_class}",
                 )
+                raise UserError(problem, where=f"{first} and {where}", got=got, fix="keep one of the two")
     class_of: dict[str, str] = {}
     for name in dict.fromkeys(entry.object for entry in entries.values()):
         seen = name if name == NO_OBJECT else said[name][0] if name in said else usual(name)
@@ -260,18 +261,6 @@ def _classes(entries: Entries, usual: Callable[[str], str]) -> dict[str, str]:
             chain.append(after)
         class_of[name] = chain[-1]
     return class_of
-
-
-def _refuse_repeated(entries: Entries) -> None:
-    places: dict[tuple[str, str], str] = {}
-    for where, entry in entries.items():
-        first = places.setdefault((verb_ing(entry.verb), spaced(entry.object).lower()), where)
-        if first != where:
-            raise UserError(
-                f"the interaction '{entry.verb} {entry.object}' is there twice",
-                where=f"{first} and {where}",
-                fix="keep one; another wording of it is a synonym",
-            )
 
 
 def _read_lines(path: str) -> Entries:
@@ -296,12 +285,3 @@ def _read_lines(path: str) -> Entries:
             raise UserError(what, where=where, expected=nearest(name, named), got=got)
     seen_as = {name: seen for name, (seen, _) in classes.items()}
     return {where: Entry(**entry, detector_class=seen_as.get(entry["object"])) for where, entry in plain.items()}
-
-
-def _read_yaml(path: str) -> Entries:
-    plain = read_yaml(path)
-    if not isinstance(plain, list) or not plain:
-        expected = "a list of {verb, object, phrase, synonyms, detector_class}, the last three optional"
-        raise UserError("this is no vocabulary", where=path, expected=expected)
-    places = {f"{path}, entry {position}": entry for position, entry in enumerate(plain, start=1)}
-    return {where: parse_section(Entry, entry, where) for where, entry in places.items()}

@@ -47,30 +47,25 @@ class ListsImages(Protocol):
 def match_classes(class_names: Sequence[str], vocabulary: Vocabulary, where: str) -> np.ndarray:
     """Return the vocabulary's row of each of a detector's classes, int64, -1 where it has none.
 
-    Spaces, underscores and case do not matter.
-
-    Raises:
-        UserError: the detector does not know some of the objects, which it would silently never find.
+    Spaces, underscores and case do not matter. A UserError if the detector does not know some of the objects, which it
+    would silently never find.
     """
     rows = {spaced(name).lower(): row for row, name in enumerate(vocabulary.objects)}
     matched = np.array([rows.get(spaced(name).lower(), -1) for name in class_names], dtype=np.int64)
     missing = [name for row, name in enumerate(vocabulary.objects) if row not in matched and name != NO_OBJECT]
     if missing:
         known = sorted({spaced(name) for name in class_names if name not in ("__background__", "N/A")})
+        close = {name: get_close_matches(spaced(name).lower(), known, n=3, cutoff=0.5) for name in missing}
+        alike = {name: f"nearest: {', '.join(names)}" if names else "nothing like it" for name, names in close.items()}
         raise UserError(
             f"the detector does not know {len(missing)} of the vocabulary's {len(vocabulary.objects)} objects",
             where=where,
-            expected="; ".join(f"{name} ({_like(name, known)})" for name in missing),
+            expected="; ".join(f"{name} ({like})" for name, like in alike.items()),
             got=", ".join(known),
             fix="say what each is seen as ('NAME = CLASS' in a file of phrases, detector_class in YAML), take it out, "
             f"or use a detector for any words: {OPEN_VOCABULARY}",
         )
     return matched
-
-
-def _like(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(spaced(name).lower(), known, n=3, cutoff=0.5)
-    return f"nearest: {', '.join(close)}" if close else "nothing like it"
 
 
 def keep_detections(
@@ -82,13 +77,10 @@ def keep_detections(
     *,
     nms: bool,
 ) -> Detections:
-    """Return the Detections of one image: clipped, thresholded, suppressed class by class, best first.
+    """Return the Detections of one image: clipped, thresholded, suppressed class by class if `nms`, best first.
 
-    Args:
-        boxes_xyxy: [N, 4], pixels.
-        scores: [N] in [0, 1]; equal scores keep their order.
-        labels: [N] rows of the vocabulary's objects; negative ones are dropped.
-        nms: Off for boxes that are known to be distinct.
+    Labels [N] are rows of the vocabulary's objects, of which negative ones are dropped; equal scores [N] keep their
+    order; boxes [N, 4] are in pixels.
     """
     order = np.argsort(-scores, kind="stable")
     order = order[(scores[order] >= config.min_score) & (labels[order] >= 0)]
@@ -107,14 +99,9 @@ def kept_settings(config: DetectorSettings) -> dict[str, object]:
 
 
 def build_detector(config: DetectorSettings, vocabulary: Vocabulary, device: str, dataset: DatasetSettings) -> Detector:
-    """Return the detector of a pipeline file, ready to run.
-
-    Args:
-        device: `cpu` or `cuda`; detectors that only look boxes up ignore it.
-        dataset: Where annotated boxes come from; others ignore it.
+    """Return the detector of a pipeline file, ready to run on `cpu` or `cuda`; annotated boxes come from `dataset`.
 
     Raises:
-        UserError: an unknown model, weights that are missing or do not fit, or no class in common with the vocabulary.
+        UserError: an unknown model, weights that are missing or do not fit, or objects that the model does not know.
     """
-    detector: Detector = load_target(config.IMPLEMENTATION)(config, vocabulary, device, dataset)
-    return detector
+    return load_target(config.IMPLEMENTATION)(config, vocabulary, device, dataset)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ INSTALL = (
     "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git (it compiles against the "
     "installed torch; needs a C++ compiler and minutes), or use detector.name torchvision"
 )
-NOT_SAVED = ("pixel_mean", "pixel_std")
-"""Old files hold these constants of the config, and the anchors; today's models make them and expect none."""
+NOT_SAVED = r"^pixel_(mean|std)$|anchor_generator\.cell_anchors"
+"""Old files hold these constants of the config; today's models make them and expect none."""
 
 
 class Detectron2Detector:
@@ -42,9 +43,12 @@ class Detectron2Detector:
         where = f"detector detectron2, {config.config_file}"
         self._labels = match_classes(_class_names(cfg, config, where), vocabulary, where)
         self._model = _build_model(cfg, config, where)
-        self._resize, self._format = _resizer(cfg), cfg.INPUT.FORMAT
+        from detectron2.data.transforms import ResizeShortestEdge
+
+        shortest = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
+        self._resize, self._format = ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST), cfg.INPUT.FORMAT
         self._sha256 = weights_sha256(self._model)
-        self._config_sha256 = _config_sha256(cfg)
+        self._config_sha256 = hashlib.sha256(_on_cpu(cfg).dump().encode()).hexdigest()
         self._model.eval().requires_grad_(False).to(device)
 
     @torch.inference_mode()
@@ -81,23 +85,13 @@ def _read_config(config: Detectron2DetectorConfig, device: str) -> Any:
     try:
         from detectron2.config import get_cfg
     except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "detectron2"
-        raise UserError(
-            "detectron2 is not installed" if missing else "detectron2 is installed, but cannot be imported",
-            where="detector.name detectron2",
-            got=None if missing else error,
-            fix=INSTALL,
-        ) from None
+        where = "detector.name detectron2"
+        raise UserError("detectron2 cannot be imported", where=where, got=error, fix=INSTALL) from None
     path = Path(config.config_file)
-    if not path.is_file():
-        raise UserError(
-            "there is no such detectron2 config",
-            where=path,
-            fix="set detector.config_file to a file of detectron2's folder configs, as "
-            "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
-        )
-    if path.suffix not in (".yaml", ".yml"):
-        raise UserError("only detectron2's YAML configs are read", where=path, expected="a .yaml file")
+    if not path.is_file() or path.suffix not in (".yaml", ".yml"):
+        known = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
+        fix = f"set detector.config_file to a YAML file of detectron2's folder configs, as {known}"
+        raise UserError("there is no such YAML config of detectron2", where=path, fix=fix)
     cfg = get_cfg()
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)
@@ -115,28 +109,18 @@ def _class_names(cfg: Any, config: Detectron2DetectorConfig, where: str) -> list
     """Return the model's classes in order: the user's list, or the metadata of the config's test dataset."""
     from detectron2.data import MetadataCatalog
 
-    names = config.classes
+    names, fix = config.classes, "set detector.classes to the model's class names in order"
     if names is None:
         tested = list(cfg.DATASETS.TEST)
         names = MetadataCatalog.get(tested[0]).get("thing_classes") if tested else None
         if names is None:
-            raise UserError(
-                "the config's test dataset names no classes",
-                where=where,
-                expected="a dataset that detectron2 knows, as coco_2017_val",
-                got=tested[0] if tested else "none",
-                fix="set detector.classes to the model's class names in order",
-            )
+            problem, expected = "the config's test dataset names no classes", "a known dataset, as coco_2017_val"
+            raise UserError(problem, where=where, expected=expected, got=tested[0] if tested else "none", fix=fix)
     heads = {"GeneralizedRCNN": cfg.MODEL.ROI_HEADS, "RetinaNet": cfg.MODEL.RETINANET}
     head = heads.get(cfg.MODEL.META_ARCHITECTURE)
     if head is not None and len(names) != head.NUM_CLASSES:
-        raise UserError(
-            "the names of the classes do not fit the model",
-            where=where,
-            expected=f"{head.NUM_CLASSES} names",
-            got=len(names),
-            fix="set detector.classes to the model's class names in order",
-        )
+        problem, expected = "the names of the classes do not fit the model", f"{head.NUM_CLASSES} names"
+        raise UserError(problem, where=where, expected=expected, got=len(names), fix=fix)
     return list(names)
 
 
@@ -149,8 +133,8 @@ def _build_model(cfg: Any, config: Detectron2DetectorConfig, where: str) -> torc
         # On the CPU, whatever the device: the generator of a GPU would draw other random weights.
         model = build_model(_on_cpu(cfg))
     if state is not None:
-        expected = model.state_dict().keys()
-        kept = {name: value for name, value in state.items() if name in expected or not _is_constant(name)}
+        dropped = [name for name in state.keys() - model.state_dict().keys() if re.search(NOT_SAVED, name)]
+        kept = {name: value for name, value in state.items() if name not in dropped}
         load_weights(model, kept, f"{where}, weights {config.weights}")
     return model
 
@@ -162,21 +146,16 @@ def _on_cpu(cfg: Any) -> Any:
     return cfg
 
 
-def _is_constant(name: str) -> bool:
-    return name in NOT_SAVED or "anchor_generator.cell_anchors" in name
-
-
 def _read_state(config: Detectron2DetectorConfig) -> dict[str, Tensor]:
     path = Path(config.weights)
     if path.suffix != ".pkl":
         return read_weights(path)
     if not config.trust_pickle:
-        raise UserError(
+        problem, fix = (
             "a .pkl file may run code when it is read",
-            where=path,
-            expected="a .safetensors or .pth file",
-            fix="set detector.trust_pickle: true if you trust whoever made the file",
+            "set detector.trust_pickle: true if you trust its maker",
         )
+        raise UserError(problem, where=path, expected="a .safetensors or .pth file", fix=fix)
     if not path.is_file():
         raise UserError("there is no such weight file", where=path, fix="check the path")
     try:
@@ -185,19 +164,5 @@ def _read_state(config: Detectron2DetectorConfig) -> dict[str, Tensor]:
             content = pickle.load(file, encoding="latin1")
         return {name: torch.from_numpy(np.array(value)) for name, value in content["model"].items()}
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            "the weight file is none of detectron2's model zoo",
-            where=path,
-            expected="a pickled {model: arrays by name}",
-            got=f"{type(error).__name__}: {error}",
-        ) from None
-
-
-def _resizer(cfg: Any) -> Any:
-    from detectron2.data.transforms import ResizeShortestEdge
-
-    return ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
-
-
-def _config_sha256(cfg: Any) -> str:
-    return hashlib.sha256(_on_cpu(cfg).dump().encode()).hexdigest()
+        problem, got = "the weight file is none of detectron2's model zoo", f"{type(error).__name__}: {error}"
+        raise UserError(problem, where=path, expected="a pickled {model: arrays by name}", got=got) from None

@@ -15,7 +15,8 @@ from hoi.config import DatasetSettings, GroundTruthDetectorConfig, PrecomputedDe
 from hoi.datasets import dataset_of
 from hoi.detectors import keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
-from hoi.files import file_sha256, read_text
+from hoi.files import file_sha256
+from hoi.json_lines import read_json_file
 from hoi.prompts import spaced
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary
@@ -30,12 +31,13 @@ class PrecomputedDetector:
 
     def __init__(self, config: PrecomputedDetectorConfig, vocabulary: Vocabulary, *_: object) -> None:
         self._config, self.listed_in = config, config.instances
-        instances = _read_json(config.instances, "detector.instances")
+        instances = read_json_file(Path(config.instances), "COCO instances (detector.instances)")
         images, categories = _listed(instances, config.instances)
         labels = match_classes(list(categories.values()), vocabulary, f"detector precomputed, {config.instances}")
         label_of = dict(zip(categories, labels.tolist(), strict=True))
         self._image_of = _image_keys(images)
-        self._found = _group(_read_json(config.results, "detector.results"), config.results, images, label_of)
+        results = read_json_file(Path(config.results), "COCO results (detector.results)")
+        self._found = _group(results, config.results, images, label_of)
         content = {"images": sorted(images.items()), "categories": sorted(categories.items())}
         self._digests = {
             "results_sha256": file_sha256(Path(config.results)),
@@ -57,13 +59,10 @@ class PrecomputedDetector:
     def _detect(self, size_hw: tuple[int, int], image_id: str) -> Detections:
         number = self._number(image_id)
         if number is None:
-            raise UserError(
-                "the precomputed detections do not list an image of the dataset",
-                where=f"{self._config.instances}, images",
-                expected=f"an entry with file_name or id '{image_id}'",
-                got=f"{len(set(self._image_of.values()))} other images",
-                fix="run the detector on this image too, or take the image out of the dataset",
-            )
+            problem, where = "the precomputed detections do not list an image", f"{self.listed_in}, images"
+            expected = f"an entry with file_name or id '{image_id}'"
+            fix = "run the detector on this image too, or take the image out of the dataset"
+            raise UserError(problem, where=where, expected=expected, fix=fix)
         rows = self._found.get(number)
         if rows is None:
             return Detections.empty()
@@ -71,24 +70,14 @@ class PrecomputedDetector:
         return keep_detections(boxes, scores, labels, size_hw, self._config, nms=True)
 
 
-def _read_json(path: str, key: str) -> Any:
-    try:
-        return json.loads(read_text(path, "JSON", f"check {key}"))
-    except json.JSONDecodeError as error:
-        raise UserError("this is not valid JSON", where=path, got=error, fix=f"check {key}") from None
-
-
 def _listed(instances: Any, path: str) -> tuple[dict[Any, str], dict[Any, str]]:
     try:
         images = {entry["id"]: str(entry["file_name"]) for entry in instances["images"]}
         return images, {entry["id"]: str(entry["name"]) for entry in instances["categories"]}
     except (KeyError, TypeError) as error:
-        raise UserError(
-            "this is no COCO instances file",
-            where=path,
-            expected="images [{id, file_name}] and categories [{id, name}]",
-            got=f"no {error}" if isinstance(error, KeyError) else type(instances).__name__,
-        ) from None
+        expected = "images [{id, file_name}] and categories [{id, name}]"
+        got = f"no {error}" if isinstance(error, KeyError) else type(instances).__name__
+        raise UserError("this is no COCO instances file", where=path, expected=expected, got=got) from None
 
 
 def _image_keys(images: dict[Any, str]) -> dict[str, Any]:
@@ -114,23 +103,14 @@ def _group(results: Any, path: str, images: dict[Any, str], label_of: dict[Any, 
             score = float(entry["score"])
             is_known = {"image_id": number in images, "category_id": category in label_of}
         except (KeyError, TypeError, ValueError):
-            raise UserError(
-                "a detection is not understood",
-                where=where,
-                expected="{image_id, category_id, bbox: [x, y, width, height], score}",
-                got=json.dumps(entry)[:160],
-            ) from None
+            expected, got = "{image_id, category_id, bbox: [x, y, width, height], score}", json.dumps(entry)[:160]
+            raise UserError("a detection is not understood", where=where, expected=expected, got=got) from None
         for kind in (kind for kind, known in is_known.items() if not known):
-            raise UserError(
-                f"a detection has a foreign {kind}", where=where, expected="one of instances'", got=entry[kind]
-            )
+            what, expected = f"a detection has a foreign {kind}", "one of instances'"
+            raise UserError(what, where=where, expected=expected, got=entry[kind])
         if not (np.isfinite([x, y, width, height]).all() and width >= 0 and height >= 0 and 0 <= score <= 1):
-            raise UserError(
-                "a detection is impossible",
-                where=where,
-                expected="a finite box of width and height >= 0, a score in [0, 1]",
-                got=json.dumps(entry)[:160],
-            )
+            expected = "a finite box of width and height >= 0, a score in [0, 1]"
+            raise UserError("a detection is impossible", where=where, expected=expected, got=json.dumps(entry)[:160])
         rows[number].append([x, y, x + width, y + height, score, label_of[category]])
     return {number: np.array(found) for number, found in rows.items()}
 
@@ -157,8 +137,7 @@ class GroundTruthDetector:
             seed = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big")
             sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
             boxes = boxes + np.random.default_rng(seed).normal(0.0, self._config.jitter, boxes.shape) * sides
-            boxes = np.concatenate(
-                [np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1
-            )
+            # Noise may have swapped two edges.
+            boxes = np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
         scores = np.ones(len(boxes), np.float32)
         return keep_detections(boxes, scores, labels, size_hw, self._config, nms=False)

@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class OpenVocabularyDetector:
         model = model.eval().requires_grad_(False).to(device)
         names = [vocabulary.objects[row] for row in rows]
         reader = GroundingDino if self._kind == "grounding-dino" else Owlv2
-        self._model: ReadsImages = reader(model, processor, names, device)
+        self._model: Owlv2 | GroundingDino = reader(model, processor, names, device)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
@@ -74,18 +74,6 @@ class OpenVocabularyDetector:
         return keep_detections(*found, size_hw, self._config, nms=True)
 
 
-class ReadsImages(Protocol):
-    """A model with its class names, ready to be shown images."""
-
-    def read(self, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes [Q, 4] (xyxy, pixels), their best classes' scores [Q] and rows [Q]."""
-        ...
-
-    def provenance(self) -> dict[str, object]:
-        """Return what is asked and how images are prepared."""
-        ...
-
-
 class Owlv2:
     """OWLv2: a text for each class, an image padded to a square."""
 
@@ -99,6 +87,7 @@ class Owlv2:
         self._tokens = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
 
     def read(self, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes [Q, 4] (xyxy, pixels), their best classes' scores [Q] and rows [Q]."""
         pixels = _prepared(self._images, image)["pixel_values"].to(self._device)
         found = self._model(pixel_values=pixels, **self._tokens)
         scores, classes = found.logits[0].sigmoid().max(-1)
@@ -167,33 +156,24 @@ def _load(name: str) -> tuple[Any, Any]:
     try:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
     except ImportError as error:
-        raise UserError(
-            "the open-vocabulary detectors need transformers",
-            where=where,
-            got=error,
-            fix="pip install 'hoi-distill[open-vocabulary]'",
-        ) from None
-    folder = str(find_local(name)) if name.startswith(LOCAL_DIR) else name
-    if name.startswith(LOCAL_DIR) and not (Path(folder) / "config.json").is_file():
-        raise UserError("this is no folder of a transformers model", where=folder, expected="config.json")
+        problem, fix = "the open-vocabulary detectors need transformers", "pip install 'hoi-distill[open-vocabulary]'"
+        raise UserError(problem, where=where, got=error, fix=fix) from None
+    source = str(find_local(name)) if name.startswith(LOCAL_DIR) else name.removeprefix(HF_HUB)
+    if name.startswith(LOCAL_DIR) and not (Path(source) / "config.json").is_file():
+        raise UserError("this is no folder of a transformers model", where=source, expected="config.json")
     try:
         # Never pickled weights and never code out of a repository.
-        model = AutoModelForZeroShotObjectDetection.from_pretrained(
-            folder.removeprefix(HF_HUB), use_safetensors=True, dtype=torch.float32
-        )
-        processor = AutoProcessor.from_pretrained(folder.removeprefix(HF_HUB))
+        load = AutoModelForZeroShotObjectDetection.from_pretrained
+        model = load(source, use_safetensors=True, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(
-            "the open-vocabulary detector cannot be loaded",
-            where=where,
-            expected="OWLv2 or Grounding DINO with safetensors weights",
-            got=" ".join(str(error).split())[:300],
-            fix="check detector.model and the network, or download the repository and use local-dir:",
-        ) from None
-    if model.config.model_type not in KINDS:
-        raise UserError(
-            "this open-vocabulary detector is not known", where=where, expected=KINDS, got=model.config.model_type
-        )
+        expected, got = "OWLv2 or Grounding DINO with safetensors weights", " ".join(str(error).split())[:300]
+        fix = "check detector.model and the network, or download the repository and use local-dir:"
+        problem = "the open-vocabulary detector cannot be loaded"
+        raise UserError(problem, where=where, expected=expected, got=got, fix=fix) from None
+    kind = model.config.model_type
+    if kind not in KINDS:
+        raise UserError("this open-vocabulary detector is not known", where=where, expected=KINDS, got=kind)
     return model, processor
 
 

@@ -30,12 +30,8 @@ class TorchvisionDetector:
         where = f"detector torchvision, model {config.model}"
         names = torchvision.models.list_models(module=torchvision.models.detection)
         if config.model not in names:
-            raise UserError(
-                "torchvision has no such detector",
-                where="detector.model",
-                expected=nearest(config.model, names),
-                got=config.model,
-            )
+            known, got = nearest(config.model, names), config.model
+            raise UserError("torchvision has no such detector", where="detector.model", expected=known, got=got)
         published = torchvision.models.get_model_weights(config.model)
         state, categories = _weights(config.weights, published, where)
         self._labels = match_classes(categories, vocabulary, where)
@@ -44,7 +40,10 @@ class TorchvisionDetector:
             model = torchvision.models.get_model(config.model, weights=None, weights_backbone=None)
         if state is not None:
             load_weights(model, state, f"{where}, weights {config.weights}")
-        _set_thresholds(model, config)
+        # Two-stage models keep these settings in their heads, one-stage models in themselves.
+        settings = getattr(model, "roi_heads", model)
+        settings.score_thresh, settings.nms_thresh = config.min_score, config.nms_iou
+        settings.detections_per_img = RAW_DETECTIONS
         self._sha256 = weights_sha256(model)
         self._model = model.eval().requires_grad_(False).to(device)
 
@@ -67,14 +66,6 @@ class TorchvisionDetector:
         return keep_detections(found["boxes"], found["scores"], labels, image.shape[:2], self._config, nms=True)
 
 
-def _set_thresholds(model: Any, config: TorchvisionDetectorConfig) -> None:
-    # Two-stage models keep these settings in their heads, one-stage models in themselves.
-    settings = getattr(model, "roi_heads", model)
-    settings.score_thresh = config.min_score
-    settings.nms_thresh = config.nms_iou
-    settings.detections_per_img = RAW_DETECTIONS
-
-
 def _weights(name: str, published: Any, where: str) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
     """Return the state dict (None for random) and the class names of a weight name, a file or `random`."""
     usual: list[str] = published.DEFAULT.meta["categories"]
@@ -84,10 +75,8 @@ def _weights(name: str, published: Any, where: str) -> tuple[dict[str, torch.Ten
         return _download(published[name], name, where), published[name].meta["categories"]
     if Path(name).suffix in (".safetensors", ".pth", ".pt"):
         return read_weights(Path(name)), usual
-    known = nearest(name, ["DEFAULT", *published.__members__])
-    raise UserError(
-        "torchvision has no such weights", where=where, expected=f"{known}; a weight file; or {RANDOM}", got=name
-    )
+    expected = f"{nearest(name, ['DEFAULT', *published.__members__])}; a weight file; or {RANDOM}"
+    raise UserError("torchvision has no such weights", where=where, expected=expected, got=name)
 
 
 def _download(weights: Any, name: str, where: str) -> dict[str, torch.Tensor]:
@@ -95,16 +84,12 @@ def _download(weights: Any, name: str, where: str) -> dict[str, torch.Tensor]:
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, TimeoutError, ConnectionError) as error:
-        raise UserError(
-            f"the weights {name} cannot be downloaded",
-            where=where,
-            got=getattr(error, "reason", error),
-            fix=f"put {weights.url} into {folder}, or set detector.weights to a file",
-        ) from None
+        fix = f"put {weights.url} into {folder}, or set detector.weights to a file"
+        got = getattr(error, "reason", error)
+        raise UserError(f"the weights {name} cannot be downloaded", where=where, got=got, fix=fix) from None
     except RuntimeError as error:
-        raise UserError(
-            f"the weights {name} are damaged", where=folder / Path(weights.url).name, got=error, fix="delete the file"
-        ) from None
+        where = str(folder / Path(weights.url).name)
+        raise UserError(f"the weights {name} are damaged", where=where, got=error, fix="delete the file") from None
 
 
 def find_absent_weights(config: TorchvisionDetectorConfig) -> tuple[str, str] | None:

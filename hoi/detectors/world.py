@@ -11,6 +11,7 @@ bump for both heads.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,9 @@ class WorldDetector:
         self._net = net.to(device).to(memory_format=torch.channels_last)
 
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        rows_of_size: dict[tuple[int, ...], list[int]] = {}
+        rows_of_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for row, image in enumerate(images):
-            rows_of_size.setdefault(image.shape[:2], []).append(row)
+            rows_of_size[image.shape[:2]].append(row)
         detections: dict[int, Detections] = {}
         for rows in rows_of_size.values():
             for start in range(0, len(rows), MAX_BATCH):
@@ -128,12 +129,9 @@ class DetectorNet(nn.Module):
         self.register_buffer("group_of", groups, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits [B, C, h, w], and distances [B, G, 4, h, w] in pixels.
+        """Return class logits [B, C, h, w] and distances [B, G, 4, h, w] of images, float [B, 3, H, W] in [0, 1].
 
-        Distances go from a cell's centre to the left, top, right and bottom edge.
-
-        Args:
-            images: float [B, 3, H, W] in [0, 1]; H and W multiples of 32.
+        Distances go in pixels from a cell's centre to the left, top, right and bottom edge. 32 divides H and W.
         """
         x4 = self.stride4(images * 4 - 2)
         x8 = self.stride8(x4)
@@ -164,16 +162,9 @@ def boxes_at(distances: Tensor) -> Tensor:
 def peaks(
     logits: Tensor, distances: Tensor, group_of: Tensor, size_hw: tuple[int, int], min_score: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the boxes of one image, before non-maximum suppression.
+    """Return one image's boxes xyxy float [N, 4], scores [N] and class rows int64 [N], neither clipped nor suppressed.
 
-    Args:
-        logits: [C, h, w].
-        distances: [G, 4, h, w].
-        group_of: int64 [C].
-        size_hw: Of the image without padding.
-
-    Returns:
-        Boxes xyxy float [N, 4], not clipped; scores [N]; class rows int64 [N].
+    Logits are [C, h, w], distances [G, 4, h, w], `group_of` is int64 [C], and `size_hw` of the image without padding.
     """
     scores = logits.sigmoid()
     chosen = (scores == _best_of_neighbours(scores)) & (scores >= min_score)
@@ -193,11 +184,7 @@ def _best_of_neighbours(scores: Tensor) -> Tensor:
 
 
 def load_detector(path: Path) -> DetectorNet:
-    """Read weights that `save_detector` wrote, for inference.
-
-    Raises:
-        UserError: The file is missing, or no weight file of this detector.
-    """
+    """Read weights that `save_detector` wrote, for inference; a UserError if there is no such file or it is another."""
     if not path.is_file():
         raise UserError("there is no such weight file", where=path, fix="check detector.weights in the pipeline file")
     try:
@@ -206,12 +193,8 @@ def load_detector(path: Path) -> DetectorNet:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         names, shape = about["class_names"], about["shape"]
     except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(
-            "this is no weight file of the world's detector",
-            where=path,
-            expected="a file that `hoi world` wrote",
-            got=error,
-        ) from None
+        problem, expected = "this is no weight file of the world's detector", "a file that `hoi world` wrote"
+        raise UserError(problem, where=path, expected=expected, got=error) from None
     net = DetectorNet(names, DetectorShape(tuple(shape["channels"]), shape["pyramid"]))
     load_weights(net, state, path)
     return net.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from hoi.config import FolderDataset
 from hoi.datasets import load_vocabulary
-from hoi.datasets.folder import FolderImages
+from hoi.datasets.folder import Folder
 from hoi.errors import UserError
 from hoi.json_lines import Records, read_json_lines
 from hoi.labels import LabelReader
@@ -52,7 +52,7 @@ class FolderLabels(LabelReader[FolderDataset]):
                 fix="set dataset.annotations, or remove the students with supervision: labels",
             )
         given, vocabulary = read_annotation_lines(Path(config.annotations)), load_vocabulary(config)
-        names = {s: FolderImages(config, s).image_ids for s in config.splits if config.splits[s] > 0 or s == split}
+        names = {s: Folder(config).images(s).image_ids for s in config.splits if config.splits[s] > 0 or s == split}
         every_image = {name for of_split in names.values() for name in of_split}
         row_of = {pair: k for k, pair in enumerate(vocabulary.interactions)}
         for row, (name, pair) in enumerate(zip(given.file_names, given.pairs, strict=True)):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hoi.config import HicodetDataset
-from hoi.datasets.hicodet import HALVES, OFFICIAL_FOLDER, Half, HicodetImages, half_of, image_names
+from hoi.datasets.hicodet import HALVES, OFFICIAL_FOLDER, Half, Hicodet, half_of, image_names
 from hoi.errors import UserError
 from hoi.labels import LabelReader
 from hoi.labels.hicodet_files import HicodetAnnotations, read_annotations
@@ -47,7 +47,7 @@ class HicodetLabels(LabelReader[HicodetDataset]):
                 got=f"no {', '.join(missing[:NUM_SHOWN])}{', ...' if len(missing) > NUM_SHOWN else ''}",
                 fix=f"put them there, or set dataset.image_lists.{half} to a list of the images that are to count",
             )
-        row_of_name = {name: row for row, name in enumerate(HicodetImages(config, split).image_ids)}
+        row_of_name = {name: row for row, name in enumerate(Hicodet(config).images(split).image_ids)}
         row_of = np.array([row_of_name.get(name, -1) for name in annotations.file_names], np.int64)
         image = row_of[annotations.image]
         kept = np.flatnonzero(image >= 0)

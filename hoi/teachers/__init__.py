@@ -66,5 +66,4 @@ def build_teacher(config: TeacherConfig, device: str) -> Teacher:
     Raises:
         UserError: an unknown model, weights that are missing or do not fit, or a precision that is too low.
     """
-    teacher: Teacher = load_target(config.IMPLEMENTATION)(config, device)
-    return teacher
+    return load_target(config.IMPLEMENTATION)(config, device)

@@ -55,9 +55,8 @@ class LoadedModel:
 def load_model(config: TeacherConfig) -> LoadedModel:
     """Return the model that a teacher section names.
 
-    Raises:
-        UserError: an unknown name or tag, a missing folder, file or network, weights that do not fit, or an activation
-            that the weights were not trained with.
+    A UserError says of an unknown name or tag, a missing folder, file or network, weights that do not fit, or an
+    activation that the weights were not trained with.
     """
     architecture = read_architecture(config)
     _check_weights_named(config, architecture)
@@ -111,20 +110,18 @@ def may_download(config: TeacherConfig) -> bool:
 def read_architecture(config: TeacherConfig) -> dict[str, Any]:
     """Return the model config that a teacher's name stands for, without any weights.
 
-    Raises:
-        UserError: an unknown name, a folder without a config, or a hub that does not answer.
+    A UserError says of an unknown name, a folder without a config, or a hub that does not answer.
     """
     name = config.model
     if name.startswith(LOCAL_DIR):
         file = find_local(name) / CONFIG_FILE
         try:
-            architecture: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
+            return json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
         except FileNotFoundError:
             problem = "this is no folder of an open_clip model"
             raise UserError(problem, where=file.parent, expected=CONFIG_FILE, fix="check teacher.model") from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise UserError("this is no open_clip model config", where=file, got=error) from None
-        return architecture
     if name.startswith(HF_HUB):
         try:
             with unlogged():

@@ -54,14 +54,10 @@ class OpenClipTeacher:
             self._check_precision()
 
     def text_bank(self, vocabulary: Vocabulary) -> TextBank:
-        """Return the normalised mean of each interaction's normalised prompt embeddings, in fp32.
-
-        With `spatial_map`, the tower's last layers come along, which make joint vectors of its cells.
-        """
+        """Return the normalised mean of each interaction's normalised prompt embeddings, in fp32."""
         prompts = interaction_prompts(vocabulary, self._config.prompts, self._config.no_interaction_prompts)
         tokens = self._tokenizer([text for texts in prompts for text in texts])
         each = encode_texts(self._model, tokens, self._device)
-        # Templates of `no_interaction` may be fewer or more than the others.
         rows = torch.stack([texts.mean(0) for texts in each.split([len(texts) for texts in prompts])])
         scale, bias = self._model.logit_scale.exp().item(), getattr(self._model, "logit_bias", None)
         head = self._tower.head() if self._config.spatial_map else None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,29 +32,13 @@ from hoi.records import VisualHead
 RESNET_STRIDE = 32
 
 
-@runtime_checkable
-class Tower(Protocol):
-    """An image tower with its regions."""
-
-    levels: tuple[str, ...]
-
-    def whole(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return embeddings [B, D] (any norm) and maps [B, C, H, W] of normalised pixels [B, 3, S, S]."""
-        ...
-
-    def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
-        """Return one embedding [R, D] (any norm) per level of rois [R, 5] in input pixels."""
-        ...
-
-    def head(self) -> VisualHead | None:
-        """Return the layers from a cell of the last map to the joint space; None if cells do not go one by one."""
-        ...
-
-
-def open_tower(visual: Any, image_size_px: int, own_size_px: int) -> Tower:
+def open_tower(visual: Any, image_size_px: int, own_size_px: int) -> ResNetTower | TimmTower | ViTTower:
     """Return the tower of open_clip's `model.visual`, for whole images of another size than its crops.
 
-    Weights are shared with `visual`; only position embeddings are interpolated (bicubic), in a copy of their own.
+    Weights are shared with `visual`; only position embeddings are interpolated (bicubic), in a copy of their own. Of
+    normalised pixels [B, 3, S, S], `whole` gives embeddings [B, D] (any norm) and maps [B, C, H, W]; `regions` gives an
+    embedding [R, D] (any norm) per level of rois [R, 5] in input pixels; `head` gives the layers from a cell of the
+    last map to the joint space, or None if cells do not go one by one.
 
     Raises:
         UserError: the size does not suit the tower, or the tower is of none of the three kinds.
@@ -94,9 +78,8 @@ class ResNetTower:
 
     def regions(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, ...]:
         c4, c5 = maps
-        fine = _align(c4, rois, 2 * self._grid, RESNET_STRIDE // 2)
-        coarse = _align(c5, rois, self._grid, RESNET_STRIDE)
-        return self._visual.attnpool(self._visual.layer4(fine)), self._visual.attnpool(coarse)
+        fine = self._visual.layer4(_align(c4, rois, 2 * self._grid, RESNET_STRIDE // 2))
+        return self._visual.attnpool(fine), self._visual.attnpool(_align(c5, rois, self._grid, RESNET_STRIDE))
 
     def head(self) -> VisualHead:
         # Value and output projection of the attention pool, without its position embeddings.

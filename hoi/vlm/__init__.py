@@ -38,11 +38,7 @@ class VisionLanguageModel(Protocol):
     def log_likelihoods(
         self, images: Sequence[np.ndarray], candidates: Sequence[Sequence[str]], question: str | None = None
     ) -> list[Likelihoods]:
-        """Return how likely each image's candidates are; one pass over an image.
-
-        Args:
-            question: Put before every candidate, for models that take instructions; None for those that only caption.
-        """
+        """Return how likely each image's candidates are, after a question if one is asked; one pass over an image."""
         ...
 
     def yes_probabilities(
@@ -98,5 +94,4 @@ def build_vlm(config: VlmConfig, device: str) -> VisionLanguageModel:
     Raises:
         UserError: an unknown model, weights that are missing or do not fit, or a package that is not installed.
     """
-    model: VisionLanguageModel = VLM_BACKENDS[config.backend](config, device)
-    return model
+    return VLM_BACKENDS[config.backend](config, device)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,11 +73,7 @@ MAX_KEPT_TEXTS = 4096
 
 
 class CocaModel:
-    """A CoCa with a causal text tower and CLIP's tokenizer. Whole images are padded to a square.
-
-    Raises:
-        UserError: it cannot be loaded (`load_model`), or is no such CoCa.
-    """
+    """A CoCa with a causal text tower and CLIP's tokenizer. Whole images are padded to a square."""
 
     def __init__(self, config: VlmConfig, device: str) -> None:
         loaded, self._tokenizer = _load(config)
@@ -89,6 +86,7 @@ class CocaModel:
         self._mean = torch.tensor(loaded.mean, device=self._device).view(3, 1, 1)
         self._std = torch.tensor(loaded.std, device=self._device).view(3, 1, 1)
         self._states: dict[tuple[int, ...], Tensor] = {}
+        self._autocast = partial(mixed, config.precision, self._device)
 
     def captions(self, images: Sequence[np.ndarray]) -> list[str]:
         return self.answers(images, "")
@@ -110,8 +108,8 @@ class CocaModel:
         result = []
         for log_p in self._log_probabilities(images, texts):
             of_candidates = [each[len(prompt) - 1 :] for each in log_p]
-            sums, counts = [each.sum().item() for each in of_candidates], [len(each) for each in of_candidates]
-            result.append(Likelihoods(np.array(sums, np.float32), np.array(counts, np.int32)))
+            sums = np.array([each.sum().item() for each in of_candidates], np.float32)
+            result.append(Likelihoods(sums, np.array([len(each) for each in of_candidates], np.int32)))
         return result
 
     @torch.inference_mode()
@@ -234,9 +232,6 @@ class CocaModel:
             tokens, ended = torch.cat([tokens, best[:, None]], dim=1), ended | (best == self._end)
         written = tokens[:, len(prompt) :].tolist()
         return [row[: row.index(self._end)] if self._end in row else row for row in written]
-
-    def _autocast(self) -> torch.autocast:
-        return mixed(self._config.precision, self._device)
 
 
 def _load(config: VlmConfig) -> tuple[LoadedModel, SimpleTokenizer]:

@@ -46,11 +46,7 @@ Image = tuple[ImageSignals, np.ndarray]
 
 
 class VlmExtractor:
-    """A vision language model and what the section `vlms.NAME` asks of it.
-
-    Raises:
-        UserError: see `build_vlm` and `load_model`; or the phrase has no place for the vocabulary's own wording.
-    """
+    """A vision language model and what the section `vlms.NAME` asks of it."""
 
     def __init__(self, config: PipelineConfig, name: str, vocabulary: Vocabulary, device: str) -> None:
         settings = self._settings = config.vlms[name]
@@ -67,11 +63,9 @@ class VlmExtractor:
         }
 
     def extract(self, images: Iterable[Image], teacher: Mapping[str, Any]) -> list[VlmSignals]:
-        """Return one record for each image, in order.
+        """Return one record for each image, in order; images are taken a batch at a time.
 
-        Args:
-            images: Taken a batch at a time, so that the next ones are decoded meanwhile.
-            teacher: The base pass's provenance of its teacher, for the style of its crops.
+        `teacher` is the base pass's provenance of its teacher, for the style of its crops.
         """
         records: list[VlmSignals] = []
         remaining = iter(images)
@@ -111,8 +105,8 @@ class VlmExtractor:
             for record, caption in zip(records, captions, strict=True):
                 record |= self._context(caption)
         if settings.image_scores:
-            present = [self._present(self._labels(signals)) for signals, _ in chunk]
-            for record, (confidences, sums) in zip(records, self._score(images, present, captions), strict=True):
+            labels = [self._labels(signals) for signals, _ in chunk]
+            for record, (confidences, sums) in zip(records, self._score(images, labels, captions), strict=True):
                 scores, asked = confidences.scores.astype(np.float16), confidences.asked.astype(np.uint8)
                 record |= {"vlm_scores": scores, "vlm_asked": asked, "vlm_log_likelihood": sums}
         if settings.pair_scores:
@@ -138,15 +132,12 @@ class VlmExtractor:
             labels[human == obj] = self._vocabulary.no_object_idx
         return labels
 
-    def _present(self, labels: np.ndarray) -> np.ndarray:
-        return np.isin(np.arange(len(self._vocabulary.objects)), labels)
-
     def _score(
-        self, images: Sequence[np.ndarray], present: Sequence[np.ndarray], captions: Sequence[str] | None
+        self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray], captions: Sequence[str] | None
     ) -> list[tuple[Confidences, np.ndarray]]:
         """Return confidences and sums of log-probabilities, float32 [K], of images or crops and the classes in each."""
-        with_no_interaction = self._settings.no_interaction == "asked"
-        rows = [candidate_rows(self._vocabulary, classes, with_no_interaction) for classes in present]
+        with_no_interaction, every = self._settings.no_interaction == "asked", np.arange(len(self._vocabulary.objects))
+        rows = [candidate_rows(self._vocabulary, np.isin(every, each), with_no_interaction) for each in labels]
         asked = [place for place, candidates in enumerate(rows) if len(candidates)]
         num = len(self._vocabulary)
         nothing = Confidences(np.zeros(num, np.float32), np.zeros(num, bool)), np.zeros(num, np.float32)
@@ -209,8 +200,7 @@ class VlmExtractor:
         for start in range(0, len(questions), self._settings.batch_size):
             chunk = questions[start : start + self._settings.batch_size]
             crops = [_crop(pixels, question[:8], style) for question in chunk]
-            present = [self._present(question[8:]) for question in chunk]
-            for row, (confidences, _) in enumerate(self._score(crops, present, None), start):
+            for row, (confidences, _) in enumerate(self._score(crops, list(chunk[:, 8:]), None), start):
                 scores[row] = confidences.scores.astype(np.float16)
         return scores[of_pair.reshape(-1)]
 
@@ -222,11 +212,10 @@ def sentences(text: str) -> list[str]:
 
 def _phrases(settings: VlmConfig, vocabulary: Vocabulary, where: str) -> tuple[str, ...]:
     """Return K candidates' texts; empty for `no_interaction` if it is no candidate."""
-    template = settings.phrase
     try:
-        filled = interaction_prompts(vocabulary, [template], [settings.no_interaction_phrase])
+        filled = interaction_prompts(vocabulary, [settings.phrase], [settings.no_interaction_phrase])
     except UserError as error:
-        raise UserError(error.what, where=where, expected=error.expected, got=error.got or template) from None
+        raise UserError(error.what, where=where, expected=error.expected, got=error.got or settings.phrase) from None
     dropped = vocabulary.is_no_interaction & (settings.no_interaction != "asked")
     return tuple("" if drop else texts[0] for texts, drop in zip(filled, dropped, strict=True))
 

@@ -30,6 +30,7 @@ PERSON_WORDS = (
     *("person", "people", "persons", "man", "men", "woman", "women", "kid", "kids", "child", "children"),
     *("boy", "boys", "girl", "girls", "lady", "ladies", "guy", "guys", "someone", "somebody", "rider", "player"),
 )
+"""Who begins a new clause."""
 PRONOUNS = ("it", "them")
 
 
@@ -41,8 +42,6 @@ class Confidences:
     asked: Bool[np.ndarray, " K"]
 
     def __post_init__(self) -> None:
-        if self.scores.shape != self.asked.shape:
-            raise ValueError(f"Confidences: scores {self.scores.shape} and asked {self.asked.shape} differ in shape")
         if (self.scores[~self.asked] != 0).any() or not ((self.scores >= 0) & (self.scores <= 1)).all():
             raise ValueError("Confidences: a score is outside [0, 1], or not 0 where nothing was asked")
 
@@ -140,8 +139,6 @@ class Lexicon:
     verbs: Mapping[str, str]
     objects: Mapping[str, str]
     """Names by their words; a person is no object here."""
-    people: frozenset[str]
-    """Words for a person, who begins a new clause."""
     phrases: Mapping[str, tuple[tuple[str, str], ...]]
     """Interactions that a whole phrase says, wherever it is."""
 
@@ -152,19 +149,27 @@ def vocabulary_lexicon(vocabulary: Vocabulary, synonyms: Mapping[str, Iterable[s
     Verbs are found as "ride", "rides" and "riding", objects in singular and plural, people by everyday words; phrases
     and synonyms, of the vocabulary or by name of a verb or object, as they are. `no_interaction` is never said.
     """
-    verbs = {form: verb for verb in vocabulary.verbs if verb != NO_INTERACTION for form in _verb_forms(verb)}
-    nouns = [name for name in vocabulary.objects if name not in (PERSON, NO_OBJECT)]
-    objects = {form: name for name in nouns for form in _noun_forms(name)}
+    verbs: dict[str, str] = {}
+    objects: dict[str, str] = {}
+    for verb in vocabulary.verbs:
+        if verb != NO_INTERACTION:
+            first, *rest = spaced(verb.lower()).split(" ")
+            forms = (first, _with_s(first, "s|x|z|ch|sh|o"), verb_ing(first))
+            verbs |= {" ".join([form, *rest]): verb for form in forms}
+    for name in vocabulary.objects:
+        if name not in (PERSON, NO_OBJECT):
+            noun = spaced(name.lower())
+            objects |= {noun: name, _with_s(noun, "s|x|z|ch|sh"): name}
     for name, words in (synonyms or {}).items():
-        forms = verbs if name in vocabulary.verbs else objects if name in vocabulary.objects else {}
-        forms |= {word.lower(): name for word in words}
+        known = verbs if name in vocabulary.verbs else objects if name in vocabulary.objects else {}
+        known |= {word.lower(): name for word in words}
     phrases: dict[str, tuple[tuple[str, str], ...]] = {}
     synonyms_of = vocabulary.synonyms or ((),) * len(vocabulary)
     for pair, phrase, others in zip(vocabulary.interactions, vocabulary.phrases, synonyms_of, strict=True):
         for text in (*((phrase,) if phrase else ()), *others):
             words = " ".join(_words(text))
             phrases[words] = (*phrases.get(words, ()), pair)
-    return Lexicon(verbs, objects, frozenset(PERSON_WORDS), phrases)
+    return Lexicon(verbs, objects, phrases)
 
 
 def said_interactions(text: str, lexicon: Lexicon) -> frozenset[tuple[str, str]]:
@@ -200,7 +205,7 @@ def _mentions(words: list[str], lexicon: Lexicon) -> list[tuple[str, str]]:
     tables: tuple[tuple[str, Mapping[str, str]], ...] = (
         ("verb", lexicon.verbs),
         ("object", lexicon.objects),
-        ("person", dict.fromkeys(lexicon.people, PERSON)),
+        ("person", dict.fromkeys(PERSON_WORDS, PERSON)),
         ("pronoun", dict.fromkeys(PRONOUNS, "")),
         ("end", {".": ""}),
     )
@@ -219,16 +224,6 @@ def _mentions(words: list[str], lexicon: Lexicon) -> list[tuple[str, str]]:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9'-]+|\.", re.sub(r"[.;!?\n]+", " . ", text.lower().replace("_", " ")))
-
-
-def _verb_forms(verb: str) -> tuple[str, ...]:
-    first, *rest = spaced(verb.lower()).split(" ")
-    return tuple(" ".join([form, *rest]) for form in (first, _with_s(first, "s|x|z|ch|sh|o"), verb_ing(first)))
-
-
-def _noun_forms(name: str) -> tuple[str, ...]:
-    noun = spaced(name.lower())
-    return noun, _with_s(noun, "s|x|z|ch|sh")
 
 
 def _with_s(word: str, before_es: str) -> str:

@@ -33,9 +33,8 @@ NOT_FOR_MODELS = ("labels",)
 def load_model(config: VlmConfig) -> tuple[Any, Any]:
     """Return the model of a section of `vlms`, in inference mode on the CPU, and its processor.
 
-    Raises:
-        UserError: the library is missing; there is no such model, or it is no decoder-only one or needs code of its
-            own; the processor or weights are missing, not safetensors, or do not fit; memory is short.
+    A UserError says of a missing library, of a model that is not there, is no decoder-only one or needs code of its
+    own, of a processor or weights that are missing, not safetensors, or do not fit, and of too little memory.
     """
     name, where = config.model, f"vlms, model {config.model}"
     if config.pretrained not in (None, RANDOM):
@@ -50,7 +49,12 @@ def load_model(config: VlmConfig) -> tuple[Any, Any]:
     safely = {"trust_remote_code": False, "local_files_only": is_folder}
     with _reading(name, "configuration", "check the name or folder; without a network, give a folder"):
         settings = transformers.AutoConfig.from_pretrained(source, **safely)
-    _check_kind(settings, where)
+    if type(settings) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        problem, expected = "this model does not turn images and text into text", "an image-text-to-text model"
+        raise UserError(problem, where=where, expected=expected, got=settings.model_type)
+    if settings.is_encoder_decoder:
+        problem = "this model reads the question in an encoder of its own, which is not supported"
+        raise UserError(problem, where=where, expected="a decoder-only model", got=settings.model_type)
     with _reading(name, "processor", "it is (pre)processor_config.json and tokenizer.json"):
         processor = transformers.AutoProcessor.from_pretrained(source, **safely)
     missing = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
@@ -86,10 +90,7 @@ def memory_explained(name: str) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
             raise
-        fix = (
-            "lower its batch_size, set precision: bf16, lower the image size in preprocessor_config.json, or take a "
-            "smaller model"
-        )
+        fix = "lower its batch_size, set precision: bf16, or take smaller images (preprocessor_config.json) or models"
         problem = "there is not enough memory for the model"
         raise UserError(problem, where=f"vlms, model {name}", got=_first_line(error), fix=fix) from None
 
@@ -136,20 +137,6 @@ def _find(name: str) -> tuple[str, bool]:
         expected = "a folder, or owner/name of the hub"
         raise UserError("there is no such model folder", where=name, expected=expected, fix="check model")
     return source, False
-
-
-def _check_kind(settings: Any, where: str) -> None:
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    if type(settings) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        problem = "this model does not turn images and text into text"
-        expected = "an image-text-to-text model of transformers"
-    elif settings.is_encoder_decoder:
-        problem = "this model reads the question in an encoder of its own, which is not supported"
-        expected = "a decoder-only model, in which the image is a part of the text"
-    else:
-        return
-    raise UserError(problem, where=where, expected=expected, got=settings.model_type)
 
 
 def _first_line(error: BaseException) -> str:

@@ -41,8 +41,7 @@ Inputs = Mapping[str, Tensor]
 class TransformersModel:
     """Reads images one after another, and the candidates of an image together.
 
-    Raises:
-        UserError: it cannot be loaded (`load_model`), overflows, or says the same of two pictures.
+    A UserError says that it cannot be loaded (`load_model`), overflows, or says the same of two pictures.
     """
 
     def __init__(self, config: VlmConfig, device: str) -> None:
@@ -194,21 +193,15 @@ class TransformersModel:
         if self._config.pretrained != RANDOM:
             other = self._score(self.inputs(255 - picture, PROBES[0]), texts, shared=False)
             if torch.equal(plain, torch.cat(other)):
-                problem, expected = (
-                    "the model says the same of two different pictures",
-                    "an image that reaches the model",
-                )
-                fix = "check its processor and chat template"
-                raise UserError(problem, where=self._where, expected=expected, fix=fix)
+                problem, fix = "the model says the same of two different pictures", "check its processor and template"
+                raise UserError(problem, where=self._where, fix=fix)
         prompts = [self.inputs(picture, question) for question in PROBES]
 
-        def of_candidates() -> Tensor:
-            return torch.cat(self._score(inputs, texts, shared=True))
-
-        def of_questions(shared: bool = True) -> Tensor:
+        def of_questions(shared: bool) -> Tensor:
             return torch.stack(self._first_logits(prompts, shared)).log_softmax(-1)
 
-        return self._agrees(of_candidates, plain), self._agrees(of_questions, of_questions(shared=False))
+        of_candidates = self._agrees(lambda: torch.cat(self._score(inputs, texts, shared=True)), plain)
+        return of_candidates, self._agrees(lambda: of_questions(shared=True), of_questions(shared=False))
 
     def _agrees(self, shared: Callable[[], Tensor], plain: Tensor) -> bool:
         try:

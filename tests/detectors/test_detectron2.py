@@ -62,7 +62,7 @@ def test_without_detectron2_the_message_says_how_to_install_it(small: Path, monk
     for name in [name for name in sys.modules if name.startswith("detectron2.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    with pytest.raises(UserError, match=r"detectron2 is not installed .* next: pip install --no-build-isolation git"):
+    with pytest.raises(UserError, match=r"detectron2 cannot be imported .* next: pip install --no-build-isolation git"):
         build(small)
 
 
@@ -154,7 +154,7 @@ def test_random_weights_and_config_hash_are_reproducible(small: Path, tmp_path: 
 
 @needs_detectron2
 def test_wrong_configs_are_named(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no such detectron2 config · where: nowhere.yaml"):
+    with pytest.raises(UserError, match=r"no such YAML config of detectron2 · where: nowhere.yaml"):
         build(Path("nowhere.yaml"))
     (tmp_path / "wrong.yaml").write_text(SMALL.replace("INPUT:", "IMPUT:"))
     with pytest.raises(UserError, match=r"no config of the installed detectron2 .* IMPUT"):
