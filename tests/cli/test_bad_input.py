@@ -6,21 +6,13 @@ What a single module refuses is tested beside it; here is what takes a whole sta
 from __future__ import annotations
 
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import hoi
 from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig, load_config
@@ -29,7 +21,7 @@ from hoi.evaluation.evaluate import evaluate
 from hoi.records import ImageSignals
 from hoi.training import train
 from tests.fakes.extractors import DrawnSignals, RandomSignals
-from tests.fakes.pipelines import photo_pipeline, small_pipeline, write_pipeline
+from tests.fakes.pipelines import WEIGHTS, photo_pipeline, refused, small_files, small_pipeline, write_pipeline
 
 ROOT = Path(__file__).parents[2]
 STUDENT = {"student": {"width": 16}}
@@ -50,17 +42,6 @@ def files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in kept)
 
 
-@contextmanager
-def disk_of(num_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this size: what a full disk looks like to a program."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize(
     ("override", "what", "where"),
     [
@@ -73,11 +54,9 @@ def disk_of(num_bytes: int) -> Iterator[None]:
     ],
 )
 def test_a_wrong_override_is_refused(override: str, what: str, where: str) -> None:
-    with pytest.raises(UserError) as mistake:
-        load_config(ROOT / "pipeline.yaml", [override])
-    assert what in mistake.value.what
-    assert where in str(mistake.value.where)
-    assert "\n" not in str(mistake.value)
+    error = refused(load_config, ROOT / "pipeline.yaml", [override])
+    assert what in error.what
+    assert where in str(error.where)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +65,7 @@ def test_a_wrong_override_is_refused(override: str, what: str, where: str) -> No
 def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty.yaml").write_text("")
-    with pytest.raises(UserError) as mistake:
-        load_config(tmp_path / name)
-    assert what in mistake.value.what
+    assert what in refused(load_config, tmp_path / name).what
 
 
 @pytest.mark.parametrize(
@@ -103,10 +80,9 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, name: str, what: 
     ],
 )
 def test_an_unknown_or_damaged_model_leaves_the_cache_empty(tmp_path: Path, overrides: list[str], message: str) -> None:
-    weights = Path(hoi.__file__).parent / "world/weights"
-    (tmp_path / "cut.safetensors").write_bytes((weights / "detector.safetensors").read_bytes()[:10_000])
+    (tmp_path / "cut.safetensors").write_bytes((WEIGHTS / "detector.safetensors").read_bytes()[:10_000])
     (tmp_path / "clip").mkdir()
-    for path in (weights / "clip").iterdir():
+    for path in (WEIGHTS / "clip").iterdir():
         (tmp_path / "clip" / path.name).write_bytes(path.read_bytes()[:100_000])
     path = write_pipeline(small_pipeline(tmp_path), tmp_path / "pipeline.yaml")
     config = load_config(path, [override.replace("{folder}", str(tmp_path)) for override in overrides])
@@ -160,7 +136,7 @@ def test_boxes_of_a_pixel_and_less_have_finite_features(tmp_path: Path) -> None:
     places = {"results": str(tmp_path / "results.json"), "instances": str(tmp_path / "instances.json")}
     plain = config.model_dump(mode="json")
     plain["detector"] = {"name": "precomputed", **places}
-    plain["teacher"] = {"model": "local-dir:hoi/world/weights/clip", "regions": ["map", "crop"], "batch_size": 8}
+    plain["teacher"] = {"model": f"local-dir:{WEIGHTS / 'clip'}", "regions": ["map", "crop"], "batch_size": 8}
     teacher_cache.build_cache(PipelineConfig.model_validate(plain, strict=False))
     split = CacheSplit.open(config.cache.folder, "test")
     assert split.num_pairs == 3
@@ -195,7 +171,7 @@ def test_absent_labels_stop_all_before_anything_is_trained(tmp_path: Path, cache
 def test_a_full_disk_in_stage_two_keeps_finished_students(tmp_path: Path, cache: dict[str, Any]) -> None:
     students = {"small": {"width": 2}, "large": {"width": 256}}
     config = small_pipeline(tmp_path, cache=cache, students=students, train=ONE_SEED)
-    with disk_of(100_000), pytest.raises(UserError) as caught:
+    with small_files(100_000), pytest.raises(UserError) as caught:
         train.train_students(config)
     assert caught.value.what == "the disk is full"
     assert str(caught.value.where).endswith("large/seed-0/state.safetensors")
@@ -215,7 +191,7 @@ def test_a_full_disk_in_stage_three_leaves_old_results_whole(tmp_path: Path, cac
     evaluate(config)
     outputs = tmp_path / "outputs"
     before = {name: (outputs / name).read_bytes() for name in files(outputs)}
-    with disk_of(1_000), pytest.raises(UserError, match=r"the disk is full · where: .*per_class\.json") as caught:
+    with small_files(1_000), pytest.raises(UserError, match=r"the disk is full · where: .*per_class\.json") as caught:
         evaluate(config)
     assert "cache" not in str(caught.value)
     assert {name: (outputs / name).read_bytes() for name in files(outputs)} == before
@@ -261,28 +237,3 @@ def test_after_an_interruption_in_stage_one_it_goes_on(tmp_path: Path, capsys: p
     assert last == "interrupted: finished parts are kept; run the same command again to go on"
     assert files(tmp_path / "cache" / "test") == ["bank.h5", "bank.json", "shard-00000.h5", "shard-00000.json"]
     assert teacher_cache.build_cache(config, RandomSignals).splits[0].num_built == 2
-
-
-def test_an_interruption_in_stage_two_leaves_a_checkpoint(tmp_path: Path, cache: dict[str, Any]) -> None:
-    endless = {**ONE_SEED, "epochs": 100_000}
-    config = small_pipeline(tmp_path, cache=cache, students=STUDENT, train=endless)
-    path = write_pipeline(config, tmp_path / "pipeline.yaml")
-    command = [sys.executable, "-m", "hoi", "train", "--config", str(path)]
-    state = tmp_path / "outputs" / "runs" / "student" / "seed-0" / "state.safetensors"
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background jobs ignore the signal, and so would their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not state.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr == "interrupted: finished parts are kept; run the same command again to go on\n"
-    assert files(state.parent) == ["metrics.jsonl", "state.safetensors"]

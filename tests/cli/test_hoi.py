@@ -15,7 +15,8 @@ import pytest
 
 from hoi.cli import load_verbs, run_verb
 from hoi.cli.program import DEFAULTS
-from hoi.errors import CALLED_BY, UserError, called_with, command
+from hoi.errors import CALLED_BY, called_with, command
+from tests.fakes.pipelines import refused
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "h5py", "dask", "matplotlib", "scipy", "open_clip")
@@ -46,17 +47,13 @@ def hoi(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys, time; start = time.perf_counter()\n"
-        "from hoi.cli import main; sys.argv = ['hoi', '--help']\n"
+        "import sys; from hoi.cli import main; sys.argv = ['hoi', '--help']\n"
         "try: main()\n"
         f"except SystemExit as end: print(end.code, [name for name in {HEAVY} if name in sys.modules])\n"
-        "print(f'{time.perf_counter() - start:.2f} s')"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    *_, said, seconds = done.stdout.splitlines()
-    assert said == "0 []", done.stderr
-    print(f"hoi --help: {seconds}")
+    assert done.stdout.splitlines()[-1:] == ["0 []"], done.stderr
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
@@ -93,11 +90,10 @@ def test_all_verbs_are_there() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_names_the_nearest(words: list[str], what: str, expected: str) -> None:
-    with pytest.raises(UserError) as mistake:
-        run_verb(words)
-    assert mistake.value.what.startswith(what)
-    assert expected in str(mistake.value.expected or "")
-    assert mistake.value.fix
+    error = refused(run_verb, words)
+    assert error.what.startswith(what)
+    assert expected in str(error.expected or "")
+    assert error.fix
 
 
 def test_a_mistake_is_one_line_and_the_exit_code_2(tmp_path: Path) -> None:
@@ -204,10 +200,9 @@ def test_variables_of_make_are_the_options(
 ) -> None:
     monkeypatch.setenv(CALLED_BY, "make")
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError) as mistake:
-        run_verb(words)
-    assert mistake.value.what == what or mistake.value.what.startswith(what)
-    assert expected in str(mistake.value.expected or "")
+    error = refused(run_verb, words)
+    assert error.what.startswith(what)
+    assert expected in str(error.expected or "")
 
 
 def test_several_images_follow_one_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

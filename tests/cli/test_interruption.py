@@ -12,14 +12,37 @@ from pathlib import Path
 
 import pytest
 
+from hoi.cache.build.run import build_cache
 from hoi.cache.manifest import WORKERS_NAME
+from tests.fakes.extractors import DrawnSignals
+from tests.fakes.pipelines import small_pipeline, write_pipeline
 
 ROOT = Path(__file__).parents[2]
 
 
-def _hear_interrupts() -> None:
-    """A shell's background jobs are started deaf to SIGINT, and so would be what they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+SAID = "interrupted: finished parts are kept; run the same command again to go on"
+
+
+def interrupted(words: list[str], moment: Callable[[], bool], pause_s: float = 0) -> tuple[int, list[str]]:
+    """Run the program, interrupt all its processes some time after a moment; its exit code and what it said."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hoi", *words],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs are started deaf to SIGINT, and so would be what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not moment():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(pause_s)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    said = stderr.replace("\r", "\n").splitlines()
+    return process.returncode, [line for line in said if line and not line.startswith("teacher cache: ")]
 
 
 def importing(cache: Path) -> bool:
@@ -43,18 +66,24 @@ def test_an_interruption_of_stage_one_with_workers_is_one_line(
     tmp_path: Path, moment: Callable[[Path], bool], pause_s: float
 ) -> None:
     cache = tmp_path / "cache"
-    command = [sys.executable, "-m", "hoi", "teacher-cache", f"cache.folder={cache}", "cache.device=cpu"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_hear_interrupts
-    )
-    while not moment(cache):
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(pause_s)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    words = ["teacher-cache", f"cache.folder={cache}", "cache.device=cpu"]
+    code, said = interrupted(words, lambda: moment(cache), pause_s)
     # Before `run_program` stands guard the signal itself ends the process, which a shell calls 130, too.
-    assert process.returncode in (130, -signal.SIGINT)
-    said = [line for line in stderr.replace("\r", "\n").splitlines() if line and not line.startswith("teacher cache: ")]
-    assert said == ["interrupted: finished parts are kept; run the same command again to go on"]
+    assert code in (130, -signal.SIGINT)
+    assert said == [SAID]
     assert not list(cache.glob("*/manifest.json"))
+
+
+def test_an_interruption_of_stage_two_leaves_a_checkpoint(tmp_path: Path) -> None:
+    config = small_pipeline(tmp_path, students={"student": {"width": 16}})
+    build_cache(config, DrawnSignals)
+    endless = {"seeds": [0], "epochs": 100_000, "batch_images": 8, "checkpoint_every": 1, "device": "cpu"}
+    config = small_pipeline(tmp_path, students={"student": {"width": 16}}, train=endless)
+    path = write_pipeline(config, tmp_path / "pipeline.yaml")
+    folder = tmp_path / "outputs" / "runs" / "student" / "seed-0"
+    found = interrupted(["train", "--config", str(path)], (folder / "state.safetensors").exists)
+    assert found == (130, [SAID])
+    assert sorted(file.name for file in folder.iterdir() if file.name != ".lock") == [
+        "metrics.jsonl",
+        "state.safetensors",
+    ]

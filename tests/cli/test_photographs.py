@@ -23,6 +23,7 @@ from hoi.datasets import load_vocabulary
 from hoi.detectors import build_detector
 from hoi.evaluation.evaluate import evaluate
 from hoi.quality.run import measure_quality
+from hoi.records import PairBatch
 from hoi.training import train
 
 pytestmark = pytest.mark.skipif(
@@ -72,6 +73,15 @@ def example(folder: Path, monkeypatch: pytest.MonkeyPatch, num: int, *overrides:
     return load_config(ROOT / "examples/photographs.yaml", [*places, *SMALL, *overrides])
 
 
+def checked_batch(split: CacheSplit, *extra: str) -> PairBatch:
+    """Return the whole split as one batch, whose features are of length one."""
+    batch = split.batch(np.arange(split.num_images), extra)
+    for features in (batch.union_feature, batch.human_feature, batch.object_feature, batch.image_embedding):
+        assert features.shape[-1] == split.axes["D"]
+        assert abs(features.norm(dim=-1) - 1).max() < 2e-3
+    return batch
+
+
 @pytest.mark.slow
 def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = example(tmp_path, monkeypatch, NUM_PHOTOGRAPHS, "train.epochs=2", "evaluation.bootstrap=20")
@@ -83,10 +93,7 @@ def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: 
         split = CacheSplit.open(config.cache.folder, report.split, config=config)
         assert split.is_readable.all()
         assert (split.axes["D"], split.axes["K"]) == (256, len(load_vocabulary(config.dataset)))
-        batch = split.batch(np.arange(split.num_images))
-        for features in (batch.union_feature, batch.human_feature, batch.object_feature, batch.image_embedding):
-            assert features.shape[-1] == 256
-            assert abs(features.norm(dim=-1) - 1).max() < 2e-3
+        checked_batch(split)
     train.train_students(config)
     evaluate(config)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -102,39 +109,27 @@ def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "width", "map_shape", "levels"),
-    [("RN50-quickgelu", 1024, (2048, 7, 7), 3), ("ViT-B-16-quickgelu", 512, (768, 14, 14), 2)],
+    ("model", "axes"),
+    [
+        ("RN50-quickgelu", {"D": 1024, "C": 2048, "H": 7, "W": 7, "L": 3}),
+        ("ViT-B-16-quickgelu", {"D": 512, "C": 768, "H": 14, "W": 14, "L": 2}),
+    ],
 )
 def test_full_size_architectures_go_through_stage_one(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    model: str,
-    width: int,
-    map_shape: tuple[int, int, int],
-    levels: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, axes: dict[str, int]
 ) -> None:
-    teacher: dict[str, Any] = {
-        "model": model,
-        "pretrained": "random",
-        "regions": ["map", "crop"],
-        "spatial_map": True,
-        "batch_size": 4,
-    }
+    teacher = {**HOICLIP_TEACHER, "model": model, "regions": ["map", "crop"]}
     one_pair = ["pairs.max_humans=1", "pairs.max_objects=1", "dataset.splits={test: 1.0}"]
     config = example(tmp_path, monkeypatch, 2, f"teacher={json.dumps(teacher)}", *one_pair)
     [report] = teacher_cache.build_cache(config).splits
     assert (report.num_images, report.num_failed) == (2, 0)
     split = CacheSplit.open(config.cache.folder, "test", config=config)
-    assert {letter: split.axes[letter] for letter in "DCHWL"} == dict(
-        zip("DCHWL", (width, *map_shape, levels), strict=True)
-    )
+    assert {letter: split.axes[letter] for letter in axes} == axes
     assert split.num_pairs > 0
-    batch = split.batch(np.arange(2), ["spatial_map"])
-    assert batch.union_feature.shape == (split.num_pairs, levels, width)
-    for features in (batch.union_feature, batch.human_feature, batch.object_feature, batch.image_embedding):
-        assert abs(features.norm(dim=-1) - 1).max() < 2e-3
+    batch = checked_batch(split, "spatial_map")
+    assert batch.union_feature.shape == (split.num_pairs, axes["L"], axes["D"])
     spatial_map = batch.extra["spatial_map"]
-    assert spatial_map.shape == (2, *map_shape)
+    assert spatial_map.shape == (2, axes["C"], axes["H"], axes["W"])
     assert spatial_map.isfinite().all()
     assert spatial_map.std() > 0
 
@@ -157,12 +152,7 @@ def test_torchvisions_faster_rcnn_takes_a_photograph(tmp_path: Path, monkeypatch
 def test_hoiclip_learns_from_a_full_size_vits_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = ["pairs.max_humans=1", "pairs.max_objects=1", "dataset.splits={train: 0.5, validation: 0.2, test: 0.3}"]
     names = ["evaluation.split=test", "evaluation.tune_split=validation"]
-    settings = [
-        "train.epochs=1",
-        "train.seeds=[0]",
-        "evaluation.bootstrap=5",
-        f"students={json.dumps(HOICLIPS)}",
-    ]
+    settings = ["train.epochs=1", "train.seeds=[0]", "evaluation.bootstrap=5", f"students={json.dumps(HOICLIPS)}"]
     config = example(tmp_path, monkeypatch, 12, f"teacher={json.dumps(HOICLIP_TEACHER)}", *pairs, *names, *settings)
     teacher_cache.build_cache(config)
     split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
@@ -196,10 +186,8 @@ def test_a_folder_and_phrases_become_a_student(tmp_path: Path, monkeypatch: pyte
         "out": tmp_path,
     }
     assert run_verb(["new", *(str(part) for key, value in options.items() for part in (f"--{key}", value))]) == 0
-    small = ["pairs.max_humans=2", "pairs.max_objects=2", "cache.scheduler=synchronous"]
-    small += ["teacher.batch_size=8", "train.epochs=2"]
     places = [f"output={tmp_path / 'out'}", f"cache.folder={tmp_path / 'cache'}"]
-    config = load_config(tmp_path / "mine.yaml", [*small, *places])
+    config = load_config(tmp_path / "mine.yaml", [*SMALL, "teacher.batch_size=8", "train.epochs=2", *places])
     splits = teacher_cache.build_cache(config).splits
     assert sum(split.num_images for split in splits) == NUM_OWN
     train.train_students(config)

@@ -171,7 +171,7 @@ def write_rehearsal(root: Path, source: dict[str, Any], num_train: int, num_test
 
 
 def _boxes(annotation: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """Return the class and the pixel-edge box of everyobj annotated in an image."""
+    """Return the class and the pixel-edge box of everything annotated in an image."""
     vocabulary = hicodet_vocabulary()
     boxes = []
     for human, obj, hoi in zip(annotation["boxes_h"], annotation["boxes_o"], annotation["hoi"], strict=True):

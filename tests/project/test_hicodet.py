@@ -12,18 +12,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from hoi.cache.read.split import open_split
 from hoi.cache.tools import estimate as cache_estimates
 from hoi.config import PipelineConfig, load_config
-from hoi.errors import UserError
+from hoi.datasets import load_vocabulary
 from hoi.project.published import run_published
 from tests.fakes.hicodet import SMALL, made_up, write_rehearsal
+from tests.fakes.pipelines import refused
 from tests.fakes.vcoco import COUNTS, write_annotations, write_detections, write_images
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/hicodet.yaml"
 FEW = [*SMALL, "train.epochs=2"]
+LABELS_READ = """
+import sys
+from hoi.cache.build.run import build_cache
+from hoi.config import load_config
+from hoi.training.train import train_students
+
+config = load_config(sys.argv[1], sys.argv[2:])
+build_cache(config)
+assert train_students(config).runs
+print(sorted(name for name in sys.modules if name.startswith("hoi.labels")))
+"""
 
 
 def tree(folder: Path, num_train: int = 8, num_test: int = 6, source: dict[str, Any] | None = None) -> list[str]:
@@ -131,8 +145,12 @@ def test_boxes_in_another_frame_end_the_run_before_training(
     for record in found:
         record["bbox"] = [edge / 4 for edge in record["bbox"]]
     (tmp_path / "tree" / "detections.json").write_text(json.dumps(found))
-    with pytest.raises(UserError, match=r"no better than chance.*got: detector · next: look .*--no-gates"):
-        run_published(pipeline())
+    error = refused(run_published, pipeline())
+    assert ("no better than chance" in error.what, error.got, "--no-gates" in str(error.fix)) == (
+        True,
+        "detector",
+        True,
+    )
     assert "stop    detector: " in capsys.readouterr().out
     assert not (tmp_path / "out" / "runs").exists()
     run_published(pipeline(), heeds_gates=False)
@@ -144,12 +162,13 @@ def test_the_doctors_errors_and_a_small_disk_end_the_run(
 ) -> None:
     image = next((tmp_path / "tree" / "images" / "test2015").iterdir())
     image.rename(tmp_path / "gone.png")
-    with pytest.raises(UserError, match=r"the doctor found 1 errors · where: .*doctor\.json"):
-        run_published(pipeline())
+    error = refused(run_published, pipeline())
+    assert (error.what, Path(str(error.where)).name) == ("the doctor found 1 errors", "doctor.json")
     (tmp_path / "gone.png").rename(image)
     monkeypatch.setattr(cache_estimates, "free_bytes", lambda folder: 1000)
-    with pytest.raises(UserError, match=r"disk is too small .*got: 0\.0 GB free · next: free space"):
-        run_published(pipeline())
+    error = refused(run_published, pipeline())
+    assert ("disk is too small" in error.what, error.got) == (True, "0.0 GB free")
+    assert "free space" in str(error.fix)
     assert not (tmp_path / "out" / "cache").exists()
 
 
@@ -173,6 +192,17 @@ def test_labels_of_test_alone_tune_nothing(
     assert "no annotations, so there is no average precision to audit" in said
 
 
+def test_stages_one_and_two_load_no_reader_of_annotations(tmp_path: Path) -> None:
+    folder = tmp_path / "tree"
+    overrides = [*tree(folder), *FEW, *places(tmp_path / "out")]
+    for file in folder.glob("instances_*.json"):
+        file.unlink()
+    command = [sys.executable, "-c", LABELS_READ, str(EXAMPLE), *overrides]
+    environment = {**os.environ, "DATA": str(folder), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
 def test_vcoco_takes_the_same_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +211,8 @@ def test_vcoco_takes_the_same_steps(
     write_annotations(tmp_path / "annotations")
     detector = {"name": "precomputed", "results": str(results), "instances": str(instances)}
     read = [f"dataset.image_list={listed}", f"detector={json.dumps(detector)}"]
-    run_published(load_config(ROOT / "examples/vcoco.yaml", [*read, *FEW, *places(tmp_path / "out")]))
+    config = load_config(ROOT / "examples/vcoco.yaml", [*read, *FEW, *places(tmp_path / "out")])
+    run_published(config)
     said = capsys.readouterr().out
     assert "V-COCO's evaluation in percent" in said
     gates = {gate["name"]: gate for gate in json.loads((tmp_path / "out" / "sanity.json").read_text())["gates"]}
@@ -190,6 +221,26 @@ def test_vcoco_takes_the_same_steps(
     found = gates["detector"]["figures"]
     assert {name: found["num_annotated"][name] for name in ("human", "object")} == {"human": 8, "object": 8}
     assert found["recall"]["human"]["value"] == 1
+
+    # ANNA and BEN pair with each other, the ball, the racket and themselves.
+    assert [open_split(config, name).num_pairs for name in COUNTS] == [8 * num for num in COUNTS.values()]
+    vocabulary, batch = load_vocabulary(config.dataset), open_split(config, "test").batch(np.arange(4))
+    is_itself = (batch.rows_h == batch.rows_o).numpy()
+    assert is_itself.sum() == 2 * 4
+    assert (batch.labels_o.numpy()[is_itself] == vocabulary.no_object_idx).all()
+    objects = {vocabulary.objects.index(name) for name in ("person", "sports ball", "tennis racket")}
+    assert set(batch.labels_o.numpy()[~is_itself]) == objects
+    # What a human does alone is asked of the human's own crop.
+    np.testing.assert_array_equal(batch.union_feature[is_itself], batch.human_feature[is_itself])
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"direct_clip", "best", "union"} <= {row["name"].split("/")[-1] for row in rows}
+    for figures in (row["vcoco"] for row in rows):
+        assert 0 < figures["agent_ap"] < 1
+        # Three roles are boxed, and `look` is not: rows without object score no role.
+        assert 0 < figures["role_ap_s1"] <= figures["role_ap_s2"] <= 4 / 25
+        assert figures["num_positives"]["stand"] == figures["num_positives"]["look"] == figures["num_images"] == 4
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [record["name"] for record in summary["vcoco"]] == [row["name"] for row in rows]
 
 
 @pytest.mark.slow

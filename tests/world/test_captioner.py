@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -43,8 +45,12 @@ def test_a_training_repeats_by_its_seed_and_learns_every_part(tmp_path: Path) ->
     assert len(model.captions([pairs[0][0]])) == 1
 
 
-def test_it_starts_as_the_clip() -> None:
-    clip = load_model(TeacherConfig(model=f"local-dir:{WEIGHTS / 'clip'}"))
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    return load_model(TeacherConfig(model=f"local-dir:{WEIGHTS / 'clip'}"))
+
+
+def test_it_starts_as_the_clip(clip: Any) -> None:
     model = build_captioner(model_config(replace(TINY, sizes_px=(96,)), clip.architecture)).eval()
     start_from_clip(model, clip.model.state_dict())
     views = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -60,12 +66,10 @@ def test_it_starts_as_the_clip() -> None:
         torch.testing.assert_close(token_states(model, tokens[:, :9]), states[:, :9], atol=1e-5, rtol=1e-4)
 
 
-def test_of_a_question_only_the_answer_is_learned() -> None:
-    clip = load_model(TeacherConfig(model=f"local-dir:{WEIGHTS / 'clip'}"))
-    captions = ["a man riding a horse", "a man holding a horse", "a man in a hat"]
-    texts = Texts(captions, clip.tokenizer)
+def test_of_a_question_only_the_answer_is_learned(clip: Any) -> None:
+    texts = Texts(["a man riding a horse", "a man holding a horse", "a man in a hat"], clip.tokenizer)
     tokens, labels = texts.questions(torch.tensor([0, 2]), 2, torch.Generator().manual_seed(0))
-    decode = clip.tokenizer.decode  # type: ignore[attr-defined]
+    decode = clip.tokenizer.decode
     read = [decode([t for t in row.tolist() if 0 < t < texts.end - 1]).strip() for row in tokens]
     learned = [decode([t for t in row.tolist() if t not in (IGNORED, texts.end)]).strip() for row in labels]
     assert read[:2] == ["is a person riding a horse ? yes", "is a person holding a horse ? no"]
@@ -85,5 +89,4 @@ def test_the_committed_captioner_knows_scenes_it_never_saw() -> None:
     assert figures.perplexity < 4
     assert min(figures.top1_within_object[way] for way in ("likelihood", "sum", "mean", "yes_no")) > 0.75
     assert figures.image_map["likelihood"] > figures.chance_map + 0.1
-    [text] = model.captions([np.full((50, 60, 3), 128, np.uint8)])
-    assert text
+    assert model.captions([np.full((50, 60, 3), 128, np.uint8)])[0]

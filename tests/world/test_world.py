@@ -54,7 +54,11 @@ def test_interactions_are_sorted_by_object_then_verb() -> None:
 @pytest.mark.parametrize("key", GOLDEN)
 def test_pixels_and_annotation_are_the_golden_ones(key: str) -> None:
     seed, split, index = key.split("/")
-    image, annotation = draw(sample_scene(int(seed), split, int(index)))
+    scene = sample_scene(int(seed), split, int(index))
+    image, annotation = draw(scene)
+    assert (image.shape, image.dtype) == ((SIZE_PX, SIZE_PX, 3), np.uint8)
+    assert (image == render(scene)).all()
+    assert (annotation.boxes_xyxy == annotate(scene).boxes_xyxy).all()
     content = hashlib.sha256(image.tobytes())
     content.update(annotation.boxes_xyxy.astype("<i4").tobytes())
     content.update(annotation.labels.astype("<i4").tobytes())
@@ -146,17 +150,6 @@ def test_a_shape_covers_the_cells_worked_out_by_hand(shape: Shape, cells: set[tu
     assert set(zip(x.tolist(), y.tolist(), strict=True)) == cells
 
 
-def test_draw_is_render_and_annotate_at_once() -> None:
-    scene = sample_scene(3, "clip", 11)
-    image, annotation = draw(scene)
-    again = annotate(scene)
-    assert (image.shape, image.dtype) == ((SIZE_PX, SIZE_PX, 3), np.uint8)
-    assert (image == render(scene)).all()
-    assert (annotation.boxes_xyxy == again.boxes_xyxy).all()
-    assert (annotation.labels == again.labels).all()
-    assert annotation.pairs == again.pairs
-
-
 def test_a_scene_depends_on_its_arguments_alone() -> None:
     alone = sample_scene(0, "test", 300)
     for index in range(20):
@@ -179,9 +172,7 @@ def test_captions_repeat_and_are_lower_case_ascii() -> None:
             assert whole == caption(scene, variant)
             for words in (text, whole):
                 assert words.isascii()
-                assert words == words.lower().strip()
-                assert "_" not in words
-                assert "  " not in words
+                assert words == " ".join(words.lower().replace("_", " ").split())
 
 
 def test_a_contact_sheet_shows_scenes_row_by_row() -> None:
