@@ -79,8 +79,8 @@ def paired_difference(a: Sequence[ResampledMap], b: Sequence[ResampledMap]) -> D
     """
     observed = np.mean([m.observed for m in a]) - np.mean([m.observed for m in b])
     resampled = np.mean([m.resampled for m in a], 0) - np.mean([m.resampled for m in b], 0)
-    figures = (observed, resampled.mean(), resampled.std(), *np.percentile(resampled, [2.5, 97.5]))
-    return Difference(*map(float, figures), len(resampled))
+    mean, sd, (low, high) = float(resampled.mean()), float(resampled.std()), np.percentile(resampled, [2.5, 97.5])
+    return Difference(float(observed), mean, sd, float(low), float(high), len(resampled))
 
 
 def _weighted_maps(

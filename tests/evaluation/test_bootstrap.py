@@ -8,6 +8,7 @@ import pytest
 from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference, resample_map
 from hoi.evaluation.hico import evaluate, match, score_matches
 from hoi.records import HoiLabels, Triplets
+from tests.fakes.splits import labels_of, triplets_of
 
 NUM_IMAGES, NUM_INTERACTIONS = 12, 4
 NONE = np.zeros(NUM_INTERACTIONS, bool)
@@ -24,10 +25,8 @@ def case() -> tuple[Triplets, HoiLabels]:
     shifted = boxes[drawn] + rng.integers(-9, 10, (300, 1))
     stray = np.where(rng.random(300) < 0.3, rng.integers(NUM_IMAGES, size=300), image[drawn])
     score = rng.permutation(300) / 300
-    return (
-        Triplets(stray, shifted, boxes[drawn], interaction[drawn], score),
-        HoiLabels(image, boxes, boxes, interaction),
-    )
+    found = Triplets(stray, shifted, boxes[drawn], interaction[drawn], score)
+    return found, HoiLabels(image, boxes, boxes, interaction)
 
 
 def copied(table: Triplets | HoiLabels, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -46,23 +45,15 @@ def test_a_resample_equals_evaluating_really_copied_images(case: tuple[Triplets,
     matches = match(predictions, labels, NUM_INTERACTIONS, protocol="official")
     found = resample_map(matches, predictions.score, resamples)
     for weights, value in zip(resamples.weights, found.resampled, strict=True):
-        expected = evaluate(
-            Triplets(**copied(predictions, weights)),
-            HoiLabels(**copied(labels, weights)),
-            NUM_INTERACTIONS,
-            NONE,
-            NONE,
-            protocol="official",
-        )
+        tables = Triplets(**copied(predictions, weights)), HoiLabels(**copied(labels, weights))
+        expected = evaluate(*tables, NUM_INTERACTIONS, NONE, NONE, protocol="official")
         assert value == pytest.approx(expected.full, abs=1e-12)
     assert 0.1 < found.observed < 0.9
     as_it_is = evaluate(predictions, labels, NUM_INTERACTIONS, NONE, NONE, protocol="official")
     assert found.observed == pytest.approx(as_it_is.full, abs=1e-12)
 
 
-def test_resamples_of_a_part_equal_evaluating_it_alone(
-    case: tuple[Triplets, HoiLabels],
-) -> None:
+def test_resamples_of_a_part_equal_evaluating_it_alone(case: tuple[Triplets, HoiLabels]) -> None:
     predictions, labels = case
     resamples = Resamples.draw(10, NUM_IMAGES, seed=0)
     images, interactions = np.arange(NUM_IMAGES) % 3 > 0, np.arange(NUM_INTERACTIONS) % 2 > 0
@@ -77,15 +68,11 @@ def test_resamples_of_a_part_equal_evaluating_it_alone(
     assert found.observed != resample_map(matches, predictions.score, resamples, images).observed
 
 
-def test_an_interaction_that_loses_all_truth_leaves_the_mean(case: tuple[Triplets, HoiLabels]) -> None:
-    box = np.array([[0, 0, 9, 9]] * 2, np.float32)
-    labels = HoiLabels(np.array([0, 1]), box, box, np.array([0, 1]))
-    found = Triplets(np.array([0]), box[:1], box[:1], np.array([0]), np.array([0.5]))
-    maps = resample_map(
-        match(found, labels, NUM_INTERACTIONS, protocol="official"),
-        found.score,
-        Resamples(np.array([[1, 1], [2, 0], [0, 2]], np.int32)),
-    )
+def test_an_interaction_that_loses_all_truth_leaves_the_mean() -> None:
+    box = (0, 0, 9, 9)
+    labels, found = labels_of((0, box, box, 0), (1, box, box, 1)), triplets_of((0, box, box, 0, 0.5))
+    matches = match(found, labels, NUM_INTERACTIONS, protocol="official")
+    maps = resample_map(matches, found.score, Resamples(np.array([[1, 1], [2, 0], [0, 2]], np.int32)))
     np.testing.assert_allclose(maps.resampled, [0.5, 1, 0], atol=1e-12)
 
 

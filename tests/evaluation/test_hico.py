@@ -1,11 +1,8 @@
-"""The HICO-DET rule: by hand, by law, against a slow second implementation, against the official evaluator's output."""
+"""The HICO-DET rule: by hand, by law, against a slow second implementation. Against official figures: test_score.py."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-from typing import cast
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,25 +10,9 @@ import pytest
 from hoi.errors import UserError
 from hoi.evaluation.hico import HicoResult, ProtocolName, evaluate, known_object_images, zero_shot_means
 from hoi.records import HoiLabels, Triplets
+from tests.fakes.splits import labels_of, triplets_of
 
 NEAR, FAR, ELSEWHERE = (0, 0, 10, 10), (50, 50, 60, 60), (100, 100, 120, 130)
-
-
-def labels_of(*rows: tuple) -> HoiLabels:
-    """(image, box_h, box_o, interaction) rows."""
-    return HoiLabels(
-        np.array([r[0] for r in rows], np.int64),
-        np.array([r[1] for r in rows], np.float64).reshape(-1, 4),
-        np.array([r[2] for r in rows], np.float64).reshape(-1, 4),
-        np.array([r[3] for r in rows], np.int64),
-    )
-
-
-def triplets_of(*rows: tuple) -> Triplets:
-    """(image, box_h, box_o, interaction, score) rows."""
-    truth = labels_of(*rows)
-    score = np.array([r[4] for r in rows], np.float64)
-    return Triplets(truth.image, truth.boxes_h, truth.boxes_o, truth.interaction, score)
 
 
 def hico(
@@ -103,54 +84,42 @@ def test_a_perfect_prediction_has_ap_one_and_a_missed_class_zero() -> None:
     assert result.full == pytest.approx(0.5)  # class 2 has no truth and is in no mean
 
 
-def test_ap_of_three_truths_found_late_is_as_by_hand() -> None:
-    labels = labels_of((0, NEAR, FAR, 0), (1, NEAR, FAR, 0), (2, NEAR, FAR, 0))
-    found = triplets_of((0, FAR, NEAR, 0, 0.9), (0, NEAR, FAR, 0, 0.8), (1, NEAR, FAR, 0, 0.7))
+TRUE, STRAY, NEARLY = (NEAR, FAR, 0), (ELSEWHERE, FAR, 0), ((0, 0, 10, 9), FAR, 0)
+BY_HAND: dict[str, tuple[list[tuple], list[tuple], float]] = {
     # Recalls 0, 1/3, 2/3 at precisions 0, 1/2, 2/3: seven levels (0 to 0.6) see 2/3, the others nothing.
-    assert hico(found, labels).ap[0] == pytest.approx(7 * (2 / 3) / 11)
+    "three truths found late": (
+        [(0, *TRUE), (1, *TRUE), (2, *TRUE)],
+        [(0, FAR, NEAR, 0, 0.9), (0, *TRUE, 0.8), (1, *TRUE, 0.7)],
+        7 * (2 / 3) / 11,
+    ),
+    "a second detection of a found pair": (
+        [(0, *TRUE), (1, *TRUE)],
+        [(0, *TRUE, 0.9), (0, *TRUE, 0.8), (1, *TRUE, 0.7)],
+        (6 * 1 + 5 * 2 / 3) / 11,
+    ),
+    "no fall back to another pair": ([(0, *TRUE), (0, *NEARLY)], [(0, *TRUE, 0.9), (0, *TRUE, 0.8)], 6 / 11),
+    "human elsewhere": ([(0, *TRUE)], [(0, *STRAY, 0.9)], 0),
+    "object elsewhere": ([(0, *TRUE)], [(0, NEAR, ELSEWHERE, 0, 0.9)], 0),
+    "tied, by row": ([(0, *TRUE)], [(0, *TRUE, 0.5), (0, *STRAY, 0.5)], 1),
+    "tied, by row, the stray first": ([(0, *TRUE)], [(0, *STRAY, 0.5), (0, *TRUE, 0.5)], 1 / 2),
+    "tied, by image": ([(0, *TRUE)], [(1, *STRAY, 0.5), (0, *TRUE, 0.5)], 1),
+}
 
 
-def test_a_second_detection_of_a_found_pair_is_a_false_positive() -> None:
-    labels = labels_of((0, NEAR, FAR, 0), (1, NEAR, FAR, 0))
-    found = triplets_of((0, NEAR, FAR, 0, 0.9), (0, NEAR, FAR, 0, 0.8), (1, NEAR, FAR, 0, 0.7))
-    assert hico(found, labels).ap[0] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+@pytest.mark.parametrize("case", BY_HAND)
+def test_the_official_rule_is_as_by_hand(case: str) -> None:
+    truth, found, expected = BY_HAND[case]
+    assert hico(triplets_of(*found), labels_of(*truth)).ap[0] == pytest.approx(expected)
 
 
-def test_a_detection_never_falls_back_to_another_pair() -> None:
-    nearly = (0, 0, 10, 9)
-    labels = labels_of((0, NEAR, FAR, 0), (0, nearly, FAR, 0))
-    found = triplets_of((0, NEAR, FAR, 0, 0.9), (0, NEAR, FAR, 0, 0.8))
-    assert hico(found, labels).ap[0] == pytest.approx(6 / 11)
-
-
-def test_an_iou_of_exactly_one_half_counts_but_for_pocket() -> None:
-    labels = labels_of((0, NEAR, FAR, 0))
+def test_protocols_differ_at_one_half_and_in_empty_images() -> None:
+    labels = labels_of((0, *TRUE))
     half = triplets_of((0, (0, 0, 10, 5), FAR, 0, 0.9))
-    assert hico(half, labels).ap[0] == pytest.approx(1)
-    assert hico(half, labels, protocol="qpic").ap[0] == pytest.approx(1)
-    assert hico(half, labels, protocol="pocket").ap[0] == 0
-
-
-def test_both_boxes_must_overlap() -> None:
-    labels = labels_of((0, NEAR, FAR, 0))
-    assert hico(triplets_of((0, NEAR, ELSEWHERE, 0, 0.9)), labels).ap[0] == 0
-    assert hico(triplets_of((0, ELSEWHERE, FAR, 0, 0.9)), labels).ap[0] == 0
-
-
-def test_ties_go_by_image_and_then_by_row() -> None:
-    labels = labels_of((0, NEAR, FAR, 0))
-    true, false = (0, NEAR, FAR, 0, 0.5), (0, ELSEWHERE, FAR, 0, 0.5)
-    assert hico(triplets_of(true, false), labels).ap[0] == pytest.approx(1)
-    assert hico(triplets_of(false, true), labels).ap[0] == pytest.approx(1 / 2)
-    assert hico(triplets_of((1, *false[1:]), true), labels).ap[0] == pytest.approx(1)
-
-
-def test_images_without_truth_count_but_for_qpic_and_pocket() -> None:
-    labels = labels_of((0, NEAR, FAR, 0))
-    found = triplets_of((1, NEAR, FAR, 0, 0.9), (0, NEAR, FAR, 0, 0.5))
-    assert hico(found, labels).ap[0] == pytest.approx(1 / 2)
-    assert hico(found, labels, protocol="qpic").ap[0] == pytest.approx(1)
-    assert hico(found, labels, protocol="pocket").ap[0] == pytest.approx(1)
+    in_empty = triplets_of((1, *TRUE, 0.9), (0, *TRUE, 0.5))
+    expected: dict[ProtocolName, tuple[float, float]] = {"official": (1, 1 / 2), "qpic": (1, 1), "pocket": (0, 1)}
+    for protocol, figures in expected.items():
+        found = tuple(hico(rows, labels, protocol=protocol).ap[0] for rows in (half, in_empty))
+        assert found == pytest.approx(figures)
 
 
 def test_the_last_bit_of_the_recall_levels_is_the_protocols_own() -> None:
@@ -202,13 +171,10 @@ def test_permuting_images_or_truth_changes_nothing_without_ties(seed: int) -> No
     rng = np.random.default_rng(seed)
     score = rng.permutation(len(predictions)) / len(predictions)
     new_row, truths, rows = rng.permutation(12), rng.permutation(len(labels)), rng.permutation(len(predictions))
-    untied = Triplets(predictions.image, predictions.boxes_h, predictions.boxes_o, predictions.interaction, score)
-    moved = Triplets(
-        new_row[untied.image[rows]], *(getattr(untied, f)[rows] for f in ("boxes_h", "boxes_o", "interaction", "score"))
-    )
-    moved_labels = HoiLabels(
-        new_row[labels.image[truths]], *(getattr(labels, f)[truths] for f in ("boxes_h", "boxes_o", "interaction"))
-    )
+    untied = replace(predictions, score=score)
+    moved = Triplets(**{name: column[rows] for name, column in vars(untied).items()})
+    moved_labels = HoiLabels(**{name: column[truths] for name, column in vars(labels).items()})
+    moved, moved_labels = (replace(table, image=new_row[table.image]) for table in (moved, moved_labels))
     np.testing.assert_allclose(hico(moved, moved_labels, num=5).ap, hico(untied, labels, num=5).ap, atol=1e-12)
 
 
@@ -216,11 +182,10 @@ def test_permuting_images_or_truth_changes_nothing_without_ties(seed: int) -> No
 def test_only_the_order_of_scores_matters(seed: int) -> None:
     predictions, labels = random_case(seed)
     before = hico(predictions, labels, num=5).ap
-    columns = (predictions.image, predictions.boxes_h, predictions.boxes_o, predictions.interaction)
-    np.testing.assert_array_equal(hico(Triplets(*columns, predictions.score**3 - 7), labels, num=5).ap, before)
+    bent = replace(predictions, score=predictions.score**3 - 7)
+    np.testing.assert_array_equal(hico(bent, labels, num=5).ap, before)
     stray = triplets_of(*((0, (500, 500, 510, 510), NEAR, k, -1.0) for k in range(5)))
-    names = ("image", "boxes_h", "boxes_o", "interaction", "score")
-    more = Triplets(*(np.concatenate([getattr(predictions, n), getattr(stray, n)]) for n in names))
+    more = Triplets(**{n: np.concatenate([column, getattr(stray, n)]) for n, column in vars(predictions).items()})
     assert (hico(more, labels, num=5).ap <= before).all()
 
 
@@ -229,40 +194,3 @@ def test_an_interaction_out_of_range_is_named() -> None:
     with pytest.raises(UserError) as caught:
         hico(triplets_of((0, NEAR, FAR, 0, 0.5), (0, NEAR, FAR, 3, 0.5)), truth)
     assert (caught.value.what, caught.value.got) == ("prediction 1 names an unknown interaction", 3)
-
-
-CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))
-
-
-@pytest.mark.skipif(not (CHECK_DATA / "reference").is_dir(), reason="needs HOI_CHECK_DATA: the reference predictions")
-@pytest.mark.parametrize("name", ["official_default", "official_known_object", "qpic_default", "pocket_11P_default"])
-def test_real_annotations_give_the_reference_evaluators_figures(name: str) -> None:
-    expected = json.loads((CHECK_DATA / "reference/hicodet_1k_expected.json").read_text())[name]
-    truth = json.loads((CHECK_DATA / "annotations/hicodet_instances_test2015.json").read_text())
-    npz = np.load(CHECK_DATA / "reference/hicodet_1k_predictions.npz")
-    to_edges = np.array([1, 1, 0, 0])
-    images = [truth["annotation"][i] for i in npz["images"]]
-    labels = labels_of(
-        *(
-            (row, np.array(h) - to_edges, np.array(o) - to_edges, k)
-            for row, image in enumerate(images)
-            for h, o, k in zip(image["boxes_h"], image["boxes_o"], image["hoi"], strict=True)
-        )
-    )
-    predictions = Triplets(
-        npz["img"], npz["bh"] - to_edges, npz["bo"] - to_edges, npz["hoi"].astype(np.int64), npz["score"]
-    )
-    rare = np.isin(np.arange(600), truth["rare"])
-    allowed = None
-    if name.endswith("known_object"):
-        from scipy.io import loadmat
-
-        image_labels = loadmat(CHECK_DATA / "annotations/hico_anno.mat")["anno_test"].T[npz["images"]] == 1
-        allowed = known_object_images(image_labels, np.array(truth["correspondence"])[:, 1])
-    protocol = cast(ProtocolName, name.split("_")[0])
-    result = evaluate(predictions, labels, 600, rare, np.zeros(600, bool), protocol=protocol, allowed=allowed)
-    for mean in ("full", "rare", "non_rare"):
-        assert getattr(result, mean) == pytest.approx(expected[mean], abs=1e-9)
-    if "ap" in expected:
-        np.testing.assert_allclose(result.ap, expected["ap"], atol=1e-9)
-    assert (result.num_positives > 0).sum() == 425

@@ -23,35 +23,22 @@ from hoi.evaluation.rows import (
     to_plain,
     zero_shot_of,
 )
-from hoi.records import HoiLabels, Triplets
 from hoi.vocabulary import Vocabulary
+from tests.fakes.splits import labels_of, triplets_of
 
-VOCABULARY = Vocabulary(
-    objects=("person", "bicycle"),
-    verbs=("ride", "no_interaction"),
-    interactions=(("ride", "bicycle"), ("no_interaction", "bicycle")),
-)
+VERBS = ("ride", "no_interaction")
+VOCABULARY = Vocabulary(("person", "bicycle"), VERBS, tuple((verb, "bicycle") for verb in VERBS))
 BOX, OTHER = [0, 0, 9, 9], [20, 20, 29, 29]
 # Image 0: one pair with both interactions. Image 1: two pairs. Image 2: none.
-LABELS = HoiLabels(
-    image=np.array([0, 0, 1, 1]),
-    boxes_h=np.array([BOX, BOX, BOX, OTHER], np.float32),
-    boxes_o=np.array([OTHER, OTHER, OTHER, OTHER], np.float32),
-    interaction=np.array([0, 1, 0, 0]),
-)
+LABELS = labels_of((0, BOX, OTHER, 0), (0, BOX, OTHER, 1), (1, BOX, OTHER, 0), (1, OTHER, OTHER, 0))
 
 
 def graded(
     score: list[float], seed: int | None = None, name: str = "method", intervals: tuple[str, ...] = ()
 ) -> ResultRow:
     """Rows: the truth of image 0's `ride`, its `no_interaction`, image 1's first pair, and a stray in image 2."""
-    rows = Triplets(
-        image=np.array([0, 0, 1, 2]),
-        boxes_h=np.array([BOX, BOX, BOX, BOX], np.float32),
-        boxes_o=np.array([OTHER] * 4, np.float32),
-        interaction=np.array([0, 1, 0, 0]),
-        score=np.array(score),
-    )
+    places = zip([0, 0, 1, 2], [0, 1, 0, 0], score, strict=True)
+    rows = triplets_of(*((image, BOX, OTHER, k, s) for image, k, s in places))
     evaluator = Evaluator(LABELS, 3, VOCABULARY, np.array([False, True]), 200, intervals=intervals)
     return evaluator.evaluate(name, seed, rows, {"knob": 1})
 
@@ -136,8 +123,7 @@ def test_the_table_aligns_and_gives_mean_and_spread_over_seeds() -> None:
 
 def test_a_mean_over_no_interaction_is_a_dash() -> None:
     evaluator = Evaluator(LABELS, 3, VOCABULARY, np.array([False, False]), 10)
-    nothing = Triplets(np.zeros(0, int), np.zeros((0, 4)), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
-    row = evaluator.evaluate("nothing", None, nothing, {})
+    row = evaluator.evaluate("nothing", None, triplets_of(), {})
     assert row.to_dict(3)["rare"] is None
     assert row.to_dict(3)["full"] == 0
     assert format_table([row]).splitlines()[1].split() == ["nothing", "–", "0.00", "–", "0.00", "0.00", "0.00"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS, vcoco_vocabulary
 from hoi.evaluation.vcoco import VcocoPredictions, VcocoResult, VcocoRoles, evaluate, vcoco_rows
 from hoi.labels.vcoco_files import VcocoTruth
 from hoi.records import Triplets
+from tests.fakes.splits import triplets_of
 
 PERSON, ANOTHER, BALL, CUP = (0, 0, 10, 20), (50, 0, 60, 20), (10, 10, 16, 16), (30, 30, 36, 36)
 KICK = ACTIONS.index("kick")
@@ -24,48 +27,35 @@ def truth_of(*persons: tuple) -> VcocoTruth:
         does[row, KICK] = kind == "kicks"
         if ball is not None:
             has_role[row, KICK_OBJ], role_boxes[row, KICK_OBJ] = True, ball
-    return VcocoTruth(
-        image=np.array([p[0] for p in persons]),
-        boxes_h=np.array([p[1] for p in persons], float),
-        is_annotated=np.array([p[2] != "unknown" for p in persons]),
-        does=does,
-        role_boxes=role_boxes,
-        has_role=has_role,
-    )
+    image, boxes_h, kinds, _ = zip(*persons, strict=True)
+    is_annotated = np.array([kind != "unknown" for kind in kinds])
+    return VcocoTruth(np.array(image), np.array(boxes_h, float), is_annotated, does, role_boxes, has_role)
 
 
 def kicks(truth: VcocoTruth, *rows: tuple) -> tuple[float, float, float]:
     """(image, person box, object box or None, score) rows to agent AP and role AP of scenarios 1 and 2 of `kick`."""
+    image, boxes_h, boxes_o, score = zip(*rows, strict=True)
     scores = np.zeros((len(rows), len(KEYS)))
-    scores[:, KEYS.index("kick_obj")] = [row[3] for row in rows]
-    result = evaluate(
-        VcocoPredictions(
-            image=np.array([r[0] for r in rows]),
-            boxes_h=np.array([r[1] for r in rows], float),
-            boxes_o=np.array([(0, 0, 0, 0) if r[2] is None else r[2] for r in rows], float),
-            has_object=np.array([r[2] is not None for r in rows]),
-            scores=scores,
-        ),
-        truth,
-    )
+    scores[:, KEYS.index("kick_obj")] = score
+    filled = np.array([(0, 0, 0, 0) if box is None else box for box in boxes_o], float)
+    has_object = np.array([box is not None for box in boxes_o])
+    result = evaluate(VcocoPredictions(np.array(image), np.array(boxes_h, float), filled, has_object, scores), truth)
     assert result.num_positives[KICK] == truth.does[:, KICK].sum()
     return result.agent_ap[KICK], result.role_ap_s1[KICK_OBJ], result.role_ap_s2[KICK_OBJ]
 
 
-def test_a_right_person_and_object_are_found_in_every_scenario() -> None:
-    assert kicks(truth_of((0, PERSON, "kicks", BALL)), (0, PERSON, BALL, 0.9)) == (1, 1, 1)
-
-
-def test_a_wrong_object_fails_the_role_but_not_the_agent() -> None:
-    truth = truth_of((0, PERSON, "kicks", BALL))
-    assert kicks(truth, (0, PERSON, CUP, 0.9)) == (1, 0, 0)
-    assert kicks(truth, (0, PERSON, None, 0.9)) == (1, 0, 0)
-
-
-def test_scenarios_differ_where_the_role_has_no_box() -> None:
-    truth = truth_of((0, PERSON, "kicks", None))
-    assert kicks(truth, (0, PERSON, None, 0.9)) == (1, 1, 1)
-    assert kicks(truth, (0, PERSON, CUP, 0.9)) == (1, 0, 1)
+@pytest.mark.parametrize(
+    ("ball", "found", "expected"),
+    [
+        (BALL, BALL, (1, 1, 1)),
+        (BALL, CUP, (1, 0, 0)),
+        (BALL, None, (1, 0, 0)),
+        (None, None, (1, 1, 1)),
+        (None, CUP, (1, 0, 1)),
+    ],
+)
+def test_a_wrong_object_fails_the_role_but_not_the_agent(ball: Any, found: Any, expected: tuple) -> None:
+    assert kicks(truth_of((0, PERSON, "kicks", ball)), (0, PERSON, found, 0.9)) == expected
 
 
 def test_a_person_is_found_once() -> None:
@@ -103,13 +93,7 @@ ANNA, BEN, THE_BALL, RACKET = [0, 0, 10, 20], [40, 0, 50, 20], [10, 15, 15, 20],
 
 
 def triplets(*rows: tuple[int, list[int], list[int], str, float]) -> Triplets:
-    return Triplets(
-        image=np.array([row[0] for row in rows], np.int64),
-        boxes_h=np.array([row[1] for row in rows], np.float32).reshape(-1, 4),
-        boxes_o=np.array([row[2] for row in rows], np.float32).reshape(-1, 4),
-        interaction=np.array([VOCABULARY.names.index(row[3]) for row in rows], np.int64),
-        score=np.array([row[4] for row in rows], np.float64),
-    )
+    return triplets_of(*((*row[:3], VOCABULARY.names.index(row[3]), row[4]) for row in rows))
 
 
 FOUND = triplets(

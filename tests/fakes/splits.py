@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hoi.records import HoiLabels, PairBatch, TextBank, VisualHead
+from hoi.records import HoiLabels, PairBatch, TextBank, Triplets, VisualHead
 from hoi.students.base import Student, build_student
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.vocabulary import Vocabulary
@@ -36,6 +36,18 @@ NUM_SENTENCES = 3
 CHANNELS, CELLS = 24, 2
 """Of the map of `make_map_split`: channels, and cells a side."""
 SMALL_HOICLIP: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "feedforward": 32, "dropout": 0.0}
+
+
+def labels_of(*rows: tuple[Any, ...]) -> HoiLabels:
+    """Return labels of (image, box_h, box_o, interaction) rows; what more a row holds is left out."""
+    image, boxes_h, boxes_o, interaction = ([row[column] for row in rows] for column in range(4))
+    boxes = (np.array(column, np.float64).reshape(-1, 4) for column in (boxes_h, boxes_o))
+    return HoiLabels(np.array(image, np.int64), *boxes, np.array(interaction, np.int64))
+
+
+def triplets_of(*rows: tuple[Any, ...]) -> Triplets:
+    """Return triplets of (image, box_h, box_o, interaction, score) rows."""
+    return Triplets(**vars(labels_of(*rows)), score=np.array([row[4] for row in rows], np.float64))
 
 
 def make_bank(width: int = 16, logit_scale: float = 20.0, logit_bias: float | None = None) -> TextBank:

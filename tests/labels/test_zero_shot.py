@@ -16,21 +16,11 @@ from hoi.labels.hicodet_files import read_annotations
 from hoi.labels.zero_shot import SPLIT_NAMES, by_counts, check_name, drop_unseen, unseen_ids
 from hoi.records import HoiLabels
 from hoi.vocabulary import Vocabulary
-from tests.fakes.splits import VOCABULARY
+from tests.fakes.splits import VOCABULARY, labels_of
 
 WORLD = WorldDataset(name="world")
 A, B, C = (0, 0, 10, 10), (20, 0, 30, 10), (0, 20, 10, 30)
 TEST_FILE = Path(os.environ.get("HOI_CHECK_DATA", "unset")) / "annotations/hicodet_instances_test2015.json"
-
-
-def labels_of(*rows: tuple) -> HoiLabels:
-    """(image, box_h, box_o, interaction) rows."""
-    return HoiLabels(
-        np.array([r[0] for r in rows], np.int64),
-        np.array([r[1] for r in rows], np.float32).reshape(-1, 4),
-        np.array([r[2] for r in rows], np.float32).reshape(-1, 4),
-        np.array([r[3] for r in rows], np.int64),
-    )
 
 
 def none_read() -> np.ndarray:

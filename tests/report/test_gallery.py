@@ -8,6 +8,7 @@ from hoi.evaluation.hico import match
 from hoi.records import HoiLabels, Triplets
 from hoi.report.gallery import PairChooser, choose_images
 from hoi.vocabulary import NO_INTERACTION, Vocabulary
+from tests.fakes.splits import labels_of, triplets_of
 
 VOCABULARY = Vocabulary(
     ("person", "ball"),
@@ -17,14 +18,12 @@ VOCABULARY = Vocabulary(
 BOXES = np.array([[0, 0, 10, 10], [100, 0, 110, 10], [0, 100, 10, 110]], np.float32)
 
 
-def labels(rows: list[tuple[int, int, int]]) -> HoiLabels:
-    image, box, interaction = (np.array(column) for column in zip(*rows, strict=True))
-    return HoiLabels(image, BOXES[box], BOXES[box], interaction)
+def labels(rows: list[tuple]) -> HoiLabels:
+    return labels_of(*((image, BOXES[box], BOXES[box], k) for image, box, k in rows))
 
 
-def triplets(rows: list[tuple[int, int, int, float]]) -> Triplets:
-    image, box, interaction, score = (np.array(column) for column in zip(*rows, strict=True))
-    return Triplets(image, BOXES[box], BOXES[box], interaction, score)
+def triplets(rows: list[tuple]) -> Triplets:
+    return triplets_of(*((image, BOXES[box], BOXES[box], k, score) for image, box, k, score in rows))
 
 
 def test_as_many_triplets_are_shown_as_are_annotated() -> None:
