@@ -36,9 +36,8 @@ def read_bytes(path: Path, what: str, fix: str | None = None) -> bytes:
     try:
         return gzip.decompress(raw)
     except (EOFError, OSError, zlib.error) as error:
-        raise UserError(
-            "this gzip file is truncated or damaged", where=path, got=error, fix="copy or write it again"
-        ) from None
+        what, fix = "this gzip file is truncated or damaged", "copy or write it again"
+        raise UserError(what, where=path, got=error, fix=fix) from None
 
 
 def read_json_file(path: Path, what: str, expected: str | None = None) -> Any:
@@ -78,12 +77,8 @@ class Records:
             return [row[key] for row in self.rows]
         except KeyError:
             wrong = next(i for i, row in enumerate(self.rows) if key not in row)
-            raise UserError(
-                f"{self.noun} lacks '{key}'",
-                where=self.where(wrong),
-                expected=f"the key {key}",
-                got=", ".join(map(str, self.rows[wrong])) or "no key at all",
-            ) from None
+            got = ", ".join(map(str, self.rows[wrong])) or "no key at all"
+            raise UserError(f"{self.noun} lacks '{key}'", where=self.where(wrong), got=got) from None
 
     def of_type(self, key: str, kinds: Collection[type], expected: str) -> list[Any]:
         """Return the values of a key, or raise a UserError if one is not exactly of these types; a bool is no int."""
@@ -100,9 +95,9 @@ class Records:
         """Return the values of a key as float64 [N], or raise a UserError if one is no finite number."""
         expected = "a finite number"
         numbers = _as_floats(self.of_type(key, (int, float), expected))
-        if numbers is None or not np.isfinite(numbers).all():
+        if not np.isfinite(numbers).all():
             self._refuse(key, lambda value: not _is_finite(value), "is not finite", expected)
-        return np.asarray(numbers)
+        return numbers
 
     def boxes(self, key: str, *, allow_empty: bool = True) -> np.ndarray:
         """Return the values of a key as boxes, float64 [N, 4].
@@ -115,9 +110,9 @@ class Records:
         if set(map(len, values)) - {4} or not set(map(type, flat)) <= {int, float}:
             self._refuse(key, lambda box: not _is_box(box), "is no box", expected)
         numbers = _as_floats(flat)
-        if numbers is None or not np.isfinite(numbers).all():
+        if not np.isfinite(numbers).all():
             self._refuse(key, lambda box: not all(map(_is_finite, box)), "is not finite", expected)
-        boxes = np.asarray(numbers).reshape(-1, 4)
+        boxes = numbers.reshape(-1, 4)
         sides = boxes[:, 2:] - boxes[:, :2]
         wrong = np.flatnonzero(((sides < 0) if allow_empty else (sides <= 0)).any(axis=1))
         if len(wrong):
@@ -152,19 +147,14 @@ def read_json_lines(path: Path, noun: str = "a prediction", fix: str | None = No
         for number, line in enumerate(text.split("\n"), start=1):
             if not line or line.isspace():
                 continue
+            where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(
-                    "a line is no JSON", where=f"{path}, line {number}", expected="one JSON object", got=str(error)
-                ) from None
+                raise UserError("a line is no JSON", where=where, expected="one JSON object", got=error) from None
             if not isinstance(row, dict):
-                raise UserError(
-                    "a line holds no JSON object",
-                    where=f"{path}, line {number}",
-                    expected='{"key": value, ...}',
-                    got=f"{type(row).__name__} of JSON",
-                )
+                expected, got = '{"key": value, ...}', f"{type(row).__name__} of JSON"
+                raise UserError("a line holds no JSON object", where=where, expected=expected, got=got)
             rows.append(row)
             lines.append(number)
     return Records(path, rows, lines, noun=noun)
@@ -182,18 +172,15 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _as_floats(values: list[Any]) -> np.ndarray | None:
+def _as_floats(values: list[Any]) -> np.ndarray:
     try:
         return np.array(values, np.float64)
     except OverflowError:
-        return None
+        return np.array([np.inf])
 
 
 def _is_finite(value: Any) -> bool:
-    try:
-        return bool(np.isfinite(float(value)))
-    except OverflowError:
-        return False
+    return bool(np.isfinite(_as_floats([value])).all())
 
 
 def _is_box(value: Any) -> bool:

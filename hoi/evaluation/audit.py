@@ -78,10 +78,8 @@ class AuditReport:
         lines += [f"warning: {warning}" for warning in content["warnings"]]
         judged_by = content.get("sanity_gates", {}).get("labels_read")
         if judged_by is not None:
-            lines.append(
-                f"sanity gates read the labels of split {judged_by} to judge detector and teacher before "
-                "training; no setting, checkpoint or student depends on them"
-            )
+            said = "to judge detector and teacher before training; no setting, checkpoint or student depends on them"
+            lines.append(f"sanity gates read the labels of split {judged_by} {said}")
         if "seen_in_training" in content:
             seen = content["seen_in_training"]
             lines.append(f"{seen['num_seen']} of {seen['num_evaluated']} evaluated images are in {seen['list']}")
@@ -180,12 +178,9 @@ def teacher_training_data(config: PipelineConfig) -> dict[str, str]:
 
 
 def _warnings(config: PipelineConfig, detector: dict[str, str], teacher: dict[str, str]) -> list[str]:
-    warnings = []
-    if config.dataset.COCO_DETECTOR is not None and "coco" in detector["trained_on"].lower():
-        warnings.append(config.dataset.COCO_DETECTOR)
-    if config.dataset.COCO_TEACHER is not None and "coco" in teacher["trained_on"].lower():
-        warnings.append(config.dataset.COCO_TEACHER)
-    for part, data in (("detector", detector), ("teacher", teacher)):
+    parts = (("detector", detector, config.dataset.COCO_DETECTOR), ("teacher", teacher, config.dataset.COCO_TEACHER))
+    warnings = [leak for _, data, leak in parts if leak is not None and "coco" in data["trained_on"].lower()]
+    for part, data, _ in parts:
         if data["trained_on"] == UNKNOWN:
             warnings.append(f"what the {part} was trained on is not known; say it in evaluation.{part}_trained_on")
     if config.detector.needs_annotations:

@@ -135,43 +135,39 @@ class DirectVlm:
     """A vision language model in place of a student: its confidences as they are cached, 0 where it was not asked."""
 
     vlm: str  # the pass's name
-    image: str | None  # row name of its confidences in the whole image, given to each pair; None where it has none
-    pairs: str | None  # row name of its confidences in each pair's union crop; None where it has none
+    named: dict[str, str]  # table of the pass → row name of its confidences
 
     @property
     def rows(self) -> tuple[str, ...]:
         """Names of the rows that there are."""
-        return tuple(row for row in (self.image, self.pairs) if row is not None)
+        return tuple(self.named.values())
 
     @property
     def scoring_fields(self) -> tuple[str, ...]:
         """See `hoi.scoring.extra_of`."""
-        named = {"vlm_scores": self.image, "vlm_pair_scores": self.pairs}
-        return tuple(f"{self.vlm}/{table}" for table, row in named.items() if row is not None)
+        return tuple(f"{self.vlm}/{table}" for table in self.named)
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Return the rows that there are."""
-        rows = {}
-        if self.image is not None:
-            rows[self.image] = batch.extra[f"{self.vlm}/vlm_scores"][batch.pair_image]
-        if self.pairs is not None:
-            rows[self.pairs] = batch.extra[f"{self.vlm}/vlm_pair_scores"]
-        return rows
+        """Return the confidences in each pair's union crop, and each pair's of its whole image."""
+        tables = {table: batch.extra[f"{self.vlm}/{table}"] for table in self.named}
+        return {
+            row: tables[table][batch.pair_image] if table == "vlm_scores" else tables[table]
+            for table, row in self.named.items()
+        }
 
 
 def direct_vlms(vlms: Mapping[str, VlmConfig]) -> list[DirectVlm]:
     """Return a scorer for each pass; the first has the rows `vlm_image` and `vlm_pairs`, others `vlm_image/NAME`."""
     asked = {
-        VLM_IMAGE: [name for name, settings in vlms.items() if settings.image_scores],
-        VLM_PAIRS: [name for name, settings in vlms.items() if settings.pair_scores],
+        "vlm_scores": (VLM_IMAGE, [name for name, settings in vlms.items() if settings.image_scores]),
+        "vlm_pair_scores": (VLM_PAIRS, [name for name, settings in vlms.items() if settings.pair_scores]),
     }
-
-    def row(kind: str, name: str) -> str | None:
-        if name not in asked[kind]:
-            return None
-        return kind if name == asked[kind][0] else f"{kind}/{name}"
-
-    scorers = [DirectVlm(name, row(VLM_IMAGE, name), row(VLM_PAIRS, name)) for name in vlms]
+    scorers = []
+    for vlm in vlms:
+        tables = {table: (row, vlm == names[0]) for table, (row, names) in asked.items() if vlm in names}
+        scorers.append(
+            DirectVlm(vlm, {t: row if is_first else f"{row}/{vlm}" for t, (row, is_first) in tables.items()})
+        )
     return [scorer for scorer in scorers if scorer.rows]
 
 
@@ -226,11 +222,10 @@ class Tuner:
 
 
 class _DetectionScore:
-    """1 for every pair, so that the triplets' scores are s_h · s_o alone."""
+    # 1 for every pair, so that the triplets' scores are s_h · s_o alone.
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        shape = (batch.num_pairs, batch.image_similarity.shape[1])
-        return {"detection": torch.ones(shape, device=batch.scores_h.device)}
+        return {"detection": torch.ones(batch.num_pairs, batch.image_similarity.shape[1], device=batch.scores_h.device)}
 
 
 @runtime_checkable
@@ -270,11 +265,8 @@ def _vlms(scoring: Scoring) -> Rows:
 
 
 def _tuned_clip(scoring: Scoring) -> Rows:
-    split, margins, tune_split = (
-        scoring.split,
-        scoring.config.teacher.crop.margins,
-        scoring.config.evaluation.tune_split,
-    )
+    split, config = scoring.split, scoring.config
+    margins, tune_split = config.teacher.crop.margins, config.evaluation.tune_split
     scorers = [DirectClip(split.text_bank, split.vocabulary, setting, TUNED) for setting in _settings(scoring)]
     bar = tqdm(scorers, desc="tuning direct CLIP", unit="setting", disable=None, leave=False)
     best = scoring.tuner().tune(bar, TUNED)

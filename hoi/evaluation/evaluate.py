@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,7 @@ class RunEvaluator:
 
 def row_name(student: str, part: str) -> str:
     """Return the row name of a part of a student: the student called `student` lends its parts no prefix."""
-    if student == STUDENT:
-        return part
-    return student if part == STUDENT else f"{student}/{part}"
+    return part if student == STUDENT else student if part == STUDENT else f"{student}/{part}"
 
 
 def labels_of(config: PipelineConfig, split: str) -> HoiLabels:
@@ -172,9 +171,8 @@ class EvaluationReport:
     students: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if not self.rows:
-            parts = [f"{self.title}, no annotations: no average precision", format_agreement(self.agreement)]
-        else:
+        parts = [f"{self.title}, no annotations: no average precision", format_agreement(self.agreement)]
+        if self.rows:
             parts = [
                 f"{self.title}\nmean average precision in percent by HICO-DET's official rule, ± sd over seeds",
                 format_table(self.rows),
@@ -218,7 +216,11 @@ def evaluate(config: PipelineConfig) -> EvaluationReport:
     torch.set_num_threads(config.train.threads)
     split = open_split(config, config.evaluation.split)
     device = choose_device(config.train.device)
-    runs = list(_load_runs(config, split, device))
+    runs = []
+    for name, seed in product(config.students, config.train.seeds):
+        folder = run_folder(config, name, seed, split.fingerprint)
+        student = folder.load_student(split.text_bank, split.vocabulary, split.axes)
+        runs.append(Run(name, seed, config.students[name], student.to(device)))
     agreement = _agreement(split, runs, device)
     rows: list[ResultRow] = []
     if has_labels(config.dataset, config.evaluation.split):
@@ -228,14 +230,6 @@ def evaluate(config: PipelineConfig) -> EvaluationReport:
             rows += evaluator.run(run)
     written = list(_write_predictions(config, split, runs, device)) if config.evaluation.save_predictions else []
     return _write(config, split, rows, agreement, device, written)
-
-
-def _load_runs(config: PipelineConfig, split: CacheSplit, device: torch.device) -> Iterator[Run]:
-    for name in config.students:
-        for seed in config.train.seeds:
-            folder = run_folder(config, name, seed, split.fingerprint)
-            student = folder.load_student(split.text_bank, split.vocabulary, split.axes)
-            yield Run(name, seed, config.students[name], student.to(device))
 
 
 def _agreement(split: CacheSplit, runs: list[Run], device: torch.device) -> dict[str, dict[str, float]]:
@@ -324,8 +318,7 @@ def _write(
     }
     plain = []
     for row in rows:
-        zero_shot = zero_shot_of(row, splits)
-        extra = {"zero_shot": zero_shot} if zero_shot else {}
+        extra = {"zero_shot": zero_shot} if (zero_shot := zero_shot_of(row, splits)) else {}
         plain.append({**row.to_dict(split.num_images), **extra, "audit": audit_row(config, row.settings)})
     contents: dict[str, Any] = {"summary.json": summary}
     if rows:
@@ -335,9 +328,8 @@ def _write(
     for name, content in contents.items():
         write_json(folder / name, content, sort_keys=name != "summary.json")
     positives = f", {int(rows[0].result.num_positives.sum())} annotated interactions" if rows else ""
-    title = (
-        f"{config.name}, split {config.evaluation.split}: {split.num_images} images, {split.num_pairs} pairs{positives}"
-    )
+    counts = f"{split.num_images} images, {split.num_pairs} pairs{positives}"
+    title = f"{config.name}, split {config.evaluation.split}: {counts}"
     if rows and TUNED not in names:
         title += f"\nsplit {config.evaluation.tune_split} has no annotations: no {TUNED}, no {GATED}"
     files = [*(folder / name for name in contents), *written]

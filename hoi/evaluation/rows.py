@@ -21,6 +21,7 @@ from hoi.vocabulary import Vocabulary
 MEANS = ("full", "rare", "non_rare", "without_no_interaction", "one_pair", "several_pairs")
 COLUMNS = {"full": "full", "rare": "rare", "non_rare": "non-rare", "one_pair": "1 pair", "several_pairs": "2+ pairs"}
 """Printed means, by name and heading."""
+SHARES = ("unseen", "seen", "full")  # zero-shot means
 NO_SPREAD = " " * len(" ± 0.00")
 
 
@@ -181,10 +182,8 @@ class Headroom:
 
     def __str__(self) -> str:
         share, low, high = (100 * value for value in (self.share, self.low, self.high))
-        return (
-            f"{self.of}: {share:.1f} % of the way from {self.start} to {self.goal}, "
-            f"95 % interval {low:.1f} to {high:.1f}"
-        )
+        way = f"{self.of}: {share:.1f} % of the way from {self.start} to {self.goal}"
+        return f"{way}, 95 % interval {low:.1f} to {high:.1f}"
 
 
 def headroom(rows: Sequence[ResultRow], of: str, start: str, goal: str) -> Headroom:
@@ -200,17 +199,12 @@ def headroom(rows: Sequence[ResultRow], of: str, start: str, goal: str) -> Headr
 def per_class(rows: Sequence[ResultRow], vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """Return one plain record an interaction: its AP in percent under every row."""
     truth = rows[0].result
-    return [
-        {
-            "interaction": name,
-            "rare": bool(truth.is_rare[k]),
-            "num_positives": int(truth.num_positives[k]),
-            "ap": [
-                {"name": row.name, "seed": row.seed, "percent": round(100 * float(row.result.ap[k]), 4)} for row in rows
-            ],
-        }
-        for k, name in enumerate(vocabulary.names)
-    ]
+    records = []
+    for k, name in enumerate(vocabulary.names):
+        aps = [{"name": r.name, "seed": r.seed, "percent": round(100 * float(r.result.ap[k]), 4)} for r in rows]
+        counts = {"rare": bool(truth.is_rare[k]), "num_positives": int(truth.num_positives[k])}
+        records.append({"interaction": name, **counts, "ap": aps})
+    return records
 
 
 def to_plain(row: ResultRow) -> dict[str, Any]:
@@ -229,8 +223,7 @@ def to_plain(row: ResultRow) -> dict[str, Any]:
         "knobs": row.settings,
         "further": row.extra,
         "resampled_means": {
-            mean: {"observed": maps.observed, "resampled": maps.resampled.tolist()}
-            for mean, maps in row.resampled_means.items()
+            mean: {"observed": m.observed, "resampled": m.resampled.tolist()} for mean, m in row.resampled_means.items()
         },
     }
 
@@ -301,14 +294,11 @@ def align(heading: Sequence[str], lines: Sequence[Sequence[str]], *, left: bool 
 
 def format_table(rows: Sequence[ResultRow]) -> str:
     """Return one line a method: mean ± standard deviation over its seeds, in percent."""
-    lines = [
-        [
-            record["name"],
-            "–" if record["num_seeds"] is None else str(record["num_seeds"]),
-            *(with_spread(record[column], record["num_seeds"]) for column in COLUMNS),
-        ]
-        for record in means_over_seeds(rows, digits=12)
-    ]
+    lines = []
+    for record in means_over_seeds(rows, digits=12):
+        num = record["num_seeds"]
+        cells = [with_spread(record[column], num) for column in COLUMNS]
+        lines.append([record["name"], "–" if num is None else str(num), *cells])
     return align(["", "seeds", *map(with_spread, COLUMNS.values())], lines)
 
 
@@ -317,13 +307,9 @@ def zero_shot_of(row: ResultRow, splits: Mapping[str, np.ndarray]) -> dict[str, 
     all. Counts stay as they are."""
     trained_in = row.settings.get("zero_shot")
     means = zero_shot_means(row.result, {name: ids for name, ids in splits.items() if trained_in in (None, name)})
-    return {
-        name: {
-            key: round(100 * value, 4) if key in ("unseen", "seen", "full") and value is not None else value
-            for key, value in of_split.items()
-        }
-        for name, of_split in means.items()
-    }
+    for of_split in means.values():
+        of_split.update({key: round(100 * of_split[key], 4) for key in SHARES if of_split[key] is not None})
+    return means
 
 
 def format_zero_shot(rows: Sequence[ResultRow], splits: Mapping[str, np.ndarray]) -> str:
@@ -338,7 +324,7 @@ def format_zero_shot(rows: Sequence[ResultRow], splits: Mapping[str, np.ndarray]
         is_marked |= saw
         means = [zero_shot_of(row, splits) for row in seeds]
         for split in means[0]:
-            over_seeds = (mean_and_sd([of_seed[split][key] for of_seed in means]) for key in ("unseen", "seen", "full"))
+            over_seeds = (mean_and_sd([of_seed[split][key] for of_seed in means]) for key in SHARES)
             cells = "".join(f"{value['mean']:>8.2f}" if value else f"{'–':>8}" for value in over_seeds)
             lines.append(f"{name + ' *' * saw:30}{split:18}{cells}")
     return "\n".join([*lines, *(["* trained with labels of unseen interactions, too"] if is_marked else [])])

@@ -123,12 +123,8 @@ def check_sanity(config: PipelineConfig) -> SanityReport:
     if labels is not None and len(labels):
         judged = name
         gates += _judge(splits[name], labels, [key for key, vlm in config.vlms.items() if vlm.image_scores])
-    content: dict[str, Any] = {
-        "gates": [asdict(gate) for gate in gates],
-        "labels_read": judged,
-        "fingerprint": splits[name].fingerprint,
-    }
-    write_json(file, content)
+    plain = [asdict(gate) for gate in gates]
+    write_json(file, {"gates": plain, "labels_read": judged, "fingerprint": splits[name].fingerprint})
     return SanityReport(judged, tuple(gates), file)
 
 

@@ -44,13 +44,8 @@ class FolderLabels(LabelReader[FolderDataset]):
         """Return a split's annotated pairs. Raises UserError: none, or one that is wrong or of an unknown name."""
         config = self.settings
         if config.annotations is None:
-            raise UserError(
-                "the data set has no annotations",
-                where="dataset.annotations",
-                expected="a JSON lines file",
-                got="null",
-                fix="set dataset.annotations, or remove the students with supervision: labels",
-            )
+            fix = "set dataset.annotations, or remove the students with supervision: labels"
+            raise UserError("the data set has no annotations", where="dataset.annotations", got="null", fix=fix)
         given, vocabulary = read_annotation_lines(Path(config.annotations)), load_vocabulary(config)
         names = {s: Folder(config).images(s).image_ids for s in config.splits if config.splits[s] > 0 or s == split}
         every_image = {name for of_split in names.values() for name in of_split}

@@ -20,6 +20,7 @@ USUAL_NAMES: dict[Half, tuple[str, ...]] = {
     "test2015": ("instances_test2015.json", "anno_bbox.mat", "test_hico.json"),
 }
 NUM_SHOWN = 3
+_read_once = lru_cache(maxsize=4)(read_annotations)
 
 
 class HicodetLabels(LabelReader[HicodetDataset]):
@@ -81,8 +82,3 @@ def read_half(config: HicodetDataset, half: Half) -> HicodetAnnotations:
             fix=f"put one there, or set dataset.annotations.{half} to a file",
         )
     return _read_once(path, half)
-
-
-@lru_cache(maxsize=4)
-def _read_once(path: Path, half: Half) -> HicodetAnnotations:
-    return read_annotations(path, half)

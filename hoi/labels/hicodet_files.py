@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from functools import lru_cache
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -83,15 +82,9 @@ def read_annotations(path: str | Path, half: Half = "test2015") -> HicodetAnnota
     boxes = parsed.rows[:, 1:9].reshape(-1, 2, 4) - parsed.first_pixel
     boxes[:, :, 2:] += 1
     boxes = boxes.astype(np.float32)
-    return HicodetAnnotations(
-        tuple(parsed.names),
-        parsed.size_hw,
-        parsed.rows[:, 0].astype(np.int64),
-        boxes[:, 0],
-        boxes[:, 1],
-        parsed.rows[:, 9].astype(np.int64),
-        tuple(parsed.dropped),
-    )
+    image, interaction = parsed.rows[:, [0, 9]].astype(np.int64).T
+    names, dropped = tuple(parsed.names), tuple(parsed.dropped)
+    return HicodetAnnotations(names, parsed.size_hw, image, boxes[:, 0], boxes[:, 1], interaction, dropped)
 
 
 def _check(parsed: _Parsed, path: Path) -> None:
@@ -141,12 +134,9 @@ def _read_instances(plain: dict[str, Any], path: Path) -> _Parsed:
     if not isinstance(plain["annotation"], list) or not isinstance(names, list):
         raise UserError("filenames and annotation are to be lists", where=path)
     if len(plain["annotation"]) != len(names) or (sizes is not None and len(sizes) != len(names)):
-        raise UserError(
-            "the lists of this file differ in length",
-            where=path,
-            expected=f"{len(names)} of annotation and size, as of filenames",
-            got=f"{len(plain['annotation'])} and {'no size' if sizes is None else len(sizes)}",
-        )
+        got = f"{len(plain['annotation'])} and {'no size' if sizes is None else len(sizes)}"
+        expected = f"{len(names)} of annotation and size, as of filenames"
+        raise UserError("the lists of this file differ in length", where=path, expected=expected, got=got)
     rows: list[list[float]] = []
     for row, record in enumerate(plain["annotation"]):
         where = f"{path}, annotation {row} ({names[row]})"
@@ -175,19 +165,17 @@ def _check_class_order(plain: dict[str, Any], path: Path) -> None:
         raise _wrong_record(f"{path}, correspondence", "[interaction, object, verb] of 600", error) from None
     official = hicodet_vocabulary().interactions
     for k, pair in named.items():
-        if not 0 <= k < len(official) or [spaced(name) for name in pair] != [spaced(name) for name in official[k]]:
-            raise UserError(
-                "this file numbers the interactions in another order",
-                where=f"{path}, correspondence {k}",
-                expected=" ".join(official[k]) if 0 <= k < len(official) else "0 to 599",
-                got=" ".join(pair),
-            )
+        expected = " ".join(official[k]) if 0 <= k < len(official) else "0 to 599"
+        if spaced(" ".join(pair)) != spaced(expected):
+            what, where = "this file numbers the interactions in another order", f"{path}, correspondence {k}"
+            raise UserError(what, where=where, expected=expected, got=" ".join(pair))
 
 
 def _read_ppdm(plain: list[Any], path: Path) -> _Parsed:
     names: list[str] = []
     rows: list[list[float]] = []
     dropped: list[str] = []
+    row_of = {pair: k for k, pair in enumerate(hicodet_vocabulary().interactions)}
     expected = "file_name, annotations [{bbox, category_id}], hoi_annotation [{subject_id, object_id, category_id}]"
     for row, record in enumerate(plain):
         where = f"{path}, entry {row}"
@@ -202,7 +190,7 @@ def _read_ppdm(plain: list[Any], path: Path) -> _Parsed:
                 if not (0 <= human < len(boxes) and 0 <= obj < len(boxes)):
                     dropped.append(f"{where}: a pair of boxes {human} and {obj}, there are {len(boxes)}")
                     continue
-                rows.append([row, *boxes[human], *boxes[obj], _interaction(pair, objects[obj], where)])
+                rows.append([row, *boxes[human], *boxes[obj], _interaction(pair, objects[obj], row_of, where)])
         except (KeyError, TypeError, ValueError) as error:
             raise _wrong_record(where, expected, error) from None
         if any(len(box) != 4 for box in boxes):
@@ -214,23 +202,18 @@ def _read_ppdm(plain: list[Any], path: Path) -> _Parsed:
     return _Parsed(names, None, table, 0 if from_zero else 1, dropped)
 
 
-def _interaction(pair: dict[str, Any], coco_id: int, where: str) -> int:
+def _interaction(pair: dict[str, Any], coco_id: int, row_of: dict[tuple[str, str], int], where: str) -> int:
     # A pair's own number, where it has one, has to agree with its verb and object.
     vocabulary = hicodet_vocabulary()
     verb = int(pair["category_id"]) - 1
     if coco_id not in OBJECT_OF_ID or not 0 <= verb < len(vocabulary.verbs):
         raise _wrong_record(where, "a COCO object id and a verb of 1 to 117", f"object {coco_id}, verb {verb + 1}")
     named = (vocabulary.verbs[verb], OBJECT_OF_ID[coco_id])
-    interaction = int(pair["hoi_category_id"]) - 1 if "hoi_category_id" in pair else _row_of_pair().get(named, -1)
+    interaction = int(pair["hoi_category_id"]) - 1 if "hoi_category_id" in pair else row_of.get(named, -1)
     if not 0 <= interaction < len(vocabulary) or vocabulary.interactions[interaction] != named:
         got = f"{' '.join(named)} as number {interaction + 1}"
         raise _wrong_record(where, "a verb and an object that make one of HICO-DET's 600 interactions", got)
     return interaction
-
-
-@lru_cache(maxsize=1)
-def _row_of_pair() -> dict[tuple[str, str], int]:
-    return {pair: k for k, pair in enumerate(hicodet_vocabulary().interactions)}
 
 
 def _read_mat(path: Path, half: Half) -> _Parsed:
@@ -257,7 +240,7 @@ def _read_mat(path: Path, half: Half) -> _Parsed:
 
 def _rows_of(hoi: Any, image: int, where: str, dropped: list[str]) -> list[list[float]]:
     humans, objects = (
-        [[float(box.x1), float(box.y1), float(box.x2), float(box.y2)] for box in np.atleast_1d(boxes)]
+        [[float(getattr(box, edge)) for edge in ("x1", "y1", "x2", "y2")] for box in np.atleast_1d(boxes)]
         for boxes in (hoi.bboxhuman, hoi.bboxobject)
     )
     rows: list[list[float]] = []
@@ -265,10 +248,8 @@ def _rows_of(hoi: Any, image: int, where: str, dropped: list[str]) -> list[list[
         if 0 <= human < len(humans) and 0 <= obj < len(objects):
             rows.append([image, *humans[human], *objects[obj], int(hoi.id) - 1])
         else:
-            dropped.append(
-                f"{where}: interaction {int(hoi.id)} pairs boxes {human + 1} and {obj + 1}, "
-                f"there are {len(humans)} and {len(objects)}"
-            )
+            there = f"there are {len(humans)} and {len(objects)}"
+            dropped.append(f"{where}: interaction {int(hoi.id)} pairs boxes {human + 1} and {obj + 1}, {there}")
     return rows
 
 

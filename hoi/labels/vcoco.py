@@ -35,6 +35,9 @@ PAIR_FILES = {
 }
 
 
+_read_pairs_once = lru_cache(maxsize=4)(read_pairs)
+
+
 class VcocoLabels(LabelReader[VcocoDataset]):
     """V-COCO's own label files, or fredzzhang's."""
 
@@ -133,11 +136,6 @@ def _rows(config: VcocoDataset, split: str) -> dict[int, int]:
 def _read_once(labels: Path, instances: str | None) -> VcocoSplit:
     path = None if instances is None else Path(instances)
     return join_instances(read_labels(labels), path, fix="set dataset.instances to COCO's instances JSON")
-
-
-@lru_cache(maxsize=4)
-def _read_pairs_once(path: Path) -> VcocoPairs:
-    return read_pairs(path)
 
 
 def _pairs_on_rows(config: VcocoDataset, split: str) -> list[tuple[VcocoPairs, np.ndarray]]:

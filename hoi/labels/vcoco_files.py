@@ -227,21 +227,12 @@ def read_pairs(path: Path) -> VcocoPairs:
             for box_h, box_o, action, obj in zip(*columns, strict=True):
                 rows.append((image_id, _box(box_h), _box(box_o), keys[action], plain["objects"][obj]))
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise UserError(
-                "an annotation is not understood",
-                where=where,
-                expected="file_name; boxes_h, boxes_o, actions and objects of one length; finite boxes",
-                got=f"{type(error).__name__}: {error}",
-            ) from None
+            expected = "file_name; boxes_h, boxes_o, actions and objects of one length; finite boxes"
+            got = f"{type(error).__name__}: {error}"
+            raise UserError("an annotation is not understood", where=where, expected=expected, got=got) from None
     images, boxes_h, boxes_o, of_key, objects = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-    return VcocoPairs(
-        tuple(plain["images"]),
-        np.array(images, np.int64),
-        np.array(boxes_h, np.float32).reshape(-1, 4),
-        np.array(boxes_o, np.float32).reshape(-1, 4),
-        tuple(of_key),
-        tuple(objects),
-    )
+    boxes = (np.array(column, np.float32).reshape(-1, 4) for column in (boxes_h, boxes_o))
+    return VcocoPairs(tuple(plain["images"]), np.array(images, np.int64), *boxes, tuple(of_key), tuple(objects))
 
 
 def _box(value: Any) -> list[float]:

@@ -27,20 +27,12 @@ OBJECT_SHARE = 12 / 80
 VERB_SHARE = 20 / 117
 
 
-def names_of(config: DatasetSettings) -> tuple[str, ...]:
-    """Return the splits that a dataset has."""
-    return dataset_of(config).zero_shot_splits or SPLIT_NAMES
-
-
 def check_name(config: DatasetSettings, name: str, where: str) -> None:
     """Raise if the dataset has no such split."""
-    if name not in names_of(config):
-        raise UserError(
-            f"there is no zero-shot split '{name}' of {config.name}",
-            where=where,
-            expected=nearest(name, names_of(config)),
-            got=name,
-        )
+    known = dataset_of(config).zero_shot_splits or SPLIT_NAMES
+    if name not in known:
+        what, expected = f"there is no zero-shot split '{name}' of {config.name}", nearest(name, known)
+        raise UserError(what, where=where, expected=expected, got=name)
 
 
 def unseen_ids(
@@ -138,12 +130,9 @@ def hide(
     (train, of_train), (tune, of_tune) = (drop_unseen(labels, unseen_ids) for labels in splits)
     for labels, which in ((train, "training"), (tune, "tuning")):
         if not len(labels):
-            raise UserError(
-                f"the zero-shot split leaves no label to {'learn from' if which == 'training' else 'choose by'}",
-                where=f"zero_shot: {name}, {which} split",
-                expected="at least one label of a seen interaction",
-                got="none",
-            )
+            what = f"the zero-shot split leaves no label to {'learn from' if which == 'training' else 'choose by'}"
+            expected = "at least one label of a seen interaction"
+            raise UserError(what, where=f"zero_shot: {name}, {which} split", expected=expected)
     record = {"split": name, "unseen": unseen_ids.tolist(), "dropped": asdict(of_train), "of_tuning": asdict(of_tune)}
     return (train, tune), record
 

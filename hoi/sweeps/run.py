@@ -232,11 +232,9 @@ def make_plan(sweep: Sweep) -> Plan:
     """Return the runs that a sweep needs, with everything checked that can be before the first starts."""
     config = sweep.config
     if not has_labels(config.dataset):
-        raise UserError(
-            "a sweep compares students by average precision, and this data set has no annotations",
-            where="dataset",
-            fix=f"set dataset.annotations, or compare what {command('eval')} prints",
-        )
+        what = "a sweep compares students by average precision, and this data set has no annotations"
+        fix = f"set dataset.annotations, or compare what {command('eval')} prints"
+        raise UserError(what, where="dataset", fix=fix)
     split = open_training_split(config)
     open_split(config, config.evaluation.split)
     digest = grading_digest(config, split.fingerprint)

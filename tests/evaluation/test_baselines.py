@@ -27,11 +27,8 @@ from hoi.records import BranchScores, HoiLabels, PairBatch, TextBank
 from hoi.vocabulary import Vocabulary
 
 RIDE, HOLD, EAT = 0, 1, 2
-VOCABULARY = Vocabulary(
-    objects=("person", "bicycle", "apple"),
-    verbs=("ride", "hold", "eat"),
-    interactions=(("ride", "bicycle"), ("hold", "bicycle"), ("eat", "apple")),
-)
+NAMES = (("ride", "bicycle"), ("hold", "bicycle"), ("eat", "apple"))
+VOCABULARY = Vocabulary(("person", "bicycle", "apple"), ("ride", "hold", "eat"), NAMES)
 
 
 def bank(logit_bias: float | None = None) -> TextBank:
@@ -81,24 +78,21 @@ def test_the_prior_spreads_a_pair_over_its_objects_interactions() -> None:
     torch.testing.assert_close(scores, torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1.0], [0, 0, 0]]))
 
 
-def test_softmax_is_over_all_or_the_objects_interactions() -> None:
-    close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
-    torch.testing.assert_close(direct("softmax")["direct"][0], torch.tensor([0.25, 0.25, 0.5]).double(), **close)
-    renormalised = direct("object_softmax")["direct"]
-    torch.testing.assert_close(renormalised[0], torch.tensor([0.5, 0.5, 0]).double(), **close)
-    assert torch.isfinite(renormalised).all()  # the pair with a person, which admits none, too
+ROOT = 2**0.5
+READ = {
+    ("softmax", 1.0, 0): [0.25, 0.25, 0.5],
+    ("object_softmax", 1.0, 0): [0.5, 0.5, 0],
+    ("softmax", 0.5, 0): [1 / 6, 1 / 6, 4 / 6],
+    ("softmax", 1.0, 1): [0.5, 0.25, 0.25],
+    ("softmax", 1.0, None): [ROOT / (1 + 2 * ROOT), 1 / (1 + 2 * ROOT), ROOT / (1 + 2 * ROOT)],
+}
 
 
-def test_temperature_and_margin_are_the_settings_own() -> None:
-    close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
-    hot = direct("softmax", temperature=0.5)["direct"][0]
-    torch.testing.assert_close(hot, torch.tensor([1 / 6, 1 / 6, 4 / 6]).double(), **close)
-    torch.testing.assert_close(
-        direct("softmax", margin=1)["direct"][0], torch.tensor([0.5, 0.25, 0.25]).double(), **close
-    )
-    root = 2**0.5
-    mean = torch.tensor([root, 1, root]).double() / (1 + 2 * root)
-    torch.testing.assert_close(direct("softmax", margin=None)["direct"][0], mean, **close)
+@pytest.mark.parametrize("setting", READ)
+def test_form_temperature_and_margin_are_the_settings_own(setting: tuple) -> None:
+    scores = direct(*setting)["direct"]
+    torch.testing.assert_close(scores[0], torch.tensor(READ[setting]).double(), rtol=1e-3, atol=1e-3)
+    assert torch.isfinite(scores).all()  # of the pair with a person, which admits no interaction, too
 
 
 def test_every_pair_has_its_images_score_and_the_product() -> None:
@@ -146,7 +140,7 @@ def test_the_gate_divides_an_object_between_its_rivals() -> None:
 def test_a_vlms_rows_are_its_cached_confidences() -> None:
     plain = batch(CROPS, IMAGES)
     extra = {"a/vlm_scores": torch.rand(2, 3), "a/vlm_pair_scores": torch.rand(4, 3)}
-    scorer = DirectVlm("a", "vlm_image", "vlm_pairs")
+    scorer = DirectVlm("a", {"vlm_scores": "vlm_image", "vlm_pair_scores": "vlm_pairs"})
     rows = scorer.branch_scores(replace(plain, extra=extra))
     assert torch.equal(rows["vlm_image"], extra["a/vlm_scores"][[0, 0, 1, 1]])
     assert torch.equal(rows["vlm_pairs"], extra["a/vlm_pair_scores"])

@@ -25,29 +25,21 @@ from hoi.labels import load_labels, rare_mask
 from hoi.matching import CEILING
 from hoi.scoring import score_split
 from hoi.training import train
+from tests.fakes.pipelines import small_world
 
 TUNED = ["direct_clip_tuned", "direct_clip_gated"]
 BASELINES = ["detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", *TUNED]
-WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
-    return {
-        "name": "small world",
-        "output": str(folder / "out"),
-        "dataset": {"name": "world", "splits": {"train": 8, "validation": 6, "test": 8}},
-        "detector": {"name": "world", "weights": str(WEIGHTS / "detector.safetensors")},
-        "pairs": {"max_humans": 3, "max_objects": 4},
-        "teacher": {"model": f"local-dir:{WEIGHTS / 'clip'}", "batch_size": 32},
-        "cache": {"folder": str(folder / "cache"), "scheduler": "synchronous"},
-        "students": {
-            "student": {"width": 16, "score_exponent": 0.7, "targets": {"image": "pairs"}, "gate": {"exponent": 0.5}},
-            "supervised": {"width": 16, "supervision": "labels"},
-            "other": {"width": 16, "aggregation": "logsumexp"},
-        },
-        "train": {"seeds": [0, 3], "epochs": 1},
-        "evaluation": {"bootstrap": 20},
+    students = {
+        "student": {"width": 16, "score_exponent": 0.7, "targets": {"image": "pairs"}, "gate": {"exponent": 0.5}},
+        "supervised": {"width": 16, "supervision": "labels"},
+        "other": {"width": 16, "aggregation": "logsumexp"},
     }
+    dataset = {"name": "world", "splits": {"train": 8, "validation": 6, "test": 8}}
+    train = {"seeds": [0, 3], "epochs": 1}
+    return small_world(folder, dataset=dataset, students=students, train=train).model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +126,8 @@ def test_the_printed_report_holds_table_and_files(config: PipelineConfig, report
     assert "8 images" in text.splitlines()[0]
     assert "student − direct_clip_tuned: " in text
     assert f"wrote {config.output}/results.json" in text
-    assert re.findall(r"^(detector_prior|student|supervised) +(–|2) ", text, re.MULTILINE) == [
-        ("detector_prior", "–"),
-        ("student", "2"),
-        ("supervised", "2"),
-    ]
+    counts = re.findall(r"^(detector_prior|student|supervised) +(–|2) ", text, re.MULTILINE)
+    assert counts == [("detector_prior", "–"), ("student", "2"), ("supervised", "2")]
 
 
 def test_the_short_table_has_students_and_strong_baselines(report: EvaluationReport) -> None:
@@ -192,15 +181,9 @@ def test_without_annotations_only_agreement_is_reported(tmp_path: Path, plain: d
     for row in range(6):
         Image.fromarray(scenes.read(row)).save(tmp_path / f"images/{row}.png")
     (tmp_path / "words.yaml").write_text("".join(f"- {{verb: {v}, object: {o}}}\n" for v, o in names))
-    changed = plain_config(tmp_path)
-    changed["dataset"] = {
-        "name": "folder",
-        "images": str(tmp_path / "images"),
-        "vocabulary": str(tmp_path / "words.yaml"),
-        "splits": {"train": 0.5, "test": 0.5},
-    }
-    changed["students"] = {"student": {"width": 16}}
-    config = parse_config(changed, "test")
+    paths = {"images": str(tmp_path / "images"), "vocabulary": str(tmp_path / "words.yaml")}
+    dataset = {"name": "folder", **paths, "splits": {"train": 0.5, "test": 0.5}}
+    config = small_world(tmp_path, dataset=dataset, students={"student": {"width": 16}})
     teacher_cache.build_cache(config)
     train.train_students(config)
     report = evaluate(config)
@@ -237,9 +220,8 @@ def test_saved_predictions_score_what_stage_three_says(tmp_path: Path, plain: di
     config = parse_config(changed, "test")
     report = evaluate(config)
     saved = [path for path in report.files if path.parent.name == "predictions"]
-    assert [path.name for path in saved] == [
-        f"{name}-seed-{seed}.jsonl.gz" for name in ("student", "other") for seed in (0, 3)
-    ]
+    names = [f"{name}-seed-{seed}.jsonl.gz" for name in ("student", "other") for seed in (0, 3)]
+    assert [path.name for path in saved] == names
     (tmp_path / "pipeline.yaml").write_text(json.dumps(changed))
     scored = score("world", tmp_path / "pipeline.yaml", saved[-1]).content
     row = next(row for row in report.rows if (row.name, row.seed) == ("other", 3))

@@ -24,7 +24,7 @@ def test_map_of_ranked_images_is_as_by_hand() -> None:
     assert mean_ap(order, present) == pytest.approx(((6 + 5 * 2 / 3) / 11 + 1 / 2) / 2)
 
 
-def labelled(num_images: int = NUM_IMAGES, vocabulary: Vocabulary = VOCABULARY) -> HoiLabels:
+def labelled(num_images: int = NUM_IMAGES) -> HoiLabels:
     """One pair an image, at a place of its own, of the first interactions in turn."""
     rows = np.arange(num_images)
     rng = np.random.default_rng(1)
@@ -82,18 +82,17 @@ def test_images_that_could_not_be_read_are_left_out() -> None:
 
 def detector(labels: HoiLabels, scale: float = 1.0, kept: slice = slice(None)) -> SanityGate:
     """The gate of a detector that finds the annotated boxes of some images, in a frame of another scale."""
-    image, things = labels.image[kept], VOCABULARY.object_of[labels.interaction[kept]]
+    image, objects = labels.image[kept], VOCABULARY.object_of[labels.interaction[kept]]
     people = np.full(len(image), VOCABULARY.person_idx)
     boxes_h, boxes_o = scale * labels.boxes_h[kept], scale * labels.boxes_o[kept]
-    both = [np.concatenate(pair) for pair in ((image, image), (people, things), (boxes_h, boxes_o))]
-    detections, pairs = Boxes(both[0], both[1], both[2], both[2]), Boxes(image, things, boxes_h, boxes_o)
-    return detector_gate(detections, pairs, labels, VOCABULARY, NUM_IMAGES)
+    both = [np.concatenate(pair) for pair in ((image, image), (people, objects), (boxes_h, boxes_o))]
+    pairs = Boxes(image, objects, boxes_h, boxes_o)
+    return detector_gate(Boxes(*both, both[2]), pairs, labels, VOCABULARY, NUM_IMAGES)
 
 
 def test_recall_is_the_share_of_annotated_boxes_that_are_met() -> None:
     labels = labelled()
-    image, boxes_h, boxes_o, interaction = labels.image, labels.boxes_h, labels.boxes_o, labels.interaction
-    twice = HoiLabels(*(np.concatenate([rows, rows]) for rows in (image, boxes_h, boxes_o, interaction)))
+    twice = HoiLabels(*(np.concatenate([rows, rows]) for rows in vars(labels).values()))
     gate = detector(twice, kept=slice(0, 300))
     # What is annotated twice is one box.
     assert gate.figures["num_annotated"] == {"human": 400, "object": 400, "pair": 400}
@@ -135,8 +134,7 @@ def test_unreadable_images_and_images_without_pairs_are_counted() -> None:
 
 def test_a_vlm_is_ranked_where_it_was_asked_beside_clip() -> None:
     labels = labelled()
-    present = np.zeros((NUM_IMAGES, len(VOCABULARY)), bool)
-    present[labels.image, labels.interaction] = True
+    present = cosines(labels, 0.0) > 0
     clip, scale, readable = cosines(labels, 2.0), 50.0, np.ones(NUM_IMAGES, bool)
     asked = present.copy()
     asked[:, 0] = False

@@ -15,19 +15,15 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from hoi.config import load_config
 from hoi.datasets import load_vocabulary, open_images
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, unseen
-from hoi.datasets.vcoco import (
-    ACTION_ROLES,
-    ACTIONS,
-    KEYS,
-    ROLES,
-)
+from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS, ROLES
 from hoi.errors import UserError
+from hoi.evaluation.predictions import TRIPLET_KEYS
 from hoi.evaluation.score import score
 from hoi.labels import load_labels
+from tests.fakes.pipelines import small_pipeline, write_pipeline
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_hicodet.json").read_text())
 CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))
@@ -43,11 +39,8 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
 
 
 def golden_rows() -> list[dict[str, Any]]:
-    keys = ("file_name", "human_xyxy", "object_xyxy", "interaction", "score")
-    return [
-        dict(zip(keys, (GOLDEN["filenames"][row[0]], *row[1:]), strict=True))
-        for row in copy.deepcopy(GOLDEN["predictions"])
-    ]
+    names, rows = GOLDEN["filenames"], copy.deepcopy(GOLDEN["predictions"])
+    return [dict(zip(TRIPLET_KEYS, (names[image], *values), strict=True)) for image, *values in rows]
 
 
 @pytest.fixture
@@ -117,14 +110,9 @@ def test_equal_scores_go_by_image_and_then_by_line(tmp_path: Path) -> None:
     nothing: dict[str, list[Any]] = {"boxes_h": [], "boxes_o": [], "hoi": []}
     content = {"filenames": ["b.jpg", "a.jpg"], "size": [[99, 99]] * 2, "annotation": [pair, nothing]}
     (tmp_path / "annotations.json").write_text(json.dumps(content))
-    right = {"file_name": "b.jpg", "human_xyxy": [0, 0, 19, 19], "object_xyxy": [29, 29, 59, 59], "interaction": 154}
-    right["score"] = 0.5
+    right = dict(zip(TRIPLET_KEYS, ("b.jpg", [0, 0, 19, 19], [29, 29, 59, 59], 154, 0.5), strict=True))
     astray = {**right, "human_xyxy": [60, 60, 70, 70]}
-    for rows, expected in (
-        ([{**right, "file_name": "a.jpg"}, right], 1),
-        ([right, astray], 1),
-        ([astray, right], 0.5),
-    ):
+    for rows, expected in (([{**right, "file_name": "a.jpg"}, right], 1), ([right, astray], 1), ([astray, right], 0.5)):
         write_lines(tmp_path / "p.jsonl", rows)
         assert scored(tmp_path, "p.jsonl")["ap"][154] == pytest.approx(expected)
 
@@ -187,27 +175,19 @@ def test_a_bad_prediction_is_named_by_its_line(golden: Path, name: str) -> None:
     assert not (golden / "out.json").exists()
 
 
-def test_lines_that_are_no_objects_are_named(golden: Path) -> None:
-    rows = [json.dumps(row) for row in golden_rows()]
-    for text, what, line in (
-        ("\n".join([*rows[:3], "", rows[3][:-9], *rows[4:]]), "a line is no JSON", 5),
-        ("\n".join([*rows[:3], "[1, 2]"]), "a line holds no JSON object", 4),
-    ):
-        (golden / "bad.jsonl").write_text(text)
-        error = refused(golden, "bad.jsonl")
-        assert (error.what, error.where) == (what, f"{golden / 'bad.jsonl'}, line {line}")
-
-
-def test_damaged_files_are_named(golden: Path) -> None:
+def test_damaged_files_and_lines_are_named(golden: Path) -> None:
     whole = (golden / "predictions.jsonl.gz").read_bytes()
-    for content, what in (
-        (whole[: len(whole) // 2], "this gzip file is truncated or damaged"),
-        (whole[:200] + b"\x00" * 20 + whole[220:], "this gzip file is truncated or damaged"),
-        (b"\xff\xfe\x00", "this is not a text file"),
+    rows = [json.dumps(row).encode() for row in golden_rows()[:4]]
+    for content, what, line in (
+        (whole[: len(whole) // 2], "this gzip file is truncated or damaged", ""),
+        (whole[:200] + b"\x00" * 20 + whole[220:], "this gzip file is truncated or damaged", ""),
+        (b"\xff\xfe\x00", "this is not a text file", ""),
+        (b"\n".join([*rows[:3], b"", rows[3][:-9], rows[0]]), "a line is no JSON", ", line 5"),
+        (b"\n".join([*rows[:3], b"[1, 2]"]), "a line holds no JSON object", ", line 4"),
     ):
         (golden / "bad").write_bytes(content)
         error = refused(golden, "bad")
-        assert (error.what, error.where) == (what, golden / "bad")
+        assert (error.what, str(error.where)) == (what, f"{golden / 'bad'}{line}")
     assert refused(golden, "absent.jsonl").what == "there is no such file of predictions"
 
 
@@ -283,9 +263,9 @@ def test_qpics_verbs_and_coco_classes_become_interactions(golden: Path) -> None:
     images = by_image()
     for image in images:
         for pair in image["hoi_prediction"]:
-            verb, thing = vocabulary.interactions[pair["category_id"]]
+            verb, obj = vocabulary.interactions[pair["category_id"]]
             pair["category_id"] = vocabulary.verbs.index(verb)
-            image["predictions"][pair["object_id"]]["category_id"] = COCO_OBJECTS.index(thing)
+            image["predictions"][pair["object_id"]]["category_id"] = COCO_OBJECTS.index(obj)
     # Nobody rides an airplane's neighbour in COCO's order, a bus, by blowing it: no such interaction.
     images[0]["predictions"].append({"bbox": [1, 1, 9, 9], "category_id": COCO_OBJECTS.index("bus")})
     impossible = {"subject_id": 0, "object_id": len(images[0]["predictions"]) - 1, "score": 0.9}
@@ -301,20 +281,18 @@ def test_qpics_verbs_and_coco_classes_become_interactions(golden: Path) -> None:
 def test_pvics_matlab_files_score_like_the_lines(golden: Path) -> None:
     vocabulary = hicodet_vocabulary()
     (golden / "matlab").mkdir()
-    for thing in range(80):
-        interactions = np.flatnonzero(vocabulary.object_of == thing)
+    for obj in range(80):
+        interactions = np.flatnonzero(vocabulary.object_of == obj)
         cells = np.empty((len(interactions), 24), object)
         for at in np.ndindex(cells.shape):
             cells[at] = np.zeros((0, 0))
         for row in golden_rows():
             if row["interaction"] in interactions:
-                at = (
-                    int(np.searchsorted(interactions, row["interaction"])),
-                    GOLDEN["filenames"].index(row["file_name"]),
-                )
+                k = int(np.searchsorted(interactions, row["interaction"]))
+                image = GOLDEN["filenames"].index(row["file_name"])
                 new = np.array([[*row["human_xyxy"], *row["object_xyxy"], row["score"]]])
-                cells[at] = np.concatenate([cells[at].reshape(-1, 9), new])
-        savemat(golden / f"matlab/detections_{thing + 1:02d}.mat", {"all_boxes": cells})
+                cells[k, image] = np.concatenate([cells[k, image].reshape(-1, 9), new])
+        savemat(golden / f"matlab/detections_{obj + 1:02d}.mat", {"all_boxes": cells})
     assert scored(golden, "matlab", format="pvic")["ap"] == scored(golden)["ap"]
     (golden / "matlab/detections_80.mat").unlink()
     last = golden / "matlab/detections_80.mat"
@@ -458,25 +436,12 @@ def test_damaged_vcoco_files_are_one_line(tmp_path: Path) -> None:
 
 
 def test_the_worlds_own_annotations_score_one(tmp_path: Path) -> None:
-    plain = {
-        "name": "small world",
-        "output": str(tmp_path),
-        "dataset": {"name": "world", "splits": {"train": 4, "validation": 2, "test": 6}},
-        "detector": {"name": "world"},
-        "teacher": {"model": "local-dir:somewhere"},
-        "cache": {"folder": str(tmp_path)},
-        "students": {},
-    }
-    (tmp_path / "annotations.json").write_text(json.dumps(plain))
-    config = load_config(tmp_path / "annotations.json")
+    config = small_pipeline(tmp_path)
+    write_pipeline(config, tmp_path / "annotations.json")
     labels, vocabulary = load_labels(config.dataset, "test"), load_vocabulary(config.dataset)
     names = open_images(config.dataset, "test").image_ids
-    rows = [
-        {"file_name": names[i], "human_xyxy": h, "object_xyxy": o, "interaction": k, "score": 0.5}
-        for i, h, o, k in zip(
-            *(getattr(labels, f).tolist() for f in ("image", "boxes_h", "boxes_o", "interaction")), strict=True
-        )
-    ]
+    columns = zip(*(column.tolist() for column in vars(labels).values()), strict=True)
+    rows = [dict(zip(TRIPLET_KEYS, (names[image], *values, 0.5), strict=True)) for image, *values in columns]
     write_lines(tmp_path / "numbers.jsonl", rows)
     out = scored(tmp_path, "numbers.jsonl", "world")
     assert (out["full"], out["num_images"], out["num_predictions"], out["split"]) == (1, 6, len(rows), "test")
@@ -489,7 +454,8 @@ def test_the_worlds_own_annotations_score_one(tmp_path: Path) -> None:
     error = refused(tmp_path, "names.jsonl", "world")
     assert "unknown interaction" in error.what
     assert error.where == f"{tmp_path / 'names.jsonl'}, line 2"
-    (tmp_path / "annotations.json").write_text(json.dumps(plain | {"dataset": {"name": "hicodet", "root": "h"}}))
+    other = small_pipeline(tmp_path, dataset={"name": "hicodet", "root": "h"})
+    write_pipeline(other, tmp_path / "annotations.json")
     assert "another frame" in refused(tmp_path, "numbers.jsonl", "world").what
 
 
@@ -504,10 +470,9 @@ def reference_lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = json.loads((CHECK_DATA / "annotations/hicodet_instances_test2015.json").read_text())["filenames"]
     names = [names[i] for i in npz["images"]]
     (folder / "images.txt").write_text("\n".join(names))
-    keys = ("file_name", "human_xyxy", "object_xyxy", "interaction", "score")
     columns = ((npz["bh"] - 1).tolist(), (npz["bo"] - 1).tolist(), npz["hoi"].tolist(), npz["score"].tolist())
     rows = zip([names[i] for i in npz["img"]], *columns, strict=True)
-    write_lines(folder / "predictions.jsonl.gz", [dict(zip(keys, row, strict=True)) for row in rows])
+    write_lines(folder / "predictions.jsonl.gz", [dict(zip(TRIPLET_KEYS, row, strict=True)) for row in rows])
     return folder
 
 

@@ -27,10 +27,8 @@ needs_data = pytest.mark.skipif("HOI_CHECK_DATA" not in os.environ, reason="HOI_
 
 
 def as_lists(found: HicodetAnnotations) -> list[Any]:
-    return [
-        found.file_names,
-        *(getattr(found, name).tolist() for name in ("image", "boxes_h", "boxes_o", "interaction")),
-    ]
+    columns = (found.image, found.boxes_h, found.boxes_o, found.interaction)
+    return [found.file_names, *(column.tolist() for column in columns)]
 
 
 EXPECTED = [
@@ -88,11 +86,6 @@ def change(plain: Any, *keys_and_value: Any) -> Any:
     return plain
 
 
-def write_mat_of_train(path: Path) -> None:
-    with open(path, "wb") as file:
-        savemat(file, {"bbox_train": np.zeros(0)})
-
-
 CLASSES = {"objects": ["bench", "cup"], "verbs": ["sit_on", "hold"], "correspondence": [[245, 1, 1]]}
 
 
@@ -132,7 +125,7 @@ def test_a_wrong_file_is_named_with_its_record(tmp_path: Path, plain: Any, what:
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "this file is no JSON"),
         (lambda path: path.write_bytes(gzip.compress(b"[" * 999)[:-12]), "this gzip file is truncated or damaged"),
         (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" + b"x" * 200), "this MATLAB file cannot be read"),
-        (write_mat_of_train, "this MATLAB file holds something else"),
+        (lambda path: savemat(path, {"bbox_train": np.zeros(0)}, False), "this MATLAB file holds something else"),
     ],
 )
 def test_an_unreadable_file_is_named(tmp_path: Path, write: Callable[[Path], Any], what: str) -> None:

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from hoi.cache.build import run as teacher_cache
-from hoi.config import PipelineConfig, parse_config
+from hoi.config import PipelineConfig, WorldDataset, parse_config
 from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.evaluation.evaluate import evaluate
@@ -23,69 +23,51 @@ from hoi.report.build import write_report
 from hoi.training import train
 from hoi.training.train import choose_student
 from hoi.world import INTERACTIONS
+from tests.fakes.pipelines import small_world
 
-WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 HOSTILE = "<script>document.title='taken'</script>"
 HOSTILE_FILE = "\"><img src=x onerror=document.title='taken'>&lt;"
 
 
-def plain_config(folder: Path) -> dict[str, Any]:
+def hostile_config(folder: Path) -> PipelineConfig:
     """Scenes of the world as a folder of files with annotations, every name of which is an attack."""
-    source = parse_config({**_common(folder), "dataset": {"name": "world", "splits": {"test": 24}}}, "test").dataset
+    source = WorldDataset(name="world", splits={"test": 24})
     images, labels = open_images(source, "test"), load_labels(source, "test")
     (folder / "images").mkdir()
     names = [f"{number:02d} {HOSTILE_FILE}.png" for number in range(24)]
     for row, name in enumerate(names):
         Image.fromarray(images.read(row)).save(folder / "images" / name)
-    vocabulary = [{"verb": verb.replace("hold", f"hold {HOSTILE}"), "object": thing} for verb, thing in INTERACTIONS]
+    vocabulary = [{"verb": verb.replace("hold", f"hold {HOSTILE}"), "object": obj} for verb, obj in INTERACTIONS]
     (folder / "vocabulary.yaml").write_text(yaml.safe_dump(vocabulary))
+    columns = (labels.image.tolist(), labels.boxes_h.tolist(), labels.boxes_o.tolist(), labels.interaction.tolist())
     lines = [
-        {
-            "file_name": names[labels.image[row]],
-            "human_xyxy": labels.boxes_h[row].tolist(),
-            "object_xyxy": labels.boxes_o[row].tolist(),
-            **vocabulary[labels.interaction[row]],
-        }
-        for row in range(len(labels))
+        {"file_name": names[image], "human_xyxy": box_h, "object_xyxy": box_o, **vocabulary[k]}
+        for image, box_h, box_o, k in zip(*columns, strict=True)
     ]
     (folder / "annotations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return _common(folder)
-
-
-def _common(folder: Path) -> dict[str, Any]:
-    return {
-        "name": f"small {HOSTILE}",
-        "output": str(folder / "out & <b>"),
-        "dataset": {
-            "name": "folder",
-            "images": str(folder / "images"),
-            "vocabulary": str(folder / "vocabulary.yaml"),
-            "annotations": str(folder / "annotations.jsonl"),
-            "splits": {"train": 0.4, "validation": 0.2, "test": 0.4},
-        },
-        "detector": {"name": "world", "weights": str(WEIGHTS / "detector.safetensors")},
-        "pairs": {"max_humans": 3, "max_objects": 4},
-        "teacher": {"model": f"local-dir:{WEIGHTS / 'clip'}", "batch_size": 32, "crop": {"margins": [1.15, 1.4]}},
-        "cache": {"folder": str(folder / "cache"), "scheduler": "synchronous"},
-        "students": {
-            "student": {"width": 16, "targets": {"image": "pairs"}, "gate": {"exponent": 0.5}, "score_exponent": 0.7},
-            "supervised": {"width": 16, "supervision": "labels"},
-        },
-        "train": {"seeds": [0, 3], "epochs": 1},
-        "evaluation": {"bootstrap": 20},
-    }
+    files = {"images": "images", "vocabulary": "vocabulary.yaml", "annotations": "annotations.jsonl"}
+    paths = {key: str(folder / name) for key, name in files.items()}
+    shown = {"width": 16, "targets": {"image": "pairs"}, "gate": {"exponent": 0.5}, "score_exponent": 0.7}
+    return small_world(
+        folder,
+        name=f"small {HOSTILE}",
+        output=str(folder / "out & <b>"),
+        dataset={"name": "folder", **paths, "splits": {"train": 0.4, "validation": 0.2, "test": 0.4}},
+        pairs={"max_humans": 3, "max_objects": 4},
+        students={"student": shown, "supervised": {"width": 16, "supervision": "labels"}},
+        train={"seeds": [0, 3], "epochs": 1},
+    )
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A pipeline whose three stages are done."""
-    plain = plain_config(tmp_path_factory.mktemp("report"))
-    config = parse_config(plain, "test")
+    config = hostile_config(tmp_path_factory.mktemp("report"))
     teacher_cache.build_cache(config)
     train.train_students(config)
     evaluate(config)
-    return plain
+    return config.model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +92,12 @@ def sweep_table(summary: dict[str, Any]) -> dict[str, Any]:
     means = {record["name"]: record for record in summary["means"]}
     [difference] = [found for found in summary["against_direct"] if found["better"] == "student"]
     row = {"name": "gated", "from": "plain", "changes": {"gate.exponent": 0.5}, "num_seeds": 2}
+    tuned = {"name": "direct_clip_tuned", "means": means["direct_clip_tuned"]}
     return {
         "name": "gates",
         "against": "direct_clip_tuned",
         "split": "test",
-        "baselines": [
-            {"name": "direct_clip_tuned", "num_seeds": None, "means": means["direct_clip_tuned"], "difference": None}
-        ],
+        "baselines": [{**tuned, "num_seeds": None, "difference": None}],
         "rows": [{**row, "means": means["student"], "difference": difference}],
         "failed": [{"name": "other", "seed": 3, "reason": f"the loss is NaN {HOSTILE}"}],
         "fingerprint": summary["fingerprint"],
@@ -274,15 +255,11 @@ def test_the_shown_student_is_the_best_without_labels(plain: dict[str, Any]) -> 
     assert shown({"bound": by_labels, "b": {}, "a": {}}) == "b"
 
 
-def set_width(browser: Any, width: int) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_chromium_tables_sort_and_nothing_is_loaded(browser: Any, page: Path, width: int, scheme: str) -> None:
-    set_width(browser, width)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     for log in ("browser", "performance"):
@@ -294,11 +271,8 @@ def test_in_chromium_tables_sort_and_nothing_is_loaded(browser: Any, page: Path,
     assert len(widths) > 8
     assert min(widths) > 0
     assert run("return document.documentElement.scrollWidth") <= width
-    ground = [
-        int(part)
-        for part in re.findall(r"\d+", run("return getComputedStyle(document.documentElement).backgroundColor"))
-    ]
-    assert (sum(ground[:3]) > 3 * 128) == (scheme == "light")
+    ground = re.findall(r"\d+", run("return getComputedStyle(document.documentElement).backgroundColor"))
+    assert (sum(map(int, ground[:3])) > 3 * 128) == (scheme == "light")
 
     column = "return [...document.querySelectorAll('#result-table tbody tr')].map(r => r.cells[%d].dataset.value)"
     click = "document.querySelectorAll('#result-table thead button')[%d].click()"

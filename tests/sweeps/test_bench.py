@@ -63,9 +63,7 @@ def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_a_bench_has_every_row_and_is_kept(
-    tmp_path: Path,
-) -> None:
+def test_a_bench_has_every_row_and_is_kept(tmp_path: Path) -> None:
     report = run_bench(load(tmp_path), DrawnSignals)
     rows = written(tmp_path, "results.json")
     names = [*baseline_names({}), "plain", "plain", "alone", "alone", "labels_on_detections"]
@@ -122,16 +120,16 @@ def test_a_run_that_fails_leaves_the_rest_and_is_named(tmp_path: Path, monkeypat
 
 
 def test_mistakes_in_a_bench_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a world is there twice.*\[3, 3\]"):
-        load(tmp_path, worlds=[{"seed": 3}, {"seed": 3}])
-    with pytest.raises(UserError, match=r"not there.*'differences.0.better'.*nearest: alone.*got: along"):
-        load(tmp_path, differences=[{"better": "along", "than": "plain"}])
-    with pytest.raises(UserError, match=r"not there.*'headroom.0.goal'.*labels_on_detections.*got: labels"):
-        load(tmp_path, headroom=[{"of": "plain", "start": "alone", "goal": "labels"}])
-    with pytest.raises(UserError, match=r"wrong value.*differences.0.means.0"):
-        load(tmp_path, differences=[{"better": "alone", "than": "plain", "means": ["small"]}])
-    with pytest.raises(UserError, match=r"unknown key.*'world'"):
-        load(tmp_path, world=[])
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"worlds": [{"seed": 3}, {"seed": 3}]}, r"a world is there twice.*\[3, 3\]"),
+        ({"differences": [{"better": "along", "than": "plain"}]}, r"not there.*'differences.0.better'.*nearest: alone"),
+        ({"headroom": [{"of": "plain", "start": "alone", "goal": "labels"}]}, r"not there.*'headroom.0.goal'"),
+        ({"differences": [{"better": "alone", "than": "plain", "means": ["small"]}]}, r"value.*differences.0.means.0"),
+        ({"world": []}, r"unknown key.*'world'"),
+    ]
+    for change, message in changes:
+        with pytest.raises(UserError, match=message):
+            load(tmp_path, **change)
     with pytest.raises(UserError, match=r"'output' of its own.*command line.*set 'output' in .*bench\.yaml"):
         load_bench(bench_file(tmp_path), ["train.epochs=1", "output=elsewhere"])
 
