@@ -110,21 +110,15 @@ class ByTheClock(RandomSignals):
         return {**super().provenance(), "teacher": {**self.teacher, "precision": precision}}
 
 
-def test_a_measured_precision_is_kept_by_later_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = photo_pipeline(tmp_path, teacher={"precision": "auto"})
-    fingerprint = begin(config, ByTheClock)
+def test_a_measured_precision_is_kept_by_shards_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = {"train": 0.5, "test": 0.3, "more": 0.2}
+    config = photo_pipeline(tmp_path, (1,) * 12, teacher={"precision": "auto"}, dataset={"splits": splits})
+    fingerprint = begin(config, ByTheClock, "test")
     release()
     monkeypatch.setattr(ByTheClock, "FASTER", "fp32")
     assert build(config, 0, fingerprint, ByTheClock).fingerprint == fingerprint
     parts = inspect_shard(tmp_path / "cache" / "test" / "shard-00000.h5", FIELDS).attributes["fingerprint_parts"]
     assert parts["teacher"]["precision"] == "bf16"
-
-
-def test_a_measured_precision_is_kept_by_other_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = {"train": 0.5, "test": 0.3, "more": 0.2}
-    config = photo_pipeline(tmp_path, (1,) * 12, teacher={"precision": "auto"}, dataset={"splits": splits})
-    begin(config, ByTheClock, "test")
-    monkeypatch.setattr(ByTheClock, "FASTER", "fp32")
     for split in ("train", "more"):
         release()
         begin(config, ByTheClock, split)

@@ -18,8 +18,8 @@ from hoi.cache.tools.verify import verify
 from hoi.cli import load_verbs, program
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from tests.fakes.extractors import DrawnSignals, RandomSignals
-from tests.fakes.pipelines import photo_pipeline, small_pipeline, write_pipeline
+from tests.fakes.extractors import RandomSignals
+from tests.fakes.pipelines import photo_pipeline, write_pipeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,15 +148,6 @@ def test_a_users_mistake_is_named(arguments: list[str], what: str) -> None:
     with pytest.raises(UserError) as mistake:
         run_verb(*arguments, "--config", str(ROOT / "pipeline.yaml"))
     assert mistake.value.what == what
-
-
-def test_a_new_split_of_the_world_leaves_the_old_ones_untouched(tmp_path: Path) -> None:
-    few = {"name": "world", "splits": {"train": 6}}
-    build_cache(small_pipeline(tmp_path, dataset=few), DrawnSignals)
-    before = states(tmp_path / "cache" / "train")
-    more = small_pipeline(tmp_path, dataset={"name": "world", "splits": {"test": 3, "train": 6}})
-    assert [(s.split, s.num_built) for s in build_cache(more, DrawnSignals).splits] == [("test", 1), ("train", 0)]
-    assert states(tmp_path / "cache" / "train") == before
 
 
 def test_a_new_split_of_a_folder_leaves_the_others_untouched(tmp_path: Path) -> None:

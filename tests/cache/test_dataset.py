@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import pickle
@@ -134,15 +133,6 @@ def test_an_unreadable_image_or_an_unknown_field_is_no_batch(split: CacheSplit) 
             split.batch(np.array([0]), extra=(name,))
 
 
-def test_it_opens_anew_in_another_process(split: CacheSplit) -> None:
-    split.batch(np.array([0]))
-    sent = pickle.dumps(split)
-    assert len(sent) < 1000
-    np.testing.assert_array_equal(
-        pickle.loads(sent).batch(np.array([3])).union_feature, split.batch(np.array([3])).union_feature
-    )
-
-
 def test_batches_planned_together_equal_those_made_alone(split: CacheSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = [split.batch(np.array(rows), ("union_embedding", "spatial_map")) for rows in ([0, 1], [2, 3], [5])]
     for planned in (1, 4, 512):
@@ -165,6 +155,7 @@ def test_several_processes_read_what_this_one_reads(config: PipelineConfig, meth
     splits = [CacheSplit.open(config.cache.folder, "test", mode=mode) for mode in modes]
     expected = [epoch_digests(split) for split in splits]
     assert not [name for name in open_files() if name.endswith(".h5")]
+    assert all(len(pickle.dumps(split)) < 1000 for split in splits)
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.map(epoch_digests, splits, chunksize=1) == expected
 
@@ -212,7 +203,7 @@ def test_other_settings_are_refused(config: PipelineConfig, tmp_path: Path) -> N
     CacheSplit.open(config.cache.folder, "test", fingerprint=fingerprint)
 
 
-def test_a_damaged_or_foreign_shard_is_refused(config: PipelineConfig, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_refused(config: PipelineConfig, tmp_path: Path) -> None:
     folder = copy_of(config, tmp_path)
     first = folder / "shard-00000.h5"
     whole = first.read_bytes()
@@ -220,9 +211,4 @@ def test_a_damaged_or_foreign_shard_is_refused(config: PipelineConfig, tmp_path:
     with pytest.raises(UserError, match=r"a shard is damaged · where: .*shard-00000.h5 .* next: delete"):
         CacheSplit.open(tmp_path, "test").table("scores")
     first.write_bytes(whole)
-    manifest = folder / "manifest.json"
-    plain = json.loads(manifest.read_text())
-    plain["shards"][1]["image_ids_sha256"] = "0" * 64
-    manifest.write_text(json.dumps(plain))
-    with pytest.raises(UserError, match=r"a shard does not belong to this cache · where: .*shard-00001.h5"):
-        CacheSplit.open(tmp_path, "test").table("scores")
+    assert CacheSplit.open(tmp_path, "test").table("scores").any()

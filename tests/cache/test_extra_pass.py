@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hoi.teachers.loading import TextSide
 from hoi.vlm import Likelihoods, build_vlm
 from hoi.vlm.extractor import VlmExtractor, sentences
 from hoi.vocabulary import Vocabulary
+from tests.fakes.extractors import random_signals
 from tests.fakes.models import write_coca
 
 ROOT = Path(__file__).parents[2]
@@ -167,19 +169,8 @@ def signals(pairs: list[list[int]]) -> ImageSignals:
     """A person, two horses of which one is where the other is, and a dog, in an image of 40 x 60."""
     boxes = np.array([[10, 10, 20, 30], [15, 20, 40, 30], [15, 20, 40, 30], [0, 0, 5, 5]], np.float32)
     detections = Detections(boxes, np.linspace(0.9, 0.6, 4).astype(np.float32), np.array([0, 1, 1, 2]))
-    none = np.zeros((len(pairs), 1, 2), np.float16)
-    return ImageSignals(
-        image_id="a",
-        size_hw=np.array([40, 60], np.int32),
-        detections=detections,
-        pairs_ho=np.array(pairs, np.int32).reshape(-1, 2),
-        image_embedding=np.zeros(2, np.float16),
-        image_similarity=np.zeros(4, np.float16),
-        union_embedding=none,
-        union_similarity=np.zeros((len(pairs), 1, 4), np.float16),
-        detection_feature=np.zeros((4, 1, 2), np.float16),
-        union_feature=none,
-    )
+    rows, size = np.array(pairs, np.int32).reshape(-1, 2), np.array([40, 60], np.int32)
+    return replace(random_signals("a", 4, len(pairs)), size_hw=size, detections=detections, pairs_ho=rows)
 
 
 STYLE = {"crop_size_px": 32, "fill_rgb": [1, 2, 3], "interpolation": "bicubic", "resize_mode": "shortest"}

@@ -152,9 +152,7 @@ def test_a_foreign_shard_of_the_right_size_is_refused(folder: Path) -> None:
     signals = ["no image", random_signals("03.png", 2, 1, with_map=True)]
     fewer = pack_tables(["02.png", "03.png"], signals, header.attributes["axes"])
     put(encode_file(fewer, header.attributes))
-    with pytest.raises(
-        UserError, match=r"does not belong .* expected: size_hw int32 \(2, 2\) at byte \d+ · got: size_hw"
-    ):
+    with pytest.raises(UserError, match=r"does not belong .* expected: size_hw int32 \(2, 2\) .* got: size_hw"):
         CacheSplit.open(folder.parent, "test").batch(np.array([3]))
     path.write_bytes(whole)
     assert CacheSplit.open(folder.parent, "test").batch(np.array([3])).num_pairs == 5
@@ -205,13 +203,3 @@ def test_ids_of_any_length_fit_and_other_counts_are_refused(tmp_path: Path) -> N
     for wrong in (3, 5):
         with pytest.raises(ValueError):
             index_tables(shards, wrong, FIELDS)
-
-
-def test_other_kinds_of_shards_have_their_own_fields(folder: Path) -> None:
-    table = [field for field in FIELDS if field.rows == "image" or field.name.startswith("pair_")]
-    shards = shards_of(folder)
-    axes, tables = index_tables(shards, 7, table)
-    assert set(tables) == {field.name for field in INDEX_FIELDS} - {"detection_offsets"}
-    assert [name.decode() for name in tables["field"]] == [field.name for field in table]
-    assert tables["byte_offset"].shape == (4, len(table))
-    assert axes == shards[0].attributes["axes"]

@@ -9,7 +9,7 @@ import pytest
 
 import hoi.cache.plan
 from hoi.cache.build.run import build_cache
-from hoi.cache.plan import doubled_id, hash_of_ids, plan_shards, plan_split, splits_of
+from hoi.cache.plan import doubled_id, hash_of_ids, plan_split, splits_of
 from hoi.errors import UserError
 from tests.fakes.extractors import RandomSignals
 from tests.fakes.pipelines import photo_pipeline
@@ -53,11 +53,6 @@ def test_equal_hashes_alone_make_no_doubled_id() -> None:
     assert doubled_id([Colliding("a"), Colliding("b"), Colliding("b"), "c"]) == "b"
     assert doubled_id(["a"]) is None
     assert doubled_id(["a", "b", "b", "c", "c", "c", "d"]) == "c"
-
-
-def test_a_plan_of_ids_alone_is_that_of_a_split(tmp_path: Path) -> None:
-    ids = [f"{row:02d}.png" for row in range(5)]
-    assert plan_shards(ids, "test", tmp_path / "cache" / "test", 2) == plan_split(photo_pipeline(tmp_path), "test")
 
 
 def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:

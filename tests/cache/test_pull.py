@@ -13,10 +13,11 @@ import pytest
 
 from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import open_split
+from hoi.cache.schema import Pass
 from hoi.cache.tools.pull import pull_split
 from hoi.cache.tools.verify import verify_split
 from hoi.errors import UserError
-from tests.fakes.extractors import RandomSignals
+from tests.fakes.extractors import PASS, RandomSignals, VlmSignalsOf
 from tests.fakes.pipelines import photo_pipeline, split_files
 
 URL = "memory://caches/photos"
@@ -24,13 +25,17 @@ URL = "memory://caches/photos"
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Iterator[fsspec.AbstractFileSystem]:
-    """A finished cache of three shards in a file system that is none."""
-    build_cache(photo_pipeline(tmp_path), RandomSignals)
+    """A finished cache of three shards, and as many of a pass, in a file system that is none."""
+    build_cache(photo_pipeline(tmp_path, vlms={"coca": PASS}), RandomSignals, VlmSignalsOf("coca"))
     store = fsspec.filesystem("memory")
     for path in (tmp_path / "cache" / "test").glob("*.*"):
         store.pipe(f"/caches/photos/test/{path.name}", path.read_bytes())
     yield store
     store.rm("/caches", recursive=True)
+
+
+def base_files(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in split_files(folder).items() if not name.startswith(("coca", ".lock"))}
 
 
 def change(store: fsspec.AbstractFileSystem, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -40,23 +45,28 @@ def change(store: fsspec.AbstractFileSystem, edit: Callable[[dict[str, Any]], ob
     store.pipe("/caches/photos/test/manifest.json", json.dumps(plain).encode())
 
 
-def test_a_pulled_split_is_the_one_that_was_made(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
+def test_a_pulled_split_is_the_one_that_was_made(tmp_path: Path, remote: Any) -> None:
     seen: list[int] = []
     report = pull_split(URL, "test", tmp_path / "to", seen.append)
-    assert split_files(tmp_path / "to" / "test") == split_files(tmp_path / "cache" / "test")
+    assert split_files(tmp_path / "to" / "test") == base_files(tmp_path / "cache" / "test")
     assert (report.num_files, report.num_kept, sum(seen)) == (5, 0, report.num_bytes)
     config = photo_pipeline(tmp_path, cache={"folder": str(tmp_path / "to")})
     assert open_split(config, "test").num_images == 5
     again = pull_split(URL, "test", tmp_path / "to", seen.append)
     assert (again.num_kept, again.num_bytes) == (5, 0)
-
-
-def test_a_plain_folder_is_a_location_too(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
-    pull_split(f"file://{tmp_path / 'cache'}/", "test", tmp_path / "to", id)
+    pull_split(URL, "test", tmp_path / "to", seen.append, Pass("coca"))
     assert split_files(tmp_path / "to" / "test") == split_files(tmp_path / "cache" / "test")
+    assert verify_split(tmp_path / "to" / "test") == []
+    with pytest.raises(UserError, match=r"there is no such file .*clip-manifest\.json"):
+        pull_split(URL, "test", tmp_path / "to", id, Pass("clip"))
 
 
-def test_an_interrupted_pull_goes_on_with_what_is_missing(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
+def test_a_plain_folder_is_a_location_too(tmp_path: Path, remote: Any) -> None:
+    pull_split(f"file://{tmp_path / 'cache'}/", "test", tmp_path / "to", id)
+    assert split_files(tmp_path / "to" / "test") == base_files(tmp_path / "cache" / "test")
+
+
+def test_an_interrupted_pull_goes_on_with_what_is_missing(tmp_path: Path, remote: Any) -> None:
     whole = remote.cat("/caches/photos/test/shard-00001.h5")
     remote.rm("/caches/photos/test/shard-00001.h5")
     with pytest.raises(UserError, match=r"no such file .*shard-00001.h5"):
@@ -73,7 +83,7 @@ def test_an_interrupted_pull_goes_on_with_what_is_missing(tmp_path: Path, remote
     "damage", [lambda d: d[:-1], lambda d: d + b"x", lambda d: d[:-5] + bytes([d[-5] ^ 1]) + d[-4:]]
 )
 def test_a_file_that_differs_from_its_manifest_is_not_written(
-    tmp_path: Path, remote: fsspec.AbstractFileSystem, damage: Callable[[bytes], bytes]
+    tmp_path: Path, remote: Any, damage: Callable[[bytes], bytes]
 ) -> None:
     path = "/caches/photos/test/shard-00002.h5"
     remote.pipe(path, damage(remote.cat(path)))
@@ -86,9 +96,7 @@ def test_a_file_that_differs_from_its_manifest_is_not_written(
 @pytest.mark.parametrize(
     "name", ["../../outside.h5", "/tmp/outside.h5", "shard-00001.h5/../../x", "shard-00001.h5\n", "shard-٠٠٠٠١.h5", ""]
 )
-def test_names_that_are_none_of_the_format_are_refused(
-    tmp_path: Path, remote: fsspec.AbstractFileSystem, name: str
-) -> None:
+def test_names_that_are_none_of_the_format_are_refused(tmp_path: Path, remote: Any, name: str) -> None:
     change(remote, lambda plain: plain["shards"][1].update(name=name))
     with pytest.raises(UserError, match=r"this manifest is damaged .*photos/test/manifest.json"):
         pull_split(URL, "test", tmp_path / "deep" / "to", id)
@@ -109,7 +117,7 @@ def test_names_that_are_none_of_the_format_are_refused(
     ],
 )
 def test_a_malformed_manifest_is_refused_before_any_write(
-    tmp_path: Path, remote: fsspec.AbstractFileSystem, edit: Callable[[dict[str, Any]], object], text: str
+    tmp_path: Path, remote: Any, edit: Callable[[dict[str, Any]], object], text: str
 ) -> None:
     change(remote, edit)
     with pytest.raises(UserError, match=rf"this manifest is damaged .*{text}"):
@@ -117,7 +125,7 @@ def test_a_malformed_manifest_is_refused_before_any_write(
     assert not (tmp_path / "to").exists()
 
 
-def test_a_link_in_the_way_is_replaced_not_followed(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
+def test_a_link_in_the_way_is_replaced_not_followed(tmp_path: Path, remote: Any) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(b"precious")
     (tmp_path / "to" / "test").mkdir(parents=True)
@@ -126,10 +134,10 @@ def test_a_link_in_the_way_is_replaced_not_followed(tmp_path: Path, remote: fssp
     (tmp_path / "to" / "test" / "manifest.json").unlink()
     pull_split(URL, "test", tmp_path / "to", id)
     assert outside.read_bytes() == b"precious"
-    assert split_files(tmp_path / "to" / "test") == split_files(tmp_path / "cache" / "test")
+    assert split_files(tmp_path / "to" / "test") == base_files(tmp_path / "cache" / "test")
 
 
-def test_another_cache_in_the_way_is_left_alone(tmp_path: Path, remote: fsspec.AbstractFileSystem) -> None:
+def test_another_cache_in_the_way_is_left_alone(tmp_path: Path, remote: Any) -> None:
     other = photo_pipeline(tmp_path, teacher={"precision": "bf16"}, cache={"folder": str(tmp_path / "to")})
     build_cache(other, RandomSignals)
     before = split_files(tmp_path / "to" / "test")

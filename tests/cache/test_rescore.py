@@ -205,9 +205,7 @@ def test_what_needs_images_or_other_weights_is_refused_by_name(
     unknown = write_vocabulary(tmp_path / "v.yaml", [{"verb": "ride", "object": "unicorn"}])
     with pytest.raises(UserError, match=r"made without 1 of the vocabulary's objects.* got: unicorn"):
         rescore(world(photos, unknown), tmp_path / "to")
-    with pytest.raises(
-        UserError, match=r"prompts and vocabulary alone .* teacher.crop.mode \(cache: square, now: pad\)"
-    ):
+    with pytest.raises(UserError, match=r"prompts and vocabulary .* teacher.crop.mode \(cache: square, now: pad\)"):
         rescore(world(photos, teacher={"crop": {"mode": "pad"}}), tmp_path / "to")
     with pytest.raises(UserError, match=r"would overwrite the old one"):
         rescore(old, Path(old.cache.folder))

@@ -22,7 +22,7 @@ from hoi.cache.read.split import (
 from hoi.errors import UserError
 from hoi.training.distributed import Group
 from hoi.training.loop import BatchSource
-from tests.fakes.extractors import RandomSignals
+from tests.fakes.extractors import PASS, RandomSignals, VlmSignalsOf
 from tests.fakes.pipelines import photo_pipeline
 
 CPU = torch.device("cpu")
@@ -30,8 +30,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> CacheSplit:
-    config = photo_pipeline(tmp_path_factory.mktemp("dataset"), (2, 0, 1, 5, 3, 1), teacher={"spatial_map": True})
-    build_cache(config, RandomSignals)
+    sections = {"teacher": {"spatial_map": True}, "vlms": {"coca": PASS}}
+    config = photo_pipeline(tmp_path_factory.mktemp("dataset"), (2, 0, 1, 5, 3, 1), **sections)
+    build_cache(config, RandomSignals, VlmSignalsOf("coca"))
     return CacheSplit.open(config.cache.folder, "test")
 
 
@@ -42,7 +43,7 @@ def test_batches_of_a_resident_split_are_the_same_bit_for_bit(split: CacheSplit,
     assert isinstance(source, ResidentSplit)
     assert isinstance(source, BatchSource)
     assert source.num_images == split.num_images
-    extra = ("union_embedding", "spatial_map")
+    extra = ("union_embedding", "spatial_map", "coca/vlm_scores", "coca/vlm_pair_scores")
     usual = list(split.batches(2, np.random.default_rng(0), extra))
     for ours, theirs in zip(source.batches(2, np.random.default_rng(0), extra), usual, strict=True):
         for field in fields(theirs):
@@ -56,6 +57,9 @@ def test_batches_of_a_resident_split_are_the_same_bit_for_bit(split: CacheSplit,
 def test_a_device_holds_only_the_features_batches_need(split: CacheSplit) -> None:
     names = ("image_embedding", "image_similarity", "detection_feature", "union_feature", "union_similarity")
     assert feature_bytes(split) == sum(split.table(name).nbytes for name in names)
+    # Image scores in float16 of three interactions for six images, pair scores for twelve pairs.
+    assert feature_bytes(split, ("coca/vlm_scores",)) - feature_bytes(split) == 6 * 3 * 2
+    assert feature_bytes(split, ("coca/vlm_pair_scores",)) - feature_bytes(split) == 12 * 3 * 2
 
 
 def test_a_split_is_kept_on_a_gpu_if_half_of_it_is_enough(split: CacheSplit) -> None:

@@ -47,10 +47,6 @@ def test_tables_and_attributes_come_back(shard: Path, mapped: bool) -> None:
     assert read_text(header.table("image_id")) == ["bär", "b", "c"]
 
 
-def test_equal_content_gives_equal_bytes() -> None:
-    assert encode_file(TABLES, ATTRIBUTES) == encode_file(TABLES, dict(ATTRIBUTES))
-
-
 def test_datasets_lie_as_the_document_says(shard: Path) -> None:
     with h5py.File(shard) as file:
         for dataset in file.values():

@@ -17,7 +17,7 @@ from hoi.cache.read.split import CacheSplit, open_split
 from hoi.cache.shard import inspect_shard, read_text
 from hoi.config import load_config
 from hoi.errors import UserError
-from tests.fakes.extractors import FailingSignals, FirstIsFaster, RandomSignals
+from tests.fakes.extractors import FailingSignals, RandomSignals
 from tests.fakes.pipelines import cut, photo_pipeline, small_files
 
 ROOT = Path(__file__).parents[2]
@@ -159,20 +159,6 @@ def test_a_finished_shard_keeps_its_unreadable_image(tmp_path: Path) -> None:
         build_cache(config, FailingSignals)
     report = build_cache(config, RandomSignals)
     assert (built(report), report.splits[0].num_failed) == ([1], 1)
-
-
-@pytest.mark.slow
-def test_workers_whose_clocks_differ_agree_on_a_precision(tmp_path: Path) -> None:
-    config = photo_pipeline(
-        tmp_path,
-        num_pairs=(1, 2) * 6,
-        teacher={"precision": "auto"},
-        dataset={"splits": {"train": 0.6, "test": 0.4}},
-        cache={"scheduler": "local", "workers": 2},
-    )
-    assert built(build_cache(config, FirstIsFaster)) == [5, 1]
-    parts = [CacheSplit.open(config.cache.folder, split).attributes for split in ("train", "test")]
-    assert [part["teacher"]["precision"] for part in parts] == ["bf16", "bf16"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:

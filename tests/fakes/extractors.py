@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,19 +93,6 @@ class FailingSignals(RandomSignals):
         if any(image[0, 0, 0] == 13 for image in images):
             raise RuntimeError("thirteen")
         return super().extract(image_ids, images)
-
-
-class FirstIsFaster(RandomSignals):
-    """Chooses bf16 in the first process and fp32 in every other one, as close timings may."""
-
-    def __init__(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> None:
-        super().__init__(config, vocabulary, device)
-        if self.teacher["precision"] == "auto":
-            try:
-                Path(config.output).mkdir()
-                self.teacher["precision"] = "bf16"
-            except FileExistsError:
-                self.teacher["precision"] = "fp32"
 
 
 class RandomVlmSignals:

@@ -1,16 +1,11 @@
 """Small HICO-DETs: hand-made annotations in every published format, and drawn images in the official layout.
 
-    python -m tests.fakes.hicodet FOLDER [--annotations instances_test2015.json] [--train 24] [--test 12]
-
-writes a rehearsal: images, annotations, image lists and detections, from one annotation file or made up. Detections are
-annotated boxes with noise, and some that are annotated nowhere.
-
-Of the hand-made files, the formats other than fredzzhang's follow the key names of the code that reads them.
+Of the hand-made files, the formats other than fredzzhang's follow the key names of the code that reads them. A
+rehearsal's detections are annotated boxes with noise, and some that are annotated nowhere.
 """
 
 from __future__ import annotations
 
-import argparse
 import colorsys
 import json
 from pathlib import Path
@@ -211,20 +206,3 @@ def _detect(
             }
         )
     return records
-
-
-def _command() -> None:
-    parser = argparse.ArgumentParser(description="Write the tree and print the overrides that read it.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--annotations", type=Path)
-    parser.add_argument("--train", type=int, default=24)
-    parser.add_argument("--test", type=int, default=12)
-    options = parser.parse_args()
-    total = options.train + options.test
-    source = made_up(total) if options.annotations is None else json.loads(options.annotations.read_text())
-    for override in [*write_rehearsal(options.folder, source, options.train, options.test), *SMALL]:
-        print(override)
-
-
-if __name__ == "__main__":
-    _command()

@@ -20,26 +20,14 @@ from hoi.vlm.transformers_loading import quiet
 from hoi.world.models.clip import BPE_FILE
 
 CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+VIT = {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2}
+TIMM = {"image_size": 64, "timm_model_name": "mobilenetv2_050", "timm_pool": "", "timm_proj": "linear"}
 TOWERS: dict[str, dict[str, Any]] = {
     "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
-    "vit": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2},
-    "vit_average": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2, "pool_type": "avg"},
-    "vit_attention": {
-        "image_size": 64,
-        "patch_size": 16,
-        "width": 32,
-        "head_width": 16,
-        "layers": 2,
-        "attentional_pool": True,
-        "attn_pooler_queries": 4,
-        "attn_pooler_heads": 2,
-    },
-    "timm_convolution": {
-        "image_size": 64,
-        "timm_model_name": "mobilenetv2_050",
-        "timm_pool": "",
-        "timm_proj": "linear",
-    },
+    "vit": VIT,
+    "vit_average": {**VIT, "pool_type": "avg"},
+    "vit_attention": {**VIT, "attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2},
+    "timm_convolution": TIMM,
     "timm_map_pool": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": ""},
 }
 """The image towers of `hoi.teachers.towers`; pooling decides how a region reaches the joint space."""
@@ -53,22 +41,18 @@ SENTENCES = [
 WIDTH, LAYERS, HEADS = 32, 2, 4
 SPREAD = 0.3
 """Standard deviation of the weights: with the usual 0.02 a small model finds everything equally likely."""
-TEXT: dict[str, Any] = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 2 * WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": 2,
-    "head_dim": WIDTH // HEADS,
-    "max_position_embeddings": 2048,
-    "initializer_range": SPREAD,
-}
 VISION: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 2 * WIDTH,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
     "initializer_range": SPREAD,
+}
+TEXT: dict[str, Any] = {
+    **VISION,
+    "num_key_value_heads": 2,
+    "head_dim": WIDTH // HEADS,
+    "max_position_embeddings": 2048,
 }
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
@@ -104,14 +88,7 @@ def write_coca(folder: Path, full: bool = True) -> str:
         full: As the published models are: a class token in the text tower, and an attentional pooler.
     """
     text: dict[str, Any] = {"context_length": 20, "vocab_size": 808, "width": 32, "heads": 2, "layers": 2}
-    vision: dict[str, Any] = {
-        "image_size": 32,
-        "patch_size": 8,
-        "width": 32,
-        "head_width": 16,
-        "layers": 2,
-        "attn_pooler_heads": 2,
-    }
+    vision: dict[str, Any] = {**VIT, "image_size": 32, "patch_size": 8, "attn_pooler_heads": 2}
     pooler: dict[str, Any] = {"attentional_pool": True, "attn_pooler_queries": 9} if full else {}
     tokens: dict[str, Any] = {"output_tokens": True, "embed_cls": full, "tokenizer_kwargs": {"bpe_path": BPE_FILE}}
     config = {

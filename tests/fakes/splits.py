@@ -12,6 +12,7 @@ import torch
 from hoi.records import HoiLabels, PairBatch, TextBank, Triplets, VisualHead
 from hoi.students.base import Student, build_student
 from hoi.students.hoiclip.settings import HoiclipConfig
+from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.vocabulary import Vocabulary
 from tests.fakes.extractors import unit
 
@@ -147,12 +148,7 @@ def make_split(
         union_similarity=torch.from_numpy(union @ texts.T).half(),
         extra={"union_embedding": torch.from_numpy(union).half()},
     )
-    labels = HoiLabels(
-        image=pair_image[is_first],
-        boxes_h=boxes[is_first, 0],
-        boxes_o=boxes[is_first, 1],
-        interaction=interaction[is_first],
-    )
+    labels = HoiLabels(pair_image[is_first], boxes[is_first, 0], boxes[is_first, 1], interaction[is_first])
     return Split(whole, bank, VOCABULARY, labels)
 
 
@@ -200,22 +196,11 @@ def make_head(width: int, kind: str = "resnet") -> VisualHead:
     return VisualHead(projection, value=rng.normal(size=(CHANNELS + 1, CHANNELS)).astype(np.float32) / 4)
 
 
-class MapSplit(Split):
-    """A split whose images have a spatial map."""
-
-    def batch(self, image_rows: np.ndarray) -> PairBatch:
-        spatial = self.whole.extra["spatial_map"]
-        pairs_only = {name: value for name, value in self.whole.extra.items() if name != "spatial_map"}
-        batch = Split.batch(replace(self, whole=replace(self.whole, extra=pairs_only)), image_rows)
-        rows = torch.as_tensor(np.asarray(image_rows, dtype=np.int64))
-        return replace(batch, extra={**batch.extra, "spatial_map": spatial[rows]})
-
-
-def make_map_split(pairs_of: tuple[int, ...] = (3, 1, 0, 4, 2), kind: str = "resnet", **settings: Any) -> MapSplit:
+def make_map_split(pairs_of: tuple[int, ...] = (3, 1, 0, 4, 2), kind: str = "resnet", **settings: Any) -> Split:
     """As `make_split`, with a spatial map; the first two pairs of an image share their human."""
     split = make_split(pairs_of, **settings)
-    shared = torch.arange(split.whole.num_pairs)
-    is_second = [row for row in range(1, len(shared)) if _rank_in_image(split.whole.pair_image, row) == 1]
+    shared, image = torch.arange(split.whole.num_pairs), split.whole.pair_image.tolist()
+    is_second = [row for row in range(1, len(image)) if image[:row].count(image[row]) == 1]
     shared[is_second] -= 1
     of_humans = ("boxes_h", "scores_h", "human_feature", "rows_h")
     split = split.with_pairs(**{name: getattr(split.whole, name)[shared] for name in of_humans})
@@ -223,14 +208,16 @@ def make_map_split(pairs_of: tuple[int, ...] = (3, 1, 0, 4, 2), kind: str = "res
     spatial = torch.from_numpy(rng.normal(size=(len(pairs_of), CHANNELS, CELLS, CELLS)).astype(np.float32))
     bank: TextBank = replace(split.bank, visual=make_head(split.bank.text_embedding.shape[1], kind))
     whole = replace(split.whole, extra={**split.whole.extra, "spatial_map": spatial.half()})
-    return MapSplit(whole, bank, split.vocabulary, split.labels)
-
-
-def _rank_in_image(pair_image: torch.Tensor, row: int) -> int:
-    return int((pair_image[:row] == pair_image[row]).sum())
+    return Split(whole, bank, split.vocabulary, split.labels)
 
 
 def fresh_hoiclip(split: Split, seed: int = 3, **settings: Any) -> Student:
     axes = {"L": 2, "M": split.whole.union_similarity.shape[1], "C": CHANNELS, "H": CELLS, "W": CELLS}
     config = HoiclipConfig(method="hoiclip", **{**SMALL_HOICLIP, **settings})
     return build_student(config, split.bank, VOCABULARY, axes, seed=seed).eval()
+
+
+def fresh_multilevel(split: Split, **settings: Any) -> Student:
+    axes = {"L": split.whole.union_feature.shape[1], "M": split.whole.union_similarity.shape[1]}
+    config = MultiLevelConfig(**{"width": 64, **settings})
+    return build_student(config, split.bank, VOCABULARY, axes, seed=3).eval()

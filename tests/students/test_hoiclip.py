@@ -14,19 +14,19 @@ from hoi.config import TrainConfig
 from hoi.errors import UserError
 from hoi.matching import LabelTargets, label_targets
 from hoi.students.base import build_student
-from hoi.students.hoiclip.networks import InteractionClassifier, enhancement, object_texts
+from hoi.students.hoiclip.networks import InteractionClassifier, object_texts
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import RegionSums, verb_prototypes
 from hoi.students.layers import focal_loss
 from hoi.training.loop import fit
-from tests.fakes.splits import CHANNELS, VOCABULARY, MapSplit, fresh_hoiclip, make_map_split
+from tests.fakes.splits import CHANNELS, VOCABULARY, Split, fresh_hoiclip, make_map_split
 
 CPU = torch.device("cpu")
 LABELS: dict[str, Any] = {"supervision": "labels", "score": {"fusion": "product"}}
 DEPARTED: dict[str, Any] = {"query_union": "all", "query_boxes": True, "union_residual": True}
 
 
-def targets_of(split: MapSplit, unseen: list[int] | None = None) -> LabelTargets:
+def targets_of(split: Split, unseen: list[int] | None = None) -> LabelTargets:
     kept = ~np.isin(split.labels.interaction, unseen or [])
     labels = replace(
         split.labels,
@@ -115,14 +115,6 @@ def test_the_papers_score_by_hand() -> None:
     assert (found <= 1).all()
 
 
-def test_the_enhancement_raises_the_likeliest_classes_alone() -> None:
-    cosines = torch.tensor([[0.3, 0.1, 0.2, 0.25], [-0.1, 0.0, 0.4, 0.1]])
-    gain = enhancement(cosines, 2)
-    assert (gain != 0).tolist() == [[True, False, False, True], [False, False, True, True]]
-    assert gain[0, 0] == cosines[0, 0].sigmoid() - 0.5
-    assert torch.equal(enhancement(cosines, 10), cosines.sigmoid() - 0.5)
-
-
 def test_scoring_edits_nothing() -> None:
     # The public code adds to the scores in place, so that each step of its top-K sweep starts from the one before.
     split = make_map_split()
@@ -209,16 +201,6 @@ def test_prototypes_are_made_of_first_crops() -> None:
     assert not torch.equal(taught.classify.verbs, expected)
 
 
-def test_verb_logits_are_copied_to_all_interactions_of_the_verb() -> None:
-    split = make_map_split()
-    classifier = InteractionClassifier(split.bank, VOCABULARY, 0.5, None)
-    joint = F.normalize(torch.randn(4, 16), dim=-1)
-    by_text = classifier.log_scale.exp() * joint @ classifier.texts.T
-    of_verbs = (classifier(joint) - by_text).detach()
-    assert torch.allclose(of_verbs[:, 2], of_verbs[:, 5], atol=1e-4)
-    assert not torch.allclose(of_verbs[:, 0], of_verbs[:, 1], atol=1e-2)
-
-
 def test_an_object_without_interactions_has_the_mean_text() -> None:
     texts = object_texts(make_map_split().bank, VOCABULARY)
     assert torch.equal(texts[0], texts[3])
@@ -291,7 +273,7 @@ def test_settings_that_the_cache_cannot_serve_are_refused() -> None:
     split = make_map_split()
     config = HoiclipConfig(method="hoiclip", heads=5)
     axes = {"L": 2, "M": 1, "C": CHANNELS}
-    with pytest.raises(UserError, match=r"no spatial map.*spatial_map: true.*make teacher-cache"):
+    with pytest.raises(UserError, match=r"no spatial map.*spatial_map: true"):
         build_student(config, split.bank, VOCABULARY, {"L": 2, "M": 1})
     with pytest.raises(UserError, match=r"no cell of its map"):
         build_student(config, replace(split.bank, visual=None), VOCABULARY, axes)

@@ -32,20 +32,6 @@ from tests.fakes.models import teacher_config
 from tests.fakes.splits import VOCABULARY, make_bank, make_map_split
 
 
-def test_equal_memories_double_the_attention() -> None:
-    torch.manual_seed(0)
-    attention = DualAttention(16, 4, 0.1).eval()
-    queries, positions = torch.randn(5, 16), torch.randn(5, 16)
-    places = RaggedIndex.of(torch.tensor([0, 0, 2, 2, 2]), 3)
-    memory = Memory(torch.randn(4, 16), torch.randn(4, 16), RaggedIndex.of(torch.tensor([0, 2, 2, 2]), 3))
-    single = attention(queries, positions, places, [memory])
-    assert torch.equal(attention(queries, positions, places, [memory, memory]), 2 * single)
-    other = replace(memory, tokens=memory.tokens + 1)
-    assert not torch.allclose(attention(queries, positions, places, [memory, other]), 2 * single)
-    weights = sum(p.numel() for p in attention.parameters())
-    assert weights == 4 * (16 * 16 + 16) + 2 * 16
-
-
 def copy_attention(own: Attention, torchs: nn.MultiheadAttention) -> None:
     with torch.no_grad():
         parts = (own.query, own.key, own.value)

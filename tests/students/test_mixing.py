@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from pydantic import ValidationError
 
-from hoi.students.base import Student, build_student
 from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.students.multilevel.targets import Opinion, mix
-from tests.fakes.splits import AXES, VLM, VOCABULARY, Split, make_vlm_split
+from tests.fakes.splits import VLM, VOCABULARY, make_vlm_split
+from tests.fakes.splits import fresh_multilevel as fresh
 
 OBJECT_OF = torch.tensor([0, 0, 0, 1, 1])
 CLIP = torch.tensor([[0.4, 0.2, 0.1, 0.2, 0.1]])
 ASKED = torch.tensor([[True, True, False, False, False]])
 OTHER = torch.tensor([[0.1, 0.3, 0.7, 0.9, 0.9]])  # what stands where it was not asked must not matter
 BOTH = {"clip": 0.7, VLM: 0.3}
-
-
-def fresh(split: Split, **settings: Any) -> Student:
-    return build_student(MultiLevelConfig(width=32, dropout=0.0, **settings), split.bank, VOCABULARY, AXES, seed=3)
 
 
 def test_a_pass_shares_out_clips_mass_of_what_it_was_asked() -> None:

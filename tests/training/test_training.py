@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hoi.records import PairBatch
 from hoi.students.base import Student, build_student
 from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.training.loop import fit
-from hoi.training.runs import RunFolder
+from hoi.training.runs import RunFolder, TensorBoardLogger
 from tests.fakes.splits import AXES, VOCABULARY, Split, make_split
 
 CPU = torch.device("cpu")
@@ -77,12 +78,6 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, with_qual
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
-def test_seeds_differ_and_one_seed_repeats() -> None:
-    one, other, same = (fit(fresh(), SPLIT, TRAIN, seed=seed, device=CPU)[0] for seed in (1, 2, 1))
-    assert weights_equal(one, same)
-    assert not weights_equal(one, other)
-
-
 def test_metrics_have_losses_agreement_and_throughput(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     fit(fresh(), SPLIT, TRAIN, seed=5, device=CPU, run=run)
@@ -113,9 +108,7 @@ def test_a_finished_run_gives_its_student_back(tmp_path: Path) -> None:
 def test_another_runs_folder_is_refused_by_naming_the_keys(tmp_path: Path) -> None:
     student, _ = fit(fresh(), SPLIT, TRAIN, seed=5, device=CPU, run=run_folder(tmp_path))
     other = run_folder(tmp_path, cache="def", student=MultiLevelConfig(dropout=0.5).model_dump(mode="json"))
-    with pytest.raises(
-        UserError, match=r"other settings.*cache = def, student.dropout = 0.5.*cache = abc.*next: rm -r"
-    ):
+    with pytest.raises(UserError, match=r"other settings.*cache = def, student.dropout = 0.5.*cache = abc.*rm -r"):
         other.status()
     run_folder(tmp_path).finish(student, {})
     with pytest.raises(UserError, match=r"other settings.*student.dropout = 0.5"):
@@ -153,3 +146,44 @@ def test_devices_are_checked_by_name() -> None:
         assert choose_device("auto") == CPU
         with pytest.raises(UserError, match="no GPU can be used here"):
             choose_device("cuda")
+
+
+needs_tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="the extra tensorboard is not there")
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def test_without_the_extra_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hoi.training.runs.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"TensorBoard is not installed.*pip install 'hoi-distill\[tensorboard\]'"):
+        TensorBoardLogger(tmp_path / "tensorboard", 0)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_tensorboard
+def test_it_shows_every_figure_of_metrics_jsonl(tmp_path: Path) -> None:
+    settings = MultiLevelConfig()
+    config = TrainConfig(epochs=2, batch_images=3, tensorboard=True)
+    fit(fresh(), SPLIT, config, seed=5, device=CPU, run=RunFolder(tmp_path, settings, {}))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    shown = scalars(tmp_path / "tensorboard")
+    assert {"loss", "loss/human_object", "agreement/union", "gradient_norm", "images_per_s", "eta_s"} < set(shown)
+    assert len(shown) == len(lines[0]) - 1
+    assert [shown["loss/union"][epoch] for epoch in (1, 2)] == pytest.approx([line["loss_union"] for line in lines])
+
+
+@needs_tensorboard
+def test_epochs_that_are_done_again_are_shown_once(tmp_path: Path) -> None:
+    interrupted = TensorBoardLogger(tmp_path, 0)
+    for epoch in (1, 2, 3):
+        interrupted.log(epoch, {"loss": 10.0 * epoch})
+    interrupted.close()
+    resumed = TensorBoardLogger(tmp_path, 1)
+    resumed.log(2, {"loss": 7.0})
+    resumed.close()
+    assert scalars(tmp_path)["loss"] == {1: 10.0, 2: 7.0}

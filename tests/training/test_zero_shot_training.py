@@ -37,6 +37,7 @@ ZERO_SHOT = {
     **SMALL_HOICLIP,
 }
 STUDENTS = {"hidden": ZERO_SHOT}
+Cache, Patch = dict[str, Any], pytest.MonkeyPatch
 READ = label_reader.load_labels
 
 
@@ -58,14 +59,14 @@ class DrawnMaps(DrawnSignals):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """The cache section of a finished cache with maps."""
     config = small_pipeline(tmp_path_factory.mktemp("world"))
     build_cache(config, DrawnMaps)
     return config.cache.model_dump(mode="json")
 
 
-def pipeline(folder: Path, cache: dict[str, Any], **sections: Any) -> PipelineConfig:
+def pipeline(folder: Path, cache: Cache, **sections: Any) -> PipelineConfig:
     training = {"seeds": [0], "epochs": 2, "batch_images": 8, "checkpoint_every": 1, "device": "cpu"}
     return small_pipeline(folder, cache=cache, **{"students": STUDENTS, "train": training, **sections})
 
@@ -83,16 +84,14 @@ def otherwise(labels: HoiLabels, is_changed: np.ndarray, ids: np.ndarray) -> Hoi
     return replace(labels, interaction=np.array(changed, np.int64))
 
 
-def trained(config: PipelineConfig, change: Callable[[HoiLabels], HoiLabels], monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained(config: PipelineConfig, change: Callable[[HoiLabels], HoiLabels], monkeypatch: Patch) -> Path:
     """Trains with changed annotations, of every split; gives the run's folder."""
     monkeypatch.setattr(label_reader, "load_labels", lambda dataset, split: change(READ(dataset, split)))
     (run,) = train_students(config).runs
     return run.folder
 
 
-def test_not_one_unseen_label_touches_prototypes_loss_or_choice(
-    tmp_path: Path, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unseen_labels_touch_no_prototype_loss_or_choice(tmp_path: Path, cache: Cache, monkeypatch: Patch) -> None:
     config = pipeline(tmp_path, cache)
     ids = hidden_ids(config)
     seen = np.setdiff1d(np.arange(len(load_vocabulary(config.dataset))), ids)
@@ -120,9 +119,7 @@ def test_not_one_unseen_label_touches_prototypes_loss_or_choice(
     assert record == unseen_changed[2]["zero_shot"]
 
 
-def test_the_priors_exponent_is_chosen_without_one_unseen_label(
-    tmp_path: Path, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_priors_exponent_is_chosen_without_unseen_labels(tmp_path: Path, cache: Cache, monkeypatch: Patch) -> None:
     students = {"hidden": ZERO_SHOT, "sees_all": {**ZERO_SHOT, "zero_shot": None}}
     config = pipeline(tmp_path, cache, students=students, evaluation={"bootstrap": 5})
     ids = hidden_ids(config)
@@ -143,9 +140,7 @@ def test_the_priors_exponent_is_chosen_without_one_unseen_label(
         assert reads_unseen or before["score_exponent"] == after["score_exponent"]
 
 
-def test_a_fraction_learns_from_the_first_images_of_one_order(
-    tmp_path: Path, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fraction_learns_from_the_first_images_of_one_order(tmp_path: Path, cache: Cache, monkeypatch: Patch) -> None:
     student = {"quarter": {**ZERO_SHOT, "zero_shot": None, "label_fraction": 0.25}}
     config = pipeline(tmp_path, cache, students=student)
     split = open_split(config, "train")
@@ -163,7 +158,7 @@ def test_a_fraction_learns_from_the_first_images_of_one_order(
     assert (plain / "model.safetensors").read_bytes() == (changed / "model.safetensors").read_bytes()
 
 
-def test_a_student_may_have_its_own_learning_rate_and_epochs(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_a_student_may_have_its_own_learning_rate_and_epochs(tmp_path: Path, cache: Cache) -> None:
     students = {"slow": {**ZERO_SHOT, "learning_rate": 1e-5, "epochs": 3, "supervision": "teacher", "zero_shot": None}}
     (run,) = train_students(pipeline(tmp_path, cache, students=students)).runs
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -171,9 +166,7 @@ def test_a_student_may_have_its_own_learning_rate_and_epochs(tmp_path: Path, cac
     assert lines[0]["learning_rate"] <= 1e-5
 
 
-def test_a_resumed_run_does_not_prepare_again(
-    tmp_path: Path, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_does_not_prepare_again(tmp_path: Path, cache: Cache, monkeypatch: Patch) -> None:
     undisturbed, interrupted = (pipeline(tmp_path / name, cache) for name in ("undisturbed", "interrupted"))
     (whole,) = train_students(undisturbed).runs
     epoch_of = Trainer.run_epoch
@@ -195,7 +188,7 @@ def test_a_resumed_run_does_not_prepare_again(
     assert (resumed.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
 
-def test_the_teachers_head_comes_back_from_the_cache(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_the_teachers_head_comes_back_from_the_cache(tmp_path: Path, cache: Cache) -> None:
     config = pipeline(tmp_path, cache)
     split = open_split(config, "train")
     kept, made = split.text_bank.visual, DrawnMaps(config, split.vocabulary, "cpu").text_bank.visual
@@ -206,7 +199,7 @@ def test_the_teachers_head_comes_back_from_the_cache(tmp_path: Path, cache: dict
         VisualHead(made.projection, value=made.value[:-1])
 
 
-def test_evaluation_reports_unseen_and_seen_of_a_split(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_evaluation_reports_unseen_and_seen_of_a_split(tmp_path: Path, cache: Cache) -> None:
     students = {"hidden": ZERO_SHOT, "sees_all": {**ZERO_SHOT, "zero_shot": None}}
     config = pipeline(tmp_path, cache, students=students, evaluation={"bootstrap": 5, "zero_shot": ["unseen_object"]})
     train_students(config)
@@ -226,7 +219,7 @@ def test_evaluation_reports_unseen_and_seen_of_a_split(tmp_path: Path, cache: di
     assert "(sees_all)" in warning
 
 
-def test_an_unknown_split_is_refused_before_anything_is_trained(tmp_path: Path, cache: dict[str, Any]) -> None:
+def test_an_unknown_split_is_refused_before_anything_is_trained(tmp_path: Path, cache: Cache) -> None:
     students = {"hidden": {**ZERO_SHOT, "zero_shot": "uc0"}}
     with pytest.raises(UserError, match=r"no zero-shot split 'uc0' of world.*students\.hidden\.zero_shot"):
         train_students(pipeline(tmp_path, cache, students=students))
