@@ -231,8 +231,9 @@ def read_pairs(path: Path) -> VcocoPairs:
             got = f"{type(error).__name__}: {error}"
             raise UserError("an annotation is not understood", where=where, expected=expected, got=got) from None
     images, boxes_h, boxes_o, of_key, objects = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-    boxes = (np.array(column, np.float32).reshape(-1, 4) for column in (boxes_h, boxes_o))
-    return VcocoPairs(tuple(plain["images"]), np.array(images, np.int64), *boxes, tuple(of_key), tuple(objects))
+    edges_h, edges_o = (np.array(column, np.float32).reshape(-1, 4) for column in (boxes_h, boxes_o))
+    image = np.array(images, np.int64)
+    return VcocoPairs(tuple(plain["images"]), image, edges_h, edges_o, tuple(of_key), tuple(objects))
 
 
 def _box(value: Any) -> list[float]:

@@ -174,7 +174,8 @@ def test_permuting_images_or_truth_changes_nothing_without_ties(seed: int) -> No
     untied = replace(predictions, score=score)
     moved = Triplets(**{name: column[rows] for name, column in vars(untied).items()})
     moved_labels = HoiLabels(**{name: column[truths] for name, column in vars(labels).items()})
-    moved, moved_labels = (replace(table, image=new_row[table.image]) for table in (moved, moved_labels))
+    moved = replace(moved, image=new_row[moved.image])
+    moved_labels = replace(moved_labels, image=new_row[moved_labels.image])
     np.testing.assert_allclose(hico(moved, moved_labels, num=5).ap, hico(untied, labels, num=5).ap, atol=1e-12)
 
 

@@ -86,8 +86,8 @@ def detector(labels: HoiLabels, scale: float = 1.0, kept: slice = slice(None)) -
     people = np.full(len(image), VOCABULARY.person_idx)
     boxes_h, boxes_o = scale * labels.boxes_h[kept], scale * labels.boxes_o[kept]
     both = [np.concatenate(pair) for pair in ((image, image), (people, objects), (boxes_h, boxes_o))]
-    pairs = Boxes(image, objects, boxes_h, boxes_o)
-    return detector_gate(Boxes(*both, both[2]), pairs, labels, VOCABULARY, NUM_IMAGES)
+    detections, pairs = Boxes(both[0], both[1], both[2], both[2]), Boxes(image, objects, boxes_h, boxes_o)
+    return detector_gate(detections, pairs, labels, VOCABULARY, NUM_IMAGES)
 
 
 def test_recall_is_the_share_of_annotated_boxes_that_are_met() -> None:

@@ -41,9 +41,9 @@ SMALL_HOICLIP: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "feedforw
 
 def labels_of(*rows: tuple[Any, ...]) -> HoiLabels:
     """Return labels of (image, box_h, box_o, interaction) rows; what more a row holds is left out."""
-    image, boxes_h, boxes_o, interaction = ([row[column] for row in rows] for column in range(4))
-    boxes = (np.array(column, np.float64).reshape(-1, 4) for column in (boxes_h, boxes_o))
-    return HoiLabels(np.array(image, np.int64), *boxes, np.array(interaction, np.int64))
+    image, interaction = (np.array([row[column] for row in rows], np.int64) for column in (0, 3))
+    boxes_h, boxes_o = (np.array([row[column] for row in rows], np.float64).reshape(-1, 4) for column in (1, 2))
+    return HoiLabels(image, boxes_h, boxes_o, interaction)
 
 
 def triplets_of(*rows: tuple[Any, ...]) -> Triplets:
