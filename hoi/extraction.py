@@ -61,6 +61,10 @@ CUT_AHEAD = 256
 """Crops that are cut before they are needed, on a CPU."""
 
 
+Chunk = list[tuple[str, np.ndarray]]
+"""Image ids and images."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """One image with its geometry worked out; its pixels are released once its crops are cut."""
@@ -159,11 +163,7 @@ class Extractor:
         return axes
 
     def _begin(
-        self,
-        chunk: Sequence[tuple[str, np.ndarray]],
-        cut: Callable[..., Iterator[Tensor]],
-        crops: _Batches,
-        whole: _Batches,
+        self, chunk: Chunk, cut: Callable[..., Iterator[Tensor]], crops: _Batches, whole: _Batches
     ) -> list[_Job]:
         """Detect, pair and cut the images of a chunk; crops and whole images join the batches."""
         found = self._detector.detect([image for _, image in chunk], [image_id for image_id, _ in chunk])
@@ -318,8 +318,8 @@ class _Batches:
         self._encoded.append(tuple(each[:num] for each in self._encode(batch)))
 
 
-def _chunks(images: Iterable[tuple[str, np.ndarray]]) -> Iterator[list[tuple[str, np.ndarray]]]:
-    chunk: list[tuple[str, np.ndarray]] = []
+def _chunks(images: Iterable[tuple[str, np.ndarray]]) -> Iterator[Chunk]:
+    chunk: Chunk = []
     for image_id, image in images:
         if chunk and image.nbytes + sum(other.nbytes for _, other in chunk) > MAX_CHUNK_BYTES:
             yield chunk

@@ -10,7 +10,7 @@ import pytest
 
 from hoi.cache.plan import request_parts
 from hoi.config import PipelineConfig, WorldDataset, load_config
-from hoi.errors import UserError
+from tests.fakes.pipelines import refused
 
 ROOT = Path(__file__).parents[1]
 GOOD = """
@@ -30,13 +30,6 @@ def good(tmp_path: Path) -> Path:
     path = tmp_path / "pipeline.yaml"
     path.write_text(GOOD)
     return path
-
-
-def refused(path: Path, overrides: list[str] = []) -> UserError:  # noqa: B006
-    with pytest.raises(UserError) as caught:
-        load_config(path, overrides)
-    assert "\n" not in str(caught.value)
-    return caught.value
 
 
 def test_the_shipped_pipeline_survives_a_round_trip() -> None:
@@ -64,7 +57,7 @@ def test_the_shipped_pipeline_survives_a_round_trip() -> None:
 def test_a_wrong_value_is_named(good: Path, edit: tuple[str, str], what: str, where: str) -> None:
     assert edit[0] in GOOD
     good.write_text(GOOD.replace(*edit))
-    error = refused(good)
+    error = refused(load_config, good)
     assert what in error.what
     assert where in str(error.where)
 
@@ -88,7 +81,7 @@ def test_a_wrong_value_is_named(good: Path, edit: tuple[str, str], what: str, wh
     ],
 )
 def test_a_wrong_key_gets_the_nearest_right_one(good: Path, key: str, nearest: str) -> None:
-    error = refused(good, [f"{key}=1"])
+    error = refused(load_config, good, [f"{key}=1"])
     assert error.what == "unknown key"
     assert f"key '{key.removesuffix('.epochs')}'" in str(error.where)
     assert f"nearest: {nearest}" in str(error.expected)
@@ -99,24 +92,24 @@ def test_overrides_are_typed_like_the_file_and_1e_4_is_a_number(good: Path) -> N
     assert config.train.learning_rate == 1e-4
     assert config.dataset.splits == {"train": 8}
     assert config.train.seeds == [7]
-    assert "override is not understood" in refused(good, ["train.epochs"]).what
-    assert "holds no section" in refused(good, ["name.first=1"]).what
+    assert "override is not understood" in refused(load_config, good, ["train.epochs"]).what
+    assert "holds no section" in refused(load_config, good, ["name.first=1"]).what
 
 
 def test_the_environment_fills_in_what_is_set(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACE", "/data")
     assert load_config(good, ["output=${PLACE}/out"]).output == "/data/out"
     monkeypatch.delenv("PLACE")
-    assert "PLACE is not set" in refused(good, ["output=${PLACE}/out"]).what
+    assert "PLACE is not set" in refused(load_config, good, ["output=${PLACE}/out"]).what
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    assert refused(tmp_path / "nowhere.yaml").what == "there is no such file"
+    assert refused(load_config, tmp_path / "nowhere.yaml").what == "there is no such file"
 
 
 def test_regions_have_one_order_and_no_doubles(good: Path) -> None:
     assert load_config(good, ["teacher.regions=[crop, map]"]).teacher.regions == ["map", "crop"]
-    error = refused(good, ["teacher.regions=[crop, crop]"])
+    error = refused(load_config, good, ["teacher.regions=[crop, crop]"])
     assert "a region is there twice" in error.what
     assert "teacher.regions" in str(error.where)
 

@@ -13,12 +13,12 @@ from hoi import registry
 from hoi.cache.build.run import build_cache
 from hoi.cache.tools.estimate import axes_of
 from hoi.config import PipelineConfig, parse_config
-from hoi.errors import UserError
 from hoi.evaluation.evaluate import evaluate
 from hoi.project import doctor
 from hoi.registry import Registry
 from hoi.training import train
 from tests.fakes import plugin
+from tests.fakes.pipelines import refused
 
 TABLES = [table for table in vars(registry).values() if isinstance(table, Registry)]
 
@@ -70,9 +70,7 @@ def test_one_of_each_from_outside_runs_all_stages(tables: None, tmp_path: Path) 
 def test_a_plugin_is_loaded_at_the_first_unknown_name(
     tables: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError) as caught:
-        pipeline(tmp_path)
-    assert "dataset.name" in str(caught.value.where)
+    assert "dataset.name" in str(refused(pipeline, tmp_path).where)
     (tmp_path / "somebody.py").write_text("from tests.fakes import plugin\n\nplugin.register()\n")
     about = tmp_path / "somebody-1.0.dist-info"
     about.mkdir()
@@ -97,17 +95,16 @@ def test_an_unknown_name_gets_the_nearest(
     tables: None, tmp_path: Path, section: dict[str, Any], key: str, nearest: str
 ) -> None:
     plugin.register()
-    with pytest.raises(UserError) as caught:
-        pipeline(tmp_path, **section)
-    assert f"key '{key}'" in str(caught.value.where)
-    assert nearest in str(caught.value)
+    error = refused(pipeline, tmp_path, **section)
+    assert f"key '{key}'" in str(error.where)
+    assert nearest in str(error)
 
 
 def test_two_of_a_name_are_refused(tables: None) -> None:
     plugin.register()
     plugin.register()
-    with pytest.raises(UserError, match="two detectors are called 'world'"):
-        registry.DETECTORS.register("world", "elsewhere:Detector")
+    error = refused(registry.DETECTORS.register, "world", "elsewhere:Detector")
+    assert error.what == "two detectors are called 'world'"
 
 
 def test_every_line_of_the_tables_can_be_imported() -> None:

@@ -92,22 +92,6 @@ def images(names: str = "abcde") -> tuple[list[str], list[np.ndarray]]:
     return list(names), made
 
 
-def settings(folder: Path, teacher: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": "test",
-        "output": str(folder),
-        "dataset": {"name": "world"},
-        "detector": {
-            "name": "precomputed",
-            "results": str(folder / "results.json"),
-            "instances": str(folder / "instances.json"),
-        },
-        "teacher": teacher,
-        "cache": {"folder": str(folder)},
-        "students": {},
-    }
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("extraction")
@@ -127,15 +111,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(folder: Path, pairs: dict[str, Any] | None = None, **teacher: Any) -> Extractor:
+    usual = {"model": f"local-dir:{folder / 'resnet'}", "pretrained": "random", "crop": {"margins": [1.15, 1.0]}}
+    files = {name: str(folder / f"{name}.json") for name in ("results", "instances")}
     plain = {
-        "model": f"local-dir:{folder / 'resnet'}",
-        "pretrained": "random",
-        "batch_size": 8,
-        "crop": {"margins": [1.15, 1.0]},
-        **teacher,
+        "name": "test",
+        "output": str(folder),
+        "dataset": {"name": "world"},
+        "detector": {"name": "precomputed", **files},
+        "pairs": pairs or {},
+        "teacher": {**usual, "batch_size": 8, **teacher},
+        "cache": {"folder": str(folder)},
+        "students": {},
     }
-    config = parse_config({**settings(folder, plain), "pairs": pairs or {}}, "test")
-    return Extractor(config, VOCABULARY, "cpu")
+    return Extractor(parse_config(plain, "test"), VOCABULARY, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +166,7 @@ def norms(array: np.ndarray) -> np.ndarray:
     return np.linalg.norm(array.astype(np.float32), axis=-1)
 
 
-def test_embeddings_have_unit_norm_even_of_empty_boxes(
-    records: dict[str, ImageSignals],
-) -> None:
+def test_embeddings_have_unit_norm_even_of_empty_boxes(records: dict[str, ImageSignals]) -> None:
     num_zero = 0
     for record in records.values():
         for array in (record.image_embedding, record.union_embedding, record.union_feature):
@@ -192,17 +178,6 @@ def test_embeddings_have_unit_norm_even_of_empty_boxes(
         assert not record.detection_feature[~is_paired, 2].any()
         num_zero += (~is_paired).sum()
     assert num_zero == 2  # a person below the pairs' threshold, and a ball without a person
-
-
-def test_a_detection_has_the_embedding_of_its_own_crop(folder: Path, records: dict[str, ImageSignals]) -> None:
-    teacher = build_teacher(teacher_config(folder), "cpu")
-    for name, image in zip(*images(), strict=True):
-        record = records[name]
-        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
-        windows = crop_windows(record.detections.boxes_xyxy, 1.15, "square", SIZES_HW[name], "shortest")
-        for row in np.unique(record.pairs_ho):
-            expected = teacher.encode_crops(cut_crop(pixels, windows[row], 64, teacher.crop_style)[None])[0].numpy()
-            np.testing.assert_allclose(record.detection_feature[row, 2], expected, atol=5e-4)
 
 
 def test_a_detection_left_out_of_the_pairs_moves_no_others_crop(folder: Path, records: dict[str, ImageSignals]) -> None:
@@ -222,7 +197,10 @@ def test_crops_are_the_last_level_of_features(folder: Path, records: dict[str, I
 
 
 def test_map_levels_are_the_same_with_and_without_crops(folder: Path, records: dict[str, ImageSignals]) -> None:
-    for record in build(folder, regions=["map"]).extract(*images()):
+    maps = build(folder, regions=["map"])
+    assert not {"C", "H", "W"} & set(maps.axes)
+    for record in maps.extract(*images()):
+        assert record.spatial_map is None
         both = records[record.image_id]
         assert record.detection_feature.tobytes() == both.detection_feature[:, :2].tobytes()
         assert record.union_feature.tobytes() == both.union_feature[:, :2].tobytes()
@@ -243,19 +221,25 @@ def test_any_tower_gives_its_map_levels_and_one_of_crops(folder: Path, kind: str
     np.testing.assert_allclose(norms(record.detection_feature[:3]), 1, atol=2e-3)
 
 
-def test_a_pair_has_the_embedding_of_its_own_union_crop(folder: Path, records: dict[str, ImageSignals]) -> None:
+def test_detections_and_pairs_have_the_embeddings_of_their_crops(
+    folder: Path, records: dict[str, ImageSignals]
+) -> None:
     """Each crop cut and encoded on its own: sharing equal crops and filling batches changes nothing."""
     teacher = build_teacher(teacher_config(folder), "cpu")
     for name, image in zip(*images(), strict=True):
         record = records[name]
-        unions = union_boxes(record.detections.boxes_xyxy, record.pairs_ho)
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
-        for column, margin in enumerate((1.15, 1.0)):
-            windows = crop_windows(unions, margin, "square", SIZES_HW[name], "shortest")
-            for row, window in enumerate(windows):
+        boxes, paired = record.detections.boxes_xyxy, np.unique(record.pairs_ho)
+        unions = union_boxes(boxes, record.pairs_ho)
+        for found, of_boxes, margin in (
+            (record.detection_feature[paired, 2], boxes[paired], 1.15),
+            (record.union_embedding[:, 0], unions, 1.15),
+            (record.union_embedding[:, 1], unions, 1.0),
+        ):
+            windows = crop_windows(of_boxes, margin, "square", SIZES_HW[name], "shortest")
+            for embedding, window in zip(found, windows, strict=True):
                 crop = cut_crop(pixels, window, 64, teacher.crop_style)
-                expected = teacher.encode_crops(crop[None])[0].numpy()
-                np.testing.assert_allclose(record.union_embedding[row, column], expected, atol=5e-4)
+                np.testing.assert_allclose(embedding, teacher.encode_crops(crop[None])[0].numpy(), atol=5e-4)
 
 
 def test_swapping_human_and_object_changes_no_union(records: dict[str, ImageSignals]) -> None:
@@ -277,12 +261,6 @@ def test_similarities_are_those_of_the_stored_embeddings(
         )
 
 
-def test_the_same_call_gives_the_same_bytes(extractor: Extractor, records: dict[str, ImageSignals]) -> None:
-    for again in extractor.extract(*images()):
-        for array in (*ARRAYS, "union_similarity", "pairs_ho"):
-            assert getattr(again, array).tobytes() == getattr(records[again.image_id], array).tobytes()
-
-
 @pytest.mark.parametrize("names", ["a", "edcba", "bd"])
 def test_a_record_does_not_depend_on_its_neighbours(
     extractor: Extractor, records: dict[str, ImageSignals], names: str
@@ -299,8 +277,8 @@ def test_a_record_does_not_depend_on_its_neighbours(
             )
 
 
-@pytest.mark.parametrize("limits", [{"CHUNK_IMAGES": 2}, {"CHUNK_IMAGES": 1}, {"MAX_CHUNK_BYTES": 60_000}])
-def test_the_parts_in_which_images_come_leave_no_trace(
+@pytest.mark.parametrize("limits", [{}, {"CHUNK_IMAGES": 2}, {"CHUNK_IMAGES": 1}, {"MAX_CHUNK_BYTES": 60_000}])
+def test_the_same_call_gives_the_same_bytes_in_any_parts(
     extractor: Extractor, records: dict[str, ImageSignals], limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in limits.items():
@@ -308,7 +286,7 @@ def test_the_parts_in_which_images_come_leave_no_trace(
     found = extractor.extract(*images())
     assert [record.image_id for record in found] == list(records)
     for record in found:
-        for array in (*ARRAYS, "union_similarity", "spatial_map"):
+        for array in (*ARRAYS, "union_similarity", "spatial_map", "pairs_ho"):
             assert getattr(record, array).tobytes() == getattr(records[record.image_id], array).tobytes()
 
 
@@ -355,9 +333,3 @@ def test_provenance_is_plain_and_separates_versions(extractor: Extractor, folder
     assert provenance["teacher"]["levels"] == ["c4", "c5", "crop"]
     assert provenance["teacher"]["crop_margins"] == [1.15, 1.0]
     assert set(provenance["versions"]) == {"torch", "torchvision", "open_clip"}
-
-
-def test_without_a_request_no_map_is_kept(folder: Path) -> None:
-    plain = build(folder, regions=["map"])
-    assert not {"C", "H", "W"} & set(plain.axes)
-    assert plain.extract(*images("c"))[0].spatial_map is None

@@ -24,7 +24,7 @@ from hoi.cache.manifest import (
 from hoi.cache.schema import BASE, SCHEMA_VERSION, UNREADABLE, Pass
 from hoi.cache.shard import BrokenFile, Header, inspect_shard, read_text
 from hoi.config import PipelineConfig
-from hoi.datasets import identity, load_vocabulary, open_images
+from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.errors import UserError, command
 from hoi.files import LOCAL_DIR, file_sha256, find_local, json_sha256
 from hoi.provenance import differing_keys
@@ -151,7 +151,7 @@ def request_parts(config: PipelineConfig) -> dict[str, Any]:
 
 def _dataset_part(config: PipelineConfig) -> dict[str, Any]:
     settings = config.dataset.model_dump(mode="json")
-    return {**{k: v for k, v in settings.items() if k not in DATASET_PLACES}, **identity(config.dataset)}
+    return {**{k: v for k, v in settings.items() if k not in DATASET_PLACES}, **dataset_of(config.dataset).identity()}
 
 
 IDS_AT_ONCE = 1 << 16

@@ -89,11 +89,9 @@ def _expand_environment(value: Any, where: str, key: tuple[str, ...]) -> Any:
     def expand(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in os.environ:
-            raise UserError(
-                f"the environment variable {name} is not set",
-                where=f"{where}, key '{'.'.join(key)}'",
-                fix=f"export {name}=..., then run the same command again (with make: {name}=... on its command line)",
-            )
+            fix = f"export {name}=..., then run the same command again"
+            place = f"{where}, key '{'.'.join(key)}'"
+            raise UserError(f"the environment variable {name} is not set", where=place, fix=fix)
         return os.environ[name]
 
     return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", expand, value)
@@ -115,25 +113,19 @@ def parse_section(kind: type[AnySection], plain: dict[str, Any], where: str, und
     except ValidationError as error:
         first, *more = error.errors()
         key = ".".join(filter(None, (under, _key_path(first))))
-        others = f" ({len(more)} more: {', '.join(map(_key_path, more[:5]))})" if more else ""
-        raise UserError(
-            _explain(first),
-            where=f"{where}, key '{key}'" if key else where,
-            expected=first.get("ctx", {}).get("expected") if first["type"].startswith("unknown_") else None,
-            got=None if first["type"] == "missing" else repr(first.get("input"))[:120],
-            fix=f"mend this key{others}",
-        ) from None
+        fix = f"mend this key ({len(more)} more: {', '.join(map(_key_path, more[:5]))})" if more else "mend this key"
+        place = f"{where}, key '{key}'" if key else where
+        if first["type"] == "missing":
+            raise UserError("missing key", where=place, fix=fix) from None
+        is_unknown, got = first["type"].startswith("unknown_"), repr(first.get("input"))[:120]
+        what = first["msg"] if is_unknown else "wrong value: " + first["msg"].removeprefix("Value error, ")
+        expected = first["ctx"]["expected"] if is_unknown else None
+        raise UserError(what, where=place, expected=expected, got=got, fix=fix) from None
 
 
 def parse_student(plain: dict[str, Any], where: str, under: str = "") -> StudentSettings:
     """Return a checked student of whichever method it names; see `parse_section`."""
     return parse_section(StudentConfig, plain, where, under)
-
-
-def _explain(error: ErrorDetails) -> str:
-    if error["type"].startswith("unknown_"):
-        return error["msg"]
-    return "missing key" if error["type"] == "missing" else "wrong value: " + error["msg"].removeprefix("Value error, ")
 
 
 def _key_path(error: ErrorDetails) -> str:

@@ -98,20 +98,11 @@ def open_images(config: DatasetSettings, split: str) -> ImageSource:
 def check_split(config: DatasetSettings, split: str) -> None:
     """Raise a UserError if the dataset has no such split."""
     if split not in config.splits:
-        raise UserError(
-            f"the dataset has no split '{split}'",
-            where=f"dataset {config.name}",
-            expected=" or ".join(config.splits),
-            got=split,
-            fix="mend train.split, evaluation.split or evaluation.tune_split, or add it to dataset.splits",
-        )
+        what, where = f"the dataset has no split '{split}'", f"dataset {config.name}"
+        fix = "mend train.split, evaluation.split or evaluation.tune_split, or add it to dataset.splits"
+        raise UserError(what, where=where, expected=" or ".join(config.splits), fix=fix)
 
 
 def load_vocabulary(config: DatasetSettings) -> Vocabulary:
     """Return the objects, verbs and interactions that a dataset speaks of."""
     return dataset_of(config).vocabulary()
-
-
-def identity(config: DatasetSettings) -> dict[str, object]:
-    """Return what says which images a cache was made from, apart from their ids; see `Dataset.identity`."""
-    return dataset_of(config).identity()

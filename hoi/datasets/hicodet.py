@@ -106,13 +106,10 @@ def image_folder(config: HicodetDataset, half: Half) -> Path:
     for folder in (root / "images" / half, root / OFFICIAL_FOLDER / "images" / half):
         if folder.is_dir():
             return folder
-    raise UserError(
-        f"there is no folder of HICO-DET's {half} images",
-        where=config.root,
-        expected=f"images/{half} in it, or in {OFFICIAL_FOLDER} in it",
-        got="neither" if root.is_dir() else "no such folder",
-        fix="set dataset.root to the folder that the HICO-DET archive was unpacked to",
-    )
+    problem, got = f"there is no folder of HICO-DET's {half} images", "neither" if root.is_dir() else "no such folder"
+    expected = f"images/{half} in it, or in {OFFICIAL_FOLDER} in it"
+    fix = "set dataset.root to the folder that the HICO-DET archive was unpacked to"
+    raise UserError(problem, where=root, expected=expected, got=got, fix=fix)
 
 
 def image_names(config: HicodetDataset, half: Half) -> tuple[str, ...]:

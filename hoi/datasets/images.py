@@ -54,7 +54,7 @@ def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
         if not S_ISREG(path.stat().st_mode):
             raise UnreadableImage("this is no regular file")
         with open(path, "rb") as file:
-            return _decode(file, max_image_pixels)
+            return decode_image(file, max_image_pixels)
     except FileNotFoundError:
         raise UnreadableImage("the file is missing") from None
     except OSError as error:
@@ -66,11 +66,6 @@ def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
         raise UnreadableImage(f"the file cannot be opened ({error})") from None
 
 
-def decode_image(data: bytes, max_image_pixels: int) -> np.ndarray:
-    """Return the same for the bytes of an image file, such as an upload; raises `UnreadableImage` alike."""
-    return _decode(BytesIO(data), max_image_pixels)
-
-
 def upright_rgb(image: Image.Image) -> np.ndarray:
     """Return an opened picture of any mode as uint8 [H, W, 3], RGB, with EXIF orientation applied."""
     # What cannot be parsed as EXIF says nothing of the orientation.
@@ -79,7 +74,9 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
     return np.array(_to_rgb(image))
 
 
-def _decode(file: BinaryIO, max_image_pixels: int) -> np.ndarray:
+def decode_image(data: bytes | BinaryIO, max_image_pixels: int) -> np.ndarray:
+    """Return the same for an open image file or its bytes, such as an upload; raises `UnreadableImage` alike."""
+    file = BytesIO(data) if isinstance(data, bytes) else data
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -39,10 +39,6 @@ def split_ids() -> dict[str, tuple[int, ...]]:
     return {**ids, "trainval": tuple(sorted(ids["train"] + ids["validation"]))}
 
 
-def coco_id(image_id: str) -> int:
-    return int(image_id)
-
-
 class VcocoImages:
     """One split of V-COCO; the image id is COCO's, in decimal, whatever the layout of the files."""
 
@@ -69,7 +65,7 @@ class VcocoImages:
 
     def path(self, row: int) -> Path:
         """Return the file of a row, or where it should be in the first folder."""
-        number = coco_id(self.image_ids[row])
+        number = int(self.image_ids[row])
         paths = [folder / name.format(number) for folder, name in self._layouts]
         return next((path for path in paths if path.is_file()), paths[0])
 

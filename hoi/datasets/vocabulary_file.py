@@ -114,13 +114,9 @@ def parse_phrase(line: str, where: str) -> Phrase:
     said = _PEOPLE.sub("", " ".join(line.strip().rstrip(".!").split()))
     verb, object_name = _parts(said.replace("_", " ").lower())
     if not verb or not object_name:
-        raise UserError(
-            "a phrase needs a verb and an object",
-            where=where,
-            expected="riding a bicycle, or ride bicycle, or ride, bicycle",
-            got=line.strip(),
-            fix="for what a person does alone, write 'walking, no_object'",
-        )
+        expected = "riding a bicycle, or ride bicycle, or ride, bicycle"
+        problem, fix = "a phrase needs a verb and an object", "for what a person does alone, write 'walking, no_object'"
+        raise UserError(problem, where=where, expected=expected, got=line.strip(), fix=fix)
     first, *rest = verb.split(" ")
     base = " ".join([base_form(first), *rest])
     usual = f"{verb_ing(base)} {a_object(object_name)}"
@@ -164,8 +160,7 @@ def _is_ing(word: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _known_ing_forms() -> dict[str, str]:
-    verbs = {verb.split("_")[0] for verb in hicodet_vocabulary().verbs}
-    return {verb_ing(verb): verb for verb in verbs}
+    return {verb_ing(verb): verb for verb in (name.split("_")[0] for name in hicodet_vocabulary().verbs)}
 
 
 def _candidates(stem: str) -> list[str]:

@@ -39,7 +39,7 @@ class Detectron2Detector:
 
     def __init__(self, config: Detectron2DetectorConfig, vocabulary: Vocabulary, device: str, *_: object) -> None:
         self._config, self._device = config, device
-        cfg = _read_config(config, device)
+        cfg = _read_config(config)
         where = f"detector detectron2, {config.config_file}"
         self._labels = match_classes(_class_names(cfg, config, where), vocabulary, where)
         self._model = _build_model(cfg, config, where)
@@ -48,7 +48,7 @@ class Detectron2Detector:
         shortest = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
         self._resize, self._format = ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST), cfg.INPUT.FORMAT
         self._sha256 = weights_sha256(self._model)
-        self._config_sha256 = hashlib.sha256(_on_cpu(cfg).dump().encode()).hexdigest()
+        self._config_sha256 = hashlib.sha256(cfg.dump().encode()).hexdigest()
         self._model.eval().requires_grad_(False).to(device)
 
     @torch.inference_mode()
@@ -80,7 +80,7 @@ class Detectron2Detector:
         )
 
 
-def _read_config(config: Detectron2DetectorConfig, device: str) -> Any:
+def _read_config(config: Detectron2DetectorConfig) -> Any:
     """Return detectron2's settings, with our thresholds instead of its own."""
     try:
         from detectron2.config import get_cfg
@@ -97,7 +97,8 @@ def _read_config(config: Detectron2DetectorConfig, device: str) -> Any:
         cfg.merge_from_file(str(path), allow_unsafe=False)
     except (yaml.YAMLError, KeyError, ValueError, AssertionError, OSError) as error:
         raise UserError("this is no config of the installed detectron2", where=path, got=error) from None
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
+    # Built on the CPU, whatever the device: the generator of a GPU would draw other random weights.
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     cfg.TEST.DETECTIONS_PER_IMAGE = RAW_DETECTIONS
     for head in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         head.SCORE_THRESH_TEST, head.NMS_THRESH_TEST = config.min_score, config.nms_iou
@@ -130,20 +131,12 @@ def _build_model(cfg: Any, config: Detectron2DetectorConfig, where: str) -> torc
     state = None if config.weights == RANDOM else _read_state(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        # On the CPU, whatever the device: the generator of a GPU would draw other random weights.
-        model = build_model(_on_cpu(cfg))
+        model = build_model(cfg)
     if state is not None:
         dropped = [name for name in state.keys() - model.state_dict().keys() if re.search(NOT_SAVED, name)]
         kept = {name: value for name, value in state.items() if name not in dropped}
         load_weights(model, kept, f"{where}, weights {config.weights}")
     return model
-
-
-def _on_cpu(cfg: Any) -> Any:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    return cfg
 
 
 def _read_state(config: Detectron2DetectorConfig) -> dict[str, Tensor]:

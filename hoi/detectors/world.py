@@ -167,20 +167,17 @@ def peaks(
     Logits are [C, h, w], distances [G, 4, h, w], `group_of` is int64 [C], and `size_hw` of the image without padding.
     """
     scores = logits.sigmoid()
-    chosen = (scores == _best_of_neighbours(scores)) & (scores >= min_score)
+    # The maximum of each cell and its eight neighbours: max pooling, twenty times as fast on a CPU.
+    padded = functional.pad(scores, (1, 1, 1, 1))
+    of_row = torch.maximum(torch.maximum(padded[..., :-2], padded[..., 1:-1]), padded[..., 2:])
+    best = torch.maximum(torch.maximum(of_row[:, :-2], of_row[:, 1:-1]), of_row[:, 2:])
+    chosen = (scores == best) & (scores >= min_score)
     # Cells with their centre in the padding do not count.
     x, y = _cell_centres(scores.shape[1], scores.shape[2], scores.device)
     chosen &= (x < size_hw[1]) & (y < size_hw[0])[:, None]
     classes, rows, columns = torch.where(chosen)
     boxes = boxes_at(distances)[group_of[classes], :, rows, columns]
     return boxes, scores[classes, rows, columns], classes
-
-
-def _best_of_neighbours(scores: Tensor) -> Tensor:
-    """Return the maximum of each cell and its eight neighbours: max pooling, twenty times as fast on a CPU."""
-    padded = functional.pad(scores, (1, 1, 1, 1))
-    of_row = torch.maximum(torch.maximum(padded[..., :-2], padded[..., 1:-1]), padded[..., 2:])
-    return torch.maximum(torch.maximum(of_row[:, :-2], of_row[:, 1:-1]), of_row[:, 2:])
 
 
 def load_detector(path: Path) -> DetectorNet:

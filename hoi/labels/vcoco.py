@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hoi.config import VcocoDataset
-from hoi.datasets.vcoco import VcocoImages, coco_id, vcoco_vocabulary
+from hoi.datasets.vcoco import VcocoImages, vcoco_vocabulary
 from hoi.errors import UserError
 from hoi.labels import LabelReader
 from hoi.labels.vcoco_files import (
@@ -129,7 +129,7 @@ def _label_file_names(split: str) -> str:
 
 
 def _rows(config: VcocoDataset, split: str) -> dict[int, int]:
-    return {coco_id(image_id): row for row, image_id in enumerate(VcocoImages(config, split).image_ids)}
+    return {int(image_id): row for row, image_id in enumerate(VcocoImages(config, split).image_ids)}
 
 
 @lru_cache(maxsize=4)

@@ -25,6 +25,8 @@ from hoi.vlm import Likelihoods
 from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, PERSON, Vocabulary
 
 NoInteraction = Literal["skip", "asked", "product"]
+Rows = Int64[np.ndarray, " n"]
+"""The candidates' interactions."""
 
 PERSON_WORDS = (
     *("person", "people", "persons", "man", "men", "woman", "women", "kid", "kids", "child", "children"),
@@ -46,9 +48,7 @@ class Confidences:
             raise ValueError("Confidences: a score is outside [0, 1], or not 0 where nothing was asked")
 
 
-def candidate_rows(
-    vocabulary: Vocabulary, present: Bool[np.ndarray, " O"], with_no_interaction: bool = False
-) -> Int64[np.ndarray, " n"]:
+def candidate_rows(vocabulary: Vocabulary, present: Bool[np.ndarray, " O"], with_no_interaction: bool = False) -> Rows:
     """Return the interactions, ascending, that are asked of the object classes detected in an image or pair."""
     asked = vocabulary.object_mask[present].any(axis=0)
     return np.flatnonzero(asked if with_no_interaction else asked & ~vocabulary.is_no_interaction)
@@ -56,7 +56,7 @@ def candidate_rows(
 
 def confidences_by_likelihood(
     likelihoods: Likelihoods,
-    rows: Int64[np.ndarray, " n"],
+    rows: Rows,
     vocabulary: Vocabulary,
     *,
     length: Literal["sum", "mean"],
@@ -66,7 +66,7 @@ def confidences_by_likelihood(
     prior_weight: float = 0.0,
     no_interaction: NoInteraction = "skip",
 ) -> Confidences:
-    """Return confidences by the likelihoods of the candidates' phrases; `rows` are their interactions.
+    """Return confidences by the likelihoods of the candidates' phrases.
 
     With x the log-probability, summed or as the mean over tokens, less `prior_weight` times the same of a blank image:
     `object` gives softmax(x / temperature) over the candidates of one object; `all` the same over all candidates of the
@@ -96,12 +96,7 @@ def confidences_by_likelihood(
 
 
 def confidences_by_text(
-    text: str,
-    rows: Int64[np.ndarray, " n"],
-    vocabulary: Vocabulary,
-    lexicon: Lexicon,
-    *,
-    no_interaction: NoInteraction = "skip",
+    text: str, rows: Rows, vocabulary: Vocabulary, lexicon: Lexicon, *, no_interaction: NoInteraction = "skip"
 ) -> Confidences:
     """Return 1 for the candidates that a caption or an answer says, 0 for others."""
     said = said_interactions(text, lexicon)
@@ -110,19 +105,15 @@ def confidences_by_text(
 
 
 def confidences_by_yes(
-    probabilities: Float[np.ndarray, " n"],
-    rows: Int64[np.ndarray, " n"],
-    vocabulary: Vocabulary,
-    *,
-    no_interaction: NoInteraction = "skip",
+    shares: Float[np.ndarray, " n"], rows: Rows, vocabulary: Vocabulary, *, no_interaction: NoInteraction = "skip"
 ) -> Confidences:
-    """Return the probabilities of the candidates, p(yes) / (p(yes) + p(no)) say, as confidences.
+    """Return the shares of yes of the candidates, p(yes) / (p(yes) + p(no)) say, as confidences.
 
     Only candidates have a score, but with `product` also each `no_interaction` that is none: the product of (1 - score)
     over the asked verbs of its object, if there are any.
     """
     scores, asked = np.zeros(len(vocabulary), np.float64), np.zeros(len(vocabulary), bool)
-    scores[rows], asked[rows] = np.clip(np.asarray(probabilities, np.float64), 0.0, 1.0), True
+    scores[rows], asked[rows] = np.clip(np.asarray(shares, np.float64), 0.0, 1.0), True
     if no_interaction == "product":
         verbs = asked & ~vocabulary.is_no_interaction
         for row in np.flatnonzero(vocabulary.is_no_interaction & ~asked):

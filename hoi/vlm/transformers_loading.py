@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -201,21 +200,26 @@ class Prompter:
     def tokens(self, prompt: Tensor, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of candidate texts after a prompt, int64 [1, tokens]; a UserError if there are none."""
         ids = prompt[0].tolist()
-        last = max((place for place, token in enumerate(ids) if token in self._special), default=-1)
+        added = self._tokenizer.added_tokens_decoder
+        special = {*self._tokenizer.all_special_ids, *(token for token, text in added.items() if text.special)}
+        last = max((place for place, token in enumerate(ids) if token in special), default=-1)
         end = ids[last + 1 :]
         written = self._tokenizer.decode(end)
         gap = "" if not end or written[-1:].isspace() else " "
         # The end of the prompt as the tokenizer would write it again; or else its last character, which stands for it.
         before = written if self._encode(written) == end else written[-1:]
-        candidates = [self._after(before, gap + text) for text in texts]
+        start, candidates = self._encode(before), []
+        for text in texts:
+            whole = self._encode(before + gap + text)
+            melts = whole[: len(start)] != start
+            candidates.append(self._encode(gap + text) if melts else whole[len(start) :])
         if not all(candidates):
             raise UserError("a candidate is empty", where=self._where, expected="at least one token of text")
         return candidates
 
     def written(self, tokens: Sequence[int]) -> str:
         """Return the plain text of tokens that a model wrote."""
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return text.strip()
+        return self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def single_tokens(self, word: str) -> list[int]:
         """Return the single tokens that are a word in any case, with or without a space before it."""
@@ -235,16 +239,6 @@ class Prompter:
             "image_processor_sha256": _sha256(settings),
             "tokens_sha256": _sha256(probe),
         }
-
-    @cached_property
-    def _special(self) -> frozenset[int]:
-        added = self._tokenizer.added_tokens_decoder
-        return frozenset(self._tokenizer.all_special_ids) | {token for token, text in added.items() if text.special}
-
-    def _after(self, before: str, text: str) -> list[int]:
-        """Return the tokens that a text adds to another, or its own if the two melt together."""
-        start, whole = self._encode(before), self._encode(before + text)
-        return whole[len(start) :] if whole[: len(start)] == start else self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

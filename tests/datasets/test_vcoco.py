@@ -19,13 +19,13 @@ from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.vcoco import ACTIONS, KEYS, WORDINGS, split_ids, vcoco_vocabulary
 from hoi.detectors import match_classes
-from hoi.errors import UserError
 from hoi.labels import has_labels, load_labels
 from hoi.labels.vcoco import unspoken, vcoco_truth
 from hoi.labels.vcoco_files import join_instances, pairs_of_truth, read_labels, read_pairs
 from hoi.project.dataset_checks import check_dataset
 from hoi.prompts import interaction_prompts
 from hoi.vocabulary import NO_OBJECT
+from tests.fakes.pipelines import refused
 from tests.fakes.vcoco import COUNTS, edges, ids_of, pair_file, write_annotations, write_images
 
 
@@ -42,12 +42,7 @@ def tree(tmp_path: Path) -> VcocoDataset:
 def test_the_splits_are_vcocos_own_and_need_no_annotation(tmp_path: Path) -> None:
     config = vcoco(tmp_path, splits={"train": 1.0, "validation": 1.0, "trainval": 1.0, "test": 1.0})
     ids = {split: set(open_images(config, split).image_ids) for split in config.splits}
-    assert {split: len(of_split) for split, of_split in ids.items()} == {
-        "train": 2533,
-        "validation": 2867,
-        "trainval": 5400,
-        "test": 4946,
-    }
+    assert [len(of_split) for of_split in ids.values()] == [2533, 2867, 5400, 4946]
     assert ids["train"] | ids["validation"] == ids["trainval"]
     assert not ids["trainval"] & ids["test"]
     assert not has_labels(config, "test")
@@ -72,11 +67,11 @@ def test_images_are_found_in_all_coco_layouts(tree: VcocoDataset, tmp_path: Path
             np.testing.assert_array_equal(source.read(row), expected[row])
         with pytest.raises(UnreadableImage, match="missing"):
             source.read(3)
-    with pytest.raises(UserError, match=r"no such folder of COCO images .* train2014 and val2014"):
-        open_images(vcoco(tmp_path / "nowhere"), "test")
+    assert "no such folder of COCO images" in refused(open_images, vcoco(tmp_path / "nowhere"), "test").what
     (tmp_path / "ids.txt").write_text("294\n295\n")
-    with pytest.raises(UserError, match=r"none of V-COCO's · where: .*line 2 .* got: 295"):
-        open_images(vcoco(tmp_path, image_list=str(tmp_path / "ids.txt")), "test")
+    error = refused(open_images, vcoco(tmp_path, image_list=str(tmp_path / "ids.txt")), "test")
+    assert (error.what, error.got) == ("a listed image is none of V-COCO's", "295")
+    assert "line 2" in str(error.where)
 
 
 def test_places_of_files_are_no_part_of_what_a_cache_holds(tree: VcocoDataset, tmp_path: Path) -> None:
@@ -94,21 +89,13 @@ def test_every_key_has_its_own_phrases() -> None:
     assert set(vocabulary.interactions) < set(every.interactions)
     assert {verb for verb, _ in vocabulary.interactions} == set(KEYS) == set(WORDINGS)
     assert (vocabulary.objects[:80], vocabulary.objects[80]) == (COCO_OBJECTS, NO_OBJECT)
-    assert [verb for verb, thing in vocabulary.interactions if thing == NO_OBJECT] == [
-        "stand_agent",
-        "walk_agent",
-        "run_agent",
-        "smile_agent",
-    ]
+    alone = [verb.removesuffix("_agent") for verb, name in vocabulary.interactions if name == NO_OBJECT]
+    assert alone == ["stand", "walk", "run", "smile"]
     for of in (vocabulary, every):
         assert len(set(zip(of.phrases, of.interactions, strict=True))) == len(of)
         phrase_of = dict(zip(of.interactions, of.phrases, strict=True))
         assert phrase_of["hit_instr", "tennis racket"] == "hitting something with a tennis racket"
-        assert phrase_of["hit_obj", "sports ball"] == "hitting a sports ball"
-        assert phrase_of["eat_instr", "fork"] == "eating with a fork"
         assert phrase_of["eat_obj", "apple"] == "eating an apple"
-        assert phrase_of["cut_instr", "knife"] == "cutting something with a knife"
-        assert phrase_of["cut_obj", "cake"] == "cutting a cake"
         assert phrase_of["sit_instr", "bus"] == "sitting in a bus"
     listed = {name for wordings in WORDINGS.values() for _, names in wordings for name in names}
     assert listed <= set(COCO_OBJECTS)
@@ -159,10 +146,8 @@ def test_fredzzhangs_files_give_the_boxed_roles_alone(tree: VcocoDataset, tmp_pa
     config = tree.model_copy(update={"annotations": str(folder)})
     check_labels(config, "train", EXPECTED)
     check_labels(config, "validation", EXPECTED)
-    with pytest.raises(UserError, match=r"no V-COCO annotations of split 'test' .* instances_vcoco_test.json"):
-        load_labels(config, "test")
-    with pytest.raises(UserError, match=r"no V-COCO label files of split 'train' .* roles without a box"):
-        vcoco_truth(config, "train")
+    assert "no V-COCO annotations of split 'test'" in refused(load_labels, config, "test").what
+    assert "no V-COCO label files of split 'train'" in refused(vcoco_truth, config, "train").what
 
 
 def test_annotated_pairs_outside_the_vocabulary_are_counted(tree: VcocoDataset, tmp_path: Path) -> None:
@@ -179,8 +164,7 @@ def test_annotated_pairs_outside_the_vocabulary_are_counted(tree: VcocoDataset, 
 
 def test_incomplete_or_damaged_annotations_are_named(tree: VcocoDataset, tmp_path: Path) -> None:
     more = tree.model_copy(update={"image_list": None})
-    with pytest.raises(UserError, match=r"4942 images of split 'test' are not in its annotation files"):
-        load_labels(more, "test")
+    assert "4942 images of split 'test' are not in its annotation files" in refused(load_labels, more, "test").what
     folder = tmp_path / "pairs"
     folder.mkdir()
     for name, change, message in (
@@ -191,12 +175,9 @@ def test_incomplete_or_damaged_annotations_are_named(tree: VcocoDataset, tmp_pat
         content = pair_file(ids_of("test"))
         content["annotations"][0] |= change
         (folder / f"{name}.json").write_text(json.dumps(content))
-        with pytest.raises(UserError, match=message):
-            read_pairs(folder / f"{name}.json")
+        assert re.search(message, str(refused(read_pairs, folder / f"{name}.json")))
     (tmp_path / "vcoco" / "instances_all.json").unlink()
-    moved = tree.model_copy(update={"splits": {"train": 1.0, "validation": 1.0, "test": 1.0}})
-    with pytest.raises(UserError, match=r"holds no boxes.* next: set dataset.instances"):
-        load_labels(moved, "validation")
+    assert "set dataset.instances" in str(refused(load_labels, tree.model_copy(), "validation").fix)
 
 
 @pytest.mark.slow

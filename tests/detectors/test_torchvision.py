@@ -14,8 +14,8 @@ from torchvision.models import get_model
 
 from hoi.config import TorchvisionDetectorConfig, WorldDataset
 from hoi.detectors import Detector, build_detector
-from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
+from tests.fakes.pipelines import refused
 
 VOCABULARY = Vocabulary(("person", "sports_ball"), ("hold",), (("hold", "sports_ball"),))
 SMALL = "ssdlite320_mobilenet_v3_large"
@@ -70,19 +70,14 @@ def test_two_stage_models_take_the_thresholds_too() -> None:
     assert len(detector.detect([np.zeros((32, 32, 3), np.uint8)], ["a"])[0]) == 0
 
 
-def test_unknown_models_and_weights_are_named_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"no such detector .* fasterrcnn_resnet50_fpn_v2"):
-        build("fasterrcnn_resnet50_v2")
-    with pytest.raises(UserError, match=r"no such weights .* COCO_V1"):
-        build(weights="COCO_V7")
-    with pytest.raises(UserError, match=r"no such weight file · where: nowhere.pth"):
-        build(weights="nowhere.pth")
-
-
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+def test_unknown_models_and_weights_are_named_with_the_nearest(tmp_path: Path) -> None:
+    error = refused(build, "fasterrcnn_resnet50_v2")
+    assert "no such detector" in error.what
+    assert "fasterrcnn_resnet50_fpn_v2" in str(error.expected)
+    assert "COCO_V1" in str(refused(build, weights="COCO_V7").expected)
+    assert str(refused(build, weights="nowhere.pth").where) == "nowhere.pth"
     save_file({"head": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"the weights do not fit a SSD"):
-        build(weights=str(tmp_path / "other.safetensors"))
+    assert "the weights do not fit a SSD" in refused(build, weights=str(tmp_path / "other.safetensors")).what
 
 
 def test_no_network_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -91,5 +86,7 @@ def test_no_network_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"cannot be downloaded .* no route to host · next: put https://\S+ into"):
-        build(weights="DEFAULT")
+    error = refused(build, weights="DEFAULT")
+    assert "cannot be downloaded" in error.what
+    assert error.got == "no route to host"
+    assert str(error.fix).startswith("put https://")

@@ -20,6 +20,7 @@ from hoi.teachers import Teacher, build_teacher
 from hoi.teachers.open_clip_teacher import OpenClipTeacher
 from hoi.vocabulary import Vocabulary
 from tests.fakes.models import teacher_config, write_clip
+from tests.fakes.pipelines import refused
 
 VOCABULARY = Vocabulary(
     ("person", "horse"), ("ride", "no_interaction"), (("ride", "horse"), ("no_interaction", "horse"))
@@ -32,9 +33,7 @@ def build(model: str, pretrained: str | None = None) -> Teacher:
 
 def refusal(model: str, pretrained: str | None = None, **settings: Any) -> UserError:
     """Return the error with which a teacher is refused."""
-    with pytest.raises(UserError) as error:
-        build_teacher(TeacherConfig(model=model, pretrained=pretrained, **settings), "cpu")
-    return error.value
+    return refused(build_teacher, TeacherConfig(model=model, pretrained=pretrained, **settings), "cpu")
 
 
 def crops(num: int = 3, size: int = 64) -> torch.Tensor:
@@ -64,20 +63,14 @@ def test_crops_are_normalised_as_the_model_was_trained(tmp_path: Path) -> None:
 
 
 def test_a_text_row_is_the_mean_of_its_prompts(tmp_path: Path) -> None:
-    both = teacher_config(
-        tmp_path,
-        prompts=["a person {verb_ing} {a_object}", "{phrase}"],
-        no_interaction_prompts=["a person, {a_object}", "{object}"],
-    )
+    prompts, of_none = ["a person {verb_ing} {a_object}", "{phrase}"], ["a person, {a_object}", "{object}"]
+    both = teacher_config(tmp_path, prompts=prompts, no_interaction_prompts=of_none)
     bank = build_teacher(both, "cpu").text_bank(VOCABULARY)
     assert bank.prompts == (("a person riding a horse", "riding a horse"), ("a person, a horse", "horse"))
     halves = []
     for row in (0, 1):
-        single: dict[str, Any] = {
-            "prompts": [both.prompts[row]],
-            "no_interaction_prompts": [both.no_interaction_prompts[row]],
-        }
-        halves.append(build_teacher(teacher_config(tmp_path, **single), "cpu").text_bank(VOCABULARY).text_embedding)
+        single = teacher_config(tmp_path, prompts=[prompts[row]], no_interaction_prompts=[of_none[row]])
+        halves.append(build_teacher(single, "cpu").text_bank(VOCABULARY).text_embedding)
     expected = sum(halves) / np.linalg.norm(sum(halves), axis=1, keepdims=True)
     np.testing.assert_allclose(bank.text_embedding, expected, atol=1e-5)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hoi.errors import UserError
 from hoi.teachers.loading import load_model
 from hoi.teachers.towers import open_tower
 from tests.fakes.models import TOWERS, teacher_config
+from tests.fakes.pipelines import refused
 
 NATIVE = {kind: vision["image_size"] for kind, vision in TOWERS.items()}
 
@@ -103,7 +103,6 @@ def test_regions_without_area_are_finite(models: dict[str, Any], kind: str) -> N
 
 @pytest.mark.parametrize(("kind", "multiple"), [("resnet", 32), ("vit", 16), ("timm_map_pool", 16)])
 def test_a_size_that_the_tower_cannot_tile_is_refused(models: dict[str, Any], kind: str, multiple: int) -> None:
-    with pytest.raises(UserError) as error:
-        open_tower(models[kind].visual, 250, NATIVE[kind])
-    assert error.value.where == "teacher.image_size_px"
-    assert (error.value.expected, error.value.got) == (f"a multiple of {multiple}", 250)
+    error = refused(open_tower, models[kind].visual, 250, NATIVE[kind])
+    assert error.where == "teacher.image_size_px"
+    assert (error.expected, error.got) == (f"a multiple of {multiple}", 250)

@@ -10,10 +10,10 @@ import torch
 
 import hoi.world
 from hoi.config import VlmConfig
-from hoi.errors import UserError
 from hoi.vlm import build_vlm
 from hoi.vlm.coca import CocaModel
 from tests.fakes.models import write_coca
+from tests.fakes.pipelines import refused
 
 TEXTS = ["a person riding a horse", "a ball", "a person sitting on a park bench", "a dog and a box"]
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40 + 9 * seed, 64, 3), dtype=np.uint8) for seed in range(3)]
@@ -122,14 +122,12 @@ def test_random_weights_are_always_the_same_ones(tmp_path: Path) -> None:
 )
 def test_what_is_no_coca_is_refused(model: str, what: str, where: str) -> None:
     clip = f"local-dir:{Path(hoi.world.__file__).parent / 'weights/clip'}"
-    with pytest.raises(UserError) as error:
-        CocaModel(VlmConfig(backend="coca", model=clip if model == "clip" else model), "cpu")
-    assert error.value.what == what
-    assert where in str(error.value.where)
+    error = refused(CocaModel, VlmConfig(backend="coca", model=clip if model == "clip" else model), "cpu")
+    assert error.what == what
+    assert where in str(error.where)
 
 
 def test_a_text_beyond_the_context_is_refused(model: CocaModel) -> None:
-    with pytest.raises(UserError) as error:
-        model.log_likelihoods(PICTURES[:1], [["a person " * 12]])
-    assert "longer than the model's context" in error.value.what
-    assert error.value.expected == "at most 20 tokens"
+    error = refused(model.log_likelihoods, PICTURES[:1], [["a person " * 12]])
+    assert "longer than the model's context" in error.what
+    assert error.expected == "at most 20 tokens"

@@ -10,6 +10,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from hoi.vlm.transformers_model import TransformersModel  # noqa: E402
 from tests.fakes.models import FAMILIES, write_vlm  # noqa: E402
+from tests.fakes.pipelines import refused  # noqa: E402
 
 CANDIDATES = ["riding a horse", "no", "holding an umbrella in the rain and walking a dog", "sitting on a bench"]
 QUESTION = "What is the person doing?"
@@ -42,30 +44,15 @@ def config(folder: Path | str, **settings: Any) -> VlmConfig:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """Family to the folder of its model."""
-    root, written = tmp_path_factory.mktemp("models"), {}
-
-    def of(family: str) -> Path:
-        if family not in written:
-            written[family] = write_vlm(root / family, family)
-        return written[family]
-
-    return of
+    """Return what writes the model of a family, once, and gives its folder."""
+    root = tmp_path_factory.mktemp("models")
+    return cache(lambda family: write_vlm(root / family, family))
 
 
 @pytest.fixture(scope="module")
 def load(folder: Folder) -> Load:
-    """Family to its loaded model."""
-    loaded: dict[str, TransformersModel] = {}
-
-    def of(family: str) -> TransformersModel:
-        if family not in loaded:
-            model = build_vlm(config(folder(family)), "cpu")
-            assert isinstance(model, TransformersModel)
-            loaded[family] = model
-        return loaded[family]
-
-    return of
+    """Return what loads the model of a family, once."""
+    return cache(lambda family: build_vlm(config(folder(family)), "cpu"))
 
 
 @pytest.fixture
@@ -202,9 +189,7 @@ def test_common_tokens_leave_one_to_each_text() -> None:
 
 def refusal(model: Path | str) -> UserError:
     """Return the error with which a model is refused."""
-    with pytest.raises(UserError) as error:
-        build_vlm(config(model), "cpu")
-    return error.value
+    return refused(build_vlm, config(model), "cpu")
 
 
 def test_code_beside_the_weights_is_never_run(broken: Path, tmp_path: Path) -> None:
