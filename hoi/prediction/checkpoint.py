@@ -76,9 +76,8 @@ class Checkpoint:
     def open(cls, folder: str | Path, overrides: Sequence[str] = ()) -> Checkpoint:
         """Read a checkpoint's folder.
 
-        Args:
-            overrides: `section.key=value` of detector, pairs and teacher, such as `teacher.model=local-dir:FOLDER` for
-                a CLIP that was too large to be copied.
+        An override, `section.key=value` of detector, pairs or teacher, such as `teacher.model=local-dir:FOLDER`, names
+        a CLIP that was too large to be copied.
 
         Raises:
             UserError: no checkpoint, another version, a missing or damaged file, or a wrong override.
@@ -151,18 +150,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except (ValueError, AttributeError):
         raise UserError("the record of a checkpoint is damaged", where=path, fix=make) from None
     if kind != (FORMAT, VERSION):
-        raise UserError(
-            "this checkpoint is of another format",
-            where=path,
-            expected=f"{FORMAT}, version {VERSION}",
-            got=f"{kind[0]}, version {kind[1]}",
-            fix=make,
-        )
+        expected, got = (f"{name}, version {version}" for name, version in ((FORMAT, VERSION), kind))
+        raise UserError("this checkpoint is of another format", where=path, expected=expected, got=got, fix=make)
     missing = sorted(KEYS - record.keys()) or sorted({STUDENT_NAME, TEXT_NAME} - record["files"].keys())
     if missing:
-        raise UserError(
-            "the record of a checkpoint is damaged", where=path, expected=", ".join(missing), got="none", fix=make
-        )
+        expected = ", ".join(missing)
+        raise UserError("the record of a checkpoint is damaged", where=path, expected=expected, got="none", fix=make)
     return record
 
 

@@ -113,9 +113,9 @@ def make_checkpoint(
     )
     report = save_checkpoint(parts, Path(config.output) / "checkpoints" / name if out is None else Path(out), models)
     if onnx:
-        exported = export_student(report.folder)
-        write_atomically(report.folder / ONNX_NAME, exported.data)
-        report.notes.append(f"{ONNX_NAME}: {exported}")
+        data, note = export_student(report.folder)
+        write_atomically(report.folder / ONNX_NAME, data)
+        report.notes.append(f"{ONNX_NAME}: {note}")
     return report
 
 
@@ -123,12 +123,8 @@ def save_checkpoint(parts: CheckpointParts, folder: Path, models: Models = "auto
     """Write a checkpoint's files, the record last; equal parts give equal bytes."""
     ours = (folder / RECORD_NAME).is_file() or (folder / STUDENT_NAME).is_file()
     if folder.is_dir() and any(folder.iterdir()) and not ours:
-        raise UserError(
-            "this folder holds something else",
-            where=folder,
-            expected="an empty folder, or a checkpoint",
-            fix="give another --out",
-        )
+        expected = "an empty folder, or a checkpoint"
+        raise UserError("this folder holds something else", where=folder, expected=expected, fix="give another --out")
     copies = {} if models == "refer" else _copies(parts.config, None if models == "copy" else MAX_COPIED_BYTES)
     state = {name: value.detach().cpu().contiguous() for name, value in parts.student.state_dict().items()}
     files = {STUDENT_NAME: save_tensors(state), TEXT_NAME: _text_file(parts.bank)}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -172,12 +173,8 @@ class PredictionFolder:
         if path.exists() and not path.is_dir():
             raise UserError("the folder for results is a file", where=path, fix="give another --out")
         if path.is_dir() and not (path / SETTINGS).is_file() and any(each.name != LOCK for each in path.iterdir()):
-            raise UserError(
-                "this folder holds something else",
-                where=path,
-                expected="an empty or new folder",
-                fix="give another --out",
-            )
+            expected = "an empty or new folder"
+            raise UserError("this folder holds something else", where=path, expected=expected, fix="give another --out")
         folder = cls(path, vocabulary, inclusive)
         with locked(path / LOCK, "another run writes into this folder", "wait for it, or give another --out"):
             folder._check_settings(json.loads(json.dumps(settings)))
@@ -202,15 +199,13 @@ class PredictionFolder:
     def add(self, source: Source, result: ImageResult) -> None:
         """Record an image's result in the journal."""
         detections = result.detections
+        columns = operator.attrgetter("human_idx", "object_idx", "interaction_idx", "score", "teacher_score")
         plain = {
-            "size_hw": list(result.size_hw),
+            "size_hw": result.size_hw,
             "boxes": detections.boxes_xyxy.tolist(),
             "scores": detections.scores.tolist(),
             "labels": detections.labels.tolist(),
-            "triplets": [
-                [each.human_idx, each.object_idx, each.interaction_idx, each.score, each.teacher_score]
-                for each in result.triplets
-            ],
+            "triplets": [columns(each) for each in result.triplets],
         }
         self.record(source, "image", plain)
 
@@ -330,11 +325,11 @@ class PredictionFolder:
 
 def _file_name(name: str, suffix: str) -> str:
     # A last part that is too long or cannot be written is replaced by its beginning and its hash.
-    parent, _, last = name.rpartition("/")
+    parent, slash, last = name.rpartition("/")
     raw = os.fsencode(last)
     if len(raw) > MAX_NAME_BYTES:
         last = f"{raw[: MAX_NAME_BYTES - 20].decode(errors='ignore')}~{hashlib.sha256(raw).hexdigest()[:12]}"
-    return f"{parent}/{last}{suffix}" if parent else f"{last}{suffix}"
+    return f"{parent}{slash}{last}{suffix}"
 
 
 def _line(plain: Any) -> bytes:

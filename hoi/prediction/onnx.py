@@ -11,7 +11,6 @@ import io
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -38,8 +37,6 @@ PAIR_INPUTS = (
 )
 CHECKED = ((1, 1), (1, 6), (2, 0), (3, 4), (5, 9))
 """Numbers of images, and of pairs of each at most, of the batches on which torch and ONNX are compared."""
-BOXES = ("boxes_h", "boxes_o")
-ROWS = ("rows_h", "rows_o")
 
 
 class ScoringStudent(nn.Module):
@@ -89,31 +86,16 @@ def _is_of_image(name: str) -> bool:
 
 def _padded(name: str, values: Tensor) -> Tensor:
     # The padding pair's boxes have an area, and its detections belong to no other pair.
-    if name in BOXES:
+    added = values.new_full((1, *values.shape[1:]), -1 if name in ("rows_h", "rows_o") else 0)
+    if name in ("boxes_h", "boxes_o"):
         added = values.new_tensor([[0.0, 0.0, 1.0, 1.0]])
-    else:
-        added = values.new_full((1, *values.shape[1:]), -1 if name in ROWS else 0)
     return torch.cat([values, added])
 
 
-@dataclass(frozen=True)
-class ExportedStudent:
-    """An ONNX file's bytes, and the largest absolute and relative difference between its scores and torch's."""
-
-    data: bytes
-    difference: float
-    share: float
-    num_compared: int
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.data) / 1e6:.1f} MB, at most {self.difference:.1e} from torch, {self.share:.1e} "
-            f"of the largest score, in {self.num_compared} batches of different sizes"
-        )
-
-
-def export_student(folder: Path) -> ExportedStudent:
+def export_student(folder: Path) -> tuple[bytes, str]:
     """Export the student of a checkpoint's folder, and compare it with torch on random signals of several sizes.
+
+    Returns the ONNX file, and in words how far its scores are from torch's.
 
     Raises:
         UserError: a package is missing, the student cannot be exported, or its scores differ by more than 1e-4.
@@ -122,13 +104,15 @@ def export_student(folder: Path) -> ExportedStudent:
     checkpoint = Checkpoint.open(folder)
     settings = checkpoint.config.students[checkpoint.name]
     check_exportable(checkpoint.name, settings)
-    student = checkpoint.student()
-    extra = student.scoring_fields
-    mask = torch.from_numpy(checkpoint.vocabulary.object_mask)
-    scoring = ScoringStudent(student, mask, settings.score_exponent, extra).eval()
-    names = (*IMAGE_INPUTS, *PAIR_INPUTS, *extra)
-    data = _export(scoring, _inputs(_random_batch(checkpoint, 2, 5, seed=0), extra), names)
-    return ExportedStudent(data, *_compare(data, scoring, checkpoint, names), len(CHECKED))
+    student, mask = checkpoint.student(), torch.from_numpy(checkpoint.vocabulary.object_mask)
+    scoring = ScoringStudent(student, mask, settings.score_exponent, student.scoring_fields).eval()
+    names = (*IMAGE_INPUTS, *PAIR_INPUTS, *scoring.extra)
+    data = _export(scoring, _inputs(_random_batch(checkpoint, 2, 5, seed=0), scoring.extra), names)
+    difference, share = _compare(data, scoring, checkpoint, names)
+    return data, (
+        f"{len(data) / 1e6:.1f} MB, at most {difference:.1e} from torch, {share:.1e} of the largest score, "
+        f"in {len(CHECKED)} batches of different sizes"
+    )
 
 
 def check_exportable(name: str, settings: StudentSettings) -> None:

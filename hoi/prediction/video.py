@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -26,15 +25,6 @@ DEFAULT_RATE = Fraction(25)
 """Frames a second, where the file does not say."""
 CODECS = ("libx264", "h264", "mpeg4")
 """The first one available writes the drawn video."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One upright frame, uint8 [H, W, 3] RGB; numbers count from 0, and the time from the video's start."""
-
-    number: int
-    time_s: float
-    pixels: np.ndarray
 
 
 def load_av() -> ModuleType:
@@ -74,8 +64,11 @@ class VideoReader:
             self._container.close()
             raise UnreadableImage(f"{width} x {height} pixels, more than the limit of {max_pixels}")
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield all frames, then close the video; raise UnreadableImage where it breaks off."""
+    def frames(self) -> Iterator[tuple[int, float, np.ndarray]]:
+        """Yield all frames, then close the video; raise UnreadableImage where it breaks off.
+
+        A frame is its number from 0, its time in seconds from the start, and its upright pixels, uint8 [H, W, 3] RGB.
+        """
         number = 0
         with self._container:
             try:
@@ -83,7 +76,7 @@ class VideoReader:
                     pixels = frame.to_ndarray(format="rgb24")
                     turns = round(getattr(frame, "rotation", 0) / 90) % 4
                     time_s = number / float(self.rate) if frame.time is None else float(frame.time)
-                    yield Frame(number, time_s, np.ascontiguousarray(np.rot90(pixels, turns)))
+                    yield number, time_s, np.ascontiguousarray(np.rot90(pixels, turns))
                     number += 1
             except self._errors as error:
                 raise UnreadableImage(f"the video breaks off after {number} frames ({_reason(error)})") from None
@@ -159,12 +152,12 @@ def predict_video(
             frames = iter(tqdm(reader.frames(), source.path.name, total, unit="frame", disable=None, leave=False))
             num_frames = 0
             while batch := list(islice(frames, batch_size)):
-                results = predict([frame.pixels for frame in batch], [f"{source.name}#{f.number}" for f in batch])
-                for frame, result in zip(batch, results, strict=True):
-                    plain = {"frame": frame.number, "time_s": round(frame.time_s, 6), **result.to_dict()}
+                results = predict([pixels for *_, pixels in batch], [f"{source.name}#{number}" for number, *_ in batch])
+                for (number, time_s, pixels), result in zip(batch, results, strict=True):
+                    plain = {"frame": number, "time_s": round(time_s, 6), **result.to_dict()}
                     file.write((json.dumps(plain) + "\n").encode())
                     if writer is not None and draw is not None:
-                        writer.write(draw(frame.pixels, result, False))
+                        writer.write(draw(pixels, result, False))
                 num_frames += len(batch)
         if writer is not None:
             part.replace(drawn)

@@ -239,9 +239,8 @@ def open_session(
         rows = {image_id: row for row, image_id in enumerate(source.image_ids)}
         unknown = next((name for name in candidates.image_ids if name not in rows), None)
         if unknown is not None:
-            raise UserError(
-                "a prediction names an unknown image", where=path, expected=nearest(unknown, rows), got=unknown
-            )
+            close = nearest(unknown, rows)
+            raise UserError("a prediction names an unknown image", where=path, expected=close, got=unknown)
 
         def read(image_id: str) -> np.ndarray:
             return source.read(rows[image_id])
