@@ -8,8 +8,8 @@ of a pose with several verbs name one of them, and some name none.
 from __future__ import annotations
 
 from hoi.world.people import Look
-from hoi.world.raster import CANVAS, Rng, extent
-from hoi.world.scene import Interaction, Object, Person, Scene, shapes_of_object, shapes_of_person
+from hoi.world.raster import CANVAS, Box, Rng
+from hoi.world.scene import Interaction, Object, Person, Scene, bounds
 from hoi.world.vocabulary import NO_INTERACTION
 
 NOUNS: dict[str, tuple[str, ...]] = {
@@ -66,32 +66,28 @@ def caption(scene: Scene, variant: int) -> str:
     return _sentence(scene, _phrases(scene, sorted({i.person for i in scene.interactions}), rng), rng)
 
 
-def caption_crop(scene: Scene, variant: int) -> tuple[str, tuple[int, int, int, int]]:
-    """Return a caption of a part of the scene, and the box of that part.
+def caption_crop(scene: Scene, variant: int) -> tuple[str, Box]:
+    """Return a caption of a part of the scene, and the box of that part in scene pixels, exclusive at x1 and y1.
 
-    Args:
-        variant: Each integer has its own choice of part and wording.
-
-    Returns:
-        (caption, (x0, y0, x1, y1)) in scene pixels, exclusive at x1 and y1.
+    Each integer `variant` has its own choice of part and wording.
     """
     rng = Rng(f"{scene.seed}/{scene.split}/{scene.index}/crop/{variant}")
     kind = rng.weighted(("pair", "group", "object", "person"), (66, 18, 8, 8))
     if kind == "object" and scene.objects:
         obj = rng.choose(scene.objects)
-        return _sentence(scene, [_object(obj, rng)], rng), _crop(scene, [], [obj], rng)
+        return _sentence(scene, [_object(obj, rng)], rng), _crop([], [obj], rng)
     if kind == "person" and scene.people:
         person = rng.choose(scene.people)
-        return _sentence(scene, [_person(person.look, rng)], rng), _crop(scene, [person], [], rng)
+        return _sentence(scene, [_person(person.look, rng)], rng), _crop([person], [], rng)
     if kind == "group" or not scene.interactions:
         people, objects = rng.choose(scene.groups)
         if kind == "group" and scene.interactions:
             people, objects = rng.choose([g for g in scene.groups if any(i.person in g[0] for i in scene.interactions)])
         phrases = _phrases(scene, list(people), rng)
-        box = _crop(scene, [scene.people[row] for row in people], [scene.objects[row] for row in objects], rng)
+        box = _crop([scene.people[row] for row in people], [scene.objects[row] for row in objects], rng)
         return _sentence(scene, phrases or [_object(scene.objects[row], rng) for row in objects], rng), box
     interaction = rng.choose(scene.interactions)
-    box = _crop(scene, [scene.people[interaction.person]], [scene.objects[interaction.obj]], rng)
+    box = _crop([scene.people[interaction.person]], [scene.objects[interaction.obj]], rng)
     return _sentence(scene, [_doing(scene, interaction, rng)], rng), box
 
 
@@ -176,12 +172,9 @@ def _sentence(scene: Scene, phrases: list[str], rng: Rng) -> str:
     return text
 
 
-def _crop(scene: Scene, people: list[Person], objects: list[Object], rng: Rng) -> tuple[int, int, int, int]:
+def _crop(people: list[Person], objects: list[Object], rng: Rng) -> Box:
     """Return the union box with a random margin, in scene pixels."""
-    boxes = [extent(shapes_of_object(obj)) for obj in objects]
-    boxes += [extent([s for layer in shapes_of_person(person).values() for s in layer]) for person in people]
-    x0, y0 = min(b[0] for b in boxes), min(b[1] for b in boxes)
-    x1, y1 = max(b[2] for b in boxes), max(b[3] for b in boxes)
+    x0, y0, x1, y1 = bounds(people, objects)
     side = max(x1 - x0, y1 - y0)
     margins = [side * rng.between(2, 22) // 100 for _ in range(4)]
     left, top = max(x0 - margins[0], 0) // 2, max(y0 - margins[1], 0) // 2

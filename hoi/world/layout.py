@@ -5,26 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 from math import isqrt
+from typing import TypeVar
 
 from hoi.world.background import sample_background
 from hoi.world.objects import sample_object_look
 from hoi.world.people import sample_look
 from hoi.world.poses import Arrangement, arrange, idle
-from hoi.world.raster import CANVAS, Point, Rng, extent
-from hoi.world.scene import Interaction, Object, Person, Scene, Step, shapes_of_object, shapes_of_person
-from hoi.world.vocabulary import (
-    COMBINATIONS,
-    INTERACTIONS,
-    NO_INTERACTION,
-    OBJECTS,
-    SPLITS,
-    TRAINING_SPLITS,
-)
+from hoi.world.raster import CANVAS, Box, Point, Rng, extent
+from hoi.world.scene import Interaction, Object, Person, Scene, Step, bounds, shapes_of_object
+from hoi.world.vocabulary import COMBINATIONS, INTERACTIONS, NO_INTERACTION, OBJECTS, SPLITS, TRAINING_SPLITS
 
 TAIL_OFFSET = 3
 """An interaction of rank k has weight (k + TAIL_OFFSET) ** -1.5: larger is flatter."""
 FLOOR = 5_000
 """Smallest weight of a combination in `train`, so that few interactions are absent."""
+PersonOrObject = TypeVar("PersonOrObject", Person, Object)
 Combination = tuple[str, tuple[str, ...]]
 """An object and its verbs."""
 
@@ -38,21 +33,17 @@ def _shuffled(key: str) -> list[int]:
 
 
 @cache
-def _tail() -> dict[tuple[str, str], int]:
-    """Return the weight of each interaction in `train`, in millionths."""
-    ranked = _shuffled("tail")
-    return {INTERACTIONS[row]: 10**9 // isqrt((rank + TAIL_OFFSET) ** 3 * 10**6) for rank, row in enumerate(ranked)}
-
-
-@cache
-def _tailed_combinations() -> tuple[tuple[Combination, ...], tuple[int, ...]]:
+def _tailed_combinations() -> tuple[list[Combination], list[int]]:
+    """Return every combination and its weight in `train`, by those of its interactions, which are in millionths."""
+    ranked = {INTERACTIONS[row]: rank for rank, row in enumerate(_shuffled("tail"))}
+    tail_of = {pair: 10**9 // isqrt((rank + TAIL_OFFSET) ** 3 * 10**6) for pair, rank in ranked.items()}
     items, weights = [], []
     for name, combinations in COMBINATIONS.items():
         for verbs, weight in (*combinations, ((NO_INTERACTION,), 3)):
-            tail = [_tail()[verb, name] for verb in verbs]
+            tail = [tail_of[verb, name] for verb in verbs]
             items.append((name, verbs))
             weights.append(weight * isqrt(min(tail) * max(tail)) * len(tail) + FLOOR)
-    return tuple(items), tuple(weights)
+    return items, weights
 
 
 @cache
@@ -65,18 +56,13 @@ def _sample_combination(split: str, rng: Rng, row: int | None = None) -> Combina
     """Sample object and verbs of a pair; outside `train`, with the interaction of this row or a random one."""
     if split == "train":
         return rng.weighted(*_tailed_combinations())
-    return _containing(rng.below(len(INTERACTIONS)) if row is None else row, rng)
-
-
-def _containing(row: int, rng: Rng) -> Combination:
-    verb, name = INTERACTIONS[row]
+    verb, name = INTERACTIONS[rng.below(len(INTERACTIONS)) if row is None else row]
     if verb == NO_INTERACTION:
         return name, (verb,)
     fitting = [entry for entry in COMBINATIONS[name] if verb in entry[0]]
     return name, rng.weighted([verbs for verbs, _ in fitting], [weight for _, weight in fitting])
 
 
-Box = tuple[int, int, int, int]
 MIN_HEIGHT = 76
 """Of a standing person, in canvas cells (38 px): smaller people show no verbs."""
 HEIGHTS = ((MIN_HEIGHT, 100, 12), (100, 160, 17), (160, 250, 22), (250, 350, 29), (350, 480, 20))
@@ -106,7 +92,7 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
 
     Args:
         seed: Of the world; 0 is the committed one.
-        split: A key of SPLITS, or `clip` or `detector`.
+        split: One of SPLITS or TRAINING_SPLITS.
         index: 0 or more; may exceed the split's usual size.
 
     Raises:
@@ -120,27 +106,24 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
     wanted = rng.weighted(*zip(*NUM_PAIRS, strict=True))
     row = None if split == "train" else _cycle(seed, split, index // len(INTERACTIONS))[index % len(INTERACTIONS)]
     combination = _sample_combination(split, rng, row)
-    placed: list[Group] = []
-    boxes: list[Box] = []
+    placed: list[tuple[Group, Box]] = []
     height = 0
     while wanted > 0:
         group = _compose(combination, wanted, split, rng)
         if not placed:
             low, high = rng.weighted([bounds[:2] for bounds in HEIGHTS], [bounds[2] for bounds in HEIGHTS])
             height = min(rng.between(low, high), MAX_HEIGHT[min(wanted, len(MAX_HEIGHT)) - 1])
-        put = _place(group, height, boxes, crowded=wanted > len(group.interactions) or bool(placed), rng=rng)
+        put = _place(group, height, placed, crowded=wanted > len(group.interactions) or bool(placed), rng=rng)
         if put is None:
             break
-        placed.append(put[0])
-        boxes.append(put[1])
+        placed.append(put)
         wanted -= len(group.interactions)
         combination = _sample_combination(split, rng)
     for _ in range(rng.weighted((0, 1, 2), (58, 30, 12))):
-        put = _place(_distractor(rng), height, boxes, crowded=True, rng=rng, gap=14)
+        put = _place(_distractor(rng), height, placed, crowded=True, rng=rng, gap=14)
         if put is not None:
-            placed.append(put[0])
-            boxes.append(put[1])
-    return _assemble(seed, split, index, placed, rng)
+            placed.append(put)
+    return _assemble(seed, split, index, [group for group, _ in placed], rng)
 
 
 def _compose(combination: Combination, room: int, split: str, rng: Rng) -> Group:
@@ -252,28 +235,18 @@ def _distractor(rng: Rng) -> Group:
     return group
 
 
-def _box(group: Group) -> Box:
-    boxes = [extent(shapes_of_object(obj)) for obj in group.objects]
-    boxes += [extent([s for layer in shapes_of_person(person).values() for s in layer]) for person in group.people]
-    return min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes)
-
-
 def _place(
-    group: Group, height: int, taken: list[Box], crowded: bool, rng: Rng, gap: int = 8
+    group: Group, height: int, placed: list[tuple[Group, Box]], crowded: bool, rng: Rng, gap: int = 8
 ) -> tuple[Group, Box] | None:
-    """Scale a group and move it to a free position on the canvas.
+    """Scale a group and move it to a free position; return it with its box in cells, or None if there is no room.
 
     Args:
         group: In thousandths.
         height: Of a standing person, in cells; reduced to fit.
-        taken: Boxes of the groups that are placed, in cells.
         crowded: Leave room for other groups.
-        gap: Distance from other groups, in cells.
-
-    Returns:
-        The moved group and its box; None if there is no room.
+        gap: Distance from the groups that are placed, in cells.
     """
-    x0, y0, x1, y1 = _box(group)
+    x0, y0, x1, y1 = bounds(group.people, group.objects)
     limit = min(
         CANVAS * (64 if crowded else 108) * 10 // (x1 - x0), CANVAS * (80 if crowded else 101) * 10 // (y1 - y0)
     )
@@ -288,7 +261,8 @@ def _place(
         bottom = max(rng.between(CANVAS * 60 // 100, CANVAS - 4), h - 8)
         box = left, bottom - h, left + w, bottom
         if box[1] >= -6 and not any(
-            box[0] < t[2] + gap and t[0] < box[2] + gap and box[1] < t[3] + gap and t[1] < box[3] + gap for t in taken
+            box[0] < t[2] + gap and t[0] < box[2] + gap and box[1] < t[3] + gap and t[1] < box[3] + gap
+            for _, t in placed
         ):
             x = left - x0 * scale // 1000 if facing > 0 else left + x1 * scale // 1000
             return _moved(group, x, bottom - y1 * scale // 1000, scale, facing), box
@@ -300,14 +274,11 @@ def _moved(group: Group, x: int, y: int, scale: int, facing: int) -> Group:
     def at(px: int, py: int) -> Point:
         return x + facing * (px * scale // 1000), y + py * scale // 1000
 
-    people = []
-    for person in group.people:
-        px, py = at(person.x, person.y)
-        people.append(person._replace(x=px, y=py, height=person.height * scale // 1000, facing=person.facing * facing))
-    objects = []
-    for obj in group.objects:
-        px, py = at(obj.x, obj.y)
-        objects.append(obj._replace(x=px, y=py, height=obj.height * scale // 1000, facing=obj.facing * facing))
+    def moved(entity: PersonOrObject) -> PersonOrObject:
+        px, py = at(entity.x, entity.y)
+        return entity._replace(x=px, y=py, height=entity.height * scale // 1000, facing=entity.facing * facing)
+
+    people, objects = [moved(person) for person in group.people], [moved(obj) for obj in group.objects]
     lines = [tuple(at(*point) for point in line) for line in group.lines]
     return Group(people, objects, group.layers, group.interactions, lines, group.behind)
 

@@ -28,47 +28,13 @@ COATS: dict[str, Colour] = {
     "tan": (200, 160, 105),
 }
 
-PAINTED = ("bicycle", "skateboard", "ball", "umbrella", "chair", "suitcase", "surfboard", "frisbee")
-
-PALETTES: dict[str, dict[str, Colour]] = dict.fromkeys(PAINTED, SHIRTS) | {
-    "horse": COATS,
-    "dog": COATS,
-    "bench": WOOD,
-    "box": {
-        "brown": (188, 142, 92),
-        "cardboard": (208, 168, 115),
-        "grey": (160, 155, 150),
-        "blue": (80, 110, 180),
-        "red": (190, 70, 60),
-    },
+BOXES: dict[str, Colour] = {
+    "brown": (188, 142, 92),
+    "cardboard": (208, 168, 115),
+    "grey": (160, 155, 150),
+    "blue": (80, 110, 180),
+    "red": (190, 70, 60),
 }
-
-HEIGHTS: dict[str, int] = {
-    "bicycle": 640,
-    "horse": 700,
-    "skateboard": 100,
-    "ball": 200,
-    "umbrella": 300,
-    "dog": 340,
-    "chair": 560,
-    "bench": 500,
-    "suitcase": 400,
-    "surfboard": 90,
-    "frisbee": 90,
-    "box": 330,
-}
-"""Height above the ground at rest; of a horse, its back."""
-
-SEATS: dict[str, int] = {
-    "skateboard": 100,
-    "ball": 200,
-    "chair": 280,
-    "bench": 280,
-    "suitcase": 350,
-    "surfboard": 80,
-    "box": 330,
-}
-"""Height of the seat."""
 
 
 class ObjectLook(NamedTuple):
@@ -79,7 +45,7 @@ class ObjectLook(NamedTuple):
 
 
 def sample_object_look(name: str, rng: Rng) -> ObjectLook:
-    return ObjectLook(rng.choose(tuple(PALETTES[name])), rng.below(3))
+    return ObjectLook(rng.choose(tuple(KINDS[name].colours)), rng.below(3))
 
 
 def object_shapes(name: str, look: ObjectLook, posture: str = "") -> list[Shape]:
@@ -88,7 +54,8 @@ def object_shapes(name: str, look: ObjectLook, posture: str = "") -> list[Shape]
     Args:
         posture: `gallop` for a horse's legs, `grip` for a suitcase's long handle, `closed` for an umbrella.
     """
-    return _DRAW[name](PALETTES[name][look.colour_name], look.variant, posture)
+    kind = KINDS[name]
+    return kind.shapes(kind.colours[look.colour_name], look.variant, posture)
 
 
 def _bicycle(c: Colour, variant: int, posture: str) -> list[Shape]:
@@ -270,17 +237,26 @@ def _box(c: Colour, variant: int, posture: str) -> list[Shape]:
     return [*shapes, rectangle(-180, -16, 180, 0, darker(c, 66))]
 
 
-_DRAW: dict[str, Callable[[Colour, int, str], list[Shape]]] = {
-    "bicycle": _bicycle,
-    "horse": _horse,
-    "skateboard": _skateboard,
-    "ball": _ball,
-    "umbrella": _umbrella,
-    "dog": _dog,
-    "chair": _chair,
-    "bench": _bench,
-    "suitcase": _suitcase,
-    "surfboard": _surfboard,
-    "frisbee": _frisbee,
-    "box": _box,
+class Kind(NamedTuple):
+    """What is common to the objects of a name; heights are above the ground at rest."""
+
+    shapes: Callable[[Colour, int, str], list[Shape]]
+    colours: dict[str, Colour]
+    height: int  # of a horse, its back
+    seat: int = 0
+
+
+KINDS: dict[str, Kind] = {
+    "bicycle": Kind(_bicycle, SHIRTS, 640),
+    "horse": Kind(_horse, COATS, 700),
+    "skateboard": Kind(_skateboard, SHIRTS, 100, 100),
+    "ball": Kind(_ball, SHIRTS, 200, 200),
+    "umbrella": Kind(_umbrella, SHIRTS, 300),
+    "dog": Kind(_dog, COATS, 340),
+    "chair": Kind(_chair, SHIRTS, 560, 280),
+    "bench": Kind(_bench, WOOD, 500, 280),
+    "suitcase": Kind(_suitcase, SHIRTS, 400, 350),
+    "surfboard": Kind(_surfboard, SHIRTS, 90, 80),
+    "frisbee": Kind(_frisbee, SHIRTS, 90),
+    "box": Kind(_box, BOXES, 330, 330),
 }

@@ -11,9 +11,10 @@ below the person. What a verb looks like is the same for all objects:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from hoi.world.objects import HEIGHTS, SEATS
+from hoi.world.objects import KINDS
 from hoi.world.people import Pose
 from hoi.world.raster import Point, Rng
 
@@ -45,6 +46,10 @@ class Arrangement(NamedTuple):
     line: tuple[Point, ...] = ()
     size: int = 100
     side: str = ""
+
+
+def _raised(pose: Pose, height: int) -> Pose:
+    return Pose(*((x, y - height) for x, y in pose[:6]), pose.nod, pose.toes)
 
 
 def on_bicycle(verbs: str, rng: Rng) -> Arrangement:
@@ -79,31 +84,16 @@ def on_horse(verbs: str, rng: Rng) -> Arrangement:
 
 
 def on_board(name: str, verbs: str, rng: Rng) -> Arrangement:
-    deck = SEATS[name] + 10
     low = rng.between(0, 60)
-    pose = Pose(
-        (-20, -deck - 430 + low),
-        (40, -deck - 710 + low),
-        (290, -deck - 660),
-        (-270, -deck - 640),
-        (150, -deck),
-        (-170, -deck),
-    )
+    pose = Pose((-20, low - 430), (40, low - 710), (290, -660), (-270, -640), (150, 0), (-170, 0))
     if "hold" in verbs:
-        pose = Pose(
-            (-60, -deck - 260),
-            (120, -deck - 450),
-            (200, -deck - 10),
-            (-200, -deck - 560),
-            (110, -deck),
-            (-140, -deck),
-            30,
-        )
+        pose = Pose((-60, -260), (120, -450), (200, -10), (-200, -560), (110, 0), (-140, 0), 30)
+    pose = _raised(pose, KINDS[name].seat + 10)
     return Arrangement(pose, 0, layer="held" if "hold" in verbs else "behind")
 
 
 def seated(name: str, verbs: str, rng: Rng) -> Arrangement:
-    seat = SEATS[name]
+    seat = KINDS[name].seat
     size = 180 if name == "ball" else 100
     seat = seat * size // 100
     reach = 220 if seat >= 200 else 360 if name == "skateboard" else 400
@@ -128,30 +118,15 @@ def seated(name: str, verbs: str, rng: Rng) -> Arrangement:
     return Arrangement(pose, x, layer="behind", posture=posture, size=size, side=side)
 
 
-def jumping(name: str, rng: Rng) -> Arrangement:
-    clear = min(HEIGHTS[name], 560) + rng.between(60, 130)
-    pose = Pose(
-        (0, -clear - 280),
-        (60, -clear - 570),
-        (250, -clear - 820),
-        (-220, -clear - 760),
-        (330, -clear - 90),
-        (-380, -clear - 110),
-        20,
-        10,
-    )
+def jumping(name: str, verbs: str, rng: Rng) -> Arrangement:
+    clear = min(KINDS[name].height, 560) + rng.between(60, 130)
+    pose = Pose((0, -280), (60, -570), (250, -820), (-220, -760), (330, -90), (-380, -110), 20, 10)
     if rng.percent(40):
-        pose = pose._replace(
-            near_foot=(130, -clear),
-            far_foot=(-20, -clear + 10),
-            near_hand=(330, -clear - 600),
-            far_hand=(-310, -clear - 620),
-        )
-    posture = "closed" if name == "umbrella" else ""
-    turn = 6 if name == "umbrella" else 0
-    return Arrangement(
-        pose, -280 if turn else 0, -50 if turn else 0, rng.choose((1, -1)) if not turn else 1, turn, "behind", posture
-    )
+        pose = pose._replace(near_foot=(130, 0), far_foot=(-20, 10), near_hand=(330, -600), far_hand=(-310, -620))
+    pose = _raised(pose, clear)
+    if name == "umbrella":
+        return Arrangement(pose, -280, -50, 1, 6, "behind", "closed")
+    return Arrangement(pose, 0, 0, rng.choose((1, -1)), layer="behind")
 
 
 def petting(name: str, verbs: str, rng: Rng) -> Arrangement:
@@ -195,7 +170,7 @@ def throwing(name: str, verbs: str, rng: Rng) -> Arrangement:
     )
 
 
-def kicking(name: str, rng: Rng) -> Arrangement:
+def kicking(name: str, verbs: str, rng: Rng) -> Arrangement:
     pose = Pose((-20, -495), (-110, -785), (-330, -720), (180, -800), (330, -250), (-60, 0), 0, -50)
     turn, x, y = {
         "ball": (0, 520, -rng.between(130, 300)),
@@ -210,25 +185,24 @@ def kicking(name: str, rng: Rng) -> Arrangement:
 
 
 def pushing(name: str, verbs: str, rng: Rng) -> Arrangement:
-    hands_y = {
-        "horse": -640,
-        "box": -270,
-        "bench": -450,
-        "chair": -520,
-        "suitcase": -330,
-        "ball": -260,
-        "bicycle": -500,
-    }[name]
     if name == "bicycle" and "hold" in verbs:  # walking it by the handlebar
         pose = Pose((-20, -500), (60, -800), (330, -620), (350, -620), (130, 0), (-170, 0), 20)
         return Arrangement(pose, 90, layer="behind")
     if name == "suitcase" and "hold" in verbs:  # rolling it ahead on its long handle
         pose = Pose((-30, -500), (30, -800), (230, -560), (240, -540), (140, 0), (-170, 0), 10)
         return Arrangement(pose, 310, posture="grip", layer="behind")
+    x, hands_y = {
+        "horse": (720, -640),
+        "box": (560, -270),
+        "bench": (800, -450),
+        "chair": (520, -520),
+        "suitcase": (530, -330),
+        "ball": (540, -260),
+        "bicycle": (530, -500),
+    }[name]
     low = min(hands_y + 560, 240)
     shoulder_y = min(hands_y - 150, -480)
     pose = Pose((-190, -440 + low // 3), (70, shoulder_y), (350, hands_y), (360, hands_y - 30), (-60, 0), (-480, 0), 25)
-    x = {"horse": 720, "box": 560, "bench": 800, "chair": 520, "suitcase": 530, "ball": 540, "bicycle": 530}[name]
     if name == "chair" and "hold" in verbs:  # walking upright behind it, hands on the backrest
         pose = Pose((0, -500), (50, -800), (290, -540), (300, -545), (130, 0), (-150, 0), 10)
         x = 460
@@ -291,39 +265,58 @@ def lifting(name: str, verbs: str, rng: Rng) -> Arrangement:
     return Arrangement(pose, wide, -raised, rng.choose((1, -1)) if name != "chair" else 1, layer="held")
 
 
-def holding(name: str, rng: Rng) -> Arrangement:
+def holding(name: str, verbs: str, rng: Rng) -> Arrangement:
+    pose, x, y, facing, turn = STANDING._replace(far_hand=(-40, -440)), 0, 0, 1, 0
+    line: tuple[Point, ...] = ()
     if name == "umbrella":
-        pose = STANDING._replace(near_hand=(150, -640), far_hand=(-40, -440))
-        return Arrangement(pose, 155, -640, layer="held")
-    if name == "bicycle":
-        pose = STANDING._replace(near_hand=(300, -620), far_hand=(-40, -440))
-        return Arrangement(pose, 60, layer="behind")
-    if name == "horse":
-        pose = STANDING._replace(near_hand=(150, -560), far_hand=(-40, -440))
-        return Arrangement(pose, 860, 0, -1, layer="behind", line=((150, -560), (230, -600), (310, -810)), side="front")
-    if name == "dog":
-        pose = STANDING._replace(near_hand=(170, -560), near_foot=(90, 0), far_foot=(-90, 0))
-        return Arrangement(pose, 480, layer="behind", line=((170, -560), (330, -300), (620, -250)))
-    if name == "bench":
-        pose = STANDING._replace(near_hand=(170, -510), far_hand=(210, -520), neck=(40, -800))
-        return Arrangement(pose, 560, layer="behind", side="back")
-    if name == "surfboard":
-        pose = STANDING._replace(near_hand=(190, -650), far_hand=(210, -480))
-        return Arrangement(pose, 160, -510, 1, -6, "held")
-    if name == "skateboard":
-        pose = STANDING._replace(near_hand=(130, -450), far_hand=(-40, -440))
-        return Arrangement(pose, 60, -460, 1, -6, "held")
-    if name == "suitcase":
-        pose = STANDING._replace(near_hand=(70, -480), near_foot=(110, 0), far_foot=(-120, 0))
-        return Arrangement(pose, 70, -70, layer="held")
-    low = {"box": -450, "chair": -330, "ball": -520, "frisbee": -560}[name]
-    pose = STANDING._replace(near_hand=(260, low - 60), far_hand=(270, low - 90), neck=(-20, -805))
-    return Arrangement(pose, 290, low, 1, layer="held")
+        pose, x, y = pose._replace(near_hand=(150, -640)), 155, -640
+    elif name == "bicycle":
+        pose, x = pose._replace(near_hand=(300, -620)), 60
+    elif name == "horse":
+        pose, x, facing = pose._replace(near_hand=(150, -560)), 860, -1
+        line = ((150, -560), (230, -600), (310, -810))
+    elif name == "dog":
+        pose, x = STANDING._replace(near_hand=(170, -560), near_foot=(90, 0), far_foot=(-90, 0)), 480
+        line = ((170, -560), (330, -300), (620, -250))
+    elif name == "bench":
+        pose, x = STANDING._replace(near_hand=(170, -510), far_hand=(210, -520), neck=(40, -800)), 560
+    elif name == "surfboard":
+        pose, x, y, turn = STANDING._replace(near_hand=(190, -650), far_hand=(210, -480)), 160, -510, -6
+    elif name == "skateboard":
+        pose, x, y, turn = pose._replace(near_hand=(130, -450)), 60, -460, -6
+    elif name == "suitcase":
+        pose, x, y = STANDING._replace(near_hand=(70, -480), near_foot=(110, 0), far_foot=(-120, 0)), 70, -70
+    else:
+        x, y = 290, {"box": -450, "chair": -330, "ball": -520, "frisbee": -560}[name]
+        pose = STANDING._replace(near_hand=(260, y - 60), far_hand=(270, y - 90), neck=(-20, -805))
+    layer = "behind" if name in ("bicycle", "horse", "dog", "bench") else "held"
+    side = {"horse": "front", "bench": "back"}.get(name, "")
+    return Arrangement(pose, x, y, facing, turn, layer, line=line, side=side)
+
+
+_BY_VERB: dict[str, Callable[[str, str, Rng], Arrangement]] = {
+    "ride": on_board,
+    "sit_on": seated,
+    "jump_over": jumping,
+    "pet": petting,
+    "throw": throwing,
+    "kick": kicking,
+    "push": pushing,
+    "pull": pulling,
+    "lift": lifting,
+    "hold": holding,
+}
+"""The first verb of a combination, in this order, decides the pose; the others change it."""
 
 
 def arrange(name: str, verbs: tuple[str, ...], rng: Rng) -> Arrangement:
     """Sample an arrangement of a person and an object for one of `vocabulary.COMBINATIONS[name]`."""
-    arrangement = _arrangement(name, "+".join(verbs), rng)
+    if name in ("bicycle", "horse") and ("ride" in verbs or "sit_on" in verbs):
+        on_top = on_bicycle if name == "bicycle" else on_horse
+        arrangement = on_top("+".join(verbs), rng)
+    else:
+        first = next(verb for verb in _BY_VERB if verb in verbs)
+        arrangement = _BY_VERB[first](name, "+".join(verbs), rng)
     return arrangement._replace(pose=_jitter(arrangement.pose, rng))
 
 
@@ -348,29 +341,3 @@ def idle(rng: Rng) -> Pose:
     )
     stride = rng.choose((20, 40, 130))
     return _jitter(STANDING._replace(near_hand=near, far_hand=far, near_foot=(stride, 0), far_foot=(-stride, 0)), rng)
-
-
-def _arrangement(name: str, verbs: str, rng: Rng) -> Arrangement:
-    if name == "bicycle" and ("ride" in verbs or "sit_on" in verbs):
-        return on_bicycle(verbs, rng)
-    if name == "horse" and ("ride" in verbs or "sit_on" in verbs):
-        return on_horse(verbs, rng)
-    if "ride" in verbs:
-        return on_board(name, verbs, rng)
-    if "sit_on" in verbs:
-        return seated(name, verbs, rng)
-    if "jump_over" in verbs:
-        return jumping(name, rng)
-    if "pet" in verbs:
-        return petting(name, verbs, rng)
-    if "throw" in verbs:
-        return throwing(name, verbs, rng)
-    if "kick" in verbs:
-        return kicking(name, rng)
-    if "push" in verbs:
-        return pushing(name, verbs, rng)
-    if "pull" in verbs:
-        return pulling(name, verbs, rng)
-    if "lift" in verbs:
-        return lifting(name, verbs, rng)
-    return holding(name, rng)

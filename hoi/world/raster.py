@@ -8,7 +8,7 @@ whose index point is inside it.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -52,6 +52,7 @@ CANVAS = 2 * SIZE_PX
 
 Colour = tuple[int, int, int]
 Point = tuple[int, int]
+Box = tuple[int, int, int, int]
 
 SINE = (0, 265, 512, 724, 887, 989, 1024)
 """1024 sin of 0, 15, ... 90 degrees."""
@@ -112,11 +113,11 @@ def ellipse(x: int, y: int, rx: int, ry: int, colour: Colour) -> Shape:
     return polygon(tuple((x + rx * sine(step + 6) // 1024, y + ry * sine(step) // 1024) for step in range(24)), colour)
 
 
-def extent(shapes: list[Shape]) -> tuple[int, int, int, int]:
+def extent(shapes: Iterable[Shape]) -> Box:
     """Return the bounding box (x0, y0, x1, y1) of shapes."""
-    xs = [(p[0] - s.radius, p[0] + s.radius) for s in shapes for p in s.points]
-    ys = [(p[1] - s.radius, p[1] + s.radius) for s in shapes for p in s.points]
-    return min(x[0] for x in xs), min(y[0] for y in ys), max(x[1] for x in xs), max(y[1] for y in ys)
+    boxes = [(x - s.radius, y - s.radius, x + s.radius, y + s.radius) for s in shapes for x, y in s.points]
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
 
 
 class Canvas:
@@ -136,10 +137,9 @@ class Canvas:
 
     def draw(self, shape: Shape, owner: int = -1) -> None:
         """Paint a shape for entity `owner` (0..31; negative for none)."""
-        xs = [p[0] for p in shape.points]
-        ys = [p[1] for p in shape.points]
-        x0, x1 = max(min(xs) - shape.radius, 0), min(max(xs) + shape.radius + 1, CANVAS)
-        y0, y1 = max(min(ys) - shape.radius, 0), min(max(ys) + shape.radius + 1, CANVAS)
+        left, top, right, bottom = extent([shape])
+        x0, x1 = max(left, 0), min(right + 1, CANVAS)
+        y0, y1 = max(top, 0), min(bottom + 1, CANVAS)
         if x0 >= x1 or y0 >= y1:
             return
         x = np.arange(x0, x1, dtype=np.int64)[None, :]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from hoi.world.objects import ObjectLook, object_shapes
 from hoi.world.people import Look, Pose, person_shapes
-from hoi.world.raster import Canvas, Colour, Point, Shape, capsule, turn
+from hoi.world.raster import Box, Canvas, Colour, Point, Shape, capsule, extent, turn
 from hoi.world.vocabulary import OBJECTS, SIZE_PX, rows_of
 
 MIN_VISIBLE_PERCENT = 25
@@ -119,6 +120,12 @@ def shapes_of_object(obj: Object) -> list[Shape]:
     return _to_canvas(object_shapes(obj.name, obj.look, obj.posture), *obj[2:7])
 
 
+def bounds(people: Sequence[Person], objects: Sequence[Object]) -> Box:
+    """Return the box around people and objects, hidden parts included."""
+    shapes = [shape for obj in objects for shape in shapes_of_object(obj)]
+    return extent(shapes + [s for person in people for layer in shapes_of_person(person).values() for s in layer])
+
+
 def _to_canvas(shapes: list[Shape], x: int, y: int, height: int, facing: int, steps: int = 0) -> list[Shape]:
     """Rotate, scale, mirror and move shapes from thousandths of `height` to canvas cells."""
     moved = []
@@ -188,7 +195,7 @@ def _pixels(canvas: Canvas, scene: Scene) -> np.ndarray:
 
 def _annotation(canvas: Canvas, scene: Scene) -> SceneAnnotation:
     owners = canvas.owners()
-    boxes: list[tuple[int, int, int, int]] = []
+    boxes: list[Box] = []
     labels: list[int] = []
     row_of: dict[int, int] = {}
     for entity, name in enumerate(["person"] * len(scene.people) + [obj.name for obj in scene.objects]):
