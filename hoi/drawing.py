@@ -22,7 +22,6 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "Arial.ttf")
 """For letters beyond ASCII, which the font inside Pillow lacks."""
 
-
 VERDICT_COLOURS: dict[Verdict, str] = {"right": "#009e73", "wrong": "#d55e00", "missed": "#56b4e9"}
 PAIR_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 """Of pairs without a verdict, in turn. Both sets are Okabe and Ito's, which colour-blind people can tell apart."""
@@ -93,21 +92,18 @@ def covered_share(image_size: tuple[int, int], pairs: Sequence[DrawnPair]) -> fl
     whole = [" ".join(pair.text.split()) for pair in pairs]
     if labels != whole or any(text and place is None for text, place in zip(labels, places, strict=True)):
         return None
-    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (place for place in places if place is not None)]
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in filter(None, places)]
     return sum(areas) / (image_size[0] * image_size[1])
 
 
 def _layout(image_size: tuple[int, int], pairs: Sequence[DrawnPair]) -> tuple[Font, list[str], list[Box | None]]:
     # The font, each label's text as far as it fits, and its place.
-    font = _font_for("".join(pair.text for pair in pairs), max(11, round(_mean_side(image_size) / 22)))
+    font = _font("".join(pair.text for pair in pairs).isascii(), max(11, round(_mean_side(image_size) / 22)))
     room = {has_sign: image_size[0] - _label_size("", has_sign, font)[0] for has_sign in (True, False)}
-    labels = [_fitted(pair.text, font, room[pair.verdict is not None]) for pair in pairs]
-    sizes = [
-        _label_size(text, pair.verdict is not None, font) if text else (0.0, 0.0)
-        for text, pair in zip(labels, pairs, strict=True)
-    ]
-    wishes = [_wishes(pair, size) for pair, size in zip(pairs, sizes, strict=True)]
-    return font, labels, place_labels(sizes, wishes, image_size)
+    has_signs = [pair.verdict is not None for pair in pairs]
+    labels = [_fitted(pair.text, font, room[sign]) for pair, sign in zip(pairs, has_signs, strict=True)]
+    sizes = [_label_size(t, sign, font) if t else (0.0, 0.0) for t, sign in zip(labels, has_signs, strict=True)]
+    return font, labels, place_labels(sizes, list(map(_wishes, pairs, sizes)), image_size)
 
 
 def fit_longest_side(
@@ -123,32 +119,22 @@ def fit_longest_side(
         return (x1, y1, x2, y2)
 
     resized = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    return resized, [
-        replace(pair, human_xyxy=scaled(pair.human_xyxy), object_xyxy=scaled(pair.object_xyxy)) for pair in pairs
-    ]
+    return resized, [replace(p, human_xyxy=scaled(p.human_xyxy), object_xyxy=scaled(p.object_xyxy)) for p in pairs]
 
 
 def place_labels(
     sizes: Sequence[Point], wishes: Sequence[Sequence[Point]], image_size: tuple[int, int]
 ) -> list[Box | None]:
-    """Place labels inside the image without overlap.
+    """Place labels of these widths and heights inside the image without overlap.
 
-    Args:
-        sizes: Width and height of each label.
-        wishes: Top left corners for each label, best first; they are moved into the image.
-        image_size: Width and height.
-
-    Returns:
-        The first free wish of each label, else the free place nearest to its first wish, else None.
+    Each gets the first free one of its wishes (top left corners, best first, moved into the image), else the free place
+    nearest to its first wish, else None.
     """
     placed: list[Box | None] = []
     for (width, height), corners in zip(sizes, wishes, strict=True):
         room = (image_size[0] - width, image_size[1] - height)
-        free = (
-            (x, y, x + width, y + height)
-            for x, y in _candidates(corners, room, max(height, 1.0))
-            if not any(_overlap((x, y, x + width, y + height), other) for other in placed if other is not None)
-        )
+        boxes = ((x, y, x + width, y + height) for x, y in _candidates(corners, room, max(height, 1.0)))
+        free = (box for box in boxes if not any(_overlap(box, other) for other in filter(None, placed)))
         placed.append(next(free, None) if min(room) >= 0 and width > 0 else None)
     return placed
 
@@ -156,10 +142,9 @@ def place_labels(
 def _candidates(wishes: Sequence[Point], room: Point, step: float) -> Iterator[Point]:
     moved = [(min(max(x, 0.0), room[0]), min(max(y, 0.0), room[1])) for x, y in wishes]
     yield from moved
-    columns, rows = (np.append(np.arange(0, side, step), side) for side in room)
-    yield from sorted(
-        product(columns.tolist(), rows.tolist()), key=lambda at: (at[0] - moved[0][0]) ** 2 + (at[1] - moved[0][1]) ** 2
-    )
+    columns, rows = (np.append(np.arange(0, side, step), side).tolist() for side in room)
+    first_x, first_y = moved[0]
+    yield from sorted(product(columns, rows), key=lambda at: (at[0] - first_x) ** 2 + (at[1] - first_y) ** 2)
 
 
 def _overlap(a: Box, b: Box) -> bool:
@@ -238,7 +223,7 @@ def add_legend(picture: Image.Image, lines: Sequence[tuple[str, str, str]]) -> I
     if not lines:
         return picture
     size_px = min(max(13, round(_mean_side(picture.size) / 34)), max(13, picture.width // 12))
-    font = _font_for("".join(number + text for _, number, text in lines), size_px)
+    font = _font("".join(number + text for _, number, text in lines).isascii(), size_px)
     badge = max(_label_size(number, False, font)[0] for _, number, _ in lines)
     height = _label_size("1", False, font)[1]
     gap = 0.4 * height
@@ -254,9 +239,8 @@ def add_legend(picture: Image.Image, lines: Sequence[tuple[str, str, str]]) -> I
     for place, ((colour, number, _), parts) in enumerate(zip(lines, texts, strict=True)):
         x, y = gap + (place // num_rows) * column, picture.height + float(tops[place % num_rows])
         _draw_label(pen, number, None, colour, (x, y, x + badge, y + height), font)
-        anchor = "lm" if _has_anchors(font) else None
         for row, part in enumerate(parts):
-            pen.text((x + badge + gap, y + height * (row + 0.5)), part, fill="#000000", font=font, anchor=anchor)
+            _write(pen, (x + badge + gap, y + height * (row + 0.5)), part, "#000000", font)
     return taller
 
 
@@ -283,7 +267,7 @@ def _draw_label(
     if verdict is not None:
         _draw_sign(pen, verdict, (left, y1 + 0.28 * height, left + 0.44 * height, y1 + 0.72 * height), ink)
         left += 0.65 * height
-    pen.text((left, (y1 + y2) / 2), text, fill=ink, font=font, anchor="lm" if _has_anchors(font) else None)
+    _write(pen, (left, (y1 + y2) / 2), text, ink, font)
 
 
 def _draw_sign(pen: ImageDraw.ImageDraw, verdict: Verdict, box: Box, ink: str) -> None:
@@ -300,23 +284,20 @@ def _draw_sign(pen: ImageDraw.ImageDraw, verdict: Verdict, box: Box, ink: str) -
 
 
 @lru_cache(maxsize=32)
-def _load_font(is_wide: bool, size_px: int) -> Font:
-    for name in _WIDE_FONTS if is_wide else ():
+def _font(is_ascii: bool, size_px: int) -> Font:
+    for name in () if is_ascii else _WIDE_FONTS:
         with suppress(OSError):
             return ImageFont.truetype(name, size_px)
     return ImageFont.load_default(size_px)
 
 
-def _font_for(text: str, size_px: int) -> Font:
-    return _load_font(not text.isascii(), size_px)
-
-
-def _has_anchors(font: Font) -> bool:
-    return isinstance(font, ImageFont.FreeTypeFont)
+def _write(pen: ImageDraw.ImageDraw, left_middle: Point, text: str, ink: str, font: Font) -> None:
+    # Fonts of pixels have no anchors.
+    anchor = "lm" if isinstance(font, ImageFont.FreeTypeFont) else None
+    pen.text(left_middle, text, fill=ink, font=font, anchor=anchor)
 
 
 def _fitted(text: str, font: Font, width_px: float) -> str:
-    """Return as much of a text as fits a width, on one line."""
     text = " ".join(text.split())
     if not text or font.getlength(text) <= width_px:
         return text
@@ -325,7 +306,6 @@ def _fitted(text: str, font: Font, width_px: float) -> str:
 
 
 def _label_size(text: str, has_sign: bool, font: Font) -> Point:
-    """Return width and height of a label, with room for a sign where it has one."""
     _, top, _, bottom = font.getbbox("Ag|")
     height = 1.45 * (bottom - top)
     return (float(np.ceil(font.getlength(text) + (1.3 if has_sign else 0.6) * height)), float(np.ceil(height)))

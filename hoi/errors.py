@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 INTERRUPTED = "interrupted: finished parts are kept; run the same command again to go on"
 CALLED_BY, CALLED_WITH = "HOI_CALLED_BY", "HOI_CALLED_WITH"
@@ -41,13 +42,7 @@ class UserError(Exception):
         self.what, self.where, self.expected, self.got, self.fix = what, where, expected, got, fix
 
     def __reduce__(self) -> tuple[Callable[..., UserError], tuple[object, ...]]:
-        return _rebuild, (type(self), self.what, self.where, self.expected, self.got, self.fix)
-
-
-def _rebuild(
-    kind: type[UserError], what: str, where: object, expected: object, got: object, fix: str | None
-) -> UserError:
-    return kind(what, where=where, expected=expected, got=got, fix=fix)
+        return partial(type(self), self.what, where=self.where, expected=self.expected, got=self.got, fix=self.fix), ()
 
 
 def nearest(name: str, names: Iterable[str], number: int = 5) -> str:
@@ -109,20 +104,19 @@ def command(verb: str, *words: str, **options: object) -> str:
 
 def run_program(main: Callable[[], int | None]) -> None:
     """Run a program's main function and exit: code 2 and one line on stderr for a user's mistake."""
+    line = None
     try:
         code = main()
     except UserError as error:
-        _end(2, f"error: {error}")
+        code, line = 2, f"error: {error}"
     except KeyboardInterrupt:
-        _end(130, INTERRUPTED)
+        code, line = 130, INTERRUPTED
     except OSError as error:
         if error.errno is None:
             raise
         fix = "free space or mend the permissions, then run the same command again"
-        _end(2, f"error: {UserError(str(error.strerror), where=error.filename or 'writing a file', fix=fix)}")
+        code = 2
+        line = f"error: {UserError(str(error.strerror), where=error.filename or 'writing a file', fix=fix)}"
+    if line is not None:
+        print(line, file=sys.stderr)
     sys.exit(code or 0)
-
-
-def _end(code: int, line: str) -> None:
-    print(line, file=sys.stderr)
-    sys.exit(code)

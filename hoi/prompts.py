@@ -79,28 +79,22 @@ def _fill(template: str, verb: str, object_name: str, phrase: str | None) -> str
     if phrase is not None and "{phrase}" not in template:
         template, places = re.subn(r"\{verb_ing\} \{(a_)?object\}", "{phrase}", template)
         if not places:
-            raise UserError(
-                f"the prompt has no place for the phrase '{phrase}'",
-                where=f"teacher.prompts, '{template}'",
-                expected="{phrase} or {verb_ing} {a_object} in it",
-            )
+            what, expected = f"the prompt has no place for the phrase '{phrase}'", "{phrase} or {verb_ing} {a_object}"
+            raise UserError(what, where=f"teacher.prompts, '{template}'", expected=expected)
     values = {"verb_ing": verb_ing(verb), "object": spaced(object_name), "a_object": a_object(object_name)}
     return template.format(**values, phrase=wording if phrase is None else phrase)
 
 
 def _check(template: str, key: str) -> None:
+    where = f"teacher.{key}, '{template}'"
     try:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise UserError("a prompt is malformed", where=f"teacher.{key}, '{template}'", got=error) from None
+        raise UserError("a prompt is malformed", where=where, got=error) from None
     unknown = [name for name in fields if name not in FIELDS[key]]
     if unknown:
-        raise UserError(
-            "a prompt asks for an unknown field",
-            where=f"teacher.{key}, '{template}'",
-            expected=", ".join(f"{{{name}}}" for name in FIELDS[key]),
-            got=", ".join(f"{{{name}}}" for name in unknown),
-        )
+        expected, got = (", ".join(f"{{{name}}}" for name in names) for names in (FIELDS[key], unknown))
+        raise UserError("a prompt asks for an unknown field", where=where, expected=expected, got=got)
 
 
 def _ing(verb: str) -> str:

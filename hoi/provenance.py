@@ -30,15 +30,13 @@ def commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        head = _git(root, "rev-parse", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        head, changes = (
+            subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True, timeout=20).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout.strip()
+    return head.strip() + ("+" if changes else "")
 
 
 def flatten(parts: Any, prefix: str = "") -> dict[str, Any]:
@@ -54,14 +52,14 @@ def flatten(parts: Any, prefix: str = "") -> dict[str, Any]:
 def differing_keys(cached: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Return in what two descriptions differ, as `teacher.crop.mode (cache: pad, now: square)`."""
     old, new = flatten(cached), flatten(wanted)
-    absent = object()
 
-    def shown(value: Any) -> str:
-        text = "absent" if value is absent else value if isinstance(value, str) else json.dumps(value)
+    def shown(parts: dict[str, Any], key: str) -> str:
+        value = parts.get(key, "absent")
+        text = value if isinstance(value, str) else json.dumps(value)
         return text if len(text) <= 40 else text[:37] + "..."
 
     return [
-        f"{key} (cache: {shown(old.get(key, absent))}, now: {shown(new.get(key, absent))})"
+        f"{key} (cache: {shown(old, key)}, now: {shown(new, key)})"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, absent) != new.get(key, absent)
+        if key not in old or key not in new or old[key] != new[key]
     ]

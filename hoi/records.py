@@ -49,7 +49,6 @@ class Detections:
 
     @classmethod
     def empty(cls) -> Detections:
-        """Return a valid result without detections."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
@@ -87,16 +86,10 @@ class ImageSignals:
 
     def __post_init__(self) -> None:
         num_pairs, num = len(self.pairs_ho), len(self.detections)
-        for name, rows in (
-            ("union_embedding", num_pairs),
-            ("union_similarity", num_pairs),
-            ("union_feature", num_pairs),
-            ("detection_feature", num),
-        ):
-            if len(getattr(self, name)) != rows:
-                raise ValueError(
-                    f"ImageSignals of {self.image_id}: {name} has {len(getattr(self, name))} rows, expected {rows}"
-                )
+        for name in ("union_embedding", "union_similarity", "union_feature", "detection_feature"):
+            rows, expected = len(getattr(self, name)), num if name == "detection_feature" else num_pairs
+            if rows != expected:
+                raise ValueError(f"ImageSignals of {self.image_id}: {name} has {rows} rows, expected {expected}")
         if num_pairs and (self.pairs_ho.min() < 0 or self.pairs_ho.max() >= num):
             raise ValueError(f"ImageSignals of {self.image_id}: a pair names a detection outside 0..{num - 1}")
 
@@ -193,7 +186,6 @@ class PairBatch:
         return len(self.pair_image)
 
     def to(self, device: torch.device | str) -> PairBatch:
-        """Return the batch with every tensor on the device."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "extra"}
         return replace(self, **moved, extra={name: value.to(device) for name, value in self.extra.items()})
 

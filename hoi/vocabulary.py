@@ -57,8 +57,8 @@ class Vocabulary:
             raise UserError("the vocabulary has no human class", expected=PERSON, got=", ".join(self.objects))
         for name, seen in self.seen_as:
             if name in self.objects or seen not in self.objects:
-                what, expected = "`seen_as` is not understood", "an object that is no class, seen as one of the classes"
-                raise UserError(what, where=f"{name} seen as {seen}", expected=expected)
+                expected = "an object that is no class, seen as one of the classes"
+                raise UserError("`seen_as` is not understood", where=f"{name} seen as {seen}", expected=expected)
         for verb, object_name in self.interactions:
             if verb not in self.verbs or self.class_of(object_name) not in self.objects:
                 what, expected = "an interaction has an unknown verb or object", "names of the vocabulary"
@@ -68,7 +68,6 @@ class Vocabulary:
                 raise UserError(f"{name} and interactions differ in number", expected=len(self), got=len(texts))
 
     def __len__(self) -> int:
-        """Return K."""
         return len(self.interactions)
 
     @cached_property
@@ -92,14 +91,12 @@ class Vocabulary:
     @cached_property
     def object_of(self) -> np.ndarray:
         """int64 [K]: the object class of each interaction."""
-        rows = {name: i for i, name in enumerate(self.objects)}
-        return np.array([rows[self.class_of(o)] for _, o in self.interactions], dtype=np.int64)
+        return np.array([self.objects.index(self.class_of(o)) for _, o in self.interactions], dtype=np.int64)
 
     @cached_property
     def verb_of(self) -> np.ndarray:
         """int64 [K]: the verb of each interaction."""
-        rows = {name: i for i, name in enumerate(self.verbs)}
-        return np.array([rows[v] for v, _ in self.interactions], dtype=np.int64)
+        return np.array([self.verbs.index(v) for v, _ in self.interactions], dtype=np.int64)
 
     @cached_property
     def object_mask(self) -> np.ndarray:
@@ -132,7 +129,6 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Sequence]) -> Vocabulary:
-        """Return the vocabulary of `to_dict`'s JSON form."""
         return cls(
             tuple(plain["objects"]),
             tuple(plain["verbs"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -44,17 +45,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         raise UserError("the weight file cannot be read", where=path, got=_first_line(error)) from None
-    except Exception as error:
-        # torch moved the error class of weights_only between releases.
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise UserError(
-            "the weight file is no plain state dict",
-            where=path,
-            expected="tensors by name (it is read with weights_only)",
-            got=_first_line(error),
-            fix="save it as .safetensors",
-        ) from None
+    except UnpicklingError as error:
+        expected, fix = "tensors by name (it is read with weights_only)", "save it as .safetensors"
+        what = "the weight file is no plain state dict"
+        raise UserError(what, where=path, expected=expected, got=_first_line(error), fix=fix) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict", state.get("model")), dict):
         state = state.get("state_dict", state.get("model"))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -63,18 +57,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], where: object) -> None:
-    """Load a state dict that must fit the model exactly.
-
-    Raises:
-        UserError: A tensor is missing, left over, or of another shape; the first is named.
-    """
+    """Load a state dict; raise a `UserError` that names the first tensor missing, left over or of another shape."""
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        raise UserError(
-            f"the weights do not fit a {type(module).__name__}", where=where, got=reasons[0][:200]
-        ) from None
+        what = f"the weights do not fit a {type(module).__name__}"
+        raise UserError(what, where=where, got=reasons[0][:200]) from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,13 +25,7 @@ from hoi.errors import UserError
 from hoi.labels import load_labels
 from hoi.labels.hicodet import find_annotations, read_half
 from hoi.labels.hicodet_files import HicodetAnnotations
-from hoi.labels.vcoco import (
-    annotated_sizes,
-    find_label_files,
-    find_pair_file,
-    unspoken,
-    vcoco_truth,
-)
+from hoi.labels.vcoco import annotated_sizes, find_label_files, find_pair_file, unspoken, vcoco_truth
 from hoi.registry import load_target
 
 SAMPLE = 300
@@ -64,10 +58,6 @@ class Finding:
         parts = [("where", self.where), ("expected", self.expected), ("got", self.got), ("next", self.fix)]
         shown = [f"{name}: {' '.join(text.split())}" for name, text in parts if text]
         return " · ".join([f"{self.level:<8}{self.what}", *shown])
-
-    def to_dict(self) -> dict[str, str | None]:
-        """The plain form that goes into JSON."""
-        return asdict(self)
 
 
 def collect(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -117,28 +107,29 @@ def check_image_files(
     """Look for missing and empty files (of all), and for files that are no images or of another size (of a sample).
 
     Args:
-        folder: Where they lie.
-        names: File names relative to it.
+        names: File names relative to the folder.
         every: Whether all files are opened.
         annotated_hw: Sizes that the annotations were made on, by name.
     """
     missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        fix = "put these files there; without them they count as unreadable images"
-        yield Finding("error", "image files are missing", str(folder), "a file for each name", first_of(missing), fix)
     there = sorted(set(names) - set(missing))
     empty = [name for name in there if (folder / name).stat().st_size == 0]
-    if empty:
-        fix = "unpack or copy these files again"
-        yield Finding("error", "image files are empty", str(folder), "no file of 0 bytes", first_of(empty), fix)
     opened = sample_of(sorted(set(there) - set(empty)), every)
     with ThreadPoolExecutor(8) as pool:
         read = dict(zip(opened, pool.map(lambda name: _header(folder / name), opened), strict=True))
     headers = {name: header for name, header in read.items() if header}
     broken = [name for name in read if name not in headers]
-    if broken:
-        fix = "unpack or copy these files again"
-        yield Finding("error", "files are no images", str(folder), "images", first_of(broken), fix)
+    put, again = (
+        "put these files there; without them they count as unreadable images",
+        "unpack or copy these files again",
+    )
+    for bad, what, expected, fix in (
+        (missing, "image files are missing", "a file for each name", put),
+        (empty, "image files are empty", "no file of 0 bytes", again),
+        (broken, "files are no images", "images", again),
+    ):
+        if bad:
+            yield Finding("error", what, str(folder), expected, first_of(bad), fix)
     wrong = [*_check_sizes(folder, headers, annotated_hw)] if annotated_hw else []
     yield from wrong
     if not (missing or empty or broken or wrong):
@@ -153,14 +144,9 @@ def _check_sizes(
     other = {name: h for name, h in both.items() if tuple(annotated_hw[name]) != h.upright_hw}
     as_stored = [name for name, h in other.items() if tuple(annotated_hw[name]) == h.stored_hw]
     if as_stored:
-        yield Finding(
-            "error",
-            "boxes were drawn on the pixels as stored, but images are turned upright by their EXIF tag",
-            str(folder),
-            "annotations of the upright image",
-            first_of(as_stored),
-            f"take the tag out: exiftool -overwrite_original -Orientation= {folder}/{as_stored[0]} (and the others)",
-        )
+        what = "boxes were drawn on the pixels as stored, but images are turned upright by their EXIF tag"
+        fix = f"take the tag out: exiftool -overwrite_original -Orientation= {folder}/{as_stored[0]} (and the others)"
+        yield Finding("error", what, str(folder), "annotations of the upright image", first_of(as_stored), fix)
     foreign = [
         f"{name} (annotated {annotated_hw[name][1]} x {annotated_hw[name][0]}, "
         f"file {h.upright_hw[1]} x {h.upright_hw[0]})"
@@ -169,29 +155,24 @@ def _check_sizes(
     ]
     if foreign:
         fix = "use the images and the annotations of one release; resized copies do not fit the boxes"
-        yield Finding(
-            "error", "images have another size than annotated", str(folder), "equal sizes", first_of(foreign), fix
-        )
+        what = "images have another size than annotated"
+        yield Finding("error", what, str(folder), "equal sizes", first_of(foreign), fix)
     flipped = [name for name, h in both.items() if h.orientation in (2, 3, 4)]
     if flipped:
-        yield Finding(
-            "warning",
-            "images are mirrored or turned by 180 degrees by their EXIF tag; sizes cannot tell what the boxes mean",
-            str(folder),
-            "no such tag",
-            first_of(flipped),
-            "look at one of them with its boxes",
-        )
+        what = "images are mirrored or turned by 180 degrees by their EXIF tag; sizes cannot tell what the boxes mean"
+        fix = "look at one of them with its boxes"
+        yield Finding("warning", what, str(folder), "no such tag", first_of(flipped), fix)
+
+
+def _splits(config: DatasetSettings) -> list[str]:
+    return [split for split, amount in config.splits.items() if amount > 0]
 
 
 def check_dataset(config: DatasetSettings, every: bool) -> list[Finding]:
     """Return all that is found on vocabulary and splits, and by the dataset's own check.
 
-    Args:
-        config: The dataset.
-        every: Whether all image files are opened, not a sample.
+    `every` has all image files opened, not a sample.
     """
-    splits = [split for split, amount in config.splits.items() if amount > 0]
 
     def vocabulary() -> Iterator[Finding]:
         v = load_vocabulary(config)
@@ -202,7 +183,7 @@ def check_dataset(config: DatasetSettings, every: bool) -> list[Finding]:
 
     findings = collect(vocabulary)
     findings += collect(lambda: (load_target(config.CHECK) if config.CHECK else _check_by_reading)(config, every))
-    for split in splits:
+    for split in _splits(config):
         findings += collect(partial(count, split))
     return list(dict.fromkeys(findings))
 
@@ -218,18 +199,15 @@ def check_folder(config: FolderDataset, every: bool) -> Iterator[Finding]:
     if config.annotations is None:
         yield Finding("warning", "no annotations: stage three reports agreement only", "dataset.annotations")
         return
-    for split, share in config.splits.items():
-        if share > 0:
-            labels = load_labels(config, split)
-            images = len(np.unique(labels.image))
-            level: Level = "ok" if len(labels) else "warning"
-            what = f"split {split}: {len(labels)} annotated interactions on {images} images"
-            yield Finding(level, what, config.annotations)
+    for split in _splits(config):
+        labels = load_labels(config, split)
+        what = f"split {split}: {len(labels)} annotated interactions on {len(np.unique(labels.image))} images"
+        yield Finding("ok" if len(labels) else "warning", what, config.annotations)
 
 
 def _check_by_reading(config: DatasetSettings, every: bool) -> Iterator[Finding]:
     """Read a sample of the images, as stage one does."""
-    for split in (split for split, amount in config.splits.items() if amount > 0):
+    for split in _splits(config):
         source = open_images(config, split)
         rows = {image_id: row for row, image_id in enumerate(source.image_ids)}
         opened, bad = sample_of(source.image_ids, every), list[str]()
@@ -247,7 +225,7 @@ def _check_by_reading(config: DatasetSettings, every: bool) -> Iterator[Finding]
 
 def check_hicodet(config: HicodetDataset, every: bool) -> Iterator[Finding]:
     """Check the halves that a split asks for."""
-    wanted = {half_of(split) for split, share in config.splits.items() if share > 0}
+    wanted = set(map(half_of, _splits(config)))
     for half in HALVES:
         if half in wanted:
             # A half that cannot be listed says so, and the other is still looked at.
@@ -265,20 +243,14 @@ def _check_names(config: HicodetDataset, half: Half) -> Iterator[Finding]:
     known = KNOWN[half][0]
     if getattr(config.image_lists, half, None) is not None:
         unlisted = len(set(list_images(folder)) - set(names))
-        yield Finding(
-            "ok", f"{half}: {len(names)} of {known} images by its list, {unlisted} more in the folder", folder
-        )
+        what = f"{half}: {len(names)} of {known} images by its list, {unlisted} more in the folder"
+        yield Finding("ok", what, folder)
     elif len(names) == known:
         yield Finding("ok", f"{half}: all {known} images", folder)
     else:
-        yield Finding(
-            "error",
-            f"{half} has {'fewer' if len(names) < known else 'more'} images than HICO-DET",
-            folder,
-            str(known),
-            str(len(names)),
-            f"unpack the archive again, or set dataset.image_lists.{half} to a list of the images that are to count",
-        )
+        what = f"{half} has {'fewer' if len(names) < known else 'more'} images than HICO-DET"
+        fix = f"unpack the archive again, or set dataset.image_lists.{half} to a list of the images that are to count"
+        yield Finding("error", what, folder, str(known), str(len(names)), fix)
 
 
 def _check_half(config: HicodetDataset, half: Half, every: bool) -> Iterator[Finding]:
@@ -312,19 +284,13 @@ def _check_annotations(
     elif is_part:
         yield Finding("ok", f"{said}; a part of the published {KNOWN[half][1]} pairs", path)
     else:
-        yield Finding(
-            "warning",
-            f"{half} is annotated otherwise than published in {differing} of 600 classes",
-            path,
-            f"{KNOWN[half][1]} pairs",
-            said,
-            "figures on these annotations compare with no paper's; use the published file",
-        )
+        what = f"{half} is annotated otherwise than published in {differing} of 600 classes"
+        fix = "figures on these annotations compare with no paper's; use the published file"
+        yield Finding("warning", what, path, f"{KNOWN[half][1]} pairs", said, fix)
     if found.dropped:
         fix = "nothing, if this is PPDM's published file; otherwise mend them"
-        yield Finding(
-            "warning", "annotated pairs name boxes that are not there", path, got=first_of(found.dropped), fix=fix
-        )
+        what = "annotated pairs name boxes that are not there"
+        yield Finding("warning", what, path, got=first_of(found.dropped), fix=fix)
     gone = sorted(set(found.file_names) - names)
     if gone and not is_part:
         fix = f"put them into {image_folder(config, half)}, or set dataset.image_lists.{half}"
@@ -350,10 +316,9 @@ def _check_boxes(half: Half, path: str, found: HicodetAnnotations) -> Iterator[F
 
 def check_vcoco(config: VcocoDataset, every: bool) -> Iterator[Finding]:
     """Check images, files and annotations of every split with a share."""
-    for split, share in config.splits.items():
-        if share > 0:
-            # A split whose annotations are wrong says so, and the others are still looked at.
-            yield from collect(partial(_check_vcoco_split, config, split, every))
+    for split in _splits(config):
+        # A split whose annotations are wrong says so, and the others are still looked at.
+        yield from collect(partial(_check_vcoco_split, config, split, every))
 
 
 def _check_vcoco_split(config: VcocoDataset, split: str, every: bool) -> Iterator[Finding]:

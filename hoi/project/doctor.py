@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,35 +38,21 @@ def check_teacher(config: TeacherConfig, download: bool) -> Iterator[Finding]:
 def check_detector(
     config: DetectorSettings, vocabulary: Vocabulary, dataset: DatasetSettings, image_ids: Sequence[str], download: bool
 ) -> Iterator[Finding]:
-    """Build the detector as stage one would, on the CPU.
-
-    Args:
-        image_ids: Of all splits; one that only looks boxes up has to list them.
-        download: Whether weights may be downloaded for it.
-    """
+    """Build the detector as stage one would, on the CPU; one that only looks boxes up has to list these images."""
     absent = None if download else config.absent_weights()
     if absent is not None:
         url, folder = absent
-        yield Finding(
-            "warning",
-            f"the detector's weights {config.weights_name} are not here yet",
-            folder,
-            fix=f"let the first run download {url}, or put it into {folder}",
-        )
+        fix = f"let the first run download {url}, or put it into {folder}"
+        yield Finding("warning", f"the detector's weights {config.weights_name} are not here yet", folder, fix=fix)
         return
     detector = build_detector(config, vocabulary, "cpu", dataset)
     yield Finding("ok", f"detector {config.name}: loads, and knows all {len(vocabulary.objects)} objects")
     if isinstance(detector, ListsImages):
         unlisted = [image_id for image_id in image_ids if not detector.lists(image_id)]
         if unlisted:
-            yield Finding(
-                "error",
-                "images of the data set are not in the precomputed detections",
-                detector.listed_in,
-                f"all {len(image_ids)}",
-                first_of(unlisted),
-                "run the detector on these images too, or name the images in its file as the data set does",
-            )
+            what = "images of the data set are not in the precomputed detections"
+            fix = "run the detector on these images too, or name the images in its file as the data set does"
+            yield Finding("error", what, detector.listed_in, f"all {len(image_ids)}", first_of(unlisted), fix)
         else:
             yield Finding("ok", f"precomputed detections list all {len(image_ids)} images", detector.listed_in)
 
@@ -79,30 +65,27 @@ class Report:
     findings: tuple[Finding, ...]
 
     @property
+    def _counts(self) -> Counter[str]:
+        return Counter(finding.level for finding in self.findings)
+
+    @property
     def num_errors(self) -> int:
-        return Counter(finding.level for finding in self.findings)["error"]
+        return self._counts["error"]
 
     def __str__(self) -> str:
-        counts = Counter(finding.level for finding in self.findings)
+        counts = self._counts
         verdict = f"{self.name}: {counts['error']} errors, {counts['warning']} warnings, {counts['ok']} checks passed"
         return "\n".join([*map(str, self.findings), verdict])
 
     def to_dict(self) -> dict[str, Any]:
-        counts = Counter(finding.level for finding in self.findings)
-        return {
-            "name": self.name,
-            "num_errors": counts["error"],
-            "num_warnings": counts["warning"],
-            "findings": [finding.to_dict() for finding in self.findings],
-        }
+        counts = {"num_errors": self.num_errors, "num_warnings": self._counts["warning"]}
+        return {"name": self.name, **counts, "findings": [asdict(finding) for finding in self.findings]}
 
 
 def examine(config: PipelineConfig, every: bool = False) -> Report:
     """Look at all that a pipeline file names: data set, detector, teacher, disk.
 
-    Args:
-        config: The pipeline file.
-        every: Whether all image files are opened, not a sample, and weights are loaded even if that downloads them.
+    `every` has all image files opened, not a sample, and weights loaded even if that downloads them.
     """
 
     def detector() -> Iterator[Finding]:

@@ -28,7 +28,7 @@ from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.detectors import build_detector
 from hoi.errors import UserError, command
 from hoi.machine import choose_device
-from hoi.project.dataset_checks import Finding, collect, first_of
+from hoi.project.dataset_checks import Finding, Level, collect, first_of
 from hoi.project.doctor import check_detector, check_teacher
 from hoi.prompts import interaction_prompts
 from hoi.teachers import build_teacher
@@ -74,15 +74,7 @@ class Project:
 
 @dataclass(frozen=True)
 class Report:
-    """What was written and what was found on the way.
-
-    Args:
-        path: The pipeline file.
-        vocabulary: Phrases as they were understood.
-        findings: In the order in which things were looked at.
-        costs: What the run will take.
-        config: Of the file.
-    """
+    """The pipeline file that was written, the phrases as they were understood, and what was found on the way."""
 
     path: Path
     vocabulary: str
@@ -105,33 +97,21 @@ class Report:
 
 
 def write_project(project: Project, out: Path) -> Report:
-    """Write the pipeline file, and look at all that it names.
-
-    Args:
-        project: What it is made of.
-        out: Folder of the pipeline file.
+    """Write the pipeline file into the folder `out`, and look at all that it names.
 
     Raises:
         UserError: the file is there already, or name, images, phrases, detector or CLIP are wrong; nothing is written.
     """
     path = out / f"{project.name}.yaml"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", project.name):
-        raise UserError(
-            "a file and a folder will have this name",
-            where="--name",
-            expected="letters, digits, - and _, the first a letter or a digit",
-            got=project.name,
-        )
+        expected = "letters, digits, - and _, the first a letter or a digit"
+        raise UserError("a file and a folder will have this name", where="--name", expected=expected, got=project.name)
     if path.exists():
         raise UserError("this pipeline file is there already", where=path, fix="take another name, or delete the file")
     names = list_images(project.images)
     if not names:
-        raise UserError(
-            "there is no image in the folder",
-            where=project.images,
-            expected=", ".join(sorted(SUFFIXES)),
-            fix="give a folder of images",
-        )
+        what, expected = "there is no image in the folder", ", ".join(sorted(SUFFIXES))
+        raise UserError(what, where=project.images, expected=expected, fix="give a folder of images")
     vocabulary = read_vocabulary(project.phrases)
     text = pipeline_text(project, len(names))
     config = parse_config(parse_yaml(text, str(path)), str(path))
@@ -182,12 +162,11 @@ def _check_images(config: PipelineConfig, names: Sequence[str]) -> list[Finding]
     what = f"{len(names)} images ({kinds}), {len(rows)} of them decoded"
     if not bad:
         return [Finding("ok", what, str(folder))]
-    what += ": some cannot be read"
-    if len(bad) / len(rows) > config.cache.max_failed_share:
-        fix = "copy them again or take them out"
-        return [Finding("error", what, str(folder), None, first_of(bad), fix)]
+    level: Level = "warning"
     fix = "they will be left out, and listed with their reasons"
-    return [Finding("warning", what, str(folder), None, first_of(bad), fix)]
+    if len(bad) / len(rows) > config.cache.max_failed_share:
+        level, fix = "error", "copy them again or take them out"
+    return [Finding(level, f"{what}: some cannot be read", str(folder), None, first_of(bad), fix)]
 
 
 def _check_splits(config: PipelineConfig) -> Iterator[Finding]:
@@ -344,12 +323,9 @@ def _detector(project: Project) -> str:
         chosen, kind = f"  name: open_vocabulary   # any words as objects\n  model: {_text(value)}", "open_vocabulary"
     elif value.endswith(".json"):
         if project.instances is None:
-            raise UserError(
-                "precomputed detections need to say which image has which id",
-                where=f"--detector {value}",
-                expected="--instances FILE.json, a COCO instances file",
-                fix="give it as well",
-            )
+            what = "precomputed detections need to say which image has which id"
+            expected = "--instances FILE.json, a COCO instances file"
+            raise UserError(what, where=f"--detector {value}", expected=expected, fix="give it as well")
         chosen = f"  name: precomputed\n  results: {_text(value)}\n  instances: {_text(project.instances)}"
         kind = "precomputed"
     else:
@@ -389,10 +365,6 @@ def _refuse_unwritable(project: Project) -> None:
     for option in ("images", "phrases", "detector", "instances", "clip"):
         value = getattr(project, option) or ""
         if "${" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise UserError(
-                "a pipeline file cannot name this",
-                where=f"--{option}",
-                expected="a path in UTF-8, without ${",
-                got=ascii(value),
-                fix="rename it, or make a link to it",
-            )
+            what, expected = "a pipeline file cannot name this", "a path in UTF-8, without ${"
+            fix = "rename it, or make a link to it"
+            raise UserError(what, where=f"--{option}", expected=expected, got=ascii(value), fix=fix)

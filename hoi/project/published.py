@@ -24,9 +24,8 @@ REPORT_NAME = "report.txt"
 class Progress:
     """A small file of finished steps, each with a hash of all that it depended on; a step counts while that holds.
 
-    Args:
-        path: The file.
-        config: What runs now; with the annotation files and the commit it is what steps depend on.
+    Every step depends on the config, the annotation files and the commit; `extra` is what one depends on beside them,
+    as plain data.
     """
 
     def __init__(self, path: Path, config: PipelineConfig) -> None:
@@ -35,17 +34,10 @@ class Progress:
         self._digest = json_sha256([config.model_dump(mode="json"), labels, commit()])
 
     def is_done(self, step: str, file: Path, extra: Any = None) -> bool:
-        """Return whether a step was finished with the same settings, and what it wrote is there.
-
-        Args:
-            step: Its name.
-            file: What it writes last.
-            extra: What it depends on beside settings, annotations and commit, as plain data.
-        """
+        """Return whether a step was finished with the same settings, and `file`, which it writes last, is there."""
         return file.is_file() and self._steps().get(step) == json_sha256([self._digest, extra])
 
     def note(self, step: str, extra: Any = None) -> None:
-        """Note that a step is finished; arguments as in `is_done`."""
         write_json(self._path, {**self._steps(), step: json_sha256([self._digest, extra])})
 
     def _steps(self) -> dict[str, str]:
@@ -60,7 +52,6 @@ def run_published(config: PipelineConfig, *, heeds_gates: bool = True) -> None:
     """Run and print all steps in order; what is finished already is not done again.
 
     Args:
-        config: The pipeline file.
         heeds_gates: Whether a figure at chance ends the run before anything is trained.
 
     Raises:
@@ -103,12 +94,8 @@ def _examine(config: PipelineConfig, progress: Progress) -> None:
     write_json(file, findings.to_dict())
     print(f"{findings}\nwrote {file}", flush=True)
     if findings.num_errors:
-        raise UserError(
-            f"the doctor found {findings.num_errors} errors",
-            where=file,
-            expected="none",
-            fix="mend what the lines above say, then run the same command again",
-        )
+        fix = "mend what the lines above say, then run the same command again"
+        raise UserError(f"the doctor found {findings.num_errors} errors", where=file, expected="none", fix=fix)
     progress.note("doctor")
 
 
@@ -122,13 +109,9 @@ def _estimate(config: PipelineConfig) -> None:
         release()
     print(estimate, flush=True)
     if not estimate.fits:
-        raise UserError(
-            "the disk is too small for the teacher cache",
-            where=config.cache.folder,
-            expected=f"{sum(split.bytes_missing for split in estimate.splits) / 1e9:.1f} GB",
-            got=f"{estimate.free / 1e9:.1f} GB free",
-            fix="free space, or set cache.folder to a larger disk",
-        )
+        needed, got = sum(s.bytes_missing for s in estimate.splits) / 1e9, f"{estimate.free / 1e9:.1f} GB free"
+        what, fix = "the disk is too small for the teacher cache", "free space, or set cache.folder to a larger disk"
+        raise UserError(what, where=config.cache.folder, expected=f"{needed:.1f} GB", got=got, fix=fix)
 
 
 def _judge(config: PipelineConfig, progress: Progress, heeds_gates: bool) -> str:
@@ -146,12 +129,10 @@ def _judge(config: PipelineConfig, progress: Progress, heeds_gates: bool) -> str
     if not measured.stops:
         progress.note("sanity", fingerprint)
     elif heeds_gates:
-        raise UserError(
-            "a sanity gate found a figure no better than chance, so training would be for nothing",
-            where=file,
-            got=", ".join(gate.name for gate in measured.gates if gate.level == "stop"),
-            fix="look at what its line above names; to go on all the same, add --no-gates (with make: NO_GATES=1)",
-        )
+        what = "a sanity gate found a figure no better than chance, so training would be for nothing"
+        fix = "look at what its line above names; to go on all the same, add --no-gates (with make: NO_GATES=1)"
+        got = ", ".join(gate.name for gate in measured.gates if gate.level == "stop")
+        raise UserError(what, where=file, got=got, fix=fix)
     return fingerprint
 
 

@@ -28,12 +28,7 @@ WALLS: tuple[tuple[Colour, Colour], ...] = (
 
 
 def sample_background(rng: Rng, horizon_max: int, wet: bool) -> Background:
-    """Sample a background.
-
-    Args:
-        horizon_max: Lowest canvas row of the horizon; everybody stands below it.
-        wet: Makes water likely.
-    """
+    """Sample a background whose horizon is at canvas row `horizon_max` or above; `wet` makes water likely."""
     kinds, weights = ("grass", "sand", "street", "water", "room"), (32, 18, 22, 10, 18)
     kind = rng.weighted(kinds, (8, 22, 4, 64, 2) if wet else weights)
     horizon = max(70, min(rng.between(130, 240), horizon_max))

@@ -11,8 +11,8 @@ from hoi.world.background import sample_background
 from hoi.world.objects import sample_object_look
 from hoi.world.people import sample_look
 from hoi.world.poses import Arrangement, arrange, idle
-from hoi.world.raster import CANVAS, Box, Point, Rng, extent
-from hoi.world.scene import Interaction, Object, Person, Scene, Step, bounds, shapes_of_object
+from hoi.world.raster import CANVAS, Box, Point, Rng
+from hoi.world.scene import Interaction, Object, Person, Scene, Step, bounds
 from hoi.world.vocabulary import COMBINATIONS, INTERACTIONS, NO_INTERACTION, OBJECTS, SPLITS, TRAINING_SPLITS
 
 TAIL_OFFSET = 3
@@ -133,7 +133,7 @@ def _compose(combination: Combination, room: int, split: str, rng: Rng) -> Group
     if verbs == (NO_INTERACTION,):
         group.objects.append(_object(name, rng, 0, 0, rng.choose((1, -1))))
         group.layers.append("behind")
-        _add_bystander(group, 0, rng)
+        _add_bystander(group, rng)
     else:
         placed = arrange(name, verbs, rng)
         group.people.append(Person(sample_look(rng), placed.pose, 0, 0, GROUP, 1))
@@ -147,7 +147,7 @@ def _compose(combination: Combination, room: int, split: str, rng: Rng) -> Group
         elif room >= 2 and verbs in (("sit_on",), ("ride",), ("ride", "sit_on")) and rng.percent(60):
             _add_held(group, rng)
     if len(group.interactions) < room and rng.percent(22):
-        _add_bystander(group, 0, rng)
+        _add_bystander(group, rng)
     return group
 
 
@@ -168,14 +168,13 @@ def _add_sharer(group: Group, first: Arrangement, rng: Rng) -> None:
         verbs = rng.weighted(*zip(*COMBINATIONS[obj.name], strict=True))
         placed = arrange(obj.name, verbs, rng)
         both_on = first.side == placed.side == "on"
-        symmetric = obj.name in ("box", "bench")
         if not placed.side or placed.posture != obj.posture or (both_on and obj.name != "bench"):
             continue
         facing = placed.facing * obj.facing
-        if symmetric and not both_on and first.side == placed.side:
-            facing = -1
-        elif first.side == placed.side and not both_on:
-            continue
+        if first.side == placed.side and not both_on:
+            if obj.name not in ("box", "bench"):
+                continue
+            facing = -1  # from the other side: these are symmetric
         x = obj.x - facing * placed.x
         if both_on and abs(x) < 300:
             continue
@@ -204,24 +203,20 @@ def _add_held(group: Group, rng: Rng) -> None:
     group.interactions.append(Interaction(0, len(group.objects) - 1, ("hold",)))
 
 
-def _add_bystander(group: Group, object_row: int, rng: Rng) -> None:
-    """Add a person who stands close to an object and does nothing with it."""
-    obj = group.objects[object_row]
-    x0, _, x1, _ = extent(shapes_of_object(obj))
+def _add_bystander(group: Group, rng: Rng) -> None:
+    """Add a person who stands close to the first object and does nothing with it, on the first side that is free."""
+    x0, _, x1, _ = bounds((), group.objects[:1])
     side = rng.choose((1, -1))
     inside = rng.between(30, max(40, min(150, (x1 - x0) // 2)))
     look, pose = sample_look(rng), idle(rng)
-    x = x1 - inside + 110 if side > 0 else x0 + inside - 110
-    near = [person for person in group.people if abs(person.x - x) < 300]
-    if near:  # take the other side, if that is free
-        x = x0 + inside - 110 if side > 0 else x1 - inside + 110
-        if any(abs(person.x - x) < 300 for person in group.people):
+    for x in (x1 - inside + 110, x0 + inside - 110)[::side]:
+        if all(abs(person.x - x) >= 300 for person in group.people):
+            row = len(group.people)
+            lift = 0 if rng.percent(50) else -rng.between(10, 40)
+            group.people.append(Person(look, pose, x, lift, GROUP, rng.choose((1, -1))))
+            group.interactions.append(Interaction(row, 0, (NO_INTERACTION,)))
+            group.behind.add(row)
             return
-    row = len(group.people)
-    lift = 0 if rng.percent(50) else -rng.between(10, 40)
-    group.people.append(Person(look, pose, x, lift, GROUP, rng.choose((1, -1))))
-    group.interactions.append(Interaction(row, object_row, (NO_INTERACTION,)))
-    group.behind.add(row)
 
 
 def _distractor(rng: Rng) -> Group:
@@ -247,9 +242,8 @@ def _place(
         gap: Distance from the groups that are placed, in cells.
     """
     x0, y0, x1, y1 = bounds(group.people, group.objects)
-    limit = min(
-        CANVAS * (64 if crowded else 108) * 10 // (x1 - x0), CANVAS * (80 if crowded else 101) * 10 // (y1 - y0)
-    )
+    percent_x, percent_y = (64, 80) if crowded else (108, 101)
+    limit = min(CANVAS * percent_x * 10 // (x1 - x0), CANVAS * percent_y * 10 // (y1 - y0))
     if limit < MIN_HEIGHT and crowded:
         limit = min(CANVAS * 1000 // (x1 - x0), CANVAS * 1000 // (y1 - y0))
     scale = min(height * rng.between(85, 115) // 100, limit)

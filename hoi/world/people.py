@@ -123,11 +123,12 @@ def person_shapes(look: Look, pose: Pose) -> dict[str, list[Shape]]:
     far = _arm(look, shoulder, pose.far_hand, 80) + _leg(look, pose, pose.hip, pose.far_foot, 78)
     torso = 62 * look.bulk // 100
     body = _leg(look, pose, pose.hip, pose.near_foot, 100)
+    trunk = capsule(pose.hip, shoulder, torso, shirt)
     if look.legs == "skirt":
-        body += _skirt(look, pose)
-    body += [capsule(pose.hip, shoulder, torso, shirt)]
-    if look.legs != "skirt":
-        body += [disc(pose.hip[0], pose.hip[1] + 8, torso - 4, look.trousers)]
+        knees = [bend(pose.hip, (x, y - 34), LEG, 1)[0] for x, y in (pose.far_foot, pose.near_foot)]
+        body += [*(capsule(pose.hip, knee, 62, look.trousers) for knee in knees), trunk]
+    else:
+        body += [trunk, disc(pose.hip[0], pose.hip[1] + 8, torso - 4, look.trousers)]
     body += _head(look, pose)
     return {"far": far, "body": body, "near": _arm(look, shoulder, pose.near_hand, 100)}
 
@@ -154,12 +155,6 @@ def _leg(look: Look, pose: Pose, hip: Point, foot: Point, shade: int) -> list[Sh
         capsule(hip, knee, width, upper),
         capsule((ankle[0], ankle[1] + 8), (ankle[0] + 68, ankle[1] + 10 + pose.toes), 26, darker(look.shoes, shade)),
     ]
-
-
-def _skirt(look: Look, pose: Pose) -> list[Shape]:
-    near_knee, _ = bend(pose.hip, (pose.near_foot[0], pose.near_foot[1] - 34), LEG, 1)
-    far_knee, _ = bend(pose.hip, (pose.far_foot[0], pose.far_foot[1] - 34), LEG, 1)
-    return [capsule(pose.hip, knee, 62, look.trousers) for knee in (far_knee, near_knee)]
 
 
 def _head(look: Look, pose: Pose) -> list[Shape]:

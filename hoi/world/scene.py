@@ -178,11 +178,9 @@ def _row_colours(background: Background) -> np.ndarray:
     """Return the gradients above and below the horizon, int64 [SIZE_PX, 3]."""
     horizon = background.horizon // 2
     rows = np.arange(SIZE_PX, dtype=np.int64)[:, None]
-    top, low = (np.array(colour, np.int64) for colour in background.above)
-    above = (top * (horizon - rows) + low * rows) // horizon
-    top, low = (np.array(colour, np.int64) for colour in background.below)
-    span = SIZE_PX - horizon
-    below = (top * (SIZE_PX - rows) + low * (rows - horizon)) // span
+    (sky, haze), (near, far) = np.array([background.above, background.below], np.int64)
+    above = (sky * (horizon - rows) + haze * rows) // horizon
+    below = (near * (SIZE_PX - rows) + far * (rows - horizon)) // (SIZE_PX - horizon)
     return np.where(rows < horizon, above, below)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 
 import hoi.world
@@ -16,10 +17,10 @@ from hoi.detectors.world import DetectorNet, DetectorShape, WorldDetector, boxes
 from hoi.prompts import interaction_prompts
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
-from hoi.world import OBJECTS
+from hoi.world import OBJECTS, SceneAnnotation, draw, sample_scene
 from hoi.world.models import WEIGHTS, clip, measure
 from hoi.world.models import detector as training
-from hoi.world.models.clip import BPE_FILE, ClipRecipe, captioned_images, learn_merges, open_tokenizer
+from hoi.world.models.clip import BPE_FILE, ClipRecipe, captioned_images, learn_merges
 from hoi.world.models.detector import DetectorRecipe, annotated_images
 from hoi.world.models.loop import row_batches, warmup_cosine
 from tests.fakes.pipelines import refused
@@ -34,6 +35,10 @@ TEACHER = TeacherConfig(model=f"local-dir:{WEIGHTS / 'clip'}")
 def detector(vocabulary: Vocabulary) -> WorldDetector:
     config = WorldDetectorConfig(name="world", weights=str(WEIGHTS / "detector.safetensors"))
     return WorldDetector(config, vocabulary, "cpu")
+
+
+def drawn(num_scenes: int) -> list[tuple[np.ndarray, SceneAnnotation]]:
+    return [draw(sample_scene(0, "validation", index)) for index in range(num_scenes)]
 
 
 def test_trainings_see_captions_or_boxes_of_splits_that_no_pipeline_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +113,7 @@ def test_merges_join_the_most_frequent_pairs_first(tmp_path: Path) -> None:
     assert learn_merges(captions, 9) == [("t", "o</w>"), ("t", "a</w>")]
     assert learn_merges(captions, 1) == [("t", "o</w>")]
     clip.write_merges(learn_merges(captions, 9), tmp_path / "merges.gz")
-    tokenizer = open_tokenizer(tmp_path / "merges.gz", 6)
+    tokenizer = SimpleTokenizer(bpe_path=str(tmp_path / "merges.gz"), context_length=6)
     assert tokenizer.vocab_size == 2 * 256 + 2 + 2
     assert tokenizer.encode("to ta") == [512, 513]
     assert tokenizer("to ta").tolist() == [[514, 512, 513, 515, 0, 0]]
@@ -168,7 +173,7 @@ def test_open_clip_loads_the_committed_small_clip() -> None:
 
 def test_the_committed_weights_know_the_world() -> None:
     # Lower than the minima of `hoi world train --check`, because scenes are few.
-    scenes = measure.drawn_scenes(seed=0, split="validation", num_scenes=24)
+    scenes = drawn(24)
     figures = measure.measure_clip(build_teacher(TEACHER, "cpu"), world_vocabulary(), 1.15, scenes)
     assert figures.top1 > 0.8
     assert figures.top1_within_object >= figures.top1
@@ -178,7 +183,7 @@ def test_the_committed_weights_know_the_world() -> None:
 
 def test_detector_classes_are_matched_by_name() -> None:
     whole, part = world_vocabulary(), Vocabulary(("dog", "person"), ("pet",), (("pet", "dog"),))
-    images = [image for image, _ in measure.drawn_scenes(seed=0, split="validation", num_scenes=6)]
+    images = [image for image, _ in drawn(6)]
     found = [detector(names).detect(images, [str(row) for row in range(6)]) for names in (whole, part)]
     for full, few in zip(*found, strict=True):
         for row, name in enumerate(part.objects):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -32,39 +33,35 @@ def train_world(part: str = "all", seed: int = 0, out: Path = WEIGHTS) -> None:
     # The recipes are for one core.
     torch.set_num_threads(1)
     for name in PARTS if part == "all" else (part,):
-        progress = _Progress(name)
+        report = _reporter(name)
         if name == "clip":
             clip = ClipRecipe()
             pairs = captioned_images(seed, clip.num_scenes, clip.crops_per_scene, clip.stored_px)
-            train_clip(pairs, clip, seed, out / "clip", progress.report)
+            train_clip(pairs, clip, seed, out / "clip", report)
         elif name == "detector":
             detector = DetectorRecipe()
             examples = annotated_images(seed, detector.num_scenes)
-            train_detector(examples, OBJECTS, detector, seed, out / "detector.safetensors", progress.report)
+            train_detector(examples, OBJECTS, detector, seed, out / "detector.safetensors", report)
         else:
             captioner = CaptionerRecipe()
             pairs = captioned_images(seed, captioner.num_scenes, captioner.crops_per_scene, captioner.stored_px)
-            train_captioner(pairs, captioner, seed, out / "clip", out / "coca", progress.report)
-        progress.report(f"wrote it below {out}")
+            train_captioner(pairs, captioner, seed, out / "clip", out / "coca", report)
+        report(f"wrote it below {out}")
 
 
-class _Progress:
-    """Prints lines of progress with the wall and the CPU time since the start."""
+def _reporter(name: str) -> Callable[[str], None]:
+    """Return a function that prints a line with the wall and the CPU time since now."""
+    wall, cpu = time.monotonic(), time.process_time()
 
-    def __init__(self, name: str) -> None:
-        self.name, self.wall, self.cpu = name, time.monotonic(), time.process_time()
+    def report(line: str) -> None:
+        times = f"{time.monotonic() - wall:.0f} s ({time.process_time() - cpu:.0f} s CPU)"
+        print(f"{name}: {line} · {times}", file=sys.stderr, flush=True)
 
-    def report(self, line: str) -> None:
-        wall, cpu = time.monotonic() - self.wall, time.process_time() - self.cpu
-        print(f"{self.name}: {line} · {wall:.0f} s ({cpu:.0f} s CPU)", file=sys.stderr, flush=True)
+    return report
 
 
 def check_world(folder: Path = WEIGHTS, split: str = "test") -> tuple[str, bool]:
-    """Measure weights on a split of the world with seed 0.
-
-    Returns:
-        The printed table, and whether every figure with a minimum reaches it.
-    """
+    """Measure weights on a split of the world with seed 0; return a table, and whether every minimum is reached."""
     import torch
 
     from hoi.config import TeacherConfig, VlmConfig, WorldDetectorConfig

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +32,15 @@ from hoi.vlm.coca import image_states, resized_positions
 from hoi.vlm.scoring import Lexicon, named_objects, said_interactions, vocabulary_lexicon
 from hoi.vocabulary import Vocabulary
 from hoi.world.captions import DOING, GRIPS, NOUNS
-from hoi.world.models.clip import BPE_FILE, augment, contrastive_loss, open_clip_config, save_open_clip, stored_pairs
+from hoi.world.models.clip import (
+    BPE_FILE,
+    augment,
+    contrastive_loss,
+    numbered,
+    open_clip_config,
+    save_open_clip,
+    stored_pairs,
+)
 from hoi.world.models.loop import Report, adamw, fit, row_batches, warmup_cosine
 from hoi.world.vocabulary import INTERACTIONS, NO_INTERACTION, OBJECTS, VERBS
 
@@ -69,14 +78,10 @@ class CaptionerRecipe:
     contrastive_weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class QuestionTable:
-    """All questions that captions raise, and those of each caption.
+class QuestionTable(NamedTuple):
+    """All questions that captions raise; and, for each caption, the rows of those with the answer yes and no.
 
-    Args:
-        texts: The questions.
-        yes: Rows of the questions that each caption affirms.
-        no: Rows of those about an object that it names, with a verb that other captions use with this object.
+    No is the answer about an object that the caption names, with a verb that other captions use with this object.
     """
 
     texts: list[str]
@@ -88,8 +93,7 @@ def world_lexicon() -> Lexicon:
     """Return the words of the world's captions for its verbs and objects."""
     synonyms = {verb: list(words) for verb, words in DOING.items() if verb != NO_INTERACTION}
     synonyms["hold"] += [words for grips in GRIPS.values() for words in grips]
-    for name, nouns in NOUNS.items():
-        synonyms[name] = list(nouns)
+    synonyms |= {name: list(nouns) for name, nouns in NOUNS.items()}
     return vocabulary_lexicon(Vocabulary(OBJECTS, VERBS, INTERACTIONS), synonyms)
 
 
@@ -115,21 +119,18 @@ class Texts:
     """Captions and questions as tokens, and those that belong to each image."""
 
     def __init__(self, captions: list[str], tokenizer: Callable[[list[str]], Tensor]) -> None:
-        self.captions = sorted(set(captions))
-        rows = {text: row for row, text in enumerate(self.captions)}
-        self.caption_of = torch.tensor([rows[text] for text in captions])
-        self.table: QuestionTable = caption_questions(self.captions)
+        self.captions, self.caption_of = numbered(captions)
+        self.table = caption_questions(self.captions)
         self.tokens = tokenizer(self.captions)
         self.end = int(self.tokens.max())
         self.labels = _labels(self.tokens, torch.ones(len(self.tokens), dtype=torch.long), self.end)
         questions = self.table.texts
         # The answer is the last word: everything before it, the start included, is not predicted.
         lengths = (tokenizer(questions) == self.end).long().argmax(1)
-        answers = {}
+        self.answers = {}
         for word in (YES, NO):
             tokens = tokenizer([f"{question} {word}" for question in questions])
-            answers[word] = tokens, _labels(tokens, lengths, self.end)
-        self.answers = answers
+            self.answers[word] = tokens, _labels(tokens, lengths, self.end)
 
     def questions(self, batch: Tensor, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return tokens and labels of `number` questions for each image; every second one has the answer yes, if any.
@@ -143,8 +144,8 @@ class Texts:
                 rows, word = (yes, YES) if yes and turn % 2 == 0 else (no, NO)
                 pick = int(torch.randint(0, 1 << 30, (), generator=generator))
                 row = rows[pick % len(rows)] if rows else 0
-                tokens.append(self.answers[word][0][row])
-                label = self.answers[word][1][row]
+                token, label = (values[row] for values in self.answers[word])
+                tokens.append(token)
                 labels.append(label if rows else torch.full_like(label, IGNORED))
         return torch.stack(tokens), torch.stack(labels)
 
@@ -195,14 +196,7 @@ def train_captioner(
     folder: Path,
     report: Report,
 ) -> None:
-    """Train a captioner and write a folder that open_clip loads as `local-dir:`.
-
-    Args:
-        pairs: (image uint8 [S, S, 3], caption), all of one size; nothing else is known of the images.
-        seed: Of the initial weights, the order and the augmentation.
-        clip_folder: The world's CLIP.
-        folder: Gets the CLIP's merges file, open_clip_config.json and open_clip_model.safetensors (float16).
-    """
+    """Train a captioner that starts from the world's CLIP; arguments and files are those of `train_clip`."""
     clip = load_model(TeacherConfig(model=f"local-dir:{clip_folder}"))
     pixels, captions = stored_pairs(pairs, report)
     texts = Texts(captions, clip.tokenizer)
@@ -248,9 +242,7 @@ def captioner_losses(
 ) -> dict[str, Tensor]:
     """Return the losses `caption`, `question` and `contrastive` of a batch, in nats per token or pair.
 
-    Args:
-        views: float [B, 3, S, S], normalised.
-        batch: int64 [B], rows of the images.
+    `views` is float [B, 3, S, S], normalised; `batch` int64 [B], rows of the images.
     """
     ids = texts.caption_of[batch]
     # For short texts, the backward pass of fused attention takes a fifth of the step, that of the plain one little.

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -106,15 +106,9 @@ def resize(image: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def augment(images: Tensor, image_px: int, min_view: float, jitter: float, generator: torch.Generator) -> Tensor:
-    """Return a random square of each image, mirrored at random, with jittered colours.
+    """Return a random square of each image, uint8 [B, 3, S, S], mirrored at random, with jittered colours.
 
-    Args:
-        images: uint8 [B, 3, S, S].
-        min_view: Smallest square, as a share of S.
-        jitter: Strength of the colour changes.
-
-    Returns:
-        float [B, 3, image_px, image_px], normalised by MEAN and STD.
+    The result is float [B, 3, image_px, image_px], normalised by MEAN and STD; `min_view` and `jitter` are a recipe's.
     """
     count = len(images)
 
@@ -158,10 +152,8 @@ def learn_merges(captions: Iterable[str], max_merges: int) -> list[Pair]:
             break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        merged: Counter[tuple[str, ...]] = Counter()
-        for symbols, count in counts.items():
-            merged[_merge(symbols, best)] += count
-        counts = merged
+        # Merging never makes two words equal.
+        counts = Counter({_merge(symbols, best): count for symbols, count in counts.items()})
     return merges
 
 
@@ -185,18 +177,10 @@ def write_merges(merges: Iterable[Pair], path: Path) -> None:
     path.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
-def open_tokenizer(path: Path, context_length: int) -> SimpleTokenizer:
-    """Return the tokenizer that `open_clip.get_tokenizer` gives for a model with this merges file."""
-    return SimpleTokenizer(bpe_path=str(path), context_length=context_length)
-
-
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, caption_ids: Tensor) -> Tensor:
-    """Return the symmetric InfoNCE loss, without equal captions of other images among the negatives.
+    """Return the symmetric InfoNCE loss of unit-norm embeddings [B, D].
 
-    Args:
-        image, text: [B, D], unit norm.
-        logit_scale: Factor on cosine.
-        caption_ids: int64 [B], equal for equal captions.
+    Other images of the same caption (equal `caption_ids`, int64 [B]) are no negatives.
     """
     logits = logit_scale * image @ text.T
     same = caption_ids[:, None] == caption_ids[None, :]
@@ -239,25 +223,29 @@ def stored_pairs(pairs: Iterable[tuple[np.ndarray, str]], report: Report) -> tup
     return pixels, captions
 
 
+def numbered(captions: Sequence[str]) -> tuple[list[str], Tensor]:
+    """Return the distinct captions, sorted, and the row of each caption among them."""
+    distinct = sorted(set(captions))
+    rows = {text: row for row, text in enumerate(distinct)}
+    return distinct, torch.tensor([rows[text] for text in captions])
+
+
 def train_clip(
     pairs: Iterable[tuple[np.ndarray, str]], recipe: ClipRecipe, seed: int, folder: Path, report: Report
 ) -> None:
-    """Train a CLIP and write a folder that open_clip loads as `local-dir:`.
+    """Train a CLIP and write a folder that open_clip loads as `local-dir:`: merges, config and float16 weights.
 
     Args:
         pairs: (image uint8 [S, S, 3], caption), all of one size; nothing else is known of the images.
         seed: Of the initial weights, the order and the augmentation.
-        folder: Gets the merges file, open_clip_config.json and open_clip_model.safetensors (float16).
     """
     pixels, captions = stored_pairs(pairs, report)
-    distinct = sorted(set(captions))
-    rows = {text: row for row, text in enumerate(distinct)}
-    caption_ids = torch.tensor([rows[text] for text in captions])
+    distinct, caption_ids = numbered(captions)
 
     folder.mkdir(parents=True, exist_ok=True)
     merges = learn_merges(captions, recipe.max_merges)
     write_merges(merges, folder / BPE_FILE)
-    tokens = open_tokenizer(folder / BPE_FILE, recipe.context_length)(distinct)
+    tokens = SimpleTokenizer(bpe_path=str(folder / BPE_FILE), context_length=recipe.context_length)(distinct)
     report(f"{len(pixels)} images, {len(distinct)} distinct captions, {len(merges)} merges")
 
     torch.manual_seed(seed)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,31 +32,20 @@ REGION_LEVEL = 0.3
 BOX_LOSS_WEIGHT = 5.0
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The wanted outputs for a batch.
+class Targets(NamedTuple):
+    """The wanted outputs for a batch."""
 
-    Args:
-        heat: float [B, C, h, w] in [0, 1]; 1 at the centre cells.
-        boxes: float [B, G, 4, h, w], the box of each cell.
-        weight: float [B, G, h, w], the weight of that box; 0 outside of all boxes.
-    """
-
-    heat: Tensor
-    boxes: Tensor
-    weight: Tensor
+    heat: Tensor  # float [B, C, h, w] in [0, 1]; 1 at the centre cells
+    boxes: Tensor  # float [B, G, 4, h, w], the box of each cell
+    weight: Tensor  # float [B, G, h, w], the weight of that box; 0 outside of all boxes
 
 
 def make_targets(
     boxes: Sequence[Tensor], labels: Sequence[Tensor], group_of: Tensor, size_hw: tuple[int, int]
 ) -> Targets:
-    """Return the targets of annotated boxes.
+    """Return the targets of each image's boxes, float xyxy [N, 4] in pixels of the padded images, and labels [N].
 
-    Args:
-        boxes: Per image float [N, 4], xyxy in pixels.
-        labels: Per image int64 [N].
-        group_of: int64 [C], box group of each class.
-        size_hw: Of the padded images.
+    `group_of` is int64 [C], the box group of each class.
     """
     height, width = size_hw[0] // STRIDE, size_hw[1] // STRIDE
     heat = torch.zeros(len(boxes), len(group_of), height, width)
@@ -136,13 +126,8 @@ def train_detector(
         class_names: Of the labels' rows.
         seed: Of the initial weights, the order and the augmentation.
     """
-    pixels: list[Tensor] = []
-    boxes: list[Tensor] = []
-    labels: list[Tensor] = []
-    for image, image_boxes, image_labels in examples:
-        pixels.append(torch.from_numpy(image).permute(2, 0, 1))
-        boxes.append(torch.from_numpy(image_boxes))
-        labels.append(torch.from_numpy(image_labels))
+    pixels, boxes, labels = (list(map(torch.from_numpy, column)) for column in zip(*examples, strict=True))
+    pixels = [image.permute(2, 0, 1) for image in pixels]
     report(f"{len(pixels)} images drawn")
 
     torch.manual_seed(seed)
@@ -156,9 +141,8 @@ def train_detector(
         if len(order) < recipe.batch_size:
             order = torch.cat([order, torch.randperm(len(pixels), generator=generator)])
         rows, order = order[: recipe.batch_size].tolist(), order[recipe.batch_size :]
-        images, batch_boxes = augment(
-            torch.stack([pixels[row] for row in rows]), [boxes[row] for row in rows], recipe, generator
-        )
+        batch = torch.stack([pixels[row] for row in rows])
+        images, batch_boxes = augment(batch, [boxes[row] for row in rows], recipe, generator)
         size = (images.shape[2], images.shape[3])
         targets = make_targets(batch_boxes, [labels[row] for row in rows], net.group_of, size)
         with torch.autocast("cpu", torch.bfloat16):
@@ -173,14 +157,9 @@ def train_detector(
 def augment(
     images: Tensor, boxes: Sequence[Tensor], recipe: DetectorRecipe, generator: torch.Generator
 ) -> tuple[Tensor, list[Tensor]]:
-    """Resize a batch, mirror half of it and jitter its colours.
+    """Resize a batch, uint8 [B, 3, S, S], with its boxes, mirror half of it and jitter its colours.
 
-    Args:
-        images: uint8 [B, 3, S, S].
-        boxes: Per image float [N, 4], xyxy.
-
-    Returns:
-        float [B, 3, T, T] in [0, 1], and the boxes in its pixels.
+    The result is float [B, 3, T, T] in [0, 1], and the boxes in its pixels.
     """
     count, width = len(images), images.shape[3]
     size = recipe.sizes_px[int(torch.randint(0, len(recipe.sizes_px), (1,), generator=generator))]

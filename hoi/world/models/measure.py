@@ -24,16 +24,10 @@ from hoi.crops import CropStyle, crop_windows, cut_crop, whole_image_window
 from hoi.detectors import Detector
 from hoi.prompts import interaction_prompts
 from hoi.teachers import Teacher
-from hoi.vlm import Likelihoods, VisionLanguageModel
-from hoi.vlm.scoring import (
-    Confidences,
-    candidate_rows,
-    confidences_by_likelihood,
-    confidences_by_text,
-    confidences_by_yes,
-)
+from hoi.vlm import VisionLanguageModel
+from hoi.vlm.scoring import candidate_rows, confidences_by_likelihood, confidences_by_text, confidences_by_yes
 from hoi.vocabulary import Vocabulary
-from hoi.world import SceneAnnotation, annotate, caption, draw, render, sample_scene
+from hoi.world import SceneAnnotation, annotate, caption, render, sample_scene
 from hoi.world.models.captioner import QUESTION, world_lexicon
 from hoi.world.models.clip import MEAN
 from hoi.world.scene import Scene
@@ -43,42 +37,22 @@ BATCH = 64
 """Crops per forward pass."""
 
 DrawnScene = tuple[np.ndarray, SceneAnnotation]
-Pair = tuple[int, int, tuple[int, ...]]
-"""Of an annotation: human row, object row, interaction rows."""
 
 
 @dataclass(frozen=True)
 class ClipFigures:
-    """Figures of a teacher; shares are of 1.
-
-    Args:
-        num_pairs: Annotated pairs.
-        top1: Share of pairs whose best text, of all K, names one of their interactions.
-        top1_single: The same over the `num_single` pairs of one interaction.
-        top1_within_object: The same with the texts of the pair's object.
-        image_map: Mean average precision of ranking whole images by each interaction that occurs.
-    """
+    """Figures of a teacher; `top1*` are shares of pairs whose best text names one of their interactions."""
 
     num_pairs: int
-    top1: float
-    top1_single: float
+    top1: float  # of all K texts
+    top1_single: float  # the same over the `num_single` pairs of one interaction
     num_single: int
-    top1_within_object: float
-    image_map: float
-
-
-def drawn_scenes(seed: int, split: str, num_scenes: int) -> list[DrawnScene]:
-    """Draw the first scenes of a split."""
-    return [draw(sample_scene(seed, split, index)) for index in range(num_scenes)]
+    top1_within_object: float  # of the texts of the pair's object
+    image_map: float  # mean AP of ranking whole images by each interaction that occurs
 
 
 def measure_clip(teacher: Teacher, vocabulary: Vocabulary, margin: float, scenes: Sequence[DrawnScene]) -> ClipFigures:
-    """Measure a teacher on annotated union crops and whole images.
-
-    Args:
-        vocabulary: The world's.
-        margin: Factor on the union box; the crop is the square about it.
-    """
+    """Measure a teacher on whole images, and on the squares about annotated union boxes, enlarged by `margin`."""
     bank = teacher.text_bank(vocabulary)
     texts = torch.from_numpy(bank.text_embedding)
     style = teacher.crop_style
@@ -111,7 +85,7 @@ def measure_clip(teacher: Teacher, vocabulary: Vocabulary, margin: float, scenes
 
 
 def _union_windows(
-    annotation: SceneAnnotation, pairs: Sequence[Pair], margin: float, size_hw: tuple[int, int], style: CropStyle
+    annotation: SceneAnnotation, pairs: Sequence[tuple], margin: float, size_hw: tuple[int, int], style: CropStyle
 ) -> np.ndarray:
     rows = np.array([pair[:2] for pair in pairs], np.int64).reshape(-1, 2)
     unions = union_boxes(annotation.boxes_xyxy.astype(np.float32), rows)
@@ -123,23 +97,14 @@ def _best_is_true(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Return the mean precision at the rank of each positive, of which there must be one.
-
-    Args:
-        scores: [N]; equal scores keep their order.
-        truth: bool [N].
-    """
+    """Return the mean precision at the rank of each positive, of which there must be one; ties keep their order."""
     ranked = truth[np.argsort(-scores, kind="stable")]
     precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
     return float(precision[ranked].mean())
 
 
 def measure_detector(detector: Detector, vocabulary: Vocabulary, scenes: Sequence[DrawnScene]) -> dict[str, float]:
-    """Return the AP of every object class at IoU 0.5, by pycocotools; NaN-free only where every class occurs.
-
-    Args:
-        vocabulary: The world's; its objects are in the order of the annotation's labels.
-    """
+    """Return the AP of every object class at IoU 0.5, by pycocotools; -1 for a class that does not occur."""
     detected = detector.detect([image for image, _ in scenes], [str(row) for row in range(len(scenes))])
     truth: list[dict[str, object]] = []
     results: list[dict[str, object]] = []
@@ -180,21 +145,18 @@ CROP = CropStyle(192, tuple(round(255 * value) for value in MEAN), "bilinear", "
 
 @dataclass(frozen=True)
 class CaptionerFigures:
-    """Figures of a vision language model; shares are of 1.
-
-    Args:
-        perplexity: Per token of whole-image captions that it was not trained with.
-        image_map: Mean average precision, by way of scoring, of ranking whole images by each verb interaction that
-            occurs. Candidates are those of the objects annotated in the image: what it knows beyond a perfect detector.
-        chance_map: The same with 1 / (number of the object's verbs) as score.
-        top1_within_object: Share of pairs, by way of scoring, whose best text of their object names one of their
-            interactions, given the union crop; without pairs of `no_interaction`.
-    """
+    """Figures of a vision language model, by way of scoring."""
 
     perplexity: float
+    """Per token of whole-image captions that it was not trained with."""
     image_map: dict[str, float]
+    """Mean AP of ranking whole images by each verb interaction that occurs. Candidates are those of the objects
+    annotated in the image: what it knows beyond a perfect detector."""
     chance_map: float
+    """The same with 1 / (number of the object's verbs) as score."""
     top1_within_object: dict[str, float]
+    """Share of pairs whose best text of their object names one of their interactions, given the union crop; without
+    pairs of `no_interaction`."""
 
 
 def measure_captioner(
@@ -204,13 +166,9 @@ def measure_captioner(
     scenes: Sequence[Scene],
     drawn: Sequence[DrawnScene],
 ) -> CaptionerFigures:
-    """Measure a vision language model on captions, whole images and annotated union crops.
+    """Measure a vision language model on captions, whole images and union crops of scenes it was not trained with.
 
-    Args:
-        vocabulary: The world's.
-        margin: Factor on the union box; the crop is the square about it.
-        scenes: Of a split that nothing was trained with.
-        drawn: The same, drawn.
+    `drawn` are the same scenes; crops are squares about the union boxes, enlarged by `margin`.
     """
     images = [image for image, _ in drawn]
     truth = _truth(vocabulary, [annotation for _, annotation in drawn])
@@ -247,9 +205,7 @@ def measure_captioner(
         perplexity=float(np.exp(nats / tokens)),
         image_map=image_map,
         chance_map=mean_precision(chance),
-        top1_within_object={
-            way: float(hits[np.arange(len(hits)), scores.argmax(1)].mean()) for way, scores in crop_scores.items()
-        },
+        top1_within_object={way: float(_best_is_true(scores, hits).mean()) for way, scores in crop_scores.items()},
     )
 
 
@@ -260,20 +216,21 @@ def _scores(
     texts = [prompts[0] for prompts in interaction_prompts(vocabulary, [PHRASE], [NOTHING])]
     questions = [prompts[0] for prompts in interaction_prompts(vocabulary, [QUESTION], [NOTHING])]
     lexicon = world_lexicon()
-    likely: list[Likelihoods] = model.log_likelihoods(
-        images, [[texts[row] for row in candidates] for candidates in rows], BEGINNING
-    )
+    likely = model.log_likelihoods(images, [[texts[row] for row in candidates] for candidates in rows], BEGINNING)
     yes = model.yes_probabilities(images, [[questions[row] for row in candidates] for candidates in rows])
     said = model.captions(images)
-    ways: dict[str, list[Confidences]] = {way: [] for way in WAYS}
+    ways: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
     for candidates, likelihoods, share, text in zip(rows, likely, yes, said, strict=True):
-        plain = confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum", group="none")
-        ways["likelihood"].append(plain)
-        ways["sum"].append(confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum"))
-        ways["mean"].append(confidences_by_likelihood(likelihoods, candidates, vocabulary, length="mean"))
-        ways["yes_no"].append(confidences_by_yes(share, candidates, vocabulary))
-        ways["free_text"].append(confidences_by_text(text, candidates, vocabulary, lexicon))
-    return {way: np.stack([scored.scores for scored in images_of]) for way, images_of in ways.items()}
+        confidences = (
+            confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum", group="none"),
+            confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum"),
+            confidences_by_likelihood(likelihoods, candidates, vocabulary, length="mean"),
+            confidences_by_yes(share, candidates, vocabulary),
+            confidences_by_text(text, candidates, vocabulary, lexicon),
+        )
+        for way, by_way in zip(WAYS, confidences, strict=True):
+            ways[way].append(by_way.scores)
+    return {way: np.stack(scores) for way, scores in ways.items()}
 
 
 def _truth(vocabulary: Vocabulary, annotations: Sequence[SceneAnnotation]) -> np.ndarray:
