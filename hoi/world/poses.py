@@ -49,7 +49,8 @@ class Arrangement(NamedTuple):
 
 
 def _raised(pose: Pose, height: int) -> Pose:
-    return Pose(*((x, y - height) for x, y in pose[:6]), pose.nod, pose.toes)
+    hip, neck, near_hand, far_hand, near_foot, far_foot = [(x, y - height) for x, y in pose[:6]]
+    return Pose(hip, neck, near_hand, far_hand, near_foot, far_foot, pose.nod, pose.toes)
 
 
 def on_bicycle(verbs: str, rng: Rng) -> Arrangement:
