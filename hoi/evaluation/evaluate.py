@@ -117,12 +117,8 @@ class RunEvaluator:
             return self._tuners[zero_shot]
         name = self.config.evaluation.tune_split
         if name == self.config.evaluation.split:
-            raise UserError(
-                "tuning on the evaluated split would make its figures worthless",
-                where="evaluation.tune_split",
-                expected="another split",
-                got=name,
-            )
+            what = "tuning on the evaluated split would make its figures worthless"
+            raise UserError(what, where="evaluation.tune_split", expected="another split", got=name)
         split = open_split(self.config, name)
 
         def batches(extra: Sequence[str]) -> Iterator[PairBatch]:
@@ -144,12 +140,8 @@ def labels_of(config: PipelineConfig, split: str) -> HoiLabels:
     """Return the annotations of a split. Raises UserError: there are none."""
     labels = load_labels(config.dataset, split)
     if not len(labels):
-        raise UserError(
-            f"split '{split}' has no annotated interaction",
-            where="evaluation",
-            expected="at least one, for average precision",
-            fix="choose another evaluation.split or evaluation.tune_split, or set dataset.annotations: null",
-        )
+        fix = "choose another evaluation.split or evaluation.tune_split, or set dataset.annotations: null"
+        raise UserError(f"split '{split}' has no annotated interaction", where="evaluation", fix=fix)
     return labels
 
 

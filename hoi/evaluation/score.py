@@ -68,12 +68,8 @@ class _Options:
 
     def reader(self, names: Sequence[Any], size_hw: np.ndarray | None, *, inclusive: bool) -> PredictionReader:
         if self.clip and size_hw is None:
-            raise UserError(
-                "boxes cannot be cut to images of unknown size",
-                where=self.annotations,
-                expected="annotations with image sizes",
-                fix="leave --clip out, or cut the boxes beforehand",
-            )
+            what, fix = "boxes cannot be cut to images of unknown size", "leave --clip out, or cut the boxes beforehand"
+            raise UserError(what, where=self.annotations, fix=fix)
         return PredictionReader(names, size_hw, inclusive, self.clip)
 
 
@@ -229,12 +225,10 @@ def _score_pipeline(options: _Options) -> ScoreReport:
     """Score the evaluated split of a pipeline file: of the world, or of a folder of photographs."""
     config = load_config(options.annotations)
     if config.dataset.inclusive_boxes:
-        raise UserError(
-            f"this pipeline file is of the data set {config.dataset.name}, whose predictions are in another frame",
-            where=options.annotations,
-            expected="dataset.name world or folder",
-            fix=f"--dataset {config.dataset.name} with its own annotation file",
-        )
+        name = config.dataset.name
+        what = f"this pipeline file is of the data set {name}, whose predictions are in another frame"
+        fix = f"--dataset {name} with its own annotation file"
+        raise UserError(what, where=options.annotations, expected="dataset.name world or folder", fix=fix)
     split = config.evaluation.split
     names, vocabulary = open_images(config.dataset, split).image_ids, load_vocabulary(config.dataset)
     image_hw = dataset_of(config.dataset).image_hw

@@ -45,7 +45,7 @@ def golden_rows() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def golden(tmp_path: Path) -> Path:
-    """A folder with the frozen case in the formats of HICO-DET."""
+    """A folder with the frozen case in HICO-DET's formats; its figures depend on the order of tied lines and images."""
     annotations = {key: GOLDEN[key] for key in ("filenames", "size", "annotation")}
     (tmp_path / "annotations.json").write_text(json.dumps(annotations))
     write_lines(tmp_path / "predictions.jsonl.gz", golden_rows())
@@ -103,18 +103,6 @@ def test_only_named_images_and_their_classes_count(golden: Path) -> None:
     write_lines(golden / "fewer.jsonl", [row for row in golden_rows() if row["file_name"] in named])
     fewer = scored(golden, "fewer.jsonl", images=golden / "images.txt")
     assert (fewer["ap"], fewer["num_predictions_elsewhere"]) == (out["ap"], 0)
-
-
-def test_equal_scores_go_by_image_and_then_by_line(tmp_path: Path) -> None:
-    pair = {"boxes_h": [[1, 1, 20, 20]], "boxes_o": [[30, 30, 60, 60]], "hoi": [154]}
-    nothing: dict[str, list[Any]] = {"boxes_h": [], "boxes_o": [], "hoi": []}
-    content = {"filenames": ["b.jpg", "a.jpg"], "size": [[99, 99]] * 2, "annotation": [pair, nothing]}
-    (tmp_path / "annotations.json").write_text(json.dumps(content))
-    right = dict(zip(TRIPLET_KEYS, ("b.jpg", [0, 0, 19, 19], [29, 29, 59, 59], 154, 0.5), strict=True))
-    astray = {**right, "human_xyxy": [60, 60, 70, 70]}
-    for rows, expected in (([{**right, "file_name": "a.jpg"}, right], 1), ([right, astray], 1), ([astray, right], 0.5)):
-        write_lines(tmp_path / "p.jsonl", rows)
-        assert scored(tmp_path, "p.jsonl")["ap"][154] == pytest.approx(expected)
 
 
 def test_zero_shot_means_and_provenance_are_written(golden: Path) -> None:
