@@ -78,21 +78,13 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, if it is there.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Remove a file, if it is there; a UserError where the folder cannot be written."""
     with _explained(path):
         path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a log that one process writes.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
+    """Add a line to a log that one process writes; a UserError where the disk is full or forbids it."""
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
@@ -109,11 +101,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_text(path: str | Path, expected: str, fix: str = "check the path", encoding: str = "utf-8") -> str:
-    """Return the content of a user's text file.
-
-    Raises:
-        UserError: it is missing, a folder, or no text.
-    """
+    """Return the content of a user's text file; a UserError where it is missing, a folder, or no text."""
     try:
         return Path(path).read_text(encoding=encoding)
     except FileNotFoundError:
@@ -127,18 +115,13 @@ def read_text(path: str | Path, expected: str, fix: str = "check the path", enco
 def write_json(path: Path, plain: Any, sort_keys: bool = True) -> None:
     """Write plain data to a readable JSON file, atomically; equal data gives equal bytes.
 
-    Args:
-        sort_keys: False for data whose order of keys says something, as the splits of a folder.
+    Keys are sorted, but where their order says something, as that of the splits of a folder.
     """
     write_atomically(path, (json.dumps(plain, indent=1, sort_keys=sort_keys) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's data, or None where there is no such file.
-
-    Raises:
-        ValueError: the file is no JSON.
-    """
+    """Return a JSON file's data, or None where there is no such file; a ValueError where it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -163,12 +146,8 @@ def json_sha256(plain: Any) -> str:
 def locked(path: Path, what: str, fix: str) -> Iterator[None]:
     """Hold the lock that a file stands for; it ends with the process, so a killed one leaves none behind.
 
-    Args:
-        path: The lock file, made where it is missing and left in place.
-        what, fix: What to tell the user where another process holds the lock.
-
     Raises:
-        UserError: another process holds it, the folder cannot be written, or its file system has no locks.
+        UserError: another process holds it (told by `what` and `fix`), or the file system has no locks.
     """
     from filelock import FileLock, Timeout
 

@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 def choose_device(name: str, where: str = "train.device") -> torch.device:
     """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` names; processes of torchrun get a GPU each.
 
-    Args:
-        name: What is asked for; `auto` takes a GPU where there is one.
-        where: The key or option that asks, for messages.
-
     Raises:
-        UserError: the name is unknown, or there is no such GPU.
+        UserError: the name is unknown, or there is no such GPU; `where` is the key or option that asks.
     """
     import torch
 
@@ -47,8 +43,6 @@ def choose_device(name: str, where: str = "train.device") -> torch.device:
 
 
 class _Controller(NamedTuple):
-    """Names in a version of Linux's control groups: the mount, and the files of a group's folder."""
-
     mount: str
     limit: str
     used: str
@@ -75,7 +69,6 @@ def _of_machine(root: Path) -> int:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """Yield what each group that this process is in has left; those above it have limits, too."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -125,12 +118,9 @@ Precision = Literal["fp32", "bf16"]
 
 
 def choose_precision(name: Literal["fp32", "bf16", "auto"], device: torch.device) -> Precision:
-    """Return what layers compute in on a device; `auto` takes bf16 on a GPU that has it.
+    """Return what layers compute in on a device; `auto` takes bf16 on a GPU that has it, a UserError where none has it.
 
     Parameters, optimizer, similarities and losses are float32 in any case.
-
-    Raises:
-        UserError: bf16 is asked of a GPU that does not have it.
     """
     import torch
 

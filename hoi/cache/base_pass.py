@@ -6,17 +6,18 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from hoi.cache.manifest import read_bank_receipt
-from hoi.cache.plan import ShardPlan, request_parts, settings_parts
+from hoi.cache.plan import request_parts, settings_parts
 from hoi.cache.schema import (
     READABLE,
     UNREADABLE,
     Field,
     Pass,
+    PassKind,
     check_tables,
     clip_reason,
     fields_of,
@@ -27,6 +28,12 @@ from hoi.cache.shard import json_table
 from hoi.config import PipelineConfig
 from hoi.records import Detections, ImageSignals, TextBank
 from hoi.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from hoi.extraction import Extractor
+    from hoi.vlm import VlmSignals
+
+Record = TypeVar("Record", bound="ImageSignals | VlmSignals")
 
 FIELDS = (
     Field("image_id", "utf8", "image", (), "stable key that joins records of one image; unique in a split"),
@@ -68,25 +75,7 @@ Neighbours in a batch move the last bits; another image, weight or setting moves
 COUNTED = {"detection_offsets": "detections", "pair_offsets": "pairs"}
 
 
-class Extracts(Protocol):
-    """What a worker needs of `hoi.extraction.Extractor`."""
-
-    @property
-    def text_bank(self) -> TextBank: ...
-
-    @property
-    def axes(self) -> dict[str, int]: ...
-
-    def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]: ...
-
-    def extract_stream(self, images: Iterable[tuple[str, np.ndarray]]) -> list[ImageSignals]: ...
-
-    def provenance(self) -> dict[str, Any]: ...
-
-
-class BasePass:
-    """The base pass over a split; see `hoi.cache.schema.PassKind`."""
-
+class BasePass(PassKind):
     subject = "this cache"
     another = "run with another cache.folder=FOLDER"
     section = "teacher"
@@ -106,7 +95,7 @@ class BasePass:
         # A precision is found by the clock: two workers that look at once may differ.
         return config.teacher.precision == "auto"
 
-    def load_model(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Extracts:
+    def load_model(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Extractor:
         from hoi.extraction import Extractor
 
         return Extractor(config, vocabulary, device)
@@ -119,30 +108,23 @@ class BasePass:
         config = json.loads(config_json)
         if config["teacher"]["precision"] != "auto":
             return config_json
-        splits = dict.fromkeys([folder.name, *config["dataset"]["splits"]])
-        begun = (read_bank_receipt(folder.with_name(split)) for split in splits)
-        bank = next((bank for bank in begun if bank is not None), None)
-        if bank is None:
-            return config_json
-        config["teacher"]["precision"] = bank.parts["teacher"]["precision"]
-        return json.dumps(config)
+        for split in dict.fromkeys([folder.name, *config["dataset"]["splits"]]):
+            bank = read_bank_receipt(folder.with_name(split))
+            if bank is not None:
+                config["teacher"]["precision"] = bank.parts["teacher"]["precision"]
+                return json.dumps(config)
+        return config_json
 
-    def parts(self, model_parts: dict[str, Any], folder: Path) -> dict[str, Any]:
-        return model_parts
-
-    def bank(self, model: Extracts, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def bank(self, model: Extractor, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return bank_tables(model.text_bank, vocabulary)
 
     def bank_shape(self, axes: Mapping[str, int], vocabulary: Vocabulary) -> tuple[int, ...]:
         return axes["K"], axes["D"]
 
-    def base_shard(self, folder: Path, plan: ShardPlan) -> None:
-        return None
-
     def inputs(self, image_ids: Sequence[str], over: None) -> tuple[dict[int, str], dict[int, str]]:
         return dict(enumerate(image_ids)), {}
 
-    def process(self, model: Extracts, over: None) -> Callable[[Iterable[tuple[str, np.ndarray]]], list[ImageSignals]]:
+    def process(self, model: Extractor, over: None) -> Callable[[Iterable[tuple[str, np.ndarray]]], list[ImageSignals]]:
         return model.extract_stream
 
     def pack(
@@ -150,7 +132,8 @@ class BasePass:
     ) -> dict[str, np.ndarray]:
         for outcome in outcomes:
             if isinstance(outcome, ImageSignals):
-                _check_finite(outcome)
+                # In fp16 a teacher may overflow.
+                check_finite(outcome.image_id, {**vars(outcome.detections), **vars(outcome)})
         return pack_tables(image_ids, outcomes, axes)
 
     def check(self, tables: Mapping[str, np.ndarray], axes: Mapping[str, int], num_objects: int | None) -> None:
@@ -161,12 +144,8 @@ class BasePass:
     def axes(self, config: PipelineConfig, teacher: Mapping[str, int], num_interactions: int) -> dict[str, int]:
         return dict(teacher)
 
-    def text_bytes(self, axes: Mapping[str, int]) -> dict[str, int]:
-        return {}
-
 
 def bank_tables(bank: TextBank, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the tables and attributes of a split's text bank."""
     head = (
         {} if bank.visual is None else {f"visual_{p.name}": getattr(bank.visual, p.name) for p in fields(bank.visual)}
     )
@@ -187,20 +166,13 @@ def pack_tables(
 
     Args:
         outcomes: Per image its signals, or the reason why it could not be read: its slot stays, with zero rows.
-        axes: Size of every letter, so that a shard without a single detection has the right shapes.
 
     Raises:
         ValueError: a signal's shape differs from `axes`, or an id from its record's.
     """
-    for image_id, outcome in zip(image_ids, outcomes, strict=True):
-        if isinstance(outcome, ImageSignals) and outcome.image_id != image_id:
-            raise ValueError(f"signals of image {outcome.image_id} came in the place of {image_id}")
-    signals = [outcome if isinstance(outcome, ImageSignals) else None for outcome in outcomes]
+    signals, tables = image_columns(image_ids, outcomes)
     detections = [s.detections if s is not None else Detections.empty() for s in signals]
-    tables = {
-        "image_id": text_table(image_ids),
-        "status": np.array([READABLE if s is not None else UNREADABLE for s in signals], np.uint8),
-        "status_reason": text_table([clip_reason(o) if isinstance(o, str) else "" for o in outcomes]),
+    tables |= {
         "detection_offsets": _offsets([len(d) for d in detections]),
         "pair_offsets": _offsets([len(s.pairs_ho) if s is not None else 0 for s in signals]),
         "boxes_xyxy": _concatenate([d.boxes_xyxy for d in detections], "<f4", (0, 4)),
@@ -214,28 +186,43 @@ def pack_tables(
             table = np.zeros(shape_of(field, len(signals), axes), field.dtype)
             for row, record in enumerate(signals):
                 if record is not None:
-                    table[row] = _exact(record, field, axes)
+                    table[row] = exact(record, field.name, shape_of(field, 0, axes)[1:])
         else:
-            parts = [_exact(record, field, None) for record in signals if record is not None]
+            parts = [getattr(record, field.name) for record in signals if record is not None]
             table = _concatenate(parts, field.dtype, shape_of(field, 0, axes))
         tables[field.name] = table
     check_base_tables(tables, axes)
     return tables
 
 
-def _check_finite(record: ImageSignals) -> None:
-    """Raise if a number is not finite: in fp16 a teacher may overflow."""
-    for name, value in {**vars(record.detections), **vars(record)}.items():
+def image_columns(
+    image_ids: Sequence[str], outcomes: Sequence[Record | str]
+) -> tuple[list[Record | None], dict[str, np.ndarray]]:
+    """Return the records, None where an image is unreadable, and the columns of ids and of what was readable."""
+    records = [None if isinstance(outcome, str) else outcome for outcome in outcomes]
+    for image_id, record in zip(image_ids, records, strict=True):
+        if record is not None and record.image_id != image_id:
+            raise ValueError(f"signals of image {record.image_id} came in the place of {image_id}")
+    return records, {
+        "image_id": text_table(image_ids),
+        "status": np.array([UNREADABLE if record is None else READABLE for record in records], np.uint8),
+        "status_reason": text_table([clip_reason(o) if isinstance(o, str) else "" for o in outcomes]),
+    }
+
+
+def check_finite(image_id: str, values: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a number in an array among the values is not finite."""
+    for name, value in values.items():
         if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"{name} of image {record.image_id} holds NaN or infinity")
+            raise ValueError(f"{name} of image {image_id} holds NaN or infinity")
 
 
-def _exact(record: ImageSignals, field: Field, axes: Mapping[str, int] | None) -> np.ndarray:
-    """Return a record's value, without numpy's broadcasting of a wrong shape into a right one."""
-    value, shape = getattr(record, field.name), None if axes is None else shape_of(field, 0, axes)[1:]
-    if value is None or (shape is not None and value.shape != shape):
+def exact(record: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a record's array if it has this shape: assigned to a table, numpy would broadcast a wrong one."""
+    value = getattr(record, name)
+    if value is None or value.shape != shape:
         got = None if value is None else value.shape
-        raise ValueError(f"{field.name} of image {record.image_id} has shape {got}, expected {shape}")
+        raise ValueError(f"{name} of image {record.image_id} has shape {got}, expected {shape}")
     return np.asarray(value)
 
 
@@ -248,7 +235,6 @@ def _offsets(counts: Sequence[int]) -> np.ndarray:
 
 
 def unpack_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> list[ImageSignals | str]:
-    """Return what `pack_tables` was given."""
     return [unpack_image(tables, row, axes) for row in range(len(tables["image_id"]))]
 
 
@@ -276,11 +262,7 @@ def unpack_image(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str, 
 
 
 def check_base_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
-    """Raise if a base shard's tables disagree with the schema, or pairs name detections of another image.
-
-    Raises:
-        ValueError: as `check_tables`.
-    """
+    """Raise a ValueError if a base shard's tables disagree with the schema, or pairs name another image's boxes."""
     check_tables(tables, axes, FIELDS)
     detections_of_pair = np.repeat(np.diff(tables["detection_offsets"]), np.diff(tables["pair_offsets"]))
     rows = tables["pairs_ho"]
@@ -289,11 +271,7 @@ def check_base_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int])
 
 
 def check_detections(tables: Mapping[str, np.ndarray], num_objects: int) -> None:
-    """Raise unless scores fall within every image and labels are rows of the vocabulary.
-
-    Raises:
-        ValueError: they do not; the field's name is in the text.
-    """
+    """Raise a ValueError unless scores fall within every image and labels are rows of the vocabulary."""
     scores, labels, offsets = tables["scores"], tables["labels"], tables["detection_offsets"]
     rises = np.diff(scores) > 0
     # From the last detection of an image to the first of the next one, scores may rise.

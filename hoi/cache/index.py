@@ -26,14 +26,7 @@ INDEX_ATTRIBUTES = ("schema_version", "fingerprint", "split", "shards_sha256", "
 def write_index(
     folder: Path, split: str, fingerprint: str, receipts: Sequence[Receipt], of: Pass = BASE
 ) -> IndexReceipt:
-    """Write the index of finished shards beside them; equal shards give equal bytes.
-
-    Args:
-        split, fingerprint: What every shard must say of itself.
-
-    Raises:
-        UserError: a shard is not the one of its receipt, or the index cannot be written.
-    """
+    """Write the index of finished shards of one split and fingerprint beside them; equal shards give equal bytes."""
     fields = of.content.fields
     headers = (checked_header(folder, split, fingerprint, receipt, fields) for receipt in receipts)
     axes, tables = index_tables(headers, sum(receipt.num_images for receipt in receipts), fields)
@@ -52,17 +45,10 @@ def write_index(
 def index_tables(
     shards: Iterable[Header], num_images: int, table: Sequence[Field]
 ) -> tuple[dict[str, int], dict[str, np.ndarray]]:
-    """Return the size of every letter and the tables of the index; one shard is held at a time.
-
-    Args:
-        table: Which fields such shards have; what the index says per image is taken from those that are among them.
-
-    Raises:
-        ValueError: a shard has other axes than the first, or the number of images is another.
-    """
+    """Return the size of every letter and the tables of the index; one shard is held at a time."""
     axes: dict[str, int] = {}
     names = {field.name for field in table}
-    columns = {field.name: _Column(field, num_images) for field in index_fields(table) if field.name in names}
+    columns = {field.name: _Column(field, num_images) for field in INDEX_FIELDS if field.name in names}
     places: list[list[tuple[int, int]]] = []
     shard_offsets = [0]
     for shard in shards:
@@ -113,11 +99,7 @@ class _Column:
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """The index of one split, opened for reading.
-
-    Args:
-        columns: The index's fields by name; views of the mapped file.
-    """
+    """The index of one split, opened for reading; `columns` are its fields by name, views of the mapped file."""
 
     axes: Mapping[str, int]
     columns: Mapping[str, np.ndarray]
@@ -125,55 +107,40 @@ class SplitIndex:
 
     @cached_property
     def fields(self) -> dict[str, tuple[int, Field]]:
-        """Name to (column of `byte_offset`, field) of what every shard holds."""
         known = {field.name: field for field in fields_of(self.axes, self.table)}
         names = [name.decode() for name in self.columns["field"].tolist()]
         return {name: (column, known[name]) for column, name in enumerate(names) if name in known}
 
     def location(self, shard: int, name: str) -> Location:
-        """Return where a field lies in the file of a shard, without a look at that file.
-
-        Raises:
-            KeyError: the shards hold no such field.
-        """
+        """Return where a field lies in the file of a shard, without a look at that file."""
         column, field = self.fields[name]
-        shape = shape_of(field, self._num_rows(shard, field), self.axes)
-        dtype = np.dtype(f"S{self.columns['row_bytes'][shard, column]}" if field.is_text else field.dtype)
-        return Location(dtype, shape, int(self.columns["byte_offset"][shard, column]) if 0 not in shape else None)
-
-    def _num_rows(self, shard: int, field: Field) -> int:
         start, stop = self.columns["shard_offsets"][shard : shard + 2].tolist()
         if field.rows in ("image", "offset"):
-            return int(stop - start) + (field.rows == "offset")
-        offsets = self.columns[f"{field.rows}_offsets"]
-        return int(offsets[stop] - offsets[start])
+            num_rows = stop - start + (field.rows == "offset")
+        else:
+            offsets = self.columns[f"{field.rows}_offsets"]
+            num_rows = int(offsets[stop] - offsets[start])
+        shape = shape_of(field, num_rows, self.axes)
+        dtype = np.dtype(f"S{self.columns['row_bytes'][shard, column]}" if field.is_text else field.dtype)
+        return Location(dtype, shape, int(self.columns["byte_offset"][shard, column]) if 0 not in shape else None)
 
 
 class LazyShard:
     """One shard of a split: opened when a row of it is first touched, and refused then if it is not the manifest's."""
 
     def __init__(self, folder: Path, manifest: Manifest, index: SplitIndex, number: int) -> None:
-        self._folder = folder
-        self._manifest = manifest
-        self._index = index
-        self._number = number
+        self._folder, self._manifest, self._index, self._number = folder, manifest, index, number
 
     def rows(self, name: str) -> np.ndarray:
-        """Return a field's rows of this shard, mapped and read-only, as on disk.
-
-        Raises:
-            UserError: the file is damaged, or another one than the split was sealed with.
-            KeyError: the shards hold no such field.
-        """
+        """Return a field's rows, mapped and read-only; a UserError where the file is damaged or not the sealed one."""
         return self._file.table(self._index.location(self._number, name))
 
     @cached_property
     def _file(self) -> MappedFile:
-        receipt = self._manifest.shards[self._number]
-        manifest = self._manifest
-        header = checked_header(self._folder, manifest.split, manifest.bank.fingerprint, receipt, self._index.table)
-        for name in self._index.fields:
-            expected, got = self._index.location(self._number, name), header.locations[name]
+        manifest, index, receipt = self._manifest, self._index, self._manifest.shards[self._number]
+        header = checked_header(self._folder, manifest.split, manifest.bank.fingerprint, receipt, index.table)
+        for name in index.fields:
+            expected, got = index.location(self._number, name), header.locations[name]
             if got != expected:
                 at = [f"{name} {place.dtype} {place.shape} at byte {place.offset}" for place in (expected, got)]
                 raise _foreign(header.path, *at)
@@ -181,11 +148,7 @@ class LazyShard:
 
 
 def checked_header(folder: Path, split: str, fingerprint: str, receipt: Receipt, table: Sequence[Field]) -> Header:
-    """Return the header of the shard that a receipt speaks of.
-
-    Raises:
-        UserError: it is missing, damaged, of another schema version, or another shard.
-    """
+    """Return the header of the shard that a receipt speaks of; a UserError where it is not there and whole."""
     path = folder / receipt.name
     try:
         header = inspect_shard(path, table)
@@ -210,17 +173,12 @@ def _rebuild(path: Path) -> str:
 
 
 def open_index(folder: Path, manifest: Manifest) -> SplitIndex:
-    """Open the index of a complete pass, mapped; no shard is opened.
-
-    Raises:
-        UserError: it is damaged, of another schema version, or not made from the manifest's shards.
-    """
+    """Open the index of a complete pass, mapped; a UserError where it is damaged or not of the manifest's shards."""
     path, table = folder / manifest.of.index_name, manifest.of.content.fields
     try:
         header = read_header(path)
-        found = {name: header.attributes[name] for name in INDEX_ATTRIBUTES}
-        columns = header.tables(index_fields(table))
-        index = SplitIndex(found["axes"], columns, table)
+        attributes = {name: header.attributes[name] for name in INDEX_ATTRIBUTES}
+        index = SplitIndex(attributes["axes"], header.tables(index_fields(table)), table)
     except (BrokenFile, FileNotFoundError, KeyError) as error:
         raise UserError("this index is damaged", where=path, got=error, fix=_rebuild(path)) from None
     expected = {
@@ -231,7 +189,7 @@ def open_index(folder: Path, manifest: Manifest) -> SplitIndex:
         "axes": manifest.bank.axes,
     }
     for name in INDEX_ATTRIBUTES:
-        if found[name] != expected[name]:
+        if attributes[name] != expected[name]:
             what = f"this index is of other shards than the manifest: {name}"
-            raise UserError(what, where=path, expected=expected[name], got=found[name], fix=_rebuild(path))
+            raise UserError(what, where=path, expected=expected[name], got=attributes[name], fix=_rebuild(path))
     return index

@@ -28,7 +28,6 @@ class Receipt:
     """What is known of a finished shard without opening it; lies beside it as `shard-00000.json`.
 
     Args:
-        num_images, num_detections, num_pairs: Rows of its tables.
         failed: (image id, reason) of every unreadable image.
         base_sha256: Of an extra pass: hash of the base shard that it was made over. None of the base pass.
     """
@@ -49,13 +48,11 @@ class Receipt:
             raise ValueError(f"'{self.name}' is no name of a shard")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain form that goes into JSON and over the network; what does not apply is left out."""
         plain = {**asdict(self), "failed": [list(pair) for pair in self.failed]}
         return {name: value for name, value in plain.items() if value is not None}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Receipt:
-        """Return the receipt that `to_dict` made plain."""
         return cls(**{**plain, "failed": tuple((image_id, reason) for image_id, reason in plain["failed"])})
 
 
@@ -64,11 +61,8 @@ class BankReceipt:
     """What the models said of themselves when the split was begun; lies beside the text bank as `bank.json`.
 
     Args:
-        parts: What the fingerprint is over.
+        parts: What the fingerprint is over; `made_with`, versions and device, is no part of it.
         request: What the config asked for, as comparable without a model.
-        image_ids_sha256: Hash of all ids of the split, in order.
-        axes: Size of every letter of the schema.
-        made_with: Versions and device; no part of the fingerprint.
     """
 
     fingerprint: str
@@ -89,19 +83,13 @@ class BankReceipt:
 
 @dataclass(frozen=True)
 class IndexReceipt:
-    """Hash and size of a split's index."""
-
     sha256: str
     num_bytes: int
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A complete split.
-
-    Args:
-        made_with: Resolved config, commit, versions, device.
-    """
+    """A complete split; `made_with` is the resolved config, commit, versions and device."""
 
     split: str
     bank: BankReceipt
@@ -116,7 +104,6 @@ class Manifest:
 
     @property
     def failed(self) -> list[tuple[str, str]]:
-        """(image id, reason) of every unreadable image."""
         return [pair for shard in self.shards for pair in shard.failed]
 
 
@@ -146,11 +133,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path, of: Pass = BASE) -> Manifest | None:
-    """Return the manifest of a pass in a split's folder, or None where the pass is not complete.
-
-    Raises:
-        UserError: the file is damaged, or of another schema version.
-    """
+    """Return a pass's manifest, None where it is not complete; a UserError for a damaged one or another schema."""
     path = folder / of.manifest_name
     try:
         plain = read_json(path)
@@ -173,51 +156,34 @@ def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
         UserError: it is of another schema version.
         ValueError, KeyError, TypeError, AttributeError: it is damaged.
     """
-    if plain["format"] != FORMAT_NAME or plain["schema_version"] != SCHEMA_VERSION:
-        raise UserError(
-            "this cache has another schema version",
-            where=where,
-            expected=SCHEMA_VERSION,
-            got=plain["schema_version"],
-            fix=fix,
-        )
+    version = plain["schema_version"]
+    if plain["format"] != FORMAT_NAME or version != SCHEMA_VERSION:
+        what = "this cache has another schema version"
+        raise UserError(what, where=where, expected=SCHEMA_VERSION, got=version, fix=fix)
     bank = BankReceipt(**plain["bank"])
-    return Manifest(
-        plain["split"],
-        bank,
-        tuple(Receipt.from_dict(shard) for shard in plain["shards"]),
-        plain["made_with"],
-        IndexReceipt(**plain["index"]),
-        Pass(plain.get("pass", "")),
-    )
+    shards, index = tuple(map(Receipt.from_dict, plain["shards"])), IndexReceipt(**plain["index"])
+    return Manifest(plain["split"], bank, shards, plain["made_with"], index, Pass(plain.get("pass", "")))
 
 
 def read_bank_receipt(folder: Path, of: Pass = BASE) -> BankReceipt | None:
     """Return what a pass was begun with, or None where nothing whole is there."""
     try:
-        plain = read_json(folder / of.bank_receipt_name)
-        receipt = BankReceipt(**plain) if plain is not None else None
+        receipt = BankReceipt(**read_json(folder / of.bank_receipt_name))
     except (ValueError, TypeError):
         return None
-    if receipt is None or not has_size(folder / of.bank_name, receipt.num_bytes):
-        return None
-    return receipt
+    return receipt if has_size(folder / of.bank_name, receipt.num_bytes) else None
 
 
 def read_receipt(shard: Path) -> Receipt | None:
     """Return the receipt beside a shard, or None where there is none that fits the file's name and size."""
     try:
-        plain = read_json(shard.with_suffix(".json"))
-        receipt = Receipt.from_dict(plain) if plain is not None else None
+        receipt = Receipt.from_dict(read_json(shard.with_suffix(".json")))
     except (ValueError, TypeError, KeyError):
         return None
-    if receipt is None or receipt.name != shard.name or not has_size(shard, receipt.num_bytes):
-        return None
-    return receipt
+    return receipt if receipt.name == shard.name and has_size(shard, receipt.num_bytes) else None
 
 
 def has_size(path: Path, num_bytes: int) -> bool:
-    """Return whether the file is there and has this size."""
     try:
         return path.stat().st_size == num_bytes
     except (FileNotFoundError, NotADirectoryError):
@@ -259,35 +225,17 @@ def _clear(folder: Path) -> None:
 
 
 def cached_splits(folder: Path) -> list[str]:
-    """Return the names of the splits that a cache's folder holds, finished or not.
-
-    Raises:
-        UserError: it holds none.
-    """
+    """Return the names of the splits that a cache's folder holds, finished or not; a UserError where it holds none."""
     begun = ("manifest.json", "bank.json", "bank.h5", "shard-*.h5")
-    found = sorted(
-        path.name
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.is_dir() and not path.name.startswith(".") and any(any(path.glob(name)) for name in begun)
-    )
-    if not found:
-        raise UserError(
-            "there is no teacher cache", where=folder, fix=f"{command('teacher-cache')}, or set cache.folder"
-        )
-    return found
-
-
-def base_of(folder: Path, of: Pass) -> Manifest | None:
-    """Return the manifest of the pass that an extra pass is made over; None of the base pass itself."""
-    return read_manifest(folder) if of.name else None
+    splits = sorted({path.parent.name for name in begun for path in folder.glob(f"[!.]*/{name}")})
+    if not splits:
+        fix = f"{command('teacher-cache')}, or set cache.folder"
+        raise UserError("there is no teacher cache", where=folder, fix=fix)
+    return splits
 
 
 def complete_manifest(folder: Path, of: Pass = BASE) -> Manifest:
-    """Return the manifest of a pass, all of whose files are there.
-
-    Raises:
-        UserError: it is not complete.
-    """
+    """Return the manifest of a pass, all of whose files are there; a UserError where it is not complete."""
     manifest = read_manifest(folder, of)
     if manifest is None or not has_all_files(folder, manifest):
         raise UserError(f"this {of.title} is not complete", where=folder, fix=command("cache repair"))

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +69,15 @@ def _with_bases(path: Path) -> list[Path]:
 
 
 def refuse_replaced_files(folder: Path, request: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raise if a weight file that a config names is here and is not the one that a cache was made with.
+    """Raise a UserError if a weight file that a config names is here and is not the one that a cache was made with.
 
     Training needs none of them, so one that is elsewhere is not asked for; one that is here may have been replaced.
-
-    Raises:
-        UserError: a file under the config's path is another one; names its key.
     """
-    here: dict[str, Any] = {}
-    cached: dict[str, Any] = {}
-    for name in ("detector", "teacher"):
-        values = files_as_hashes({key: value for key, value in config[name].items() if _is_here(value)})
-        here[name], cached[name] = values, {key: request[name].get(key) for key in values}
+    here = {
+        name: {key: _hash_of(value) for key, value in config[name].items() if _is_here(value)}
+        for name in ("detector", "teacher")
+    }
+    cached = {name: {key: request[name].get(key) for key in values} for name, values in here.items()}
     refuse_other_settings(folder, cached, here)
 
 
@@ -96,19 +94,15 @@ def settings_parts(config: dict[str, Any], split: str) -> dict[str, Any]:
 
 def without_local_places(section: dict[str, Any]) -> dict[str, Any]:
     """Return a section without the strings that name a local place: the same weights may lie elsewhere."""
-    return {key: value for key, value in section.items() if not _is_local_place(value)}
 
+    def is_local_place(value: Any) -> bool:
+        return isinstance(value, str) and ("/" in value or "\\" in value) and not value.startswith("hf-hub:")
 
-def _is_local_place(value: Any) -> bool:
-    return isinstance(value, str) and ("/" in value or "\\" in value) and not value.startswith("hf-hub:")
+    return {key: value for key, value in section.items() if not is_local_place(value)}
 
 
 def refuse_other_settings(folder: Path, cached: dict[str, Any], wanted: dict[str, Any], of: Pass = BASE) -> None:
-    """Raise if the settings differ.
-
-    Raises:
-        UserError: names every differing key and what to run.
-    """
+    """Raise a UserError that names every differing key, and what to run, if the settings differ."""
     differences = differing_keys(cached, wanted)
     if not differences:
         return
@@ -123,11 +117,7 @@ def refuse_other_settings(folder: Path, cached: dict[str, Any], wanted: dict[str
 
 
 def fingerprint_parts(config: PipelineConfig, vocabulary_digest: str, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return all that changes what a shard holds: the data set, but neither shard size, folder nor workers.
-
-    Args:
-        provenance: What the model says of itself, device and threads among it; `versions` are left to the manifest.
-    """
+    """Return all that changes what a shard holds: the data set, and what the model says of itself, versions apart."""
     return {
         "schema_version": SCHEMA_VERSION,
         "dataset": _dataset_part(config),
@@ -160,11 +150,7 @@ IDS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Rows [start, stop) of a split, as one file.
-
-    Args:
-        base_sha256: Of an extra pass: hash of the base shard of the same images.
-    """
+    """Rows [start, stop) of a split, as one file; see `Receipt` for `base_sha256`."""
 
     split: str
     index: int
@@ -185,12 +171,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """All shards of a split.
-
-    Args:
-        images_per_shard: Rows of each but the last.
-        base_fingerprint: Of an extra pass: what the base pass was made with.
-    """
+    """All shards of a split; `base_fingerprint` is, of an extra pass, what the base pass was made with."""
 
     split: str
     folder: Path
@@ -229,11 +210,7 @@ def doubled_id(image_ids: Sequence[str]) -> str | None:
 
 
 def plan_shards(image_ids: Sequence[str], split: str, folder: Path, images_per_shard: int) -> SplitPlan:
-    """Plan the shards of a split from its image ids, at least one, in order.
-
-    Raises:
-        UserError: an image id stands twice.
-    """
+    """Plan the shards of a split from its image ids, at least one, in order; a UserError if an id stands twice."""
     doubled = doubled_id(image_ids)
     if doubled is not None:
         raise UserError("an image id stands twice", where=f"split '{split}'", got=doubled)
@@ -246,20 +223,15 @@ def plan_shards(image_ids: Sequence[str], split: str, folder: Path, images_per_s
 
 
 def plan_over(manifest: Manifest, folder: Path, of: Pass = BASE) -> SplitPlan:
-    """Plan a complete split's shards once more, without a look at the images: elsewhere, or as those of an extra pass.
-
-    Args:
-        of: Which pass they are of; an extra one has the same images in every shard.
-    """
-    shards, start = [], 0
-    for index, receipt in enumerate(manifest.shards):
-        stop = start + receipt.num_images
-        base_sha256 = receipt.sha256 if of.name else None
-        shards.append(ShardPlan(manifest.split, index, start, stop, receipt.image_ids_sha256, of, base_sha256))
-        start = stop
-    bank = manifest.bank
-    layout = (bank.images_per_shard, bank.image_ids_sha256, tuple(shards))
-    return SplitPlan(manifest.split, folder, *layout, of, bank.fingerprint if of.name else None)
+    """Plan a complete split's shards again, without a look at the images: elsewhere, or as those of an extra pass."""
+    bank, split = manifest.bank, manifest.split
+    bounds = pairwise(accumulate((receipt.num_images for receipt in manifest.shards), initial=0))
+    shards = tuple(
+        ShardPlan(split, index, *rows, receipt.image_ids_sha256, of, receipt.sha256 if of.name else None)
+        for index, (rows, receipt) in enumerate(zip(bounds, manifest.shards, strict=True))
+    )
+    base = bank.fingerprint if of.name else None
+    return SplitPlan(split, folder, bank.images_per_shard, bank.image_ids_sha256, shards, of, base)
 
 
 def is_over(plan: SplitPlan, manifest: Manifest) -> bool:
@@ -275,11 +247,7 @@ def splits_of(config: PipelineConfig) -> list[str]:
 
 
 def plan_split(config: PipelineConfig, split: str) -> SplitPlan:
-    """Plan the shards of a split.
-
-    Raises:
-        UserError: the split is unknown or has no image, or an image id stands twice.
-    """
+    """Plan the shards of a split; a UserError if it is unknown or has no image, or an image id stands twice."""
     image_ids = open_images(config.dataset, split).image_ids
     return plan_shards(image_ids, split, Path(config.cache.folder) / split, config.cache.images_per_shard)
 
@@ -288,24 +256,16 @@ def is_complete(plan: SplitPlan, request: dict[str, Any]) -> bool:
     """Return whether a pass is sealed with what is asked for now, and all its shards are there in full size.
 
     A complete cache stays complete when only the shard size of the config changes. An extra pass is not complete where
-    one of the base shards that it was made over is another one by now.
-
-    Raises:
-        UserError: it was made with other settings.
+    one of its base shards is another one by now. Raises a UserError if it was made with other settings.
     """
-    manifest = read_manifest(plan.folder, plan.of)
-    if manifest is None:
+    if (manifest := read_manifest(plan.folder, plan.of)) is None:
         return False
     refuse_other_request(plan, manifest.bank, request)
     return has_all_files(plan.folder, manifest) and is_over(plan, manifest)
 
 
 def begun_with(plan: SplitPlan, request: dict[str, Any]) -> BankReceipt | None:
-    """Return what an unfinished pass was begun with, or None where nothing is there to go on from.
-
-    Raises:
-        UserError: it was begun with other settings, or another shard size.
-    """
+    """Return what an unfinished pass was begun with, or None; a UserError for other settings or shard sizes."""
     bank = read_bank_receipt(plan.folder, plan.of)
     if bank is not None:
         refuse_other_request(plan, bank, request)
@@ -321,11 +281,7 @@ def begun_with(plan: SplitPlan, request: dict[str, Any]) -> BankReceipt | None:
 
 
 def refuse_other_request(plan: SplitPlan, bank: BankReceipt, request: dict[str, Any]) -> None:
-    """Raise if a pass was begun with other settings, images or base pass than are asked for now.
-
-    Raises:
-        UserError: names every differing key.
-    """
+    """Raise a UserError that names the keys in which a pass's settings, images or base pass differ from those asked for."""
 
     def described(images: int, ids: str, wanted: dict[str, Any], base: str | None) -> dict[str, Any]:
         over = {} if plan.base_fingerprint is None else {"base_fingerprint": base}
@@ -339,17 +295,15 @@ def refuse_other_request(plan: SplitPlan, bank: BankReceipt, request: dict[str, 
 def finished_receipt(folder: Path, shard: ShardPlan, fingerprint: str, parts: dict[str, Any]) -> Receipt | None:
     """Return the receipt of a shard that is there, whole and the planned one; None where it has to be built.
 
-    The file is opened; its bytes are hashed only where the receipt beside it is missing.
-
-    Raises:
-        UserError: a whole shard is there that was made with other settings.
+    The file is opened; its bytes are hashed only where the receipt beside it is missing. Raises a UserError for a whole
+    shard of other settings, images or base shard.
     """
     path = folder / shard.name
     try:
-        found = inspect_shard(path, shard.of.content.fields)
+        header = inspect_shard(path, shard.of.content.fields)
     except (FileNotFoundError, NotADirectoryError, BrokenFile):
         return None
-    attributes = found.attributes
+    attributes = header.attributes
     if attributes["fingerprint"] != fingerprint:
         refuse_other_settings(path, attributes["fingerprint_parts"], parts, shard.of)
     if attributes["image_ids_sha256"] != shard.image_ids_sha256 or attributes["split"] != shard.split:
@@ -368,11 +322,10 @@ def finished_receipt(folder: Path, shard: ShardPlan, fingerprint: str, parts: di
             got=str(attributes.get("base_sha256"))[:12],
             fix=f"{command('cache repair')} makes it again, and all others like it",
         )
-    return read_receipt(path) or receipt_from_file(found)
+    return read_receipt(path) or receipt_from_file(header)
 
 
 def receipt_from_file(shard: Header) -> Receipt:
-    """Return the receipt of a finished shard, by reading and hashing it."""
     ids, reasons = read_text(shard.table("image_id")), read_text(shard.table("status_reason"))
     failed = np.flatnonzero(shard.table("status") == UNREADABLE)
     return Receipt(

@@ -40,7 +40,6 @@ class Field:
     """One HDF5 dataset of a shard or of an index.
 
     Args:
-        name: Of the dataset, and of the value in the image's record where there is one.
         dtype: Little-endian numpy dtype, or `utf8` for fixed-length UTF-8 text padded with NUL.
         rows: What one row is; `offset` datasets have one row more than there are images, `shard offset` than shards.
         axes: Sizes of the axes after the first: a number, or a letter of which a cache has one size.
@@ -80,16 +79,11 @@ def fields_of(axes: Iterable[str], table: Sequence[Field]) -> tuple[Field, ...]:
 
 
 def shape_of(field: Field, num_rows: int, axes: Mapping[str, int]) -> tuple[int, ...]:
-    """Return the full shape of a field with this many rows."""
     return (num_rows, *(axes[axis] if isinstance(axis, str) else axis for axis in field.axes))
 
 
 def check_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int], table: Sequence[Field]) -> None:
-    """Raise if the tables of a shard disagree with their schema or with one another.
-
-    Raises:
-        ValueError: a field is missing or unknown, or has a wrong dtype, shape or content; its name is in the text.
-    """
+    """Raise a ValueError that names the field if the tables of a shard disagree with their schema or one another."""
     expected = fields_of(axes, table)
     names = {field.name for field in expected}
     if names != set(tables):
@@ -115,7 +109,6 @@ def check_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int], tabl
 
 
 def text_table(values: Sequence[str]) -> np.ndarray:
-    """Return texts as fixed-length UTF-8; an empty one has room for one byte."""
     encoded = [value.encode() for value in values]
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
@@ -131,17 +124,11 @@ _FILE = re.compile(
 
 
 class PassKind(Protocol):
-    """What a pass of this kind stores, and how; `hoi.registry.PASSES` names the kinds.
+    """What a pass of one kind stores, and how; `hoi.registry.PASSES` names the kinds.
 
     A worker asks, in this order: `as_begun`, `load_model`, `parts`; for the bank `bank`; for a shard `base_shard`,
-    `inputs`, `process` and `pack`.
-
-    Args:
-        subject: What messages call it.
-        another: How to have one of other settings, for messages.
-        section: The pipeline file's section that asks for its fields.
-        fields: The table of its shards.
-        bank_key: The bank's table with a row per interaction.
+    `inputs`, `process` and `pack`. In messages it is the `subject`, asked for in the pipeline file's `section`;
+    `another` is how to have one of other settings. `bank_key` is the bank's table with a row per interaction.
     """
 
     subject: str
@@ -158,15 +145,18 @@ class PassKind(Protocol):
 
     def begins_alone(self, config: PipelineConfig) -> bool:
         """Return whether no other task may run beside the one that begins the pass."""
+        return False
 
     def load_model(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> Any:
         """Return the model, which has `axes` and `provenance()`."""
 
     def as_begun(self, config_json: str, folder: Path) -> str:
         """Return the config with what was chosen when the pass was begun."""
+        return config_json
 
     def parts(self, model_parts: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Return what the fingerprint is over."""
+        return model_parts
 
     def bank(self, model: Any, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return the tables and attributes of the bank."""
@@ -176,6 +166,7 @@ class PassKind(Protocol):
 
     def base_shard(self, folder: Path, plan: Any) -> Any:
         """Return what is known of the images from the base pass."""
+        return None
 
     def inputs(self, image_ids: Sequence[str], over: Any) -> tuple[dict[int, Any], dict[int, str]]:
         """Return, by row, what goes to the model beside an image, and why others are not read."""
@@ -196,6 +187,7 @@ class PassKind(Protocol):
 
     def text_bytes(self, axes: Mapping[str, int]) -> dict[str, int]:
         """Return about what a row takes, for fields of text that are not nearly empty."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -212,7 +204,6 @@ class Pass:
 
     @property
     def content(self) -> PassKind:
-        """What the pass stores, and how."""
         return cast(PassKind, PASSES[self.kind or ("vlm" if self.name else "base")](self))
 
     @property
@@ -221,11 +212,9 @@ class Pass:
 
     @property
     def title(self) -> str:
-        """How messages call it."""
         return f"pass '{self.name}'" if self.name else "teacher cache"
 
     def label(self, split: str) -> str:
-        """Return how reports call it over a split."""
         return f"{split}, {self.title}" if self.name else split
 
     @property
@@ -256,7 +245,6 @@ class Pass:
         return f"{self.prefix}shard-{index:05d}.h5"
 
     def shard_index(self, name: str) -> int:
-        """Return the number of the shard of this name."""
         return int(name.removeprefix(f"{self.prefix}shard-").removesuffix(".h5"))
 
     def clearing(self, folder: Path) -> str:
@@ -275,16 +263,16 @@ def extra_passes(config: PipelineConfig) -> list[Pass]:
 def passes_in(folder: Path) -> list[Pass]:
     """Return the extra passes of which a split's folder holds anything, by name."""
     found = {of_file(path.name) for path in folder.iterdir()} if folder.is_dir() else set()
-    names = sorted(of.name for of in found if of is not None and of.name)
-    return [Pass(name, _kind_of(folder / Pass(name).bank_receipt_name)) for name in names]
+    return [Pass(name, _kind_of(folder, name)) for name in sorted(of.name for of in found if of and of.name)]
 
 
-def _kind_of(bank_receipt: Path) -> str:
-    """Return the kind that the request of a begun pass names; empty where it cannot be read."""
+def _kind_of(folder: Path, name: str) -> str:
+    # What the request of the begun pass names; nothing where that cannot be read.
     try:
-        return next((kind for kind in read_json(bank_receipt)["request"] if kind in PASSES and kind != "base"), "")
+        request = read_json(folder / Pass(name).bank_receipt_name)["request"]
     except (ValueError, TypeError, KeyError):
         return ""
+    return next((kind for kind in request if kind in PASSES and kind != "base"), "")
 
 
 def of_file(name: str) -> Pass | None:

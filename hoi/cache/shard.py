@@ -32,11 +32,7 @@ class BrokenFile(Exception):
 
 @dataclass(frozen=True)
 class Location:
-    """Where a dataset lies in its file, so that it can be memory-mapped without h5py.
-
-    Args:
-        offset: Byte at which the rows start; None for a dataset without rows.
-    """
+    """Where a dataset lies in its file; its rows start at byte `offset`, None for a dataset without rows."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -76,7 +72,6 @@ class MappedFile:
         self._bytes = memoryview(mapping).toreadonly()
 
     def table(self, location: Location) -> np.ndarray:
-        """Return a table, read-only; its rows stay on disk until they are touched."""
         if location.offset is None:
             return np.zeros(location.shape, location.dtype)
         return np.ndarray(location.shape, location.dtype, self._bytes, location.offset)
@@ -91,12 +86,10 @@ class Header:
     locations: dict[str, Location]
 
     def table(self, name: str, mapped: bool = False) -> np.ndarray:
-        """Return one table, read into memory or, where `mapped`, left on disk until its rows are touched."""
         rows = self.file.table(self.locations[name])
         return rows if mapped else rows.copy()
 
     def tables(self, fields: Iterable[Field], mapped: bool = True) -> dict[str, np.ndarray]:
-        """Return the tables of some fields by name."""
         return {field.name: self.table(field.name, mapped) for field in fields}
 
     @cached_property
@@ -104,7 +97,6 @@ class Header:
         return MappedFile(self.path)
 
     def json(self, name: str) -> Any:
-        """Return the plain data of a dataset that holds one JSON text."""
         with h5py.File(self.path, "r", locking=False) as file:
             return json.loads(file[name][()])
 
@@ -142,31 +134,24 @@ def encode_file(tables: Mapping[str, np.ndarray], attributes: Mapping[str, Any],
 
 
 def read_header(path: Path) -> Header:
-    """Return a file's attributes and the places of its tables.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        BrokenFile: it is cut short, no HDF5 file, or of a layout that cannot be mapped.
-    """
+    """Return a file's attributes and the places of its tables; FileNotFoundError or BrokenFile where it has none."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             # By h5py's low-level names, in half the time: a cache may have many thousand files.
             attributes = dict(_attribute(file.id, number) for number in range(h5py.h5a.get_num_attrs(file.id)))
-            locations = {name.decode(): _location(h5py.h5d.open(file.id, name), name) for name in file.id}
+            datasets = {name.decode(): h5py.h5d.open(file.id, name) for name in file.id}
+            locations = {
+                name: Location(np.dtype(dataset.dtype.str), dataset.shape, dataset.get_offset())
+                for name, dataset in datasets.items()
+            }
     except FileNotFoundError:
         raise
     except (OSError, KeyError, AttributeError, RuntimeError, ValueError) as error:
         raise BrokenFile(" ".join(str(error).split())) from error
+    for name, location in locations.items():
+        if location.offset is None and 0 not in location.shape:
+            raise BrokenFile(f"dataset {name} is not contiguous")
     return Header(path, attributes, locations)
-
-
-def _location(dataset: h5py.h5d.DatasetID, name: bytes) -> Location:
-    shape, offset = dataset.shape, dataset.get_offset()
-    if 0 in shape:
-        offset = None
-    elif offset is None:
-        raise BrokenFile(f"dataset {name.decode()} is not contiguous")
-    return Location(np.dtype(dataset.dtype.str), shape, offset)
 
 
 def _attribute(file: h5py.h5f.FileID, number: int) -> tuple[str, Any]:
@@ -182,25 +167,16 @@ def _attribute(file: h5py.h5f.FileID, number: int) -> tuple[str, Any]:
 
 
 def read_text(table: np.ndarray) -> list[str]:
-    """Return the rows of fixed-length UTF-8 as strings."""
     return [value.decode() for value in table.tolist()]
 
 
 def json_table(plain: Any) -> np.ndarray:
-    """Return a table of one JSON text."""
     return np.array(json.dumps(plain, ensure_ascii=False).encode(), dtype="S")
 
 
 SHARD_ATTRIBUTES = (
-    "schema_version",
-    "fingerprint",
-    "fingerprint_parts",
-    "split",
-    "index",
-    "start",
-    "num_images",
-    "image_ids_sha256",
-    "axes",
+    *("schema_version", "fingerprint", "fingerprint_parts", "split"),
+    *("index", "start", "num_images", "image_ids_sha256", "axes"),
 )
 
 
@@ -208,8 +184,7 @@ def inspect_shard(path: Path, table: Sequence[Field]) -> Header:
     """Return a shard's header, checked against the schema.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        BrokenFile: it is cut short, or no shard.
+        FileNotFoundError, BrokenFile: as `read_header`, or it is no shard.
         UserError: it is of another schema version.
     """
     header = read_header(path)
@@ -222,11 +197,10 @@ def inspect_shard(path: Path, table: Sequence[Field]) -> Header:
             got=version,
             fix=f"delete {path.parent} and run {command('teacher-cache')}, or use the release that made it",
         )
-    absent = [name for name in SHARD_ATTRIBUTES if name not in header.attributes]
-    if absent:
-        raise BrokenFile(f"attribute {absent[0]} is missing")
-    fields = fields_of(header.attributes["axes"], table)
-    absent = [field.name for field in fields if field.name not in header.locations]
-    if absent:
-        raise BrokenFile(f"field {absent[0]} is missing")
+    for name in SHARD_ATTRIBUTES:
+        if name not in header.attributes:
+            raise BrokenFile(f"attribute {name} is missing")
+    for field in fields_of(header.attributes["axes"], table):
+        if field.name not in header.locations:
+            raise BrokenFile(f"field {field.name} is missing")
     return header

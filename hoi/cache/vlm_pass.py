@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hoi.cache.base_pass import FIELDS as BASE_FIELDS
-from hoi.cache.base_pass import unpack_tables
+from hoi.cache.base_pass import check_finite, exact, image_columns, unpack_tables
 from hoi.cache.manifest import BankReceipt, read_bank_receipt
 from hoi.cache.plan import ShardPlan, files_as_hashes, request_parts, without_local_places
 from hoi.cache.schema import (
     BASE,
-    READABLE,
     SCHEMA_VERSION,
     UNREADABLE,
     Field,
     Pass,
+    PassKind,
     check_tables,
     fields_of,
     shape_of,
@@ -33,8 +33,11 @@ from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.files import LOCAL_DIR, file_sha256, find_local
 from hoi.records import ImageSignals
-from hoi.vlm import PhraseBank, VlmSignals
+from hoi.vlm import VlmSignals
 from hoi.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from hoi.vlm.extractor import VlmExtractor
 
 FIELDS = (
     Field("image_id", "utf8", "image", (), "as in the base shard"),
@@ -63,22 +66,6 @@ CAPTION_BYTES = 300
 """About what the longest caption of a shard takes."""
 
 
-class ExtractsVlm(Protocol):
-    """What a worker needs of `hoi.vlm.extractor.VlmExtractor`."""
-
-    @property
-    def phrases(self) -> PhraseBank: ...
-
-    @property
-    def axes(self) -> dict[str, int]: ...
-
-    def extract(
-        self, images: Iterable[tuple[ImageSignals, np.ndarray]], teacher: Mapping[str, Any]
-    ) -> list[VlmSignals]: ...
-
-    def provenance(self) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class BaseShard:
     """What the base pass knows of the images of one shard."""
@@ -88,9 +75,7 @@ class BaseShard:
     teacher: Mapping[str, Any]
 
 
-class VlmPass:
-    """A pass of a vision language model over a split; see `hoi.cache.schema.PassKind`."""
-
+class VlmPass(PassKind):
     another = "give it another name in vlms"
     section = "vlms"
     fields = FIELDS
@@ -110,23 +95,13 @@ class VlmPass:
     def settings(self, config: dict[str, Any], split: str) -> dict[str, Any]:
         return {"vlms": {self._of.name: without_local_places(config["vlms"][self._of.name])}}
 
-    def begins_alone(self, config: PipelineConfig) -> bool:
-        return False
-
-    def load_model(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> ExtractsVlm:
+    def load_model(self, config: PipelineConfig, vocabulary: Vocabulary, device: str) -> VlmExtractor:
         from hoi.vlm.extractor import VlmExtractor
 
         return VlmExtractor(config, self._of.name, vocabulary, device)
 
-    def as_begun(self, config_json: str, folder: Path) -> str:
-        return config_json
-
     def parts(self, model_parts: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """Return all that changes what the shards hold, but the base shards' own bytes.
-
-        Raises:
-            UserError: the teacher whose text side is asked is not the one that made the base pass.
-        """
+        # All that changes what the shards hold, but the base shards' own bytes.
         base = _base_receipt(folder)
         asked = (model_parts.get("text") or {}).get("weights_sha256")
         cached = base.parts.get("teacher", {}).get("weights_sha256")
@@ -140,7 +115,7 @@ class VlmPass:
             )
         return {**model_parts, "base": base.fingerprint}
 
-    def bank(self, model: ExtractsVlm, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def bank(self, model: VlmExtractor, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         phrases = model.phrases
         tables = {
             "phrases": json_table(list(phrases.phrases)),
@@ -154,11 +129,6 @@ class VlmPass:
         return (len(vocabulary),)
 
     def base_shard(self, folder: Path, plan: ShardPlan) -> BaseShard:
-        """Read the base shard of the same images.
-
-        Raises:
-            UserError: it is not the one of its manifest.
-        """
         path = folder / BASE.shard_name(plan.index)
         sha256 = file_sha256(path) if path.exists() else "no such file"
         if sha256 != plan.base_sha256:
@@ -181,7 +151,7 @@ class VlmPass:
         return readable, {row: outcome for row, outcome in rows.items() if isinstance(outcome, str)}
 
     def process(
-        self, model: ExtractsVlm, over: BaseShard
+        self, model: VlmExtractor, over: BaseShard
     ) -> Callable[[Iterable[tuple[ImageSignals, np.ndarray]]], list[VlmSignals]]:
         return lambda images: model.extract(images, over.teacher)
 
@@ -213,27 +183,10 @@ def _base_receipt(folder: Path) -> BankReceipt:
 def pack_signals(
     image_ids: Sequence[str], outcomes: Sequence[VlmSignals | str], pair_offsets: np.ndarray, axes: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Pack images, in the order of the base shard, into the tables of a shard.
-
-    Args:
-        outcomes: Per image its signals, or why it could not be read, in either pass: its rows are zero then.
-
-    Raises:
-        ValueError: a field's shape differs from `axes` or from the image's number of pairs, is no number, or its id
-            is another record's.
-    """
-    for image_id, outcome in zip(image_ids, outcomes, strict=True):
-        if isinstance(outcome, VlmSignals) and outcome.image_id != image_id:
-            raise ValueError(f"signals of image {outcome.image_id} came in the place of {image_id}")
-    signals = [outcome if isinstance(outcome, VlmSignals) else None for outcome in outcomes]
-    tables = {
-        "image_id": text_table(image_ids),
-        "status": np.array([READABLE if a is not None else UNREADABLE for a in signals], np.uint8),
-        "status_reason": text_table([o if isinstance(o, str) else "" for o in outcomes]),
-        "pair_offsets": pair_offsets.astype("<i8"),
-        "caption": text_table([a.caption if a is not None else "" for a in signals]),
-    }
-    num_pairs = np.diff(pair_offsets)
+    """Pack images, in the order of the base shard, into the tables of a shard; see `base_pass.pack_tables`."""
+    signals, tables = image_columns(image_ids, outcomes)
+    tables["pair_offsets"] = pair_offsets.astype("<i8")
+    tables["caption"] = text_table([a.caption if a is not None else "" for a in signals])
     for field in fields_of(axes, FIELDS):
         if field.name in tables:
             continue
@@ -242,25 +195,15 @@ def pack_signals(
         for row, of_image in enumerate(signals):
             if of_image is not None:
                 place = row if field.rows == "image" else slice(*pair_offsets[row : row + 2])
-                rows = () if field.rows == "image" else (int(num_pairs[row]),)
-                table[place] = _exact(of_image, field.name, (*rows, *table.shape[1:]))
+                value = exact(of_image, field.name, table[place].shape)
+                check_finite(of_image.image_id, {field.name: value})
+                table[place] = value
         tables[field.name] = table
     check_signals(tables, axes)
     return tables
 
 
-def _exact(signals: VlmSignals, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    value = getattr(signals, name)
-    if value is None or value.shape != shape:
-        got = None if value is None else value.shape
-        raise ValueError(f"{name} of image {signals.image_id} has shape {got}, expected {shape}")
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(f"{name} of image {signals.image_id} holds NaN or infinity")
-    return np.asarray(value)
-
-
 def unpack_signals(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str, int]) -> VlmSignals | str:
-    """Return the signals of one image of a shard, or the reason why it could not be read."""
     if tables["status"][row] == UNREADABLE:
         return tables["status_reason"][row].decode()
     pairs = slice(*tables["pair_offsets"][row : row + 2])
@@ -274,11 +217,7 @@ def unpack_signals(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str
 
 
 def check_signals(tables: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
-    """Raise if a shard's tables disagree with the schema, leave their range, or are not 0 where nothing was asked.
-
-    Raises:
-        ValueError: as `check_tables`.
-    """
+    """Raise a ValueError if tables disagree with the schema, leave their range, or speak where nothing was asked."""
     check_tables(tables, axes, FIELDS)
     for name in ("vlm_scores", "vlm_pair_scores"):
         scores = tables.get(name)

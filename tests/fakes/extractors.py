@@ -96,7 +96,7 @@ class FailingSignals(RandomSignals):
 
 
 class RandomVlmSignals:
-    """In the place of `hoi.cache.vlm_pass.ExtractsVlm`."""
+    """In the place of `hoi.vlm.extractor.VlmExtractor`."""
 
     def __init__(self, settings: VlmConfig, vocabulary: Vocabulary) -> None:
         self._settings, number = settings, len(vocabulary)

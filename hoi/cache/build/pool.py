@@ -141,18 +141,19 @@ def outcome_of(task: Task, attempt: Attempt) -> Outcome:
 
 
 class DaskPool:
-    """A window of tasks in flight on a dask.distributed cluster.
-
-    Args:
-        check: What workers have to pass; None for tasks that any worker can run.
-
-    Raises:
-        UserError: there is no worker, or one of them does not pass.
-    """
+    """A window of tasks in flight on a dask.distributed cluster, whose workers have to pass a check, if any."""
 
     def __init__(self, client: Any, check: WorkerCheck | None = None) -> None:
         self._client, self._num_workers, self._counted = client, 0, 0.0
-        self._check = check and check.settle(_ask_all(client, check))
+        self._check = check
+        if check is not None:
+            # A worker that dies meanwhile is left out, and asked when it comes back.
+            answers = client.run(_answer, check, on_error="return")
+            present = {address: answer for address, answer in answers.items() if not isinstance(answer, OSError)}
+            if not present:
+                fix = "start workers, then run again"
+                raise UserError("no worker answers", where=client.scheduler.address, fix=fix)
+            self._check = check.settle(present)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         from distributed import as_completed
@@ -160,16 +161,14 @@ class DaskPool:
         remaining = iter(tasks)
         in_flight: dict[Any, Task] = {}
 
-        def submit() -> list[Any]:
-            futures = []
+        def submit() -> Iterator[Any]:
             for task in islice(remaining, max(1, self._window() - len(in_flight))):
                 arguments = (task.function, task.arguments, self._check)
                 future = self._client.submit(_on_worker, *arguments, pure=False, retries=RETRIES)
                 in_flight[future.key] = task
-                futures.append(future)
-            return futures
+                yield future
 
-        completed = as_completed(submit())
+        completed = as_completed(list(submit()))
         for future in completed:
             task = in_flight.pop(future.key)
             if future.status == "finished":
@@ -179,7 +178,7 @@ class DaskPool:
             else:
                 raise _lost_scheduler(self._client)
             future.release()
-            completed.update(submit())
+            completed.update(list(submit()))
 
     def _window(self) -> int:
         if time.monotonic() - self._counted > COUNT_INTERVAL_S:
@@ -213,15 +212,6 @@ def _on_worker(
         return timed_call(function, arguments)
 
 
-def _ask_all(client: Any, check: WorkerCheck) -> dict[str, Answer | Exception]:
-    # A worker that dies meanwhile is left out, and asked when it comes back.
-    answers = client.run(_answer, check, on_error="return")
-    present = {address: answer for address, answer in answers.items() if not isinstance(answer, OSError)}
-    if not present:
-        raise UserError("no worker answers", where=client.scheduler.address, fix="start workers, then run again")
-    return present
-
-
 async def _answer(check: WorkerCheck, dask_worker: Any) -> Answer:
     # In a thread, since imports and images take seconds in which the worker has to go on saying that it lives.
     return await asyncio.to_thread(check.answer, dask_worker.state.nthreads)
@@ -233,11 +223,8 @@ def open_pool(
 ) -> Iterator[Pool]:
     """Open what a cache section names to run tasks on; what is started here is stopped at the end.
 
-    Args:
-        leave: Called on workers that live on, at the end.
-
-    Raises:
-        UserError: `scheduler` is none of the known forms, nothing answers at its address, or a worker does not pass.
+    Workers that live on are asked to `leave`. Raises a UserError if the scheduler is unknown or does not answer, or a
+    worker does not pass the check.
     """
     if config.scheduler == "synchronous":
         yield SynchronousPool()
@@ -253,7 +240,6 @@ def open_pool(
         if config.scheduler == "local":
             client = _local_client(config, stack)
         else:
-            stack.enter_context(_silence())
             client = _join(config.scheduler, stack)
             if leave is not None:
 
@@ -264,22 +250,6 @@ def open_pool(
                         client.run(leave, on_error="ignore")
 
         yield DaskPool(client, check)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    # Dask has lines of its own about a lost scheduler; ours say what to do.
-    import distributed  # noqa: F401  (sets the levels of its loggers when it is imported)
-
-    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
@@ -330,14 +300,13 @@ def _close(started: Any, kind: type[BaseException] | None, error: object, trace:
     if kind is None:
         started.close()
         return
-    if issubclass(kind, Exception):
-        with contextlib.suppress(Exception):
-            started.close()
-        return
-    # At the end of this process dask would wait for workers that are still starting; they end with it in any case.
-    started.shutdown_on_close = False
     with contextlib.suppress(Exception):
-        started.close(timeout=INTERRUPTED_CLOSE_S)
+        if issubclass(kind, Exception):
+            started.close()
+        else:
+            # At the end of this process dask would wait for workers that are still starting; they end with it anyway.
+            started.shutdown_on_close = False
+            started.close(timeout=INTERRUPTED_CLOSE_S)
 
 
 @contextlib.contextmanager
@@ -354,21 +323,23 @@ def _keep_interruptions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
+    before = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update({name: before[name] for name in values if name in before})
 
 
 def _join(address: str, stack: contextlib.ExitStack) -> Any:
     from distributed import Client
 
+    # Dask has lines of its own about a lost scheduler; ours say what to do. Its import sets these levels.
+    for logger in (logging.getLogger("distributed"), logging.getLogger("distributed.client")):
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
     try:
         client = Client(address)
     except (OSError, asyncio.TimeoutError, ValueError, TypeError, RuntimeError) as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +24,6 @@ from hoi.cache.manifest import (
     BankReceipt,
     Manifest,
     Receipt,
-    base_of,
     complete_manifest,
     read_manifest,
     sole_builder,
@@ -57,28 +58,41 @@ SHOWN = 5
 class SplitReport:
     """What stage one did for a pass over a split, and what is there now."""
 
-    split: str
-    of: Pass
-    folder: Path
-    num_images: int
-    num_failed: int
-    num_pairs: int
-    num_bytes: int
-    num_shards: int
+    plan: SplitPlan
+    manifest: Manifest
     num_built: int
+
+    @property
+    def split(self) -> str:
+        return self.plan.split
+
+    @property
+    def of(self) -> Pass:
+        return self.plan.of
+
+    @property
+    def num_images(self) -> int:
+        return self.manifest.num_images
+
+    @property
+    def num_failed(self) -> int:
+        return len(self.manifest.failed)
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(shard.num_pairs for shard in self.manifest.shards)
 
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What stage one did."""
-
     splits: tuple[SplitReport, ...]
     seconds: float
 
     def __str__(self) -> str:
         lines = [
             f"{s.of.label(s.split)}: {s.num_images} images ({s.num_failed} unreadable), {s.num_pairs} pairs, "
-            f"{s.num_bytes / 1e6:.1f} MB in {s.num_shards} shards, {s.num_built} built now · {s.folder}"
+            f"{sum(shard.num_bytes for shard in s.manifest.shards) / 1e6:.1f} MB in {len(s.manifest.shards)} shards, "
+            f"{s.num_built} built now · {s.plan.folder}"
             for s in self.splits
         ]
         nothing = " (nothing to do)" if not any(s.num_built for s in self.splits) else ""
@@ -91,8 +105,7 @@ def build_cache(
     """Build the cache of every split of a config's data set; what is there already is not computed again.
 
     Args:
-        factory: Makes what extracts signals from images; None for the product's own.
-        extra_factory: The same for extra passes.
+        factory: Makes what extracts signals from images; None for the product's own. `extra_factory`: of extra passes.
 
     Raises:
         UserError: settings that differ from the cache's, too many unreadable images, a full disk, failed shards.
@@ -112,17 +125,13 @@ def _build_pass(
 ) -> list[SplitReport]:
     missing = [plan for plan in plans if not is_complete(plan, request)]
     num_built = build_missing(config, missing, request, factory) if missing else {}
-    return [_report(plan, num_built.get(plan.split, 0)) for plan in plans]
+    return [SplitReport(plan, complete_manifest(plan.folder, plan.of), num_built.get(plan.split, 0)) for plan in plans]
 
 
 def build_missing(
     config: PipelineConfig, plans: list[SplitPlan], request: dict[str, Any], factory: ModelFactory | None
 ) -> dict[str, int]:
-    """Build one pass over splits where it is not complete, and seal it when all of them are built.
-
-    Returns:
-        Number of shards that were built, by split.
-    """
+    """Build and seal one pass over splits; return the number of shards that were built, by split."""
     # Imported here: it brings torch, which takes seconds that a run with nothing to do should not spend.
     from hoi.cache.build.worker import OwnModel
 
@@ -135,11 +144,7 @@ def build_missing(
 
 
 def run_missing(config: PipelineConfig, builds: dict[str, SplitBuild], factory: ModelFactory) -> None:
-    """Run the missing shards of one pass over the splits, with a progress bar in images and a journal of timings.
-
-    Raises:
-        UserError: as `SplitBuild.take`, or tasks that failed for good, after all others were done.
-    """
+    """Run the missing shards of one pass over the splits, with a progress bar in images and a journal of timings."""
     from hoi.cache.build.worker import release
     from hoi.cache.build.worker_check import worker_check
 
@@ -177,21 +182,6 @@ def run_missing(config: PipelineConfig, builds: dict[str, SplitBuild], factory: 
         )
 
 
-def _report(plan: SplitPlan, num_built: int) -> SplitReport:
-    manifest = complete_manifest(plan.folder, plan.of)
-    return SplitReport(
-        plan.split,
-        plan.of,
-        plan.folder,
-        manifest.num_images,
-        len(manifest.failed),
-        sum(shard.num_pairs for shard in manifest.shards),
-        sum(shard.num_bytes for shard in manifest.shards),
-        len(manifest.shards),
-        num_built,
-    )
-
-
 class SplitBuild:
     """What is built of one pass over a split, and what is missing; only the driver holds one.
 
@@ -220,10 +210,9 @@ class SplitBuild:
         remove_file(self.plan.folder / self.plan.of.index_name)
 
     def look(self) -> int:
-        """Take up the shards that are there; of a split that is not sealed, not those with images that can be read now.
+        """Take up the shards that are there, and return their number of images.
 
-        Returns:
-            Number of images in them.
+        Of a split that is not sealed, shards with unreadable images that can be read now are left out.
         """
         if self.bank is None:
             return 0
@@ -238,13 +227,11 @@ class SplitBuild:
         if not (receipt.failed and self._reads_images):
             return False
         row_of = {self._source.image_ids[row]: row for row in range(shard.start, shard.stop)}
-        mended = mended_of(receipt, self._source, row_of)
-        return bool(set(mended) - self._unreadable_in_base)
+        return bool(mended_of(receipt, self._source, row_of, self._unreadable_in_base))
 
     @cached_property
     def _unreadable_in_base(self) -> set[str]:
-        base = base_of(self.plan.folder, self.plan.of)
-        return {image_id for image_id, _ in base.failed} if base is not None else set()
+        return unreadable_in_base(self.plan.folder, self.plan.of)
 
     @cached_property
     def _source(self) -> ImageSource:
@@ -258,8 +245,7 @@ class SplitBuild:
     def begins_alone(self) -> bool:
         """Whether no other task may run beside the one that begins the split.
 
-        So it is where there are shards, but not what they were begun with: they cannot be judged until it is made
-        again.
+        So it is where shards are there, but not what they were begun with: they wait until it is made again.
         """
         are_there = any((self.plan.folder / shard.name).exists() for shard in self.plan.shards)
         return self.bank is None and (are_there or self.plan.of.content.begins_alone(self._config))
@@ -269,7 +255,6 @@ class SplitBuild:
         return sum(receipt.num_images for receipt in self.receipts.values())
 
     def bank_task(self, factory: ModelFactory) -> Task:
-        """Return the task that begins the pass."""
         from hoi.cache.build.worker import begin_pass
 
         plan, request = self.plan, json.dumps(self.request)
@@ -277,7 +262,6 @@ class SplitBuild:
         return Task(plan.split, BANK_TASK, begin_pass, (plan.of, self._config_json, request, *layout, factory))
 
     def shard_tasks(self, factory: ModelFactory) -> Iterator[Task]:
-        """Yield one task per missing shard."""
         from hoi.cache.build.worker import build_shard
 
         fingerprint = self.bank.fingerprint if self.bank is not None else ""
@@ -287,14 +271,7 @@ class SplitBuild:
                 yield Task(shard.split, shard.name, build_shard, arguments)
 
     def take(self, outcome: Outcome) -> int:
-        """Book the outcome of one task, and note its time in the journal.
-
-        Returns:
-            Number of images that it finished.
-
-        Raises:
-            UserError: too many images are unreadable, or workers have different models.
-        """
+        """Book the outcome of one task, note its time in the journal, and return the number of images it finished."""
         name = f"{outcome.task.group}/{outcome.task.name}"
         line = {"time": time.time(), "task": name, "seconds": outcome.seconds, "error": outcome.error}
         append_line(self.plan.folder / self.plan.of.journal_name, json.dumps(line))
@@ -348,18 +325,21 @@ class SplitBuild:
         write_manifest(plan.folder, Manifest(plan.split, self.bank, receipts, made_with, index, plan.of))
 
 
-def mended_of(receipt: Receipt, source: ImageSource, row_of: Mapping[str, int]) -> list[str]:
+def mended_of(receipt: Receipt, source: ImageSource, row_of: Mapping[str, int], given: AbstractSet[str]) -> list[str]:
     """Return the images of one shard that could not be read when it was built, and can be now.
 
-    Args:
-        row_of: Image id to row, for those of the shard at least; one that is not there any more stays unreadable.
+    Those that are not in `row_of` any more stay unreadable, and so do the `given` ones, which the base pass lacks.
     """
-    return [image_id for image_id, _ in receipt.failed if image_id in row_of and _can_be_read(source, row_of[image_id])]
+    mended = []
+    for image_id, _ in receipt.failed:
+        if image_id in row_of and image_id not in given:
+            with suppress(UnreadableImage):
+                source.read(row_of[image_id])
+                mended.append(image_id)
+    return mended
 
 
-def _can_be_read(source: ImageSource, row: int) -> bool:
-    try:
-        source.read(row)
-    except UnreadableImage:
-        return False
-    return True
+def unreadable_in_base(folder: Path, of: Pass) -> set[str]:
+    """Return the ids of the images that the pass below an extra pass could not read."""
+    base = read_manifest(folder) if of.name else None
+    return {image_id for image_id, _ in base.failed} if base is not None else set()

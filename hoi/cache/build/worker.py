@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from hoi.cache.build.pool import give_up_slot
 from hoi.cache.manifest import BankReceipt, Receipt, read_bank_receipt
 from hoi.cache.plan import ShardPlan, fingerprint_parts, hash_of_ids
-from hoi.cache.schema import BASE, SCHEMA_VERSION, Pass, clip_reason
+from hoi.cache.schema import BASE, SCHEMA_VERSION, Pass
 from hoi.cache.shard import encode_file
 from hoi.config import PipelineConfig
 from hoi.datasets import ImageSource, UnreadableImage, load_vocabulary, open_images
@@ -73,11 +73,7 @@ def release() -> None:
 
 
 def hold(config_json: str, factory: ModelFactory) -> Held:
-    """Return the model of a config, made at the first call in this process; set the threads of the calling thread.
-
-    Raises:
-        UserError: a GPU is asked for and there is none, or the model cannot be made.
-    """
+    """Return the model of a config, made at the first call in this process; set the threads of the calling thread."""
     config = PipelineConfig.model_validate_json(config_json)
     # OpenMP keeps its thread count per thread, and a task may run in any of them.
     torch.set_num_threads(config.cache.threads)
@@ -95,7 +91,6 @@ def hold(config_json: str, factory: ModelFactory) -> Held:
 
 
 def device_name(device: str) -> str:
-    """Return the name of the processor or, for `cuda`, of the GPU."""
     return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
 
 
@@ -109,17 +104,7 @@ def begin_pass(
     image_ids_sha256: str,
     factory: ModelFactory,
 ) -> dict[str, Any]:
-    """Begin a pass: write what it asks about every interaction, and beside it what its model says of itself.
-
-    Args:
-        factory: Makes the model.
-
-    Returns:
-        The fields of a `BankReceipt`.
-
-    Raises:
-        UserError: this worker's model cannot make the pass, or it cannot write.
-    """
+    """Begin a pass: write its bank, and beside it what its model says of itself, a `BankReceipt`'s fields, returned."""
     place, content = Path(folder), of.content
     held = hold(content.as_begun(config_json, place), factory)
     parts = content.parts(held.parts, place)
@@ -144,18 +129,13 @@ def begin_pass(
 def build_shard(
     plan: ShardPlan, config_json: str, folder: str, fingerprint: str, factory: ModelFactory
 ) -> dict[str, Any]:
-    """Run the model over the images of one shard and write it.
+    """Run the model over the images of one shard, write it, and return the fields of its `Receipt`.
 
     Args:
         fingerprint: What the model here must say of itself; empty for a pass that is just being begun.
-        factory: Makes the model.
-
-    Returns:
-        The fields of the shard's `Receipt`.
 
     Raises:
-        UserError: this worker sees other images or another base shard, or has another model, than the pass was begun
-            with, or cannot write.
+        UserError: this worker has other images, another base shard or model than the pass was begun with.
         ValueError: the model gave NaN or infinity.
     """
     place, content = Path(folder), plan.of.content
@@ -179,7 +159,7 @@ def build_shard(
     def decoded() -> Iterator[tuple[Any, np.ndarray]]:
         for row, image in read_ahead(source, [plan.start + row for row in inputs], held.device):
             if isinstance(image, str):
-                outcomes[row - plan.start] = clip_reason(image)
+                outcomes[row - plan.start] = image
             else:
                 readable.append(row - plan.start)
                 yield inputs[row - plan.start], image
@@ -234,11 +214,7 @@ def read_ahead(source: ImageSource, rows: Sequence[int], device: str) -> Iterato
 def write_bank(
     folder: Path, tables: dict[str, np.ndarray], attributes: dict[str, Any], begun: BankReceipt, of: Pass = BASE
 ) -> BankReceipt:
-    """Write the bank of a pass, and beside it what it is begun with.
-
-    Args:
-        begun: All but the file's own size and hash, which are in the one returned.
-    """
+    """Write the bank of a pass, and beside it what it is begun with: `begun`, and the file's own size and hash."""
     common = {"schema_version": SCHEMA_VERSION, "fingerprint": begun.fingerprint}
     data = encode_file(tables, {**common, **attributes})
     receipt = replace(begun, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
@@ -249,11 +225,6 @@ def write_bank(
 def write_shard(
     folder: Path, tables: Mapping[str, np.ndarray], plan: ShardPlan, parts: Mapping[str, Any], axes: Mapping[str, int]
 ) -> Receipt:
-    """Write the tables of a shard to its file.
-
-    Args:
-        parts: What the fingerprint is over.
-    """
     fingerprint, image_ids, reasons = json_sha256(parts), tables["image_id"].tolist(), tables["status_reason"].tolist()
     attributes = {
         "schema_version": SCHEMA_VERSION,

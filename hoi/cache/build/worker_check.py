@@ -38,11 +38,7 @@ _admitted: set[str] = set()
 
 
 class Answer(NamedTuple):
-    """What a worker says of itself.
-
-    Args:
-        written: File that it wrote into the cache folder, relative to it; None where it could not.
-    """
+    """What a worker says of itself; `written` is the file that it wrote into the cache folder, None if it could not."""
 
     host: str
     facts: dict[str, str]
@@ -52,10 +48,9 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class WorkerCheck:
-    """The questions; small, since they travel with every task.
+    """The questions, with what the driver finds itself; small, since they travel with every task.
 
     Args:
-        request: What the config asks for, as the driver reads the files that it names.
         facts: What the workers agreed on; None until they were asked.
     """
 
@@ -67,8 +62,8 @@ class WorkerCheck:
     of: Pass = BASE
 
     def answer(self, slots: int) -> Answer:
-        """Answer everything, on a worker that runs `slots` tasks at the same time."""
         config = PipelineConfig.model_validate_json(self.config_json)
+        """Answer everything, on a worker that runs `slots` tasks at the same time."""
         facts, problems = library_versions(LIBRARIES), list[str]()
         if slots != 1:
             problems.append(f"it runs {slots} tasks at once; start it with --nthreads 1")
@@ -125,11 +120,7 @@ class WorkerCheck:
         return facts
 
     def settle(self, answers: Mapping[str, Answer | Exception]) -> WorkerCheck:
-        """Return, on the driver, the check that later workers have to pass.
-
-        Raises:
-            UserError: a worker cannot take part, or differs from the others; names it and says in what.
-        """
+        """Return, on the driver, the check of later workers; a UserError names those that fail or differ."""
         folder = Path(PipelineConfig.model_validate_json(self.config_json).cache.folder)
         complaints = []
         for address, answer in sorted(answers.items()):
@@ -153,11 +144,7 @@ class WorkerCheck:
         return replace(self, facts=facts)
 
     def admit(self, slots: int) -> None:
-        """Raise, on a worker before a task, unless it passed before or passes now.
-
-        Raises:
-            UserError: this worker cannot take part, or differs from those that began.
-        """
+        """Raise a UserError, on a worker before a task, unless it passed before or passes now."""
         if self.token in _admitted:
             return
         answer = self.answer(slots)
@@ -183,7 +170,6 @@ def most_common(facts: list[dict[str, str]]) -> dict[str, str]:
 
 
 def differences(facts: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
-    """Return the facts in which a worker differs, in words."""
     return [
         f"{key} is {facts.get(key, 'absent')}, elsewhere {others.get(key, 'absent')}"
         for key in sorted(facts.keys() | others.keys())

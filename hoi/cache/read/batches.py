@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
+from itertools import pairwise, repeat
 from operator import getitem
 from typing import Literal, Protocol, cast
 
@@ -31,9 +32,7 @@ class Runs:
     """The consecutive rows that each of some images has in the tables of one kind.
 
     Args:
-        images: int64 [B], rows of the split.
-        starts: int64 [B], each image's first row in the split's tables.
-        counts: int64 [B], its number of rows.
+        images, starts, counts: int64 [B]: rows of the split, first rows in its tables, numbers of rows.
         slots: int64 [B + 1]: where each image's rows begin among the R, and R.
         rows: int64 [R]: rows of the split's tables.
     """
@@ -47,13 +46,11 @@ class Runs:
 
     @classmethod
     def counted(cls, kind: Kind, images: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> Runs:
-        """Return runs of the given numbers of rows, int64 [B]."""
         slots = np.concatenate([[0], np.cumsum(counts)])
         return cls(kind, images, starts, counts, slots, np.repeat(starts - slots[:-1], counts) + np.arange(slots[-1]))
 
     @classmethod
     def of_images(cls, images: np.ndarray) -> Runs:
-        """Return runs of one row per image."""
         return cls("image", images, images, np.ones_like(images), np.arange(len(images) + 1), images)
 
     @classmethod
@@ -66,12 +63,8 @@ class Runs:
 _rows_of = cast(Callable[[memoryview, slice], memoryview], getitem)
 
 
-class Located(Protocol):
-    """Runs of images, found in the tables of their kind."""
-
-    def take(self, begin: int, end: int, name: str) -> Tensor:
-        """Return a field's rows of the images from `begin` up to, not including, `end`: a new tensor [R, ...]."""
-        ...
+Take = Callable[[int, int, str], Tensor]
+"""Returns a field's rows of the images from `begin` up to, not including, `end`: a new tensor [R, ...]."""
 
 
 class Tables(Protocol):
@@ -80,9 +73,7 @@ class Tables(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def locate(self, runs: Runs) -> Located:
-        """Return where the rows of runs lie."""
-        ...
+    def locate(self, runs: Runs) -> Take: ...
 
 
 def pick(table: Tensor, rows: Tensor) -> Tensor:
@@ -103,13 +94,13 @@ class JoinedTables:
         self._whole: dict[str, Tensor] = {}
 
     def whole(self, name: str) -> Tensor:
-        """Return all rows of a field; no copy."""
         if name not in self._whole:
             self._whole[name] = self._join(name)
         return self._whole[name]
 
-    def locate(self, runs: Runs) -> Located:
-        return _Picked(self, torch.from_numpy(runs.rows).to(self.device), runs.slots.tolist())
+    def locate(self, runs: Runs) -> Take:
+        rows, slots = torch.from_numpy(runs.rows).to(self.device), runs.slots.tolist()
+        return lambda begin, end, name: pick(self.whole(name), rows[slots[begin] : slots[end]])
 
     def _join(self, name: str) -> Tensor:
         parts = [self._shard_rows(shard, name) for shard in range(self._num_shards)]
@@ -123,23 +114,10 @@ class JoinedTables:
         return table
 
 
-@dataclass(frozen=True)
-class _Picked:
-    tables: JoinedTables
-    rows: Tensor
-    slots: list[int]
-
-    def take(self, begin: int, end: int, name: str) -> Tensor:
-        return pick(self.tables.whole(name), self.rows[self.slots[begin] : self.slots[end]])
-
-
 class MappedTables:
     """Fields that stay in the shards' mapped files: one copy per image and field, straight into the batch.
 
-    Args:
-        shard_rows: The shards, mapped.
-        starts: Of each kind, int64 [S + 1]: rows of the split at which the shards begin, and their sum.
-        template: Of a field by name.
+    Of each kind, `starts` are the rows of the split at which the shards begin, and their sum, int64 [S + 1].
     """
 
     device = torch.device("cpu")
@@ -148,54 +126,22 @@ class MappedTables:
         self, shard_rows: ShardRows, starts: Mapping[Kind, np.ndarray], template: Callable[[str], Template]
     ) -> None:
         self._starts = starts
-        self._views = _FieldViews(shard_rows)
         self._template = template
+        self._view = cache(lambda shard, name: shard_rows(shard, name).data)
 
-    def locate(self, runs: Runs) -> Located:
+    def locate(self, runs: Runs) -> Take:
         shard = np.searchsorted(self._starts["image"], runs.images, side="right") - 1
-        begin = runs.starts - self._starts[runs.kind][shard]
-        slices = list(map(slice, begin.tolist(), (begin + runs.counts).tolist()))
-        return _Sliced(self._views, self._template, shard.tolist(), slices)
+        first = runs.starts - self._starts[runs.kind][shard]
+        shards, slices = shard.tolist(), list(map(slice, first.tolist(), (first + runs.counts).tolist()))
 
+        def take(begin: int, end: int, name: str) -> Tensor:
+            views = map(self._view, shards[begin:end], repeat(name))
+            # Slices of a memoryview cost a fifth of an array's, and join copies each with one memcpy.
+            data = bytearray().join(map(_rows_of, views, slices[begin:end]))
+            dtype, shape = self._template(name)
+            return torch.from_numpy(np.frombuffer(data, dtype).reshape(-1, *shape))
 
-@dataclass(frozen=True)
-class _Sliced:
-    views: _FieldViews
-    template: Callable[[str], Template]
-    shards: list[int]
-    slices: list[slice]
-
-    def take(self, begin: int, end: int, name: str) -> Tensor:
-        views = map(self.views[name].__getitem__, self.shards[begin:end])
-        # Slices of a memoryview cost a fifth of an array's, and join copies each with one memcpy.
-        data = bytearray().join(map(_rows_of, views, self.slices[begin:end]))
-        dtype, shape = self.template(name)
-        return torch.from_numpy(np.frombuffer(data, dtype).reshape(-1, *shape))
-
-
-class _ShardViews(dict[int, memoryview]):
-    # One field's rows by shard, looked up when first asked for.
-
-    def __init__(self, shard_rows: ShardRows, name: str) -> None:
-        super().__init__()
-        self._shard_rows = shard_rows
-        self._name = name
-
-    def __missing__(self, shard: int) -> memoryview:
-        view = self[shard] = self._shard_rows(shard, self._name).data
-        return view
-
-
-class _FieldViews(dict[str, _ShardViews]):
-    # Views of the shards by field, made when a field is first asked for.
-
-    def __init__(self, shard_rows: ShardRows) -> None:
-        super().__init__()
-        self._shard_rows = shard_rows
-
-    def __missing__(self, name: str) -> _ShardViews:
-        views = self[name] = _ShardViews(self._shard_rows, name)
-        return views
+        return take
 
 
 DETECTION_COLUMNS = ("boxes_xyxy", "scores", "labels")
@@ -207,13 +153,12 @@ FEATURES = (*IMAGE_FEATURES, "detection_feature", *PAIR_FEATURES)
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Makes the batches of a split's images.
+    """Makes the batches of a split's images; `columns` and `features` are where small and large fields are taken from.
 
     Args:
         size_hw: int32 [n, 2].
         detection_offsets, pair_offsets: int64 [n + 1], rows of the split's tables.
-        columns: Where pairs, boxes, scores and labels are taken from, on the CPU.
-        features: Where `FEATURES` are taken from; batches are made on its device.
+        features: Of `FEATURES`; batches are made on its device.
         no_object_idx: Label of the object of a pair of a human with itself; None where there are no such pairs.
     """
 
@@ -231,47 +176,45 @@ class BatchMaker:
     def make(
         self, images_of_batches: Sequence[np.ndarray], extra: Mapping[str, tuple[Kind, Tables]]
     ) -> Iterator[PairBatch]:
-        """Yield the batches of the given images, one after the other.
+        """Yield the batches of the given images, int64 [B] each, one after the other.
 
         Which rows to take, and the small columns, are worked out for all of them at once: done batch by batch, that
         would cost a third of what the features cost.
 
         Args:
-            images_of_batches: Rows of the split for each batch, int64 [B].
             extra: Extra fields by name: whether a row is an image or a pair, and where they are taken from.
         """
         images = np.concatenate(images_of_batches)
         bounds = np.cumsum([0, *map(len, images_of_batches)])
         pairs = Runs.between("pair", self.pair_offsets, images)
-        pairs_at = self.columns.locate(pairs)
-        humans_objects = np.ascontiguousarray(pairs_at.take(0, len(images), "pairs_ho").numpy().T, np.int64)
+        humans_objects = self.columns.locate(pairs)(0, len(images), "pairs_ho").numpy().T
+        humans_objects = np.ascontiguousarray(humans_objects, np.int64)
         detections = self._paired_detections(pairs, humans_objects)
-        detections_at = self.columns.locate(detections)
-        columns = self._columns(detections, detections_at, pairs, humans_objects)
+        columns = self._columns(detections, pairs, humans_objects)
         places = _places(bounds, detections, pairs, humans_objects)
-        runs = {"image": Runs.of_images(images), "pair": pairs}
-        images_at = self.columns.locate(runs["image"])
-        extra_at = {name: tables.locate(runs[kind]) for name, (kind, tables) in extra.items()}
-        if self.features is not self.columns:
-            images_at, detections_at, pairs_at = map(self.features.locate, (runs["image"], detections, pairs))
-
+        runs: dict[Kind, Runs] = {"image": Runs.of_images(images), "pair": pairs}
+        of_image, of_detection, of_pair = map(self.features.locate, (runs["image"], detections, pairs))
+        of_extra = {name: tables.locate(runs[kind]) for name, (kind, tables) in extra.items()}
         image_columns = {"image_rows": images, "size_hw": self.size_hw[images].astype(np.float32)}
-        of_images = self._split(image_columns, bounds)
-        of_pairs = self._split(columns, pairs.slots[bounds])
-        of_places = self._split(places, pairs.slots[bounds])
-        for begin, end in pairwise(bounds.tolist()):
-            place = next(of_places)
+        split = zip(
+            pairwise(bounds.tolist()),
+            self._split(image_columns, bounds),
+            self._split(columns, pairs.slots[bounds]),
+            self._split(places, pairs.slots[bounds]),
+            strict=True,
+        )
+        for (begin, end), image_part, pair_part, place in split:
             # Every detection is read and converted once, however many pairs share it.
-            region = detections_at.take(begin, end, "detection_feature").float()
+            region = of_detection(begin, end, "detection_feature").float()
             yield PairBatch(
-                **next(of_images),
-                **{name: images_at.take(begin, end, name).float() for name in IMAGE_FEATURES},
-                **next(of_pairs),
+                **image_part,
+                **{name: of_image(begin, end, name).float() for name in IMAGE_FEATURES},
+                **pair_part,
                 pair_image=place["image"],
                 human_feature=pick(region, place["human"]),
                 object_feature=pick(region, place["object"]),
-                **{name: pairs_at.take(begin, end, name).float() for name in PAIR_FEATURES},
-                extra={name: at.take(begin, end, name).to(self.device).float() for name, at in extra_at.items()},
+                **{name: of_pair(begin, end, name).float() for name in PAIR_FEATURES},
+                extra={name: take(begin, end, name).to(self.device).float() for name, take in of_extra.items()},
             )
 
     def _paired_detections(self, pairs: Runs, humans_objects: np.ndarray) -> Runs:
@@ -283,12 +226,9 @@ class BatchMaker:
             counts[has_pairs] = np.maximum.reduceat(last, pairs.slots[:-1][has_pairs]) + 1
         return Runs.counted("detection", pairs.images, self.detection_offsets[pairs.images], counts)
 
-    def _columns(
-        self, detections: Runs, detections_at: Located, pairs: Runs, humans_objects: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        boxes, scores, labels = (
-            detections_at.take(0, len(detections.images), name).numpy() for name in DETECTION_COLUMNS
-        )
+    def _columns(self, detections: Runs, pairs: Runs, humans_objects: np.ndarray) -> dict[str, np.ndarray]:
+        take = self.columns.locate(detections)
+        boxes, scores, labels = (take(0, len(detections.images), name).numpy() for name in DETECTION_COLUMNS)
         slots = humans_objects + np.repeat(detections.slots[:-1], pairs.counts)
         rows_h, rows_o = humans_objects + np.repeat(detections.starts, pairs.counts)
         boxes_h, boxes_o = boxes.take(slots, axis=0)

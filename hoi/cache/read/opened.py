@@ -20,20 +20,12 @@ from hoi.errors import UserError, command
 
 
 class OpenedPass:
-    """Where a pass's fields lie. Its index is mapped; a shard is opened when a row of it is first touched.
-
-    Args:
-        manifest: Of the pass, all of whose files are there.
-    """
+    """Where a pass's fields lie. Its index is mapped; a shard is opened when a row of it is first touched."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.index = open_index(folder, manifest)
         self._shards = [LazyShard(folder, manifest, self.index, number) for number in range(len(manifest.shards))]
-
-    @property
-    def num_shards(self) -> int:
-        return len(self._shards)
 
     @cached_property
     def fields(self) -> dict[str, Field]:
@@ -46,16 +38,11 @@ class OpenedPass:
         return self._shards[shard].rows(name)
 
     def template(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
-        """Return dtype and shape of one row of a field."""
         field = self.fields[name]
         return np.dtype(field.dtype), shape_of(field, 0, self.manifest.bank.axes)[1:]
 
     def extra(self, name: str) -> Field:
-        """Return a field of images or pairs.
-
-        Raises:
-            UserError: the pass has no such field.
-        """
+        """Return a field of images or pairs; a UserError where the pass has none of this name."""
         known = {name: field for name, field in self.fields.items() if field.rows in ("image", "pair")}
         if name in known:
             return known[name]
@@ -71,11 +58,9 @@ class OpenedPass:
 def open_extra(folder: Path, name: str, base: Manifest, config: PipelineConfig | None) -> OpenedPass:
     """Open an extra pass of a split, beside its complete base pass.
 
-    Args:
-        config: The pipeline file that is run now, with which the pass must agree if it names it; None for any.
-
     Raises:
-        UserError: there is no such pass; it is not complete, or made with other settings or over other base shards.
+        UserError: there is no such pass, or it is not complete, over other base shards, or of other settings than those
+            of the pipeline file that is run now, if there is one and it names the pass.
     """
     known = {of.name: of for of in passes_in(folder)}
     if name not in known:
@@ -100,11 +85,7 @@ def open_extra(folder: Path, name: str, base: Manifest, config: PipelineConfig |
 
 
 def pass_fingerprints(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the fingerprints of extra passes of a split by name.
-
-    Raises:
-        UserError: a pass is not there or not complete.
-    """
+    """Return the fingerprints of extra passes of a split by name; a UserError where one is not complete."""
     fingerprints = {}
     for name in sorted(names):
         manifest = read_manifest(folder, Pass(name))
@@ -124,7 +105,7 @@ class SplitTables:
 
     def __init__(self, base: OpenedPass, is_mapped: bool, config: PipelineConfig | None) -> None:
         self.is_mapped = is_mapped
-        self._base, self._config = base, config
+        self._base, self._config, self._num_shards = base, config, len(base.manifest.shards)
         self._passes = {BASE: base}
         self._on: dict[torch.device, JoinedTables] = {}
         self._kept: dict[tuple[str, torch.device], bool] = {}
@@ -132,31 +113,25 @@ class SplitTables:
     @property
     def here(self) -> Tables:
         """The fields as they lie by themselves: mapped, or joined in memory."""
-        return self._mapped if self.is_mapped else self._joined
+        return self._mapped if self.is_mapped else self.on(torch.device("cpu"))
 
     def on(self, device: torch.device) -> JoinedTables:
         """Return the fields on a device, each put there when it is first asked for."""
-        if device.type == "cpu":
-            return self._joined
+        device = torch.device("cpu") if device.type == "cpu" else device
         if device not in self._on:
-            self._on[device] = JoinedTables(self._shard_rows, self._base.num_shards, device)
+            self._on[device] = JoinedTables(self._shard_rows, self._num_shards, device)
         return self._on[device]
 
     def whole(self, name: str) -> np.ndarray:
         """Return all rows of a field, as on disk; no copy where fields are joined in memory."""
         if self.is_mapped:
-            return np.concatenate([self._shard_rows(shard, name) for shard in range(self._base.num_shards)])
-        return self._joined.whole(name).numpy()
+            return np.concatenate([self._shard_rows(shard, name) for shard in range(self._num_shards)])
+        return self.on(torch.device("cpu")).whole(name).numpy()
 
     def extra(self, names: Sequence[str], device: torch.device | None) -> dict[str, tuple[Kind, Tables]]:
-        """Return, for fields of images or pairs, which of the two they are of and where they are taken from.
+        """Return where fields of images or pairs, of any pass, are taken from; a UserError where there is none.
 
-        Args:
-            names: Of any pass; one that was not asked for before is opened.
-            device: Where fields are kept; one that has no room there comes from where it lies by itself.
-
-        Raises:
-            UserError: there is no such pass or field; see `open_extra` and `OpenedPass.extra`.
+        They come from a device, where one is named and has room for the whole field, or from where they lie.
         """
         places: dict[str, tuple[Kind, Tables]] = {}
         for name in names:
@@ -166,13 +141,11 @@ class SplitTables:
         return places
 
     def num_bytes(self, name: str) -> int:
-        """Return what all rows of a field take."""
         of, field_name = pass_and_name(name)
         field = self._opened(of).fields[field_name]
         dtype, shape = self._template(name)
-        offsets = self._base.index.columns
-        num_images = len(offsets["detection_offsets"]) - 1
-        num_rows = num_images if field.rows == "image" else int(offsets[f"{field.rows}_offsets"][-1])
+        is_image, columns = field.rows == "image", self._base.index.columns
+        num_rows = self._base.manifest.num_images if is_image else int(columns[f"{field.rows}_offsets"][-1])
         return num_rows * dtype.itemsize * math.prod(shape)
 
     def _fits(self, name: str, device: torch.device) -> bool:
@@ -186,10 +159,6 @@ class SplitTables:
         if of not in self._passes:
             self._passes[of] = open_extra(self._base.folder, of.name, self._base.manifest, self._config)
         return self._passes[of]
-
-    @cached_property
-    def _joined(self) -> JoinedTables:
-        return JoinedTables(self._shard_rows, self._base.num_shards)
 
     @cached_property
     def _mapped(self) -> MappedTables:

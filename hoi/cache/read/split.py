@@ -37,14 +37,13 @@ PLANNED_IMAGES = 512
 def open_split(
     config: PipelineConfig, name: str, *, same_images: bool = True, fingerprint: str | None = None, mode: Mode = "auto"
 ) -> CacheSplit:
-    """Open a complete split of a config's cache, made with the config's settings.
+    """Open a complete split of a config's cache, made with the config's settings and, if given, with a fingerprint.
 
     Extra passes are checked in the same way when a field of theirs is first asked for.
 
     Args:
         same_images: Whether it must hold the data set's own images in its own order, as labels do, which join images by
             row; they must be here then. Without them only weight files that are here are looked at.
-        fingerprint: What the cache must have been made with, or None for whatever the settings give.
         mode: `memory`, `mapped`, or `auto` by size.
 
     Raises:
@@ -88,10 +87,8 @@ class CacheSplit:
     ) -> CacheSplit:
         """Open a split without a look at its settings: manifest, index, and the sizes of all files.
 
-        A shard is checked to be the manifest's when a row of it is first touched, which raises the same errors.
-
-        Args:
-            config: Whose settings extra passes must have been made with; None for any.
+        A shard is checked to be the manifest's when a row of it is first touched, which raises the same errors. Extra
+        passes must be of the settings of `config`, if there is one.
 
         Raises:
             UserError: there is no cache, it is not complete, damaged, of another schema version or fingerprint.
@@ -120,7 +117,6 @@ class CacheSplit:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The readable parts of the fingerprint."""
         return self.manifest.bank.parts
 
     @property
@@ -187,42 +183,37 @@ class CacheSplit:
         return self.table("labels").astype(np.int64)
 
     def table(self, name: str) -> np.ndarray:
-        """Return a whole field of the split or, as `NAME/field`, of an extra pass, as on disk; not offsets and text.
+        """Return a whole field of the split, [n, ...], [N, ...] or [P, ...], as on disk; `NAME/field` of an extra pass.
 
-        It is [n, ...], [N, ...] or [P, ...], and no copy in memory mode.
+        Not offsets and text; no copy in memory mode.
         """
         return self._tables.whole(name)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The names that the similarities are about."""
         return Vocabulary.from_dict(self._bank.json("vocabulary"))
 
     @cached_property
     def text_bank(self) -> TextBank:
-        """The interaction texts and the teacher's scale."""
-        attributes = self._bank.attributes
+        bank = self._bank
+        head = {part.name: f"visual_{part.name}" for part in fields(VisualHead)}
+        head = {name: bank.table(table) for name, table in head.items() if table in bank.locations}
         return TextBank(
-            self._bank.table("text_embedding"),
-            attributes["logit_scale"],
-            attributes.get("logit_bias"),
-            tuple(tuple(texts) for texts in self._bank.json("prompts")),
-            self._visual_head(),
+            bank.table("text_embedding"),
+            bank.attributes["logit_scale"],
+            bank.attributes.get("logit_bias"),
+            tuple(tuple(texts) for texts in bank.json("prompts")),
+            VisualHead(**head) if head else None,
         )
 
     def batch(self, image_rows: np.ndarray, extra: Sequence[str] = (), device: torch.device | None = None) -> PairBatch:
-        """Return a batch of the pairs of some images, float32.
+        """Return a batch of the pairs of some readable images, int [B], in float32.
 
         Args:
-            image_rows: int [B], rows of readable images.
             extra: More fields by name, for `PairBatch.extra`: `spatial_map`, `union_embedding`, ..., or of an extra
                 pass, whose index is opened then, `NAME/field`.
             device: Where fields are kept whole from the first batch on, for the batch to be made there; None for the
                 CPU, from memory or mapped shards.
-
-        Raises:
-            ValueError: an image is unreadable.
-            UserError: the cache lacks a field of `extra`, or the pass that it is of.
         """
         image_rows = np.asarray(image_rows, np.int64)
         if not self.is_readable[image_rows].all():
@@ -236,11 +227,7 @@ class CacheSplit:
         extra: Sequence[str] = (),
         device: torch.device | None = None,
     ) -> Iterator[PairBatch]:
-        """Yield every readable image once, in batches; the last may be smaller.
-
-        Args:
-            rng: Shuffles the images, or None for their own order.
-        """
+        """Yield every readable image once, in batches; the last may be smaller. `rng` shuffles the images."""
         rows = np.flatnonzero(self.is_readable)
         if rng is not None:
             rows = rng.permutation(rows)
@@ -250,11 +237,7 @@ class CacheSplit:
     def batches_of(
         self, image_rows: Sequence[np.ndarray], extra: Sequence[str] = (), device: torch.device | None = None
     ) -> Iterator[PairBatch]:
-        """Yield the batches of the given images.
-
-        Args:
-            image_rows: int64 [B] each, readable images.
-        """
+        """Yield the batches of the given readable images, int64 [B] each."""
         places = self._tables.extra(extra, device)
         largest = max(map(len, image_rows), default=0)
         at_once = max(1, PLANNED_IMAGES // max(1, largest))
@@ -262,7 +245,6 @@ class CacheSplit:
             yield from self._maker(device).make(image_rows[start : start + at_once], places)
 
     def num_bytes(self, name: str) -> int:
-        """Return what all rows of a field take, `NAME/field` of an extra pass."""
         return self._tables.num_bytes(name)
 
     def _maker(self, device: torch.device | None) -> BatchMaker:
@@ -273,10 +255,6 @@ class CacheSplit:
                 self.size_hw, self.detection_offsets, self.pair_offsets, here, there, self.vocabulary.no_object_idx
             )
         return self._makers[device]
-
-    def _visual_head(self) -> VisualHead | None:
-        parts = [part.name for part in fields(VisualHead) if f"visual_{part.name}" in self._bank.locations]
-        return VisualHead(**{name: self._bank.table(f"visual_{name}") for name in parts}) if parts else None
 
     @cached_property
     def _bank(self) -> Header:
@@ -297,28 +275,18 @@ class ResidentSplit:
     def batches(
         self, batch_images: int, rng: np.random.Generator | None = None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
-        """Yield what `CacheSplit.batches` yields, on the device."""
         return self.split.batches(batch_images, rng, extra, self.device)
 
 
 def training_source(
     split: CacheSplit, device: torch.device, resident: Literal["auto", "never", "always"]
 ) -> CacheSplit | ResidentSplit:
-    """Return the split itself, or kept on the device, as `train.resident` says.
-
-    Raises:
-        UserError: it is always to be kept on a GPU that has no room for it.
-    """
+    """Return the split itself, or kept on the device, as `train.resident` says; a UserError where there is no room."""
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     return ResidentSplit(split, device) if is_resident(feature_bytes(split), free_bytes, resident) else split
 
 
 def is_resident(num_bytes: int, free_bytes: int | None, resident: Literal["auto", "never", "always"]) -> bool:
-    """Return whether features are kept on the device.
-
-    Raises:
-        UserError: as `training_source`.
-    """
     if resident == "always" and free_bytes is not None and num_bytes > free_bytes:
         raise UserError(
             "the GPU has no room for the cached features",
@@ -332,7 +300,6 @@ def is_resident(num_bytes: int, free_bytes: int | None, resident: Literal["auto"
 
 
 def feature_bytes(split: CacheSplit, extra: Sequence[str] = ()) -> int:
-    """Return what the features of a split's batches take on a device, and more fields by name."""
     return sum(split.num_bytes(name) for name in (*FEATURES, *extra))
 
 
@@ -341,11 +308,9 @@ ORDER_SEED = 0
 
 @dataclass(frozen=True)
 class FirstImages:
-    """The first readable images of one shuffled order, which no training seed changes.
+    """The first `max_images` readable images of one shuffled order, which no training seed changes; None for all.
 
-    Args:
-        max_images: How many; where there are fewer, or None, all of them.
-        share: Takes from the rows of each batch this process's own, which may be none; None for all.
+    `share` takes from the rows of each batch this process's own, which may be none.
     """
 
     source: CacheSplit | ResidentSplit
@@ -365,7 +330,6 @@ class FirstImages:
     def batches(
         self, batch_images: int, rng: np.random.Generator | None = None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
-        """Yield their batches, as `CacheSplit.batches`."""
         rows = self.rows if rng is None else rng.permutation(self.rows)
         device = self.source.device if isinstance(self.source, ResidentSplit) else None
         batches = [rows[start : start + batch_images] for start in range(0, len(rows), batch_images)]

@@ -28,21 +28,15 @@ SHOWN = 20
 
 
 def info(config: PipelineConfig) -> str:
-    """Return what the config's cache is, for people: counts, unreadable images, versions; unfinished splits included.
-
-    Raises:
-        UserError: there is no cache, or it is of another schema version.
-    """
+    """Return what the config's cache is, for people: counts, unreadable images, versions; unfinished splits, too."""
     folder = Path(config.cache.folder)
-    lines: list[str] = []
     shown: set[str] = set()
-    for split in cached_splits(folder):
-        for of in (BASE, *passes_in(folder / split)):
-            lines += _describe(folder / split, shown, of)
+    places = [folder / split for split in cached_splits(folder)]
+    lines = [line for place in places for of in (BASE, *passes_in(place)) for line in _describe(place, shown, of)]
     return "\n".join(lines)
 
 
-def _describe(folder: Path, shown: set[str], of: Pass = BASE) -> list[str]:
+def _describe(folder: Path, shown: set[str], of: Pass) -> list[str]:
     manifest = read_manifest(folder, of)
     bank = manifest.bank if manifest is not None else read_bank_receipt(folder, of)
     name = of.label(folder.name)
@@ -74,17 +68,15 @@ def _describe(folder: Path, shown: set[str], of: Pass = BASE) -> list[str]:
     lines.append(f"  fingerprint {bank.fingerprint}" + (" (as above)" if bank.fingerprint in shown else ""))
     if bank.fingerprint not in shown:
         parts = {**bank.parts, "axes": bank.axes}
-        lines += [f"    {key}: {_plain(value)}" for key, value in sorted(flatten(parts).items())]
+        plain = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(parts).items()}
+        lines += [f"    {key}: {value}" for key, value in sorted(plain.items())]
     shown.add(bank.fingerprint)
     return lines
 
 
 def _history(folder: Path, of: Pass) -> list[str]:
-    lines = []
-    if (folder / of.journal_name).is_file():
-        seconds = journal_seconds([folder], of)
-        if seconds is not None:
-            lines.append(f"  {seconds:.3f} worker seconds per image")
+    seconds = journal_seconds([folder], of)
+    lines = [] if seconds is None else [f"  {seconds:.3f} worker seconds per image"]
     kept = {path.name: path.name.rpartition(".")[0] for path in (folder / QUARANTINE_NAME).glob("*.[0-9]*")}
     quarantined = sorted(name for name, original in kept.items() if of_file(original) == of)
     if quarantined:
@@ -92,16 +84,8 @@ def _history(folder: Path, of: Pass) -> list[str]:
     return lines
 
 
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def find_image(folder: Path, image_id: str, split: str | None) -> tuple[Manifest, Header, int]:
-    """Find an image in a complete split, or in all: return the manifest, the shard, and the row in it.
-
-    Raises:
-        UserError: no complete split has this image.
-    """
+    """Return the manifest, the shard, and the row in it of an image; a UserError where no complete split has it."""
     known: list[str] = []
     for name in [split] if split is not None else cached_splits(folder):
         manifest = read_manifest(folder / name)
@@ -132,20 +116,12 @@ def export(config: PipelineConfig, image_id: str, top: int = 5, split: str | Non
     """Return what was detected and paired in an image of the config's cache, and what the teacher says of it.
 
     Scores are the teacher's own: softmax over all interactions of `logit_scale * cosine`, or the sigmoid where it was
-    trained with one.
+    trained with one. Raises a UserError where no complete split, or not the given one, has the image.
 
     Args:
         top: Number of interactions listed per image and pair; those of a pair are of its object.
-        split: Where it is, or None to look in all complete splits.
-
-    Raises:
-        UserError: no complete split has this image.
     """
-    return ImageReport(_export_image(Path(config.cache.folder), image_id, top, split))
-
-
-def _export_image(folder: Path, image_id: str, top: int, split: str | None) -> dict[str, Any]:
-    manifest, header, row = find_image(folder, image_id, split)
+    manifest, header, row = find_image(Path(config.cache.folder), image_id, split)
     axes = header.attributes["axes"]
     tables = header.tables(fields_of(axes, BASE.content.fields))
     record = unpack_image(tables, row, axes)
@@ -158,58 +134,59 @@ def _export_image(folder: Path, image_id: str, top: int, split: str | None) -> d
         "is_readable": bool(tables["status"][row] != UNREADABLE),
     }
     if not isinstance(record, ImageSignals):
-        return {**plain, "reason": record}
+        return ImageReport({**plain, "reason": record})
     bank = read_header(header.path.parent / BASE.bank_name)
     vocabulary = Vocabulary.from_dict(bank.json("vocabulary"))
     scale, bias = bank.attributes["logit_scale"], bank.attributes.get("logit_bias")
-    names = [vocabulary.objects[label] for label in record.detections.labels]
-    every = np.arange(len(vocabulary))
+    labels = record.detections.labels
+    names = [vocabulary.objects[label] for label in labels]
 
     def best(cosines: np.ndarray, admitted: np.ndarray) -> list[dict[str, Any]]:
         cosines = cosines.astype(np.float64)
-        scores = _teacher_scores(cosines, scale, bias)
-        rows = sorted(admitted.tolist(), key=lambda k: -scores[k])[:top]
+        logits = scale * cosines + (bias or 0.0)
+        powers = np.exp(logits - logits.max())
+        scores = 1 / (1 + np.exp(-logits)) if bias is not None else powers / powers.sum()
+        rows = sorted(np.flatnonzero(admitted).tolist(), key=lambda k: -scores[k])[:top]
         return [
             {"interaction": vocabulary.names[k], "cosine": round(cosines[k], 4), "score": round(scores[k], 6)}
             for k in rows
         ]
 
+    def best_of_pair(human: int, obj: int, cosines: np.ndarray) -> list[dict[str, Any]]:
+        # The interactions of its object or, for a human with itself, those without object.
+        label = vocabulary.no_object_idx if human == obj else labels[obj]
+        return best(cosines, vocabulary.object_of == label)
+
     boxes = record.detections.boxes_xyxy.astype(np.float64).round(2).tolist()
-    return {
-        **plain,
+    plain |= {
         "size_hw": record.size_hw.tolist(),
         "score_form": "softmax" if bias is None else "sigmoid",
         "crop_margin": manifest.bank.parts.get("teacher", {}).get("crop_margins", [None])[0],
-        "interactions": best(record.image_similarity, every),
+        "interactions": best(record.image_similarity, np.ones(len(vocabulary), bool)),
         "detections": [
             {"object": name, "score": round(float(score), 4), "box_xyxy": box}
             for name, score, box in zip(names, record.detections.scores, boxes, strict=True)
         ],
         "pairs": [
             {
-                "human": int(human),
-                "object": int(obj),
+                "human": human,
+                "object": obj,
                 "object_name": names[obj],
-                "interactions": best(cosines[0], _admitted(vocabulary, record, int(human), int(obj))),
+                "interactions": best_of_pair(human, obj, cosines[0]),
             }
-            for (human, obj), cosines in zip(record.pairs_ho, record.union_similarity, strict=True)
+            for (human, obj), cosines in zip(record.pairs_ho.tolist(), record.union_similarity, strict=True)
         ],
-        **_passes(header, row, vocabulary, top),
     }
+    passes = {
+        of.name: _answers(header, of, row, vocabulary, top)
+        for of in passes_in(header.path.parent)
+        if read_manifest(header.path.parent, of) is not None
+    }
+    return ImageReport({**plain, "passes": passes} if passes else plain)
 
 
-def _passes(base: Header, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
-    folder, number = base.path.parent, base.attributes["index"]
-    said = {}
-    for of in passes_in(folder):
-        if read_manifest(folder, of) is not None:
-            said[of.name] = _answers(
-                inspect_shard(folder / of.shard_name(number), of.content.fields), of, row, vocabulary, top
-            )
-    return {"passes": said} if said else {}
-
-
-def _answers(header: Header, of: Pass, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
+def _answers(base: Header, of: Pass, row: int, vocabulary: Vocabulary, top: int) -> dict[str, Any]:
+    header = inspect_shard(base.path.with_name(of.shard_name(base.attributes["index"])), of.content.fields)
     axes = header.attributes["axes"]
     tables = header.tables(fields_of(axes, of.content.fields))
     record = unpack_signals(tables, row, axes)
@@ -226,17 +203,3 @@ def _answers(header: Header, of: Pass, row: int, vocabulary: Vocabulary, top: in
     if record.vlm_pair_scores is not None:
         plain["pairs"] = [best(scores) for scores in record.vlm_pair_scores]
     return plain
-
-
-def _admitted(vocabulary: Vocabulary, record: ImageSignals, human: int, obj: int) -> np.ndarray:
-    # The interactions of its object, or, for a human with itself, those without object.
-    label = vocabulary.no_object_idx if human == obj else record.detections.labels[obj]
-    return np.flatnonzero(vocabulary.object_of == label)
-
-
-def _teacher_scores(cosines: np.ndarray, scale: float, bias: float | None) -> np.ndarray:
-    logits = scale * cosines + (bias or 0.0)
-    if bias is not None:
-        return 1 / (1 + np.exp(-logits))
-    shifted = np.exp(logits - logits.max())
-    return shifted / shifted.sum()

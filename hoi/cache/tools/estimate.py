@@ -38,12 +38,7 @@ ASSUMED_PAIRS, ASSUMED_DETECTIONS = 15.0, 20.0
 
 @dataclass(frozen=True)
 class Density:
-    """What an image comes to on average, and how that is known.
-
-    Args:
-        num_bytes: Mean bytes of an image in finished shards; None where only the schema says it.
-        seconds: Of one worker per image; None where nothing says it.
-    """
+    """What an image comes to on average, and how that is known; bytes and worker seconds are None if unknown."""
 
     detections: float
     pairs: float
@@ -54,12 +49,7 @@ class Density:
 
 @dataclass(frozen=True)
 class SplitEstimate:
-    """What a split has and lacks.
-
-    Args:
-        bytes_at_caps: What they would take at most, with every image at the limits of detections and pairs.
-        worker_seconds: What they are expected to cost one worker; None where nothing says it.
-    """
+    """What a split has and lacks; `bytes_at_caps` is with every image at the limits of detections and pairs."""
 
     split: str
     of: Pass
@@ -74,11 +64,7 @@ class SplitEstimate:
 
 
 def finished_shards(plan: SplitPlan, request: dict[str, Any]) -> list[Receipt]:
-    """Return the receipts of the shards of a split that are there; sizes are looked at, files are not opened.
-
-    Raises:
-        UserError: they were made with other settings.
-    """
+    """Return the receipts of the shards of a split that are there; sizes are looked at, files are not opened."""
     if is_complete(plan, request):
         manifest = read_manifest(plan.folder, plan.of)
         assert manifest is not None
@@ -92,10 +78,7 @@ def finished_shards(plan: SplitPlan, request: dict[str, Any]) -> list[Receipt]:
 def axes_of(config: PipelineConfig) -> dict[str, int]:
     """Return the size of every letter of the base pass, without loading weights.
 
-    C, H, W are absent where only the loaded model knows them.
-
-    Raises:
-        UserError: the model is unknown.
+    C, H, W are absent where only the loaded model knows them. Raises a UserError if the model is unknown.
     """
     teacher = config.teacher
     sizes: dict[str, int] = load_target(teacher.SIZES)(teacher)
@@ -193,11 +176,7 @@ def assumed_density(config: PipelineConfig) -> Density:
 
 
 def sampled_density(config: PipelineConfig, split: str, num_images: int) -> tuple[Density, dict[str, int]]:
-    """Run a few images, spread evenly over a split, through the models; return what they came to and the axes.
-
-    Raises:
-        UserError: the models cannot be loaded, or none of the images can be read.
-    """
+    """Run a few images, spread evenly over a split, through the models; return what they came to and the axes."""
     from hoi.cache.build.worker import OwnModel, hold
 
     held = hold(config.model_dump_json(), OwnModel())
@@ -232,7 +211,6 @@ def sampled_density(config: PipelineConfig, split: str, num_images: int) -> tupl
 def estimate_split(
     plan: SplitPlan, finished: Sequence[Receipt], density: Density, config: PipelineConfig, axes: dict[str, int]
 ) -> SplitEstimate:
-    """Return what a split has and still takes."""
     done_images = sum(receipt.num_images for receipt in finished)
     missing = plan.num_images - done_images
     # A complete split may have been built with another shard size than the config's.
@@ -264,11 +242,7 @@ def free_bytes(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What stage one would do.
-
-    Args:
-        num_workers: Of the config; None on a cluster.
-    """
+    """What stage one would do; `num_workers` is None on a cluster."""
 
     splits: tuple[SplitEstimate, ...]
     density: Density
@@ -315,10 +289,7 @@ class PlanReport:
 
 
 def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
-    """Return what a build would take.
-
-    Args:
-        sample: Images that are run through the real models to measure pairs and seconds; None for none.
+    """Return what a build would take; `sample` images go through the real models to measure pairs and seconds.
 
     Raises:
         UserError: the folder holds a cache of other settings, or the data set or the teacher is unknown.

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,8 +35,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a split, as its manifest describes it."""
-
     name: str
     num_bytes: int
     sha256: str
@@ -50,8 +47,6 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What came of a pass over a split."""
-
     split: str
     of: Pass
     folder: Path
@@ -65,11 +60,7 @@ class Pulled:
 
 
 def files_of(manifest: Manifest, split: str, of: Pass = BASE) -> list[RemoteFile]:
-    """Return the files that a pass over a split has beside its manifest and receipts.
-
-    Raises:
-        ValueError: the manifest is of another split or of no whole one, or a name, size or hash in it is malformed.
-    """
+    """Return the files that a pass over a split has beside manifest and receipts; a ValueError if malformed."""
     if manifest.of != of:
         raise ValueError(f"it is of the {manifest.of.title}")
     names = [shard.name for shard in manifest.shards]
@@ -93,7 +84,6 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
 
     Args:
         url: Of the cache's folder, in any form that fsspec knows.
-        of: Which pass. An extra one is of use only beside the base pass that it was made over.
 
     Raises:
         UserError: nothing is there, it cannot be reached, its manifest is damaged or of another schema version, a file
@@ -106,22 +96,16 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
         manifest = parse_manifest(json.loads(data), where, "ask whoever made it for a cache of this release")
         files = files_of(manifest, split, of)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            "this manifest is damaged", where=where, got=" ".join(str(error).split())[:200], fix="check the location"
-        ) from None
+        got = " ".join(str(error).split())[:200]
+        raise UserError("this manifest is damaged", where=where, got=got, fix="check the location") from None
     _refuse_other_cache(here, manifest, data)
     remove_file(here / of.manifest_name)
-    missing = []
-    for file in files:
-        if _is_here(here / file.name, file):
-            progress(file.num_bytes)
-        else:
-            missing.append(file)
+    missing = [file for file in files if not _is_here(here / file.name, file)]
     needed, free = sum(file.num_bytes for file in missing), free_bytes(here)
+    progress(sum(file.num_bytes for file in files) - needed)
     if needed > free:
-        raise UserError(
-            "the disk is too small", where=here, expected=f"{needed / 1e9:.2f} GB", got=f"{free / 1e9:.2f} GB"
-        )
+        sizes = {"expected": f"{needed / 1e9:.2f} GB", "got": f"{free / 1e9:.2f} GB"}
+        raise UserError("the disk is too small", where=here, **sizes)
     # What the split was begun with comes first, so that a partial pull says what it is part of.
     write_json(here / of.bank_receipt_name, asdict(manifest.bank))
     with ThreadPoolExecutor(DOWNLOADS) as pool:
@@ -180,38 +164,26 @@ def _bring(place: str, file: RemoteFile, here: Path) -> RemoteFile:
 
 def _fetch(url: str, max_bytes: int) -> bytes:
     # Reading stops one byte after the limit.
-    blocks: list[bytes] = []
-    with _reachable(url), fsspec.open(url, "rb") as remote:
-        left = max_bytes + 1
-        while left and (block := remote.read(min(BLOCK_BYTES, left))):
-            blocks.append(block)
-            left -= len(block)
-    return b"".join(blocks)
-
-
-@contextmanager
-def _reachable(url: str) -> Iterator[None]:
+    data, left = bytearray(), max_bytes + 1
     try:
-        yield
+        with fsspec.open(url, "rb") as remote:
+            while left and (block := remote.read(min(BLOCK_BYTES, left))):
+                data += block
+                left -= len(block)
+        return bytes(data)
     except FileNotFoundError:
-        raise UserError(
-            "there is no such file", where=url, fix="give the folder that holds the splits' folders, as URL"
-        ) from None
+        fix = "give the folder that holds the splits' folders, as URL"
+        raise UserError("there is no such file", where=url, fix=fix) from None
     except ImportError as error:
         raise UserError("this kind of location needs a package that is not installed", where=url, got=error) from None
     except Exception as error:
         # Every protocol raises classes of its own; whichever it is, the file is out of reach.
-        raise UserError(
-            "the location cannot be read",
-            where=url,
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-        ) from None
+        got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError("the location cannot be read", where=url, got=got) from None
 
 
 @dataclass(frozen=True)
 class PullReport:
-    """What came of every pass over every split."""
-
     parts: tuple[Pulled, ...]
 
     def __str__(self) -> str:
@@ -223,11 +195,7 @@ def pull(
 ) -> PullReport:
     """Fetch splits of a finished cache into a folder here, and verify every byte.
 
-    Args:
-        config: Its data set names the splits, `vlms` the extra passes.
-
-    Raises:
-        UserError: an unknown split, or as `pull_split`.
+    The data set of the config names the splits, its `vlms` the extra passes; a UserError as of `pull_split`.
     """
     for split in splits or ():
         check_split(config.dataset, split)

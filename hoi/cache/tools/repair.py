@@ -7,15 +7,13 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hoi.cache.build.run import build_missing, mended_of
+from hoi.cache.build.run import build_missing, mended_of, unreadable_in_base
 from hoi.cache.manifest import (
     Manifest,
-    Receipt,
-    base_of,
     complete_manifest,
     read_bank_receipt,
     read_manifest,
@@ -26,7 +24,7 @@ from hoi.cache.plan import SplitPlan, begun_with, is_complete, plan_over, plan_s
 from hoi.cache.schema import BASE, Pass, extra_passes
 from hoi.cache.tools.verify import Problem, verify_pass, verify_split
 from hoi.config import PipelineConfig
-from hoi.datasets import ImageSource, open_images
+from hoi.datasets import open_images
 from hoi.files import append_line, sync_folder, write_json
 
 if TYPE_CHECKING:
@@ -36,34 +34,20 @@ QUARANTINE_NAME = "quarantine"
 REASONS_NAME = "reasons.jsonl"
 
 
-def mended_images(split: str, receipts: Sequence[Receipt], source: ImageSource) -> list[Problem]:
-    """Return the images that the cache calls unreadable and that can be read now, as one problem per shard."""
-    row_of = {image_id: row for row, image_id in enumerate(source.image_ids)}
-    problems = []
-    for receipt in receipts:
-        mended = mended_of(receipt, source, row_of)
-        if mended:
-            text = f"unreadable when it was built, and readable now: {', '.join(mended)}"
-            problems.append(Problem(split, receipt.name, "failed", text))
-    return problems
-
-
 def set_aside(folder: Path, problems: Sequence[Problem], of: Pass = BASE) -> list[str]:
-    """Move every file that has a problem, and the receipts that belong to it, into quarantine.
+    """Move every file of a pass that has a problem, and its receipt, into quarantine; return the names.
 
-    Args:
-        folder: The split's folder; the caller keeps other builders out of it.
-        problems: Of one pass over this split. Missing files and temporary ones need no move.
-
-    Returns:
-        Names of the files that were moved.
+    Missing files and temporary ones need no move. The caller keeps other builders out of the split's folder.
     """
     reasons: dict[str, str] = {}
     for problem in problems:
         if problem.kind not in ("stray", "incomplete"):
             for name in _belonging(problem.name, of):
                 reasons.setdefault(name, f"{problem.kind}: {problem.text}")
-    return [name for name, reason in reasons.items() if _move(folder, name, reason)]
+    moved = [name for name in reasons if (folder / name).is_file()]
+    for name in moved:
+        _move(folder, name, reasons[name])
+    return moved
 
 
 def _belonging(name: str, of: Pass) -> list[str]:
@@ -76,9 +60,7 @@ def _belonging(name: str, of: Pass) -> list[str]:
     return [name, Path(name).with_suffix(".json").name]
 
 
-def _move(folder: Path, name: str, reason: str) -> bool:
-    if not (folder / name).is_file():
-        return False
+def _move(folder: Path, name: str, reason: str) -> None:
     quarantine = folder / QUARANTINE_NAME
     quarantine.mkdir(exist_ok=True)
     place = next(p for number in itertools.count(1) if not (p := quarantine / f"{name}.{number}").exists())
@@ -87,18 +69,12 @@ def _move(folder: Path, name: str, reason: str) -> bool:
     os.replace(folder / name, place)
     sync_folder(quarantine)
     sync_folder(folder)
-    return True
 
 
 def restore_receipts(folder: Path, of: Pass = BASE) -> list[str]:
-    """Write the receipts that are missing beside the shards of a complete pass, from its manifest.
-
-    Returns:
-        Names of the files that were written.
-    """
-    manifest: Manifest | None = read_manifest(folder, of)
+    """Write the receipts that are missing beside the shards of a complete pass; return the names of the files."""
     written = []
-    for receipt in manifest.shards if manifest is not None else ():
+    for receipt in complete_manifest(folder, of).shards:
         if read_receipt(folder / receipt.name) is None:
             beside = (folder / receipt.name).with_suffix(".json")
             write_json(beside, receipt.to_dict())
@@ -108,8 +84,6 @@ def restore_receipts(folder: Path, of: Pass = BASE) -> list[str]:
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What `repair` found and did, line by line; nothing where nothing was wrong."""
-
     lines: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -122,13 +96,7 @@ def repair(
     """Make a cache whole: move bad files into quarantine, then build what is missing as always.
 
     Shards whose unreadable images can be read by now are made again as well, and shards of extra passes whose base
-    shard is another one by now. All else stays as it is, to the byte.
-
-    Args:
-        config: The pipeline file; of extra passes those that it names.
-
-    Raises:
-        UserError: the cache was made with other settings, or as `build_cache`.
+    shard is another one by now. All else stays as it is, to the byte. Raises a UserError as `build_cache` does.
     """
     base, lines = BASE.content.request(config), list[str]()
     for split in splits_of(config):
@@ -164,11 +132,18 @@ def _repair_pass(
     factory: ModelFactory | None,
 ) -> list[str]:
     folder, of = plan.folder, plan.of
-    bad = {problem.name for problem in problems}
-    _refuse_other_settings(plan, request, manifest, bad)
+    # Nothing is moved away for a config that is not the cache's.
     if manifest is not None:
-        source = open_images(config.dataset, plan.split)
-        problems = [*problems, *mended_images(plan.split, _own_failures(folder, manifest), source)]
+        is_complete(plan, request)
+    elif not {of.bank_name, of.bank_receipt_name} & {problem.name for problem in problems}:
+        begun_with(plan, request)
+    if manifest is not None:
+        source, given = open_images(config.dataset, plan.split), unreadable_in_base(folder, of)
+        row_of = {image_id: row for row, image_id in enumerate(source.image_ids)}
+        for receipt in manifest.shards:
+            if mended := mended_of(receipt, source, row_of, given):
+                text = f"unreadable when it was built, and readable now: {', '.join(mended)}"
+                problems.append(Problem(plan.split, receipt.name, "failed", text))
     if not problems:
         return []
     with sole_builder(Path(config.cache.folder)):
@@ -182,21 +157,5 @@ def _repair_pass(
     ]
 
 
-def _own_failures(folder: Path, manifest: Manifest) -> list[Receipt]:
-    # Of an extra pass, without the images that its base pass could not read.
-    base = base_of(folder, manifest.of)
-    given = set(base.failed) if base is not None else set()
-    return [replace(r, failed=tuple(pair for pair in r.failed if pair not in given)) for r in manifest.shards]
-
-
-def _refuse_other_settings(plan: SplitPlan, request: dict[str, Any], manifest: Manifest | None, bad: set[str]) -> None:
-    # Nothing is moved away for a config that is not the cache's.
-    if manifest is not None:
-        is_complete(plan, request)
-    elif not {plan.of.bank_name, plan.of.bank_receipt_name} & bad:
-        begun_with(plan, request)
-
-
 def config_with_cache(config: PipelineConfig, **changes: Any) -> PipelineConfig:
-    """Return the config with other values in its section `cache`."""
     return config.model_copy(update={"cache": config.cache.model_copy(update=changes)})

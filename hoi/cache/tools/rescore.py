@@ -53,7 +53,6 @@ class Rescored:
     """What became of a split.
 
     Args:
-        dropped: Objects that the new vocabulary leaves out.
         fewer_pairs: Images of the shards made now for which a fresh build would have more pairs: dropped objects took
             places below `pairs.max_objects`, and what would have moved up was never embedded.
         full: Images of the shards made now at `detector.max_detections`, where a fresh build may have found more boxes.
@@ -79,11 +78,7 @@ class Rescored:
 
 
 def refuse_other_than_texts(folder: Path, cached: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise if two requests differ in more than prompts and vocabulary.
-
-    Raises:
-        UserError: something else differs, which only a new build can give.
-    """
+    """Raise a UserError if two requests differ in more than prompts and vocabulary, which only a new build can give."""
     differences = [d for d in differing_keys(cached, wanted) if d.split(" (")[0] not in NEW_IN_REQUEST]
     if differences:
         raise UserError(
@@ -95,11 +90,7 @@ def refuse_other_than_texts(folder: Path, cached: dict[str, Any], wanted: dict[s
 
 
 def object_rows(old: Vocabulary, new: Vocabulary, where: object) -> np.ndarray:
-    """Return, by row of the old vocabulary's objects, the row in the new one; -1 for objects that it leaves out.
-
-    Raises:
-        UserError: the new vocabulary has objects that the detector was never asked for.
-    """
+    """Return the row in the new vocabulary of every old object, -1 for one left out; a UserError for a new one."""
     row_of = {_plain(name): row for row, name in enumerate(new.objects)}
     unknown = [name for name in new.objects if _plain(name) not in {_plain(o) for o in old.objects}]
     if unknown:
@@ -118,11 +109,7 @@ def _plain(name: str) -> str:
 
 
 def new_parts(folder: Path, cached: dict[str, Any], texts: Texts) -> dict[str, Any]:
-    """Return the cache's fingerprint parts with the new vocabulary and prompts: those of a fresh build.
-
-    Raises:
-        UserError: the teacher is not the one that made the embeddings.
-    """
+    """Return the fingerprint parts of a fresh build; a UserError if another teacher made the embeddings."""
     kept = {k: v for k, v in cached["teacher"].items() if k not in NEW_IN_TEACHER}
     now = {k: v for k, v in texts.provenance.items() if k not in NEW_IN_TEACHER}
     refuse_other_settings(folder, {"teacher": kept}, {"teacher": now})
@@ -140,11 +127,7 @@ def rescore_split(
     request: dict[str, Any],
     progress: Callable[[int], object],
 ) -> Rescored:
-    """Make a complete split with other texts out of a complete one.
-
-    Raises:
-        UserError: see `refuse_other_than_texts`, `object_rows` and `new_parts`; or another cache is in the new place.
-    """
+    """Make a complete split with other texts out of a complete one."""
     refuse_other_than_texts(source, manifest.bank.request, request)
     rows = object_rows(old_vocabulary, texts.vocabulary, source)
     dropped = tuple(name for name, row in zip(old_vocabulary.objects, rows, strict=True) if row < 0)
@@ -247,8 +230,6 @@ class _Rescoring:
 
 @dataclass(frozen=True)
 class RescoreReport:
-    """What became of each split."""
-
     splits: tuple[Rescored, ...]
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from hoi.cache.base_pass import compare_images, unpack_image
 from hoi.cache.manifest import (
     BankReceipt,
+    IndexReceipt,
     Manifest,
     Receipt,
     cached_splits,
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from hoi.cache.build.worker import Held, ModelFactory
 
 Kind = Literal["missing", "truncated", "changed", "foreign", "stray", "damaged", "incomplete", "failed"]
+Wrong = tuple[Kind, str]
+Found = tuple[str, Kind, str]
+"""A file's name, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -61,96 +66,90 @@ class Problem:
 
 
 def verify_split(folder: Path) -> list[Problem]:
-    """Return all problems of a split and its extra passes; none where everything is complete and whole.
-
-    Raises:
-        UserError: a manifest or a shard is of another schema version.
-    """
+    """Return all problems of a split and its extra passes; none where everything is complete and whole."""
     if not folder.is_dir():
         return [Problem(folder.name, BASE.manifest_name, "missing", "there is no such split in this cache")]
     return [problem for of in (BASE, *passes_in(folder)) for problem in verify_pass(folder, of)]
 
 
 def verify_pass(folder: Path, of: Pass = BASE) -> list[Problem]:
-    """Return all problems of one pass over a split.
+    """Return all problems of one pass over a split; a UserError for another schema version.
 
     A pass that is not sealed is one problem, and what is there is judged by its own receipts.
-
-    Raises:
-        UserError: the manifest or a shard is of another schema version.
     """
-    split = folder.name
-    manifest, problems = _manifest(folder, of)
-    bank, bank_problems = _bank(folder, of, manifest)
-    problems += bank_problems
+    manifest, found = _manifest(folder, of)
+    bank, of_bank = _bank(folder, of, manifest)
+    found += of_bank
     if manifest is not None:
         receipts: list[Receipt | None] = list(manifest.shards)
-        problems += _judge_index(folder, manifest)
+        found += [(of.index_name, *wrong) for wrong in _judge_bytes(folder / of.index_name, manifest.index)]
     else:
         planned = bank.num_shards if bank is not None else 0
         receipts = [read_receipt(folder / of.shard_name(index)) for index in range(planned)]
-        if not problems:
+        if not found:
             done = sum((folder / of.shard_name(index)).exists() for index in range(planned))
             text = f"the {of.title if of.name else 'split'} is not sealed: {done} of {planned} shards are there"
-            problems.append(Problem(split, of.manifest_name, "incomplete", text))
+            found.append((of.manifest_name, "incomplete", text))
     judge = _ShardJudge(folder, of, bank)
     start = 0
     for index, receipt in enumerate(receipts):
         path = folder / of.shard_name(index)
         if manifest is not None or path.exists():
-            problems += [Problem(split, path.name, *wrong) for wrong in judge.problems(path, index, start, receipt)]
-            problems += _judge_receipt(path, receipt if manifest is not None else None)
+            found += [(path.name, *wrong) for wrong in judge.problems(path, index, start, receipt)]
+        if (
+            manifest is not None
+            and path.exists()
+            and not _is_receipt(path.with_suffix(".json"), manifest.shards[index])
+        ):
+            text = "this receipt differs from what the manifest says of the shard"
+            found.append((path.with_suffix(".json").name, "changed", text))
         start += receipt.num_images if receipt is not None else bank.images_per_shard if bank is not None else 0
-    problems += [Problem(split, *stray) for stray in _strays(folder, of, len(receipts))]
-    return problems
+    found += _strays(folder, of, len(receipts))
+    return [Problem(folder.name, *each) for each in found]
 
 
-def _manifest(folder: Path, of: Pass) -> tuple[Manifest | None, list[Problem]]:
+def _manifest(folder: Path, of: Pass) -> tuple[Manifest | None, list[Found]]:
     try:
         manifest = read_manifest(folder, of)
     except UserError as error:
         if error.expected is not None:
             raise
-        return None, [Problem(folder.name, of.manifest_name, "damaged", str(error.got))]
+        return None, [(of.manifest_name, "damaged", str(error.got))]
     if manifest is None:
         return None, []
-    problems = []
+    texts = []
     names = [shard.name for shard in manifest.shards]
     if names != [of.shard_name(index) for index in range(len(names))]:
-        problems.append("its shards are not numbered from 0 on, in order")
+        texts.append("its shards are not numbered from 0 on, in order")
     if manifest.split != folder.name:
-        problems.append(f"it is the manifest of split '{manifest.split}'")
+        texts.append(f"it is the manifest of split '{manifest.split}'")
     if manifest.num_images != manifest.bank.num_images:
-        problems.append(f"its shards hold {manifest.num_images} images, the split has {manifest.bank.num_images}")
-    if problems:
-        return None, [Problem(folder.name, of.manifest_name, "damaged", text) for text in problems]
-    return manifest, []
+        texts.append(f"its shards hold {manifest.num_images} images, the split has {manifest.bank.num_images}")
+    return None if texts else manifest, [(of.manifest_name, "damaged", text) for text in texts]
 
 
-def _bank(folder: Path, of: Pass, manifest: Manifest | None) -> tuple[BankReceipt | None, list[Problem]]:
-    wrong: tuple[Kind, str] | None = None
-    beside = None
+def _bank(folder: Path, of: Pass, manifest: Manifest | None) -> tuple[BankReceipt | None, list[Found]]:
+    found: list[Found] = []
+    bank = manifest.bank if manifest is not None else None
     try:
         plain = read_json(folder / of.bank_receipt_name)
         beside = BankReceipt(**plain) if plain is not None else None
-        if beside is None:
-            wrong = "missing", "what the split was begun with"
     except (ValueError, TypeError) as error:
-        wrong = "damaged", " ".join(repr(error).split())
-    if manifest is not None and beside is not None and beside != manifest.bank:
-        wrong = "changed", "it differs from what the manifest says of it"
-    bank = manifest.bank if manifest is not None else beside
-    problems = [] if wrong is None else [Problem(folder.name, of.bank_receipt_name, *wrong)]
+        found.append((of.bank_receipt_name, "damaged", " ".join(repr(error).split())))
+    else:
+        bank = bank or beside
+        if beside is None:
+            found.append((of.bank_receipt_name, "missing", "what the split was begun with"))
+        elif beside != bank:
+            found.append((of.bank_receipt_name, "changed", "it differs from what the manifest says of it"))
     if bank is not None:
-        path = folder / of.bank_name
-        problems += [Problem(folder.name, path.name, *problem) for problem in _judge_bank(path, of, bank)]
-    return bank, problems
+        found += [(of.bank_name, *wrong) for wrong in _judge_bank(folder / of.bank_name, of, bank)]
+    return bank, found
 
 
-def _judge_bank(path: Path, of: Pass, bank: BankReceipt) -> Iterator[tuple[Kind, str]]:
-    wrong = _judge_bytes(path, bank.num_bytes, bank.sha256)
-    if wrong is not None:
-        yield wrong
+def _judge_bank(path: Path, of: Pass, bank: BankReceipt) -> Iterator[Wrong]:
+    if wrong := _judge_bytes(path, bank):
+        yield from wrong
         return
     if json_sha256(bank.parts) != bank.fingerprint:
         yield "damaged", "the fingerprint is not the hash of its parts"
@@ -167,20 +166,15 @@ def _judge_bank(path: Path, of: Pass, bank: BankReceipt) -> Iterator[tuple[Kind,
         yield "foreign", f"it was made with fingerprint {str(header.attributes.get('fingerprint'))[:12]}"
 
 
-def _judge_bytes(path: Path, num_bytes: int, sha256: str) -> tuple[Kind, str] | None:
+def _judge_bytes(path: Path, receipt: BankReceipt | Receipt | IndexReceipt) -> list[Wrong]:
     if not path.is_file():
-        return "missing", "there is no such file"
-    if path.stat().st_size != num_bytes:
-        return "truncated", f"{path.stat().st_size} bytes, expected {num_bytes}"
-    if file_sha256(path) != sha256:
-        return "changed", f"its bytes are not those that were written (SHA-256, expected {sha256[:12]})"
-    return None
-
-
-def _judge_index(folder: Path, manifest: Manifest) -> list[Problem]:
-    name = manifest.of.index_name
-    wrong = _judge_bytes(folder / name, manifest.index.num_bytes, manifest.index.sha256)
-    return [] if wrong is None else [Problem(folder.name, name, *wrong)]
+        return [("missing", "there is no such file")]
+    if path.stat().st_size != receipt.num_bytes:
+        return [("truncated", f"{path.stat().st_size} bytes, expected {receipt.num_bytes}")]
+    if file_sha256(path) != receipt.sha256:
+        text = f"its bytes are not those that were written (SHA-256, expected {receipt.sha256[:12]})"
+        return [("changed", text)]
+    return []
 
 
 class _ShardJudge:
@@ -190,29 +184,28 @@ class _ShardJudge:
         self._of, self._bank = of, bank
         base = _manifest(folder, BASE)[0] if of.name else None
         self._base_sha256 = [receipt.sha256 for receipt in base.shards] if base is not None else []
-        self._num_objects = _num_objects(folder)
+        self._num_objects = None
+        with suppress(BrokenFile, KeyError, FileNotFoundError, UserError, ValueError):
+            vocabulary = Vocabulary.from_dict(read_header(folder / BASE.bank_name).json("vocabulary"))
+            self._num_objects = len(vocabulary.objects)
 
-    def problems(self, path: Path, index: int, start: int, receipt: Receipt | None) -> list[tuple[Kind, str]]:
-        """Return all that is wrong with a shard, at its place in the split, by its receipt if that is known."""
+    def problems(self, path: Path, index: int, start: int, receipt: Receipt | None) -> list[Wrong]:
+        """Return what is wrong with a shard, at its place in the split, by its receipt if that is known."""
         if not path.is_file():
             return [("missing", "there is no such file")]
-        wrong = _judge_bytes(path, receipt.num_bytes, receipt.sha256) if receipt is not None else None
+        wrong = _judge_bytes(path, receipt) if receipt is not None else []
         try:
             header = inspect_shard(path, self._of.content.fields)
         except (BrokenFile, ValueError) as error:
-            return [wrong or ("truncated", f"it is cut short, or no shard ({error})")]
+            return wrong or [("truncated", f"it is cut short, or no shard ({error})")]
         except UserError:
             # Of another schema version, unless these are not the bytes that were written.
-            if wrong is None:
+            if not wrong:
                 raise
-            return [wrong]
-        foreign = self._foreign(header, index, start, receipt)
-        if foreign:
+            return wrong
+        if foreign := self._foreign(header, index, start, receipt):
             return [("foreign", "; ".join(foreign))]
-        if wrong is not None:
-            return [wrong]
-        damage = self._damage(header)
-        return [] if damage is None else [("damaged", damage)]
+        return wrong or self._damage(header)
 
     def _foreign(self, header: Header, index: int, start: int, receipt: Receipt | None) -> list[str]:
         attributes, bank = header.attributes, self._bank
@@ -229,39 +222,27 @@ class _ShardJudge:
             if attributes.get(name) != value
         ]
 
-    def _damage(self, header: Header) -> str | None:
+    def _damage(self, header: Header) -> list[Wrong]:
         axes, content = header.attributes["axes"], self._of.content
         try:
             tables = header.tables(fields_of(axes, content.fields))
             content.check(tables, axes, self._num_objects)
         except (ValueError, KeyError, OSError) as error:
-            return str(error)
-        ids = read_text(tables["image_id"])
-        if hash_of_ids(ids) != header.attributes["image_ids_sha256"]:
-            return "its image ids are not those of its attribute image_ids_sha256"
-        return None
-
-
-def _num_objects(folder: Path) -> int | None:
-    try:
-        return len(Vocabulary.from_dict(read_header(folder / BASE.bank_name).json("vocabulary")).objects)
-    except (BrokenFile, KeyError, FileNotFoundError, UserError, ValueError):
-        return None
-
-
-def _judge_receipt(path: Path, receipt: Receipt | None) -> list[Problem]:
-    beside = path.with_suffix(".json")
-    if receipt is None or not beside.exists():
+            return [("damaged", str(error))]
+        if hash_of_ids(read_text(tables["image_id"])) != header.attributes["image_ids_sha256"]:
+            return [("damaged", "its image ids are not those of its attribute image_ids_sha256")]
         return []
+
+
+def _is_receipt(path: Path, receipt: Receipt) -> bool:
+    # One that is missing is no problem: `repair` writes it from the manifest.
     try:
-        same = read_json(beside) == receipt.to_dict()
+        return not path.exists() or read_json(path) == receipt.to_dict()
     except ValueError:
-        same = False
-    text = "this receipt differs from what the manifest says of the shard"
-    return [] if same else [Problem(path.parent.name, beside.name, "changed", text)]
+        return False
 
 
-def _strays(folder: Path, of: Pass, num_shards: int) -> Iterator[tuple[str, Kind, str]]:
+def _strays(folder: Path, of: Pass, num_shards: int) -> Iterator[Found]:
     # Temporary files are said once for all passes.
     known = {of.shard_name(index) for index in range(num_shards)}
     for path in sorted(folder.iterdir()):
@@ -304,9 +285,7 @@ def verify(
     """Check every file of a cache against manifest and schema; on request a few images against the models, too.
 
     Args:
-        config: Its cache, with all splits that lie there.
         recompute: Random images per split that go through the models again; None for none.
-        factory: As for `hoi.cache.build.run.build_cache`.
 
     Raises:
         UserError: there is no cache, it is of another schema version, or the models to recompute with are others.
@@ -320,9 +299,7 @@ def verify(
         passes = (BASE, *passes_in(folder / split))
         manifests = {of.title: None if problems else read_manifest(folder / split, of) for of in passes}
         num_shards[split] = {title: len(m.shards) for title, m in manifests.items() if m is not None}
-    recomputed = {}
-    if recompute is not None and not problems:
-        recomputed = _recompute(config, recompute, seed, factory)
+    recomputed = _recompute(config, recompute, seed, factory) if recompute is not None and not problems else {}
     return VerifyReport(tuple(problems), recomputed, num_shards, time.monotonic() - start)
 
 
@@ -345,8 +322,6 @@ def _recompute(config: PipelineConfig, number: int, seed: int, factory: ModelFac
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What a second look at some images of a split found."""
-
     image_ids: tuple[str, ...]
     differences: dict[str, float]
     problems: tuple[str, ...]
