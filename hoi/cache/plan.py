@@ -281,7 +281,7 @@ def begun_with(plan: SplitPlan, request: dict[str, Any]) -> BankReceipt | None:
 
 
 def refuse_other_request(plan: SplitPlan, bank: BankReceipt, request: dict[str, Any]) -> None:
-    """Raise a UserError that names the keys in which a pass's settings, images or base pass differ from those asked for."""
+    """Raise a UserError that names the keys in which settings, images or base pass are not those asked for now."""
 
     def described(images: int, ids: str, wanted: dict[str, Any], base: str | None) -> dict[str, Any]:
         over = {} if plan.base_fingerprint is None else {"base_fingerprint": base}

@@ -102,16 +102,16 @@ def test_runs_name_the_rows_of_images_in_their_order() -> None:
 @pytest.mark.parametrize("images", [[], [3], [1, 2, 4], [1, 2, 3, 4, 5]])
 def test_rows_are_found_in_any_shards(kind: str, images: list[int]) -> None:
     wanted = np.array([5, 1, 0, 4, 2, 3, 5])
-    located = stored(kind, images).locate(Runs.between("pair", OFFSETS, wanted))
+    take = stored(kind, images).locate(Runs.between("pair", OFFSETS, wanted))
     expected = [TABLE[OFFSETS[row] : OFFSETS[row + 1]] for row in wanted]
     for begin, end in ((0, 7), (0, 1), (1, 2), (2, 6), (3, 3)):
-        taken = located.take(begin, end, "field")
+        taken = take(begin, end, "field")
         assert taken.dtype == torch.float16
         np.testing.assert_array_equal(taken.numpy(), np.concatenate([TABLE[:0], *expected[begin:end]]))
 
 
 def test_a_taken_row_is_a_copy() -> None:
     for kind in ("joined", "mapped"):
-        located = stored(kind, [3]).locate(Runs.between("pair", OFFSETS, np.array([2])))
-        located.take(0, 1, "field").zero_()
-        np.testing.assert_array_equal(located.take(0, 1, "field").numpy(), TABLE[2:5])
+        take = stored(kind, [3]).locate(Runs.between("pair", OFFSETS, np.array([2])))
+        take(0, 1, "field").zero_()
+        np.testing.assert_array_equal(take(0, 1, "field").numpy(), TABLE[2:5])

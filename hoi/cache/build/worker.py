@@ -104,7 +104,7 @@ def begin_pass(
     image_ids_sha256: str,
     factory: ModelFactory,
 ) -> dict[str, Any]:
-    """Begin a pass: write its bank, and beside it what its model says of itself, a `BankReceipt`'s fields, returned."""
+    """Begin a pass: write its bank, and beside it what its model says of itself; return the fields of its receipt."""
     place, content = Path(folder), of.content
     held = hold(content.as_begun(config_json, place), factory)
     parts = content.parts(held.parts, place)
