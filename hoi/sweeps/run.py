@@ -45,7 +45,7 @@ def train_task(config_json: str, seed: int, folder: str, fingerprint: str) -> di
             return {"seconds": None}
         torch.set_num_threads(config.train.threads)
         device = choose_device(config.train.device)
-        split = _open(config.cache.folder, config.train.split, fingerprint)
+        split = _open(_shared(config), fingerprint)
         source = open_source(config, split, device)
         seconds = train_run(config, only_student(config), seed, split, source, run, device, with_bar=False)
     except Exception as error:
@@ -71,9 +71,10 @@ def reason(error: Exception) -> str:
 
 
 @lru_cache(maxsize=1)
-def _open(folder: str, split: str, fingerprint: str) -> CacheSplit:
+def _open(shared: str, fingerprint: str) -> CacheSplit:
     # Kept from run to run, so that a worker loads the tables once.
-    return CacheSplit.open(folder, split, fingerprint)
+    config = PipelineConfig.model_validate_json(shared)
+    return open_split(config, config.train.split, same_images=False, fingerprint=fingerprint)
 
 
 GRADES_VERSION = 3

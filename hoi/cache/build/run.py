@@ -58,29 +58,21 @@ SHOWN = 5
 class SplitReport:
     """What stage one did for a pass over a split, and what is there now."""
 
-    plan: SplitPlan
-    manifest: Manifest
+    split: str
+    of: Pass
+    num_images: int
+    num_failed: int
+    num_pairs: int
     num_built: int
+    files: str
 
-    @property
-    def split(self) -> str:
-        return self.plan.split
-
-    @property
-    def of(self) -> Pass:
-        return self.plan.of
-
-    @property
-    def num_images(self) -> int:
-        return self.manifest.num_images
-
-    @property
-    def num_failed(self) -> int:
-        return len(self.manifest.failed)
-
-    @property
-    def num_pairs(self) -> int:
-        return sum(shard.num_pairs for shard in self.manifest.shards)
+    @classmethod
+    def of_sealed(cls, plan: SplitPlan, num_built: int) -> SplitReport:
+        manifest = complete_manifest(plan.folder, plan.of)
+        shards, num_failed = manifest.shards, len(manifest.failed)
+        num_pairs, num_bytes = sum(shard.num_pairs for shard in shards), sum(shard.num_bytes for shard in shards)
+        files = f"{num_bytes / 1e6:.1f} MB in {len(shards)} shards, {num_built} built now · {plan.folder}"
+        return cls(plan.split, plan.of, manifest.num_images, num_failed, num_pairs, num_built, files)
 
 
 @dataclass(frozen=True)
@@ -90,9 +82,7 @@ class CacheReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{s.of.label(s.split)}: {s.num_images} images ({s.num_failed} unreadable), {s.num_pairs} pairs, "
-            f"{sum(shard.num_bytes for shard in s.manifest.shards) / 1e6:.1f} MB in {len(s.manifest.shards)} shards, "
-            f"{s.num_built} built now · {s.plan.folder}"
+            f"{s.of.label(s.split)}: {s.num_images} images ({s.num_failed} unreadable), {s.num_pairs} pairs, {s.files}"
             for s in self.splits
         ]
         nothing = " (nothing to do)" if not any(s.num_built for s in self.splits) else ""
@@ -125,7 +115,7 @@ def _build_pass(
 ) -> list[SplitReport]:
     missing = [plan for plan in plans if not is_complete(plan, request)]
     num_built = build_missing(config, missing, request, factory) if missing else {}
-    return [SplitReport(plan, complete_manifest(plan.folder, plan.of), num_built.get(plan.split, 0)) for plan in plans]
+    return [SplitReport.of_sealed(plan, num_built.get(plan.split, 0)) for plan in plans]
 
 
 def build_missing(
@@ -226,16 +216,14 @@ class SplitBuild:
     def _is_mended(self, shard: ShardPlan, receipt: Receipt) -> bool:
         if not (receipt.failed and self._reads_images):
             return False
-        row_of = {self._source.image_ids[row]: row for row in range(shard.start, shard.stop)}
-        return bool(mended_of(receipt, self._source, row_of, self._unreadable_in_base))
+        source, given = self._source_and_given
+        row_of = {source.image_ids[row]: row for row in range(shard.start, shard.stop)}
+        return bool(mended_of(receipt, source, row_of, given))
 
     @cached_property
-    def _unreadable_in_base(self) -> set[str]:
-        return unreadable_in_base(self.plan.folder, self.plan.of)
-
-    @cached_property
-    def _source(self) -> ImageSource:
-        return open_images(self._config.dataset, self.plan.split)
+    def _source_and_given(self) -> tuple[ImageSource, set[str]]:
+        source = open_images(self._config.dataset, self.plan.split)
+        return source, unreadable_in_base(self.plan.folder, self.plan.of)
 
     @property
     def is_finished(self) -> bool:

@@ -7,7 +7,7 @@ import json
 import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -201,13 +201,10 @@ def read_ahead(source: ImageSource, rows: Sequence[int], device: str) -> Iterato
         return
     remaining = iter(rows)
     with ThreadPoolExecutor(READERS) as pool:
-        ahead: deque[tuple[int, Future[np.ndarray | str]]] = deque(
-            (row, pool.submit(read, row)) for row in islice(remaining, READ_AHEAD)
-        )
+        ahead = deque((row, pool.submit(read, row)) for row in islice(remaining, READ_AHEAD))
         while ahead:
             row, future = ahead.popleft()
-            for following in islice(remaining, 1):
-                ahead.append((following, pool.submit(read, following)))
+            ahead.extend((following, pool.submit(read, following)) for following in islice(remaining, 1))
             yield row, future.result()
 
 

@@ -67,7 +67,9 @@ class WorkerCheck:
         facts, problems = library_versions(LIBRARIES), list[str]()
         if slots != 1:
             problems.append(f"it runs {slots} tasks at once; start it with --nthreads 1")
-        threads = _numpy_threads()
+        # What numpy's matrix products were told at its import; they decide last bits of the cached similarities.
+        told = [os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")]
+        threads = next(filter(None, told), str(os.cpu_count()))
         if threads != str(config.cache.threads):
             problems.append(
                 f"numpy would compute with {threads} threads, cache.threads is {config.cache.threads}; "
@@ -125,9 +127,8 @@ class WorkerCheck:
         complaints = []
         for address, answer in sorted(answers.items()):
             if isinstance(answer, Exception):
-                complaints.append(
-                    f"{address}: cannot answer ({type(answer).__name__}: {answer}); install hoi-distill there"
-                )
+                reason = f"{type(answer).__name__}: {answer}"
+                complaints.append(f"{address}: cannot answer ({reason}); install hoi-distill there")
                 continue
             problems = list(answer.problems)
             if answer.written is not None and not (folder / answer.written).exists():
@@ -184,12 +185,6 @@ def _refusal(complaints: list[str]) -> UserError:
         got="; ".join(complaints[:SHOWN]) + more,
         fix="mend or stop the named workers, then run the same command again: finished shards are kept",
     )
-
-
-def _numpy_threads() -> str:
-    # What numpy's matrix products were told at its import; they decide last bits of the cached similarities.
-    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-    return next((os.environ[name] for name in names if os.environ.get(name)), str(os.cpu_count()))
 
 
 @contextmanager

@@ -228,11 +228,7 @@ class CacheSplit:
         device: torch.device | None = None,
     ) -> Iterator[PairBatch]:
         """Yield every readable image once, in batches; the last may be smaller. `rng` shuffles the images."""
-        rows = np.flatnonzero(self.is_readable)
-        if rng is not None:
-            rows = rng.permutation(rows)
-        batches = [rows[start : start + batch_images] for start in range(0, len(rows), batch_images)]
-        return self.batches_of(batches, extra, device)
+        return self.batches_of(_batches(np.flatnonzero(self.is_readable), batch_images, rng), extra, device)
 
     def batches_of(
         self, image_rows: Sequence[np.ndarray], extra: Sequence[str] = (), device: torch.device | None = None
@@ -303,6 +299,11 @@ def feature_bytes(split: CacheSplit, extra: Sequence[str] = ()) -> int:
     return sum(split.num_bytes(name) for name in (*FEATURES, *extra))
 
 
+def _batches(rows: np.ndarray, batch_images: int, rng: np.random.Generator | None) -> list[np.ndarray]:
+    rows = rows if rng is None else rng.permutation(rows)
+    return [rows[start : start + batch_images] for start in range(0, len(rows), batch_images)]
+
+
 ORDER_SEED = 0
 
 
@@ -330,9 +331,8 @@ class FirstImages:
     def batches(
         self, batch_images: int, rng: np.random.Generator | None = None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
-        rows = self.rows if rng is None else rng.permutation(self.rows)
         device = self.source.device if isinstance(self.source, ResidentSplit) else None
-        batches = [rows[start : start + batch_images] for start in range(0, len(rows), batch_images)]
+        batches = _batches(self.rows, batch_images, rng)
         if self.share is not None:
             batches = [self.share(batch) for batch in batches]
         return self._split.batches_of(batches, extra, device)

@@ -10,7 +10,9 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +187,8 @@ def sampled_density(config: PipelineConfig, split: str, num_images: int) -> tupl
     images = []
     start = time.monotonic()
     for row in rows.tolist():
-        try:
+        with suppress(UnreadableImage):
             images.append((source.image_ids[row], source.read(row)))
-        except UnreadableImage:
-            continue
     reading = time.monotonic() - start
     if not images:
         raise UserError("none of the sampled images can be read", where=f"split '{split}'", got=f"{len(rows)} images")
@@ -198,14 +198,10 @@ def sampled_density(config: PipelineConfig, split: str, num_images: int) -> tupl
     start = time.monotonic()
     records = held.model.extract(ids, pixels)
     seconds = (reading + time.monotonic() - start) / len(records)
-    density = Density(
-        sum(len(record.detections) for record in records) / len(records),
-        sum(len(record.pairs_ho) for record in records) / len(records),
-        None,
-        seconds,
-        f"sampled on {len(records)} images of split '{split}'",
-    )
-    return density, dict(held.model.axes)
+    detections = sum(len(record.detections) for record in records) / len(records)
+    pairs = sum(len(record.pairs_ho) for record in records) / len(records)
+    source_text = f"sampled on {len(records)} images of split '{split}'"
+    return Density(detections, pairs, None, seconds, source_text), dict(held.model.axes)
 
 
 def estimate_split(
@@ -234,10 +230,8 @@ def estimate_split(
 
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk that a folder lies on, or will lie on."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    absolute = folder.absolute()
+    return shutil.disk_usage(next(place for place in (absolute, *absolute.parents) if place.exists())).free
 
 
 @dataclass(frozen=True)
@@ -298,7 +292,7 @@ def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
     plans = [plan_split(config, split) for split in splits_of(config)]
     finished = {p.split: finished_shards(p, request) for p in plans}
     banks = [bank for p in plans if (bank := read_bank_receipt(p.folder)) is not None]
-    density = measured_density([p.folder for p in plans], [r for receipts in finished.values() for r in receipts])
+    density = measured_density([p.folder for p in plans], [*chain(*finished.values())])
     if sample is not None:
         unfinished = [p.split for p in plans if sum(r.num_images for r in finished[p.split]) < p.num_images]
         measured = density
@@ -310,29 +304,17 @@ def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
     density = density or assumed_density(config)
     estimates = [estimate_split(p, finished[p.split], density, config, axes) for p in plans]
     for of in extra_passes(config):
-        estimates += _estimate_extra(config, of, plans, request, density, axes)
+        its_request, over, theirs = of.content.request(config, request), list[SplitPlan](), list[list[Receipt]]()
+        for p in plans:
+            manifest = read_manifest(p.folder) if is_complete(p, request) else None
+            over.append(replace(p, of=of) if manifest is None else plan_over(manifest, p.folder, of))
+            theirs.append([] if manifest is None else finished_shards(over[-1], its_request))
+        measured = measured_density([p.folder for p in over], [*chain(*theirs)], of)
+        expected = measured or replace(density, num_bytes=None, seconds=None)
+        its_axes = of.content.axes(config, axes, len(load_vocabulary(config.dataset)))
+        estimates += [estimate_split(*each, expected, config, its_axes) for each in zip(over, theirs, strict=True)]
     lacks_map = config.teacher.spatial_map and "C" not in axes
     return PlanReport(tuple(estimates), density, axes, _num_workers(config), free_bytes(folder), lacks_map)
-
-
-def _estimate_extra(
-    config: PipelineConfig,
-    of: Pass,
-    plans: list[SplitPlan],
-    base: dict[str, Any],
-    density: Density,
-    axes: dict[str, int],
-) -> list[SplitEstimate]:
-    """Estimate an extra pass over splits, whether their base pass is complete yet or not."""
-    request, over, finished = of.content.request(config, base), list[SplitPlan](), {}
-    for plan in plans:
-        manifest = read_manifest(plan.folder) if is_complete(plan, base) else None
-        over.append(replace(plan, of=of) if manifest is None else plan_over(manifest, plan.folder, of))
-        finished[plan.split] = [] if manifest is None else finished_shards(over[-1], request)
-    measured = measured_density([p.folder for p in over], [r for receipts in finished.values() for r in receipts], of)
-    expected = measured or replace(density, num_bytes=None, seconds=None)
-    axes = of.content.axes(config, axes, len(load_vocabulary(config.dataset)))
-    return [estimate_split(plan, finished[plan.split], expected, config, axes) for plan in over]
 
 
 def _num_workers(config: PipelineConfig) -> int | None:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -122,10 +123,9 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
 
 
 def _refuse_other_cache(here: Path, manifest: Manifest, data: bytes) -> None:
-    try:
+    begun = None
+    with suppress(ValueError):
         begun = read_json(here / manifest.of.bank_receipt_name)
-    except ValueError:
-        begun = None
     sealed = here / manifest.of.manifest_name
     same_manifest = not sealed.exists() or sealed.read_bytes() == data
     if same_manifest and begun in (None, asdict(manifest.bank)):

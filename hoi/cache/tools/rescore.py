@@ -91,8 +91,8 @@ def refuse_other_than_texts(folder: Path, cached: dict[str, Any], wanted: dict[s
 
 def object_rows(old: Vocabulary, new: Vocabulary, where: object) -> np.ndarray:
     """Return the row in the new vocabulary of every old object, -1 for one left out; a UserError for a new one."""
-    row_of = {_plain(name): row for row, name in enumerate(new.objects)}
-    unknown = [name for name in new.objects if _plain(name) not in {_plain(o) for o in old.objects}]
+    old_names, new_names = ([spaced(name).lower() for name in names] for names in (old.objects, new.objects))
+    unknown = [name for name, plain in zip(new.objects, new_names, strict=True) if plain not in old_names]
     if unknown:
         raise UserError(
             f"this cache was made without {len(unknown)} of the vocabulary's objects, so no such box is in it",
@@ -101,11 +101,8 @@ def object_rows(old: Vocabulary, new: Vocabulary, where: object) -> np.ndarray:
             got=", ".join(unknown),
             fix=f"take them out, or build another cache: {command('teacher-cache', 'cache.folder=FOLDER')}",
         )
-    return np.array([row_of.get(_plain(name), -1) for name in old.objects], np.int64)
-
-
-def _plain(name: str) -> str:
-    return spaced(name).lower()
+    row_of = {name: row for row, name in enumerate(new_names)}
+    return np.array([row_of.get(name, -1) for name in old_names], np.int64)
 
 
 def new_parts(folder: Path, cached: dict[str, Any], texts: Texts) -> dict[str, Any]:
@@ -121,14 +118,13 @@ def new_parts(folder: Path, cached: dict[str, Any], texts: Texts) -> dict[str, A
 def rescore_split(
     source: Path,
     manifest: Manifest,
-    old_vocabulary: Vocabulary,
     texts: Texts,
     config: PipelineConfig,
     request: dict[str, Any],
     progress: Callable[[int], object],
 ) -> Rescored:
     """Make a complete split with other texts out of a complete one."""
-    refuse_other_than_texts(source, manifest.bank.request, request)
+    old_vocabulary = Vocabulary.from_dict(read_header(source / BASE.bank_name).json("vocabulary"))
     rows = object_rows(old_vocabulary, texts.vocabulary, source)
     dropped = tuple(name for name, row in zip(old_vocabulary.objects, rows, strict=True) if row < 0)
     folder = Path(config.cache.folder) / manifest.split
@@ -155,9 +151,7 @@ def rescore_split(
     rescoring = _Rescoring(texts, rows, config.pairs, manifest.bank, build.bank)
     missing = [shard for shard in plan.shards if shard.index not in build.receipts]
     for shard in missing:
-        build.receipts[shard.index] = rescoring.shard(
-            source / shard.name, manifest.shards[shard.index].sha256, folder, shard
-        )
+        build.receipts[shard.index] = rescoring.shard(source, manifest.shards[shard.index].sha256, folder, shard)
         progress(shard.num_images)
     build.seal()
     num_pairs = sum(receipt.num_pairs for receipt in build.receipts.values())
@@ -176,13 +170,11 @@ class _Rescoring:
         self.fewer_pairs = 0
         self.num_detections: list[int] = []
 
-    def shard(self, path: Path, sha256: str, folder: Path, plan: ShardPlan) -> Receipt:
+    def shard(self, source: Path, sha256: str, folder: Path, plan: ShardPlan) -> Receipt:
+        path = source / plan.name
         if file_sha256(path) != sha256:
-            raise UserError(
-                "a file differs from what its manifest says",
-                where=path,
-                fix=f"{command('cache repair')} with the old settings",
-            )
+            fix = f"{command('cache repair')} with the old settings"
+            raise UserError("a file differs from what its manifest says", where=path, fix=fix)
         axes, fields = self._old.axes, BASE.content.fields
         tables = inspect_shard(path, fields).tables(fields_of(axes, fields), mapped=False)
         image_ids = read_text(tables["image_id"])
@@ -267,7 +259,6 @@ def rescore(config: PipelineConfig, to: Path) -> RescoreReport:
     total = sum(manifest.num_images for manifest in manifests.values())
     with sole_builder(to), tqdm(total=total, unit="image", desc="rescore") as bar:
         for split, manifest in manifests.items():
-            old = Vocabulary.from_dict(read_header(source / split / BASE.bank_name).json("vocabulary"))
             there = config_with_cache(config, folder=str(to), images_per_shard=manifest.bank.images_per_shard)
-            done.append(rescore_split(source / split, manifest, old, texts, there, request, bar.update))
+            done.append(rescore_split(source / split, manifest, texts, there, request, bar.update))
     return RescoreReport(tuple(done))
