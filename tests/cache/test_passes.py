@@ -305,7 +305,7 @@ def test_a_section_that_asks_for_nothing_is_refused() -> None:
         ({"caption": False, "image_scores": False}, "nothing would be asked"),
         ({"yes_no_question": "Is it so?"}, "yes_no_question must have a place"),
         ({"phrase": "a person {verb}"}, "phrase asks for verb"),
-        ({"prior_weight": 0.5, "scoring": "yes_no"}, "prior_weight is of log-prob"),
+        ({"prior_weight": 0.5, "scoring": "yes_no"}, "prior_weight need log-prob"),
     ):
         with pytest.raises(ValidationError, match=message):
             VlmConfig.model_validate({"backend": "coca", "model": "x", **keys})

@@ -93,7 +93,7 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("rescoring touched an image")
 
-    monkeypatch.setattr("hoi.datasets.folder.read_image", refuse)
+    monkeypatch.setattr("hoi.datasets.images.read_image", refuse)
     for name in ("encode_crops", "encode_images"):
         monkeypatch.setattr(f"hoi.teachers.open_clip_teacher.OpenClipTeacher.{name}", refuse)
 
