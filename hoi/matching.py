@@ -45,10 +45,8 @@ def match_pairs(batch: PairBatch, labels: HoiLabels, vocabulary: Vocabulary) -> 
     pair_image = batch.pair_image.cpu().numpy()
     image_rows = batch.image_rows.cpu().numpy()
     order = np.argsort(image_rows)
-    slot = np.searchsorted(image_rows[order], labels.image).clip(max=len(order) - 1)
-    slot = order[slot]
+    slot = order[np.searchsorted(image_rows[order], labels.image).clip(max=len(order) - 1)]
     inside = np.flatnonzero(image_rows[slot] == labels.image)
-
     first = np.searchsorted(pair_image, slot[inside], "left")
     num = np.searchsorted(pair_image, slot[inside], "right") - first
     row = np.repeat(inside, num)
@@ -68,15 +66,13 @@ def match_pairs(batch: PairBatch, labels: HoiLabels, vocabulary: Vocabulary) -> 
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """Scores the labels themselves: the upper bound that detections and the choice of pairs leave to every method."""
+    """Scores pairs by the labels: the upper bound that detections and the choice of pairs leave to every method."""
 
     labels: HoiLabels
     vocabulary: Vocabulary
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Return 1 where an annotated pair matches (`match_pairs`), elsewhere 0."""
-        matched = match_pairs(batch, self.labels, self.vocabulary)
-        return {CEILING: torch.from_numpy(matched).to(batch.boxes_h)}
+        return {CEILING: torch.from_numpy(match_pairs(batch, self.labels, self.vocabulary)).to(batch.boxes_h)}
 
 
 def label_targets(
@@ -86,15 +82,11 @@ def label_targets(
     num_images: int,
     unseen_ids: np.ndarray | None = None,
 ) -> LabelTargets:
-    """Return the targets of a split.
+    """Return the targets of a split from all of its images, each once.
 
     Args:
-        batches: All images of the split, each once.
         labels: Of the same split; `image` is its row.
-        unseen_ids: int64, interactions that are hidden; `labels` hold none of them.
-
-    Raises:
-        ValueError: a hidden interaction is among the labels.
+        unseen_ids: int64, interactions that are hidden; a ValueError if `labels` hold one.
     """
     seen = np.ones(len(vocabulary), bool)
     if unseen_ids is not None:

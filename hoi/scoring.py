@@ -6,6 +6,7 @@ Shapes: P pairs, K interactions.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,29 +27,24 @@ def competition_gate(
     rows_o: Int64[Tensor, " P"],
     rivals: Rivals = "both",
 ) -> Float[Tensor, " P"]:
-    """Return each pair's share of what its object, then its human, does; needs no training.
+    """Return each pair's share of what its object, then its human, does, in [0, 1]; 1 for a pair without a rival.
 
     The mass of a pair is the sum of its scores over real interactions. Its share of the mass of its object's pairs,
     times the share of what then remains among its human's pairs, is the gate.
 
     Args:
         scores: Non-negative.
-        is_real: The interactions that count: those that the pair's object admits, `no_interaction` left out.
+        is_real: What the pair's object admits, `no_interaction` left out.
         rows_h, rows_o: Detections of the pairs; equal rows are the same human or object.
-        rivals: `both` as above; `object` or `human` for one of the two shares alone; `best` for both, but taken of the
-            largest mass instead of the sum, so that people who share an object equally all keep it.
-
-    Returns:
-        In [0, 1]; 1 for a pair without a rival, 0 where nothing counts.
+        rivals: As the setting `gate.kind`.
     """
     mass = (scores * is_real).sum(1)
     if rivals == "object":
         return _share(mass, rows_o)
     if rivals == "human":
         return _share(mass, rows_h)
-    share = _share_of_best if rivals == "best" else _share
-    of_object = share(mass, rows_o)
-    return of_object * share(mass * of_object, rows_h)
+    of_object = _share(mass, rows_o, of_best=rivals == "best")
+    return of_object * _share(mass * of_object, rows_h, of_best=rivals == "best")
 
 
 def gated(
@@ -59,22 +55,18 @@ def gated(
     exponent: float,
     rivals: Rivals = "both",
 ) -> Float[Tensor, "P K"]:
-    """Return scores · gate^exponent where `is_real`, and the scores elsewhere; see `competition_gate`."""
+    """Return scores · gate^exponent where `is_real`, and the scores elsewhere."""
     gate = competition_gate(scores, is_real, rows_h, rows_o, rivals) ** exponent
     return torch.where(is_real, gate[:, None] * scores, scores)
 
 
-def _share(mass: Float[Tensor, " P"], rows: Int64[Tensor, " P"]) -> Float[Tensor, " P"]:
+def _share(mass: Float[Tensor, " P"], rows: Int64[Tensor, " P"], of_best: bool = False) -> Float[Tensor, " P"]:
     groups, group_of = torch.unique(rows, return_inverse=True)
-    total = mass.new_zeros(len(groups)).index_add(0, group_of, mass)[group_of]
-    # Where the total is zero, so is the mass; 1 in its place keeps the division finite.
-    return mass / torch.where(total > 0, total, 1.0)
-
-
-def _share_of_best(mass: Float[Tensor, " P"], rows: Int64[Tensor, " P"]) -> Float[Tensor, " P"]:
-    groups, group_of = torch.unique(rows, return_inverse=True)
-    best = mass.new_zeros(len(groups)).scatter_reduce(0, group_of, mass, "amax")[group_of]
-    return mass / torch.where(best > 0, best, 1.0)
+    empty = mass.new_zeros(len(groups))
+    whole = empty.scatter_reduce(0, group_of, mass, "amax") if of_best else empty.index_add(0, group_of, mass)
+    whole = whole[group_of]
+    # Where the whole is zero, so is the mass; 1 in its place keeps the division finite.
+    return mass / torch.where(whole > 0, whole, 1.0)
 
 
 @runtime_checkable
@@ -94,11 +86,10 @@ def extra_of(scorer: Scorer) -> tuple[str, ...]:
 def score_triplets(
     batch: PairBatch, pair_scores: Float[Tensor, "P K"], vocabulary: Vocabulary, exponent: float
 ) -> Triplets:
-    """Return a triplet for every pair and interaction that its object admits, by pair, then interaction.
+    """Return a triplet for every pair and interaction that its object admits, with score (s_h · s_o)^γ · pair score.
 
     Args:
-        pair_scores: In [0, 1]; scores at interactions of other objects are dropped.
-        exponent: γ of the detection prior (s_h · s_o)^γ.
+        exponent: γ.
     """
     admitted = torch.from_numpy(vocabulary.object_mask).to(batch.labels_o.device)[batch.labels_o]
     pair, interaction = admitted.nonzero(as_tuple=True)
@@ -127,15 +118,8 @@ def score_split(
             moved = batch.to(device)
             for name, pair_scores in scorer.branch_scores(moved).items():
                 parts.setdefault(name, []).append(score_triplets(moved, pair_scores, vocabulary, exponent))
-    return {name: concatenate(triplets) for name, triplets in parts.items()}
-
-
-def concatenate(parts: list[Triplets]) -> Triplets:
-    """Return the triplets of several batches, one after the other."""
-    return Triplets(
-        image=np.concatenate([part.image for part in parts]),
-        boxes_h=np.concatenate([part.boxes_h for part in parts]),
-        boxes_o=np.concatenate([part.boxes_o for part in parts]),
-        interaction=np.concatenate([part.interaction for part in parts]),
-        score=np.concatenate([part.score for part in parts]),
-    )
+    columns = [column.name for column in fields(Triplets)]
+    return {
+        name: Triplets(**{column: np.concatenate([getattr(t, column) for t in triplets]) for column in columns})
+        for name, triplets in parts.items()
+    }

@@ -1,6 +1,6 @@
 """What training and evaluation ask of a student: losses of a batch, and scores of its pairs.
 
-Shapes: P pairs, K interactions, R images or pairs.
+Shapes: P pairs, K interactions.
 """
 
 from __future__ import annotations
@@ -24,22 +24,16 @@ from hoi.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Losses of one batch.
-
-    Args:
-        agreement: bool [R] by name: whether student and teacher rank the same interaction first. Empty where no teacher
-            is asked.
-        counts: The scalar that a loss was divided by (0 taken as 1), by name; a loss that is not named here is a mean
-            over the batch's images. With them, losses of a batch's parts add up to the batch's.
-    """
+    """Losses of one batch."""
 
     losses: dict[str, Tensor]  # scalars by name, weighted already: training minimises their sum
+    # bool by name, of images or pairs: whether student and teacher rank the same interaction first
     agreement: dict[str, Tensor] = field(default_factory=dict)
+    # By name, what a loss was divided by (0 taken as 1; default: its images), so that losses of a batch's parts add up
     counts: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
-        """The sum of all losses."""
         first, *others = self.losses.values()
         return sum(others, first)
 
@@ -62,7 +56,7 @@ class Student(nn.Module, ABC):
 
     @property
     def extra_fields(self) -> tuple[str, ...]:
-        """Cached fields beyond those of every `PairBatch` that the student reads from `PairBatch.extra`."""
+        """Cached fields that the student reads from `PairBatch.extra`."""
         return ()
 
     @property
@@ -71,14 +65,10 @@ class Student(nn.Module, ABC):
         return self.extra_fields
 
     def prepare(self, batches: Iterable[PairBatch], labels: LabelTargets | None) -> None:
-        """Look at all training data once before a new run's first step; by default, do nothing.
+        """Look at all training images once before a new run's first step; by default, do nothing.
 
-        Results go into parameters and buffers of the state, so that a resumed run need not look again. They must not
-        depend on the order of the batches: every process of a group looks for itself.
-
-        Args:
-            batches: All training images once, with `extra_fields`.
-            labels: As in `losses`.
+        Results go into the state, so that a resumed run need not look again. They must not depend on the order of the
+        batches: every process of a group looks for itself.
         """
 
     @abstractmethod
@@ -98,7 +88,7 @@ class Student(nn.Module, ABC):
         return self.is_real & self.admitted[batch.labels_o]
 
     def gate(self, scores: Float[Tensor, "P K"], batch: PairBatch) -> BranchScores:
-        """Return row `student`, the scores through the settings' competition gate, and `ungated` if there is one."""
+        """Return row `student`, the scores through the competition gate, and `ungated` if the settings have one."""
         gate = self.config.gate
         if gate.exponent == 0:
             return {"student": scores}
@@ -109,12 +99,10 @@ class Student(nn.Module, ABC):
 def build_student(
     config: StudentSettings, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int], seed: int = 0
 ) -> Student:
-    """Return an untrained student of the settings' method on the CPU.
+    """Return an untrained student on the CPU; torch's own random state is left as it was.
 
     Args:
-        bank: The teacher's texts of the vocabulary's interactions.
         axes: Sizes of the cache's axes (`CacheSplit.axes`).
-        seed: Of the initial weights; torch's own random state is left as it was.
 
     Raises:
         UserError: the settings ask for what the teacher or the cache does not have.

@@ -73,12 +73,7 @@ def attend(
     mask: Tensor | None,
     dropout: float,
 ) -> Float[Tensor, "B N W"]:
-    """Return multi-head attention of projected queries over projected keys and values.
-
-    Args:
-        mask: Of torch's scaled_dot_product_attention: bool, or float to be added before the softmax.
-        dropout: 0 in evaluation mode.
-    """
+    """Return multi-head attention of projected queries over projected keys and values; `mask` as torch's attn_mask."""
     query, key, value = (table.unflatten(2, (heads, -1)).transpose(1, 2) for table in (query, key, value))
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return attended.transpose(1, 2).flatten(2)
@@ -87,7 +82,7 @@ def attend(
 def sines(angles: Float[Tensor, "R C V"], width: int) -> Float[Tensor, "R W"]:
     """Return the sines, then the cosines, of each coordinate's V angles, coordinate by coordinate; zeros fill the rest.
 
-    Source: Carion et al., End-to-End Object Detection with Transformers, ECCV 2020, for its positional encoding.
+    Source: Carion et al., End-to-End Object Detection with Transformers, ECCV 2020.
     """
     waves = torch.cat([angles.sin(), angles.cos()], -1).flatten(1)
     return F.pad(waves, (0, width - waves.shape[1]))
@@ -96,14 +91,10 @@ def sines(angles: Float[Tensor, "R C V"], width: int) -> Float[Tensor, "R W"]:
 def spatial_code(
     boxes_h: Float[Tensor, "P 4"], boxes_o: Float[Tensor, "P 4"], size_hw: Float[Tensor, "P 2"]
 ) -> Float[Tensor, "P 36"]:
-    """Return 18 terms that say how two boxes lie, and their logarithms.
+    """Return 18 terms that say how two boxes (pixel-edge xyxy, at least one pixel a side) lie, and their logarithms.
 
     The terms: both centres (x, y), both sizes (w, h) and both areas as shares of the image, area ratio object over
     human, both aspect ratios w/h, IoU, and the object's centre offset over the human's size: right, left, down, up.
-
-    Args:
-        boxes_h, boxes_o: Pixel-edge xyxy. A side below one pixel counts as one.
-        size_hw: Image of each pair, pixels.
 
     Source: fredzzhang/spatially-conditioned-graphs, `ops.py`, `compute_spatial_encodings`; the floors differ.
     """
@@ -113,7 +104,7 @@ def spatial_code(
     area_h, area_o, area_image = wh_h.prod(-1), wh_o.prod(-1), image_wh.prod(-1)
     overlap_wh = torch.minimum(boxes_h[:, 2:], boxes_o[:, 2:]) - torch.maximum(boxes_h[:, :2], boxes_o[:, :2])
     overlap = overlap_wh.clamp(min=0).prod(-1)
-    offset = (centre_o - centre_h) / wh_h
+    right, down = ((centre_o - centre_h) / wh_h).unbind(-1)
     ratios = [
         area_h / area_image,
         area_o / area_image,
@@ -121,10 +112,7 @@ def spatial_code(
         wh_h[:, 0] / wh_h[:, 1],
         wh_o[:, 0] / wh_o[:, 1],
         overlap / (area_h + area_o - overlap),
-        offset[:, 0].clamp(min=0),
-        (-offset[:, 0]).clamp(min=0),
-        offset[:, 1].clamp(min=0),
-        (-offset[:, 1]).clamp(min=0),
+        *(offset.clamp(min=0) for offset in (right, -right, down, -down)),
     ]
     shares = [centre_h / image_wh, centre_o / image_wh, wh_h / image_wh, wh_o / image_wh]
     terms = torch.cat([*shares, torch.stack(ratios, -1)], -1)
@@ -138,22 +126,17 @@ MIN_PROBABILITY = 1e-30
 
 @dataclass(frozen=True)
 class ScoreForm:
-    """How logits over K interactions become scores in [0, 1]; teacher and student are read alike.
+    """How logits over K interactions become scores in [0, 1]; teacher and student are read alike."""
 
-    Args:
-        kind: `softmax` over all K (CLIP) or `sigmoid` of each alone (SigLIP, and supervision by labels).
-    """
-
-    kind: Literal["softmax", "sigmoid"]
+    kind: Literal["softmax", "sigmoid"]  # over all K (CLIP), or of each alone (SigLIP, and supervision by labels)
     temperature: float  # divides the logits first
 
     def scores(self, logits: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:
-        """Return scores in [0, 1]; those of a softmax sum to 1."""
         tempered = logits / self.temperature
         return tempered.softmax(-1) if self.kind == "softmax" else tempered.sigmoid()
 
     def divergence(self, targets: Float[Tensor, "R K"], logits: Float[Tensor, "R K"]) -> Float[Tensor, " R"]:
-        """Return KL(targets ‖ scores of the logits) of each row in nats: K-way, or the sum of K two-way divergences."""
+        """Return each row's KL(targets ‖ scores of the logits) in nats: K-way, or the sum of K two-way divergences."""
         tempered = logits / self.temperature
         if self.kind == "softmax":
             return (torch.xlogy(targets, targets) - targets * tempered.log_softmax(-1)).sum(-1)
@@ -164,7 +147,7 @@ class ScoreForm:
     def aggregate(
         self, logits: Float[Tensor, "P K"], pair_image: Int64[Tensor, " P"], num_images: int, how: Aggregation
     ) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
-        """Return the images' logits, to be read in this form again; see `aggregate` and `noisy_or`."""
+        """Return the images' logits, and which images have pairs; see `aggregate` and `noisy_or`."""
         if how == "noisy_or":
             probability, has_pairs = noisy_or(self.scores(logits), pair_image, num_images)
             aggregated = probability.log() if self.kind == "softmax" else probability.logit()
@@ -176,10 +159,7 @@ class ScoreForm:
 def mean_over_images(
     values: Float[Tensor, " P"], pair_image: Int64[Tensor, " P"], num_images: int
 ) -> Float[Tensor, ""]:
-    """Return the mean over all images of each image's mean over its pairs; an image without pairs adds 0.
-
-    Dividing by all images makes the loss of a batch the mean of the losses of its parts.
-    """
+    """Return the mean over all images of each image's mean over its pairs; an image without pairs adds 0."""
     pairs_of = torch.bincount(pair_image, minlength=num_images).clamp(min=1)
     return (values / pairs_of[pair_image]).sum() / num_images
 
@@ -190,13 +170,9 @@ def aggregate(
     num_images: int,
     how: Literal["max", "logsumexp", "softmax_mean"],
 ) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
-    """Reduce pair logits to image logits, interaction by interaction; a single pair passes unchanged.
+    """Reduce pair logits to image logits, 0 where there is no pair, and say which images have pairs.
 
-    Args:
-        how: `max`; `logsumexp`; or `softmax_mean`, the mean weighted by softmax over the image's pairs.
-
-    Returns:
-        Image logits, 0 where there is no pair, and which images have pairs.
+    `softmax_mean` is the mean weighted by softmax over the image's pairs. A single pair passes unchanged.
     """
     shape = (num_images, logits.shape[1])
     has_pairs = torch.bincount(pair_image, minlength=num_images) > 0
@@ -217,10 +193,9 @@ def aggregate(
 def noisy_or(
     scores: Float[Tensor, "P K"], pair_image: Int64[Tensor, " P"], num_images: int
 ) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
-    """Return 1 − Π(1 − score) over each image's pairs, the probability that at least one of them does it.
+    """Return 1 − Π(1 − score) over each image's pairs, and which images have pairs.
 
-    Returns:
-        In (0, 1), without the ends so that logarithms and gradients are finite, and which images have pairs.
+    The ends of [0, 1] are left out, so that logarithms and gradients are finite.
     """
     eps = torch.finfo(scores.dtype).eps
     log_missed = torch.log1p(-scores.clamp(max=1 - eps))
@@ -230,11 +205,7 @@ def noisy_or(
 
 
 def fuse(branches: Iterable[tuple[Tensor, float]], how: Literal["product", "sum"]) -> Tensor:
-    """Return the branches' scores combined: Π s^w, or Σ w · s / Σ w.
-
-    Args:
-        branches: Scores [P, K] in [0, 1] and their weight; 0 leaves a branch out, and at least one must be left.
-    """
+    """Return the branches' scores [P, K] combined by their weights: Π s^w, or Σ w · s / Σ w; one must be above 0."""
     counted = [(scores, weight) for scores, weight in branches if weight > 0]
     if how == "sum":
         return reduce(add, (scores * weight for scores, weight in counted)) / sum(weight for _, weight in counted)
@@ -249,10 +220,6 @@ def soft_focal(
     weight: Tensor | float = 1.0,
 ) -> Float[Tensor, "R K"]:
     """Return weight · |target − σ(logit)|^focus · cross-entropy, elementwise, and 0 where not counted.
-
-    Args:
-        targets: Labels or soft scores in [0, 1].
-        focus: 0 is plain cross-entropy.
 
     Source: Lin et al., ICCV 2017, for labels; Li et al., Generalized Focal Loss, NeurIPS 2020, eq. 5, between.
     """
@@ -271,9 +238,7 @@ def focal_loss(
 ) -> Float[Tensor, ""]:
     """Return the focal loss summed over what is counted, divided by the sum of its targets (at least 1).
 
-    Args:
-        targets: Labels (bool) or soft scores in [0, 1].
-        alpha: Weight of positives, negatives have 1 − alpha; None weighs all by 1.
+    Positives weigh `alpha`, negatives 1 − alpha; None weighs all by 1.
     """
     targets = targets.to(logits.dtype)
     weight = 1.0 if alpha is None else alpha * targets + (1 - alpha) * (1 - targets)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,18 +34,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train together, as this one (`rank`, from 0) sees them."""
+    """The processes that train together, as this one sees them."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes."""
         return self.rank == 0
 
     def own(self, rows: np.ndarray) -> np.ndarray:
-        """Return this process's share of a batch's images: one of `size` near equal parts, which may be empty."""
+        """Return this process's share of a batch's images, which may be empty."""
         return rows[len(rows) * self.rank // self.size : len(rows) * (self.rank + 1) // self.size]
 
     def add(self, values: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ class Group:
         return figures
 
     def ask_first(self, ask: Callable[[], T]) -> T:
-        """Call `ask` on the first process and return its result on all of them."""
+        """Call `ask` on the first process, and return its result on all."""
         if self.size == 1:
             return ask()
         results = [ask() if self.is_first else None]
@@ -97,10 +96,7 @@ ALONE = Group()
 
 @contextmanager
 def join(device: torch.device) -> Iterator[Group]:
-    """Join the group that torchrun's environment describes; without one, the process is alone.
-
-    GPUs communicate by NCCL, CPUs by gloo.
-    """
+    """Join the group that torchrun's environment describes; without one, the process is alone."""
     if not _has_others():
         yield ALONE
         return
@@ -122,7 +118,12 @@ def one_voice() -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt):
-        if not _is_first_to_fail(store):
+        try:
+            is_first_to_fail = store.add("failed", 1) == 1
+        except RuntimeError:
+            # The store ended with the process that kept it, which may not have reported its error.
+            is_first_to_fail = True
+        if not is_first_to_fail:
             raise SystemExit(ENDED_WITH_ANOTHER) from None
         raise
 
@@ -140,13 +141,5 @@ def end_with_group() -> None:
 
 
 def is_first_process() -> bool:
-    """Return whether this process is the one that reports, as torchrun says; alone, it is."""
+    """Return whether this process is the one that reports."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _is_first_to_fail(store: Any) -> bool:
-    try:
-        return store.add("failed", 1) == 1
-    except RuntimeError:
-        # The store ended with the process that kept it, which may not have reported its error.
-        return True

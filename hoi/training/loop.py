@@ -29,6 +29,8 @@ from hoi.training.runs import RunFolder, TensorBoardLogger
 
 WARM_UP = 0.05
 """Share of the steps over which the learning rate rises."""
+AGREEING, COUNTED = "agreeing/", "counted/"
+"""Prefixes of two figures of a step: on how many images or pairs student and teacher agree, and of how many."""
 
 
 @runtime_checkable
@@ -43,7 +45,7 @@ class BatchSource(Protocol):
     def batches(
         self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
-        """Yield every image once, shuffled by `rng`, or in order if it is None; with the `extra` fields."""
+        """Yield every image once, shuffled by `rng` or in order, with the `extra` fields."""
         ...
 
 
@@ -70,10 +72,9 @@ def fit(
     title: str = "",
     group: Group = ALONE,
 ) -> tuple[Student, Progress]:
-    """Train a student for `config.epochs` epochs: AdamW, a short linear warm-up, cosine to zero.
+    """Train a student in place (AdamW, a short linear warm-up, cosine to zero), and return it and where the run stands.
 
     Args:
-        student: Untrained; it is trained in place.
         source: The training split, or this process's share of its batches.
         seed: Of order and dropout.
         labels: For `supervision: labels` only.
@@ -81,10 +82,6 @@ def fit(
             kept. Without it the last epoch's are.
         run: Where metrics and checkpoints go, and where an interrupted run is resumed from; None keeps nothing.
         title: Of the progress bar; empty for no bar.
-        group: Who trains together; only the first process measures quality and writes.
-
-    Returns:
-        The student in evaluation mode, and where the run stands.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -136,7 +133,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Trainer:
-    """Runs epochs; student and optimizer are changed in place. For the arguments see `fit`."""
+    """Runs epochs; student and optimizer are changed in place."""
 
     student: Student
     optimizer: torch.optim.Optimizer
@@ -144,9 +141,9 @@ class Trainer:
     config: TrainConfig
     seed: int
     device: torch.device
-    labels: LabelTargets | None = None
-    group: Group = ALONE
-    precision: Precision = "fp32"
+    labels: LabelTargets | None
+    group: Group
+    precision: Precision
 
     @property
     def steps_per_epoch(self) -> int:
@@ -157,27 +154,35 @@ class Trainer:
         return self.steps_per_epoch * self.config.epochs
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """Train for one pass over the split, and return the means that metrics.jsonl keeps."""
+        """Train for one pass over the split, and return what metrics.jsonl keeps of it."""
         self.student.train()
-        sums = EpochSums()
+        sums: dict[str, float] = {}
+        num_steps = 0
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             # Processes of one group draw the same order, and each its own dropout.
             dropout_seed = (self.seed, epoch) if self.group.is_first else (self.seed, epoch, self.group.rank)
             torch.manual_seed(int(np.random.SeedSequence(dropout_seed).generate_state(1)[0]))
             shuffle = np.random.default_rng((self.seed, epoch))
-            for batch, counts in self._batches(shuffle):
-                step = epoch * self.steps_per_epoch + sums.num_steps
+            for batch, is_counted in self._batches(shuffle):
+                step = epoch * self.steps_per_epoch + num_steps
                 rate = _learning_rate(self.config.learning_rate, step, self.num_steps)
-                sums.add(self._step(batch, counts, rate))
-                bar.set_postfix(loss=f"{sums.values['loss'] / sums.num_steps:.3f}", refresh=False)
+                figures = self._step(batch, is_counted, rate)
+                # All at once, since each transfer waits for the device.
+                for name, value in zip(figures, torch.stack(list(figures.values())).tolist(), strict=True):
+                    sums[name] = sums.get(name, 0.0) + value
+                num_steps += 1
+                bar.set_postfix(loss=f"{sums['loss'] / num_steps:.3f}", refresh=False)
                 bar.update()
-                if not math.isfinite(sums.values["loss"]):
+                if not math.isfinite(sums["loss"]):
                     raise UserError(
                         "the loss is no longer finite",
                         where=f"seed {self.seed}, epoch {epoch + 1}",
                         fix="lower train.learning_rate",
                     )
-        return {**sums.means(), "learning_rate": rate}
+        agreements = [name.removeprefix(AGREEING) for name in sums if name.startswith(AGREEING)]
+        means = {name: value / num_steps for name, value in sums.items() if not name.startswith((AGREEING, COUNTED))}
+        means |= {f"agreement_{name}": sums[AGREEING + name] / max(sums[COUNTED + name], 1) for name in agreements}
+        return {**means, "learning_rate": rate}
 
     def _batches(self, shuffle: np.random.Generator) -> Iterator[tuple[PairBatch, bool]]:
         """Yield batches and whether they count; if this process's share is empty, an earlier one stands in for it."""
@@ -195,29 +200,30 @@ class Trainer:
                 )
             yield stand_in, not is_empty
 
-    def _step(self, batch: PairBatch, counts: bool, rate: float) -> Step:
+    def _step(self, batch: PairBatch, is_counted: bool, rate: float) -> dict[str, Tensor]:
+        """Take one step and return its figures over the whole batch: scalars on the student's device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         with mixed(self.precision, self.device):
             result = self.student.losses(batch.to(self.device), self.labels)
-        agreeing = {
-            name: (agrees.sum(), agrees.new_tensor(agrees.numel(), dtype=torch.int64))
-            for name, agrees in result.agreement.items()
-        }
+        total = result.total
+        losses = {f"loss_{name}": loss.detach() for name, loss in result.losses.items()}
+        counts = {AGREEING + name: agrees.sum().to(total) for name, agrees in result.agreement.items()}
+        counts |= {COUNTED + name: total.new_tensor(agrees.numel()) for name, agrees in result.agreement.items()}
         if self.group.size == 1:
-            result.total.backward()
-            total, losses = result.total.detach(), {name: loss.detach() for name, loss in result.losses.items()}
+            total.backward()
         else:
-            total, losses, agreeing = self._share(result, batch.num_images if counts else 0, agreeing)
+            losses, counts = self._share(result, batch.num_images if is_counted else 0, losses, counts)
+            total = torch.stack(list(losses.values())).sum()
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_gradient)
         self.optimizer.step()
-        return Step(total, losses, agreeing, norm)
+        return {"loss": total.detach(), **losses, "gradient_norm": norm, **counts}
 
     def _share(
-        self, result: StepLosses, num_images: int, agreeing: dict[str, tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-        """Turn the losses of this process's share into gradients and figures of the whole batch."""
+        self, result: StepLosses, num_images: int, losses: dict[str, Tensor], counts: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Turn the losses and counts of this process's share into gradients and figures of the whole batch."""
         has_images = num_images > 0
         own_counts = torch.stack(
             [result.counts.get(name, torch.tensor(num_images)).to(result.total) for name in result.losses]
@@ -226,57 +232,9 @@ class Trainer:
         weights = has_images * own_counts.clamp(min=1) / all_counts.clamp(min=1)
         weighted = weights * torch.stack(list(result.losses.values()))
         weighted.sum().backward()
-        counts = [has_images * count.to(own_counts) for pair in agreeing.values() for count in pair]
-        figures = torch.stack([*weighted.detach(), *counts])
+        figures = torch.stack([*weighted.detach(), *(has_images * count for count in counts.values())])
         summed = self.group.add_gradients(list(self.student.parameters()), figures)
-        losses, summed_counts = summed[: len(weighted)], summed[len(weighted) :]
-        pairs = zip(summed_counts[::2], summed_counts[1::2], strict=True)
-        return losses.sum(), dict(zip(result.losses, losses, strict=True)), dict(zip(agreeing, pairs, strict=True))
-
-
-@dataclass(frozen=True)
-class Step:
-    """Figures of one step over the whole batch, on the student's device.
-
-    Args:
-        agreeing: By name, on how many images or pairs student and teacher agree, and of how many.
-    """
-
-    total: Tensor  # what was minimised; the sum of `losses`
-    losses: dict[str, Tensor]
-    agreeing: dict[str, tuple[Tensor, Tensor]]
-    norm: Tensor  # of the gradient, before it is clipped
-
-
-@dataclass
-class EpochSums:
-    """Sums over the steps of an epoch."""
-
-    num_steps: int = 0
-    values: dict[str, float] = field(default_factory=dict)
-    agreeing: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    def add(self, step: Step) -> None:
-        """Add one step; waits for the device once."""
-        values = {
-            "loss": step.total,
-            **{f"loss_{name}": value for name, value in step.losses.items()},
-            "gradient_norm": step.norm,
-        }
-        counts = [count for pair in step.agreeing.values() for count in pair]
-        numbers = torch.stack([*values.values(), *(count.to(step.total) for count in counts)]).tolist()
-        for name, value in zip(values, numbers, strict=False):
-            self.values[name] = self.values.get(name, 0.0) + value
-        counted = numbers[len(values) :]
-        for name, agrees, of in zip(step.agreeing, counted[::2], counted[1::2], strict=True):
-            before = self.agreeing.get(name, (0.0, 0.0))
-            self.agreeing[name] = (before[0] + agrees, before[1] + of)
-        self.num_steps += 1
-
-    def means(self) -> dict[str, float]:
-        """Return what metrics.jsonl keeps of an epoch."""
-        means = {name: value / self.num_steps for name, value in self.values.items()}
-        return means | {f"agreement_{name}": agrees / max(of, 1) for name, (agrees, of) in self.agreeing.items()}
+        return dict(zip(losses, summed, strict=False)), dict(zip(counts, summed[len(losses) :], strict=True))
 
 
 def _learning_rate(highest: float, step: int, num_steps: int) -> float:
@@ -303,15 +261,14 @@ def _save(run: RunFolder, student: Student, optimizer: torch.optim.Optimizer, pr
 def _resume(
     tensors: dict[str, Tensor], header: dict[str, str], student: Student, optimizer: torch.optim.Optimizer
 ) -> Progress:
-    parts: dict[str, dict[str, Tensor]] = {"student": {}, "best": {}, "optimizer": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = tensor
-    student.load_state_dict(parts["student"])
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    student.load_state_dict(part("student/"))
     states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in parts["optimizer"].items():
+    for name, tensor in part("optimizer/").items():
         row, _, key = name.partition("/")
         states.setdefault(int(row), {})[key] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     best_epoch = None if header["best_epoch"] == "None" else int(header["best_epoch"])
-    return Progress(int(header["epoch"]), best_epoch, float(header["best_quality"]), parts["best"])
+    return Progress(int(header["epoch"]), best_epoch, float(header["best_quality"]), part("best/"))

@@ -41,11 +41,7 @@ class RunFolder:
     settings: Settings  # all that decides the weights, as plain JSON data: student, training, seed, cache fingerprint
 
     def status(self) -> Literal["new", "started", "finished"]:
-        """Return how far the run is.
-
-        Raises:
-            UserError: the folder holds a run of other settings; names each key that differs.
-        """
+        """Return how far the run is; a UserError names each key in which a run in the folder has other settings."""
         if (self.path / "run.json").exists():
             self._refuse_other_settings(self.record()["settings"])
             return "finished"
@@ -55,11 +51,7 @@ class RunFolder:
         return "new"
 
     def record(self) -> dict[str, Any]:
-        """Return what `finish` wrote.
-
-        Raises:
-            UserError: there is no finished run here, or its record is damaged.
-        """
+        """Return what `finish` wrote; a UserError if there is no finished run, or its record is damaged."""
         path = self.path / "run.json"
         try:
             record: dict[str, Any] | None = read_json(path)
@@ -70,7 +62,6 @@ class RunFolder:
         return record
 
     def log(self, record: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
         append_line(self.path / "metrics.jsonl", json.dumps(record))
 
     def keep_metrics(self, num_lines: int) -> None:
@@ -82,28 +73,22 @@ class RunFolder:
 
     def save_state(self, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
         """Replace the checkpoint, whole or not at all."""
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {**header, "settings": json.dumps(self.settings)}
-        write_atomically(self.path / "state.safetensors", save(plain, metadata))
+        write_atomically(self.path / "state.safetensors", save(_plain(tensors), metadata))
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return the last checkpoint's tensors and header, as given to `save_state`."""
+        """Return the last checkpoint's tensors and header."""
         header = self._state_header()
         return load_file(self.path / "state.safetensors"), header
 
     def finish(self, student: Student, record: dict[str, Any]) -> None:
         """Write the weights, then the record that says the run is done, and drop the checkpoint."""
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-        write_atomically(self.path / "model.safetensors", save(weights))
+        write_atomically(self.path / "model.safetensors", save(_plain(student.state_dict())))
         write_json(self.path / "run.json", {**record, "settings": self.settings}, sort_keys=False)
         remove_file(self.path / "state.safetensors")
 
     def load_student(self, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]) -> Student:
-        """Return the trained student, in evaluation mode on the CPU.
-
-        Raises:
-            UserError: no finished run, a run of other settings, or damaged weights.
-        """
+        """Return the trained student, in evaluation mode on the CPU; a UserError if there is none."""
         if self.status() != "finished":
             self.record()
         student = build_student(self.student, bank, vocabulary, axes)
@@ -140,6 +125,10 @@ class RunFolder:
             )
 
 
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
@@ -159,14 +148,7 @@ def check_tensorboard() -> None:
 
 
 class TensorBoardLogger:
-    """Writes what `tensorboard --logdir FOLDER` shows of a run.
-
-    Args:
-        epochs_done: What the folder says of later epochs is dropped: a resumed run does them again.
-
-    Raises:
-        UserError: TensorBoard is not installed.
-    """
+    """Writes what `tensorboard --logdir FOLDER` shows of a run; epochs after `epochs_done` are dropped."""
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
         check_tensorboard()
@@ -175,7 +157,7 @@ class TensorBoardLogger:
         self._writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def log(self, epoch: int, record: Mapping[str, float]) -> None:
-        """Add an epoch's figures; `loss_union` and the like are shown as parts of `loss`."""
+        """Add an epoch's figures; `loss_union` is shown as a part of `loss`."""
         for name, value in record.items():
             kind, _, part = name.partition("_")
             tag = f"{kind}/{part}" if kind in ("loss", "agreement") and part else name

@@ -30,7 +30,7 @@ from hoi.training.runs import RunFolder, check_tensorboard
 
 LIBRARIES = ("torch", "numpy", "safetensors", "h5py")
 PREFERRED = ("best", "student")
-"""Names of the students that are shown and exported, if they are there and learn from no label."""
+"""Students that are shown and exported, if they are there and learn from no label."""
 BATCH_IMAGES = 64
 """Images scored at once when `supervision: labels` chooses among its checkpoints."""
 
@@ -54,15 +54,6 @@ class TrainReport:
     def __str__(self) -> str:
         spent = [run.seconds for run in self.runs if run.seconds is not None]
         return f"{len(self.runs)} students trained, {len(spent)} of them now in {sum(spent):.1f} s"
-
-
-@dataclass(frozen=True)
-class Supervision:
-    """What a student with `supervision: labels` is trained with; empty for all others."""
-
-    labels: LabelTargets | None = None  # of the training split
-    quality: Callable[[Student], float] | None = None  # returns a student's mean average precision on the tuning split
-    hidden: dict[str, Any] | None = None  # what a zero-shot split hid from both, for the run's record
 
 
 def train_students(config: PipelineConfig) -> TrainReport:
@@ -102,9 +93,6 @@ def choose_student(config: PipelineConfig, name: str | None = None) -> str:
     """Return the student that is shown and exported: the named one, or of those without labels the preferred one.
 
     No figure chooses: those of the evaluated split are for grading.
-
-    Raises:
-        UserError: there is no such student, or none at all.
     """
     if name is None and config.students:
         free = [name for name, settings in config.students.items() if settings.supervision == "teacher"]
@@ -120,11 +108,7 @@ def choose_student(config: PipelineConfig, name: str | None = None) -> str:
 
 
 def open_training_split(config: PipelineConfig) -> CacheSplit:
-    """Open the cache of the split that students are trained on.
-
-    Raises:
-        UserError: no cache, a cache of other settings, or a split without pairs.
-    """
+    """Open the cache of the split that students are trained on; a UserError if it has no pair."""
     split = open_split(config, config.train.split, same_images=False)
     if split.num_pairs == 0:
         raise UserError(
@@ -137,14 +121,14 @@ def open_training_split(config: PipelineConfig) -> CacheSplit:
 
 
 def open_source(config: PipelineConfig, split: CacheSplit, device: torch.device, group: Group = ALONE) -> BatchSource:
-    """Return what training draws its batches from: the split or its first images, in memory or on the device."""
+    """Return the split or its first images, in memory or on the device."""
     source = training_source(split, device, config.train.resident)
     is_whole = config.train.max_images is None and group.size == 1
     return source if is_whole else FirstImages(source, config.train.max_images, group.own)
 
 
 def training_of(config: PipelineConfig, settings: StudentSettings, split: CacheSplit) -> TrainConfig:
-    """Return the training section with the student's own learning rate, epochs and share of the images."""
+    """Return the training section with the student's learning rate, epochs and share of the images."""
     train = config.train
     changes: dict[str, Any] = {key: getattr(settings, key) for key in ("learning_rate", "epochs")}
     if settings.label_fraction is not None:
@@ -154,18 +138,13 @@ def training_of(config: PipelineConfig, settings: StudentSettings, split: CacheS
 
 
 def run_folder(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> RunFolder:
-    """Return the folder in which a student of the pipeline file is trained; arguments as in `run_settings`."""
+    """Return the folder in which a student of the pipeline file is trained on the cache of this fingerprint."""
     settings = run_settings(config, name, seed, fingerprint)
     return RunFolder(Path(config.output) / "runs" / name / f"seed-{seed}", config.students[name], settings)
 
 
 def run_settings(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> dict[str, Any]:
-    """Return all that decides the weights of a student and seed, as plain data; equal settings are the same run.
-
-    Args:
-        name: Of the student in the pipeline file.
-        fingerprint: Of the training split's cache.
-    """
+    """Return all that decides the weights of a student and seed, as plain data; equal settings are the same run."""
     student = config.students[name]
     by_labels = student.supervision == "labels"
     # Labels choose among checkpoints by the final score, so there scoring and checkpoints decide the weights as well.
@@ -196,14 +175,12 @@ def train_run(
     with_bar: bool = True,
     group: Group = ALONE,
 ) -> float:
-    """Train one student and seed into its folder, going on from its last checkpoint, and return the seconds it took.
-
-    Raises:
-        UserError: the loss is no longer finite, or a file cannot be written.
-    """
+    """Train one student and seed into its folder, going on from its last checkpoint, and return the seconds it took."""
     start = time.monotonic()
     settings = config.students[name]
-    supervision = _supervision(config, settings, split, device) if settings.supervision == "labels" else Supervision()
+    labels, quality, hidden = None, None, None
+    if settings.supervision == "labels":
+        labels, quality, hidden = _supervision(config, settings, split, device)
     train = training_of(config, settings, split)
     if train.max_images != config.train.max_images:
         source = open_source(config.model_copy(update={"train": train}), split, device, group)
@@ -211,15 +188,15 @@ def train_run(
     if group.ask_first(folder.status) == "new":
         # Every process looks at all images; `source` may be its share of the batches only.
         everything = FirstImages(split, train.max_images).batches(BATCH_IMAGES, extra=student.extra_fields)
-        student.prepare(everything, supervision.labels)
+        student.prepare(everything, labels)
     student, progress = fit(
         student,
         source,
         train,
         seed=seed,
         device=device,
-        labels=supervision.labels,
-        quality=supervision.quality,
+        labels=labels,
+        quality=quality,
         run=folder,
         title=f"{name} seed {seed}" if with_bar else "",
         group=group,
@@ -236,7 +213,7 @@ def train_run(
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "precision": choose_precision(config.train.precision, device),
             "num_processes": group.size,
-            **({} if supervision.hidden is None else {"zero_shot": supervision.hidden}),
+            **({} if hidden is None else {"zero_shot": hidden}),
             "versions": library_versions(LIBRARIES),
             "commit": commit(),
             "fingerprint": split.fingerprint,
@@ -248,8 +225,8 @@ def train_run(
 
 def _supervision(
     config: PipelineConfig, settings: StudentSettings, split: CacheSplit, device: torch.device
-) -> Supervision:
-    """Load the training split's labels as targets, and the tuning split's to choose among checkpoints."""
+) -> tuple[LabelTargets, Callable[[Student], float], dict[str, Any] | None]:
+    """Return the training split's labels, a student's mean AP on the tuning split, and what a zero-shot split hides."""
     from hoi.evaluation.hico import evaluate
     from hoi.labels.zero_shot import hide
 
@@ -271,7 +248,7 @@ def _supervision(
         return 0.0 if full is None else full
 
     targets = label_targets(split.batches(BATCH_IMAGES), labels, vocabulary, split.num_images, unseen_ids)
-    return Supervision(targets, quality, hidden)
+    return targets, quality, hidden
 
 
 def zero_shot_unseen(config: PipelineConfig, name: str) -> np.ndarray:
@@ -280,18 +257,14 @@ def zero_shot_unseen(config: PipelineConfig, name: str) -> np.ndarray:
     from hoi.labels import load_labels
     from hoi.labels.zero_shot import unseen_ids
 
-    def train_interactions() -> np.ndarray:
-        return load_labels(config.dataset, config.train.split).interaction
-
-    return unseen_ids(config.dataset, load_vocabulary(config.dataset), name, train_interactions)
+    vocabulary = load_vocabulary(config.dataset)
+    return unseen_ids(
+        config.dataset, vocabulary, name, lambda: load_labels(config.dataset, config.train.split).interaction
+    )
 
 
 def check_annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
-    """Return the labels of the training split and of the tuning split.
-
-    Raises:
-        UserError: a split has none, or the tuning split trains or evaluates.
-    """
+    """Return the labels of the training and the tuning split; a UserError if one has none, or they overlap."""
     from hoi.labels import load_labels
     from hoi.labels.zero_shot import check_zero_shot
 
@@ -304,16 +277,12 @@ def check_annotations(config: PipelineConfig) -> tuple[HoiLabels, HoiLabels]:
             got=config.evaluation.tune_split,
             fix="set evaluation.tune_split, or take the students with supervision: labels out",
         )
-    train_labels, tune_labels = (
-        load_labels(config.dataset, name) for name in (config.train.split, config.evaluation.tune_split)
-    )
-    for name, found in ((config.train.split, train_labels), (config.evaluation.tune_split, tune_labels)):
-        if not len(found):
+    labels = {name: load_labels(config.dataset, name) for name in (config.train.split, config.evaluation.tune_split)}
+    for name, of_split in labels.items():
+        if not len(of_split):
             raise UserError(
                 f"split '{name}' has no annotated interaction",
                 where="supervision: labels",
-                expected="at least one",
-                got="none",
                 fix="annotate some of its images, or choose another split",
             )
-    return train_labels, tune_labels
+    return labels[config.train.split], labels[config.evaluation.tune_split]

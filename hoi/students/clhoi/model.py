@@ -3,10 +3,9 @@
 A translator turns CLIP's map into words and learns them from a caption (context distillation). In a cognition network
 pairs attend to one another, to the map and to those words; they are pooled to their image, where they learn the
 teacher's confidences (interaction distillation). Both learn by contrast. So much is in the paper's abstract; every
-layer, loss and value is our reconstruction. Every setting is explained at its key in `ClhoiConfig`.
+layer, loss and value is our reconstruction.
 
-Shapes: B images, P pairs, K interactions, D the joint width, L levels of region features, M crop margins, C channels
-of the map.
+Shapes: B images, P pairs, K interactions, D the joint width, Z tokens of the translator.
 
 Source: Gao et al., CL-HOI: Cross-Level Human-Object Interaction Distillation from Vision Large Language Models, 2024,
 arXiv 2410.15657.
@@ -28,14 +27,7 @@ from hoi.machine import full_precision
 from hoi.matching import LabelTargets
 from hoi.records import BranchScores, PairBatch, TextBank
 from hoi.students.base import StepLosses, Student
-from hoi.students.clhoi.networks import (
-    FIRST_TEMPERATURE,
-    IGNORED,
-    Cognition,
-    MapEncoder,
-    Translator,
-    context_loss,
-)
+from hoi.students.clhoi.networks import FIRST_TEMPERATURE, IGNORED, Cognition, MapEncoder, Translator, context_loss
 from hoi.students.clhoi.settings import ClhoiConfig
 from hoi.students.layers import NUM_TERMS, RaggedIndex, ScoreForm, mean_over_images, soft_focal, spatial_code
 from hoi.vocabulary import Vocabulary
@@ -54,12 +46,8 @@ def pool_pairs(
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K D"], Bool[Tensor, "B K"]]:
     """Pool pairs to their image: a_pk = softmax_p(z_pk / temperature + log r_p), Z_k = Σ a z, G_k = Σ a g.
 
-    Args:
-        logits, vectors, log_interactive: z, g and log r.
-        admitted: Interactions that the pair's object admits; a pair takes part in no other.
-
     Returns:
-        Z and G, 0 where no pair takes part, and where some pair does.
+        Z and G, 0 for an interaction that no pair's object admits, and which some pair's does.
     """
     takes_part = index.pad(admitted)
     weights = index.pad(logits / temperature + log_interactive[:, None])
@@ -82,23 +70,17 @@ def interaction_contrast(
     interactions that were asked there and not seen, and the texts of the batch's other anchors; those of its text are
     the vectors of the batch's other anchors. Whatever else is seen in an image is no negative there. Means over an
     image's anchors, then over all images.
-
-    Args:
-        vectors: G; any norm.
-        positive: Seen by the teacher; asked, and pooled from a pair.
-        scale: One over the temperature.
     """
     image, seen = positive.nonzero(as_tuple=True)
     anchors = F.normalize(vectors[image, seen], dim=-1)
-    own = texts[seen]
     is_same_object = object_of[seen][:, None] == object_of
     is_hard = is_same_object & asked[image] & ~positive[image]
     others = torch.eye(len(image), dtype=torch.bool, device=image.device).logical_not()
     is_seen_too = positive[image][:, seen] & others
-    nearness = scale * anchors @ own.T
+    nearness = (scale * anchors @ texts[seen].T).masked_fill(is_seen_too, IGNORED)
     hard = (scale * anchors @ texts.T).masked_fill(~is_hard, IGNORED)
-    to_texts = torch.cat([nearness.masked_fill(is_seen_too, IGNORED), hard], 1).log_softmax(1)
-    to_vectors = nearness.masked_fill(is_seen_too, IGNORED).log_softmax(0)
+    to_texts = torch.cat([nearness, hard], 1).log_softmax(1)
+    to_vectors = nearness.log_softmax(0)
     per_anchor = -(to_texts[:, : len(image)].diagonal() + to_vectors.diagonal()) / 2
     num_anchors = positive.sum(1).clamp(min=1)
     return (per_anchor / num_anchors[image]).sum() / len(positive)
@@ -108,18 +90,14 @@ def interaction_contrast(
 class PairLogits:
     """Outputs of the networks."""
 
-    logits: Float[Tensor, "P K"]  # z [P, K], whatever the pair's object
-    vectors: Float[Tensor, "P D"]  # g [P, D], unit norm
-    log_interactive: Float[Tensor, " P"]  # log r [P]
-    words: Float[Tensor, "B Z D"] | None  # [B, Z, D], unit norm; None without a translator
+    logits: Float[Tensor, "P K"]  # z, whatever the pair's object
+    vectors: Float[Tensor, "P D"]  # g, unit norm
+    log_interactive: Float[Tensor, " P"]  # log r
+    words: Float[Tensor, "B Z D"] | None  # unit norm; None without a translator
 
 
 class ClhoiStudent(Student):
-    """Scores pairs by what a vision language model's view of their images has taught.
-
-    Raises:
-        UserError: the cache holds no spatial map.
-    """
+    """Scores pairs by what a vision language model's view of their images has taught."""
 
     config: ClhoiConfig
     text_embedding: Tensor
@@ -132,21 +110,18 @@ class ClhoiStudent(Student):
                 "a student of method clhoi reads CLIP's spatial map, which this cache does not hold",
                 where="teacher.spatial_map",
                 expected="true",
-                got="false",
                 fix="set teacher.spatial_map: true and build the cache anew in another cache.folder",
             )
-        self.logit_scale = bank.logit_scale
-        is_softmax = bank.logit_bias is None
-        self.form = ScoreForm("softmax" if is_softmax else "sigmoid", config.targets.temperature)
-        self.logit_bias = bank.logit_bias or 0.0
+        self.logit_scale, self.logit_bias = bank.logit_scale, bank.logit_bias or 0.0
+        self.form = ScoreForm("softmax" if bank.logit_bias is None else "sigmoid", config.targets.temperature)
         texts = torch.from_numpy(bank.text_embedding).float()
         joint, width, dropout = texts.shape[1], config.width, config.dropout
         self.register_buffer("text_embedding", texts)
         self.register_buffer("object_of", torch.from_numpy(vocabulary.object_of), persistent=False)
 
-        views = axes["M"] if config.union_views == "all" else axes["L"]
-        self.norm_features, self.norm_spatial = nn.LayerNorm((2 * axes["L"] + views) * joint), nn.LayerNorm(NUM_TERMS)
-        self.to_pair = nn.Linear((2 * axes["L"] + views) * joint + NUM_TERMS, width)
+        features = (2 * axes["L"] + axes["M" if config.union_views == "all" else "L"]) * joint
+        self.norm_features, self.norm_spatial = nn.LayerNorm(features), nn.LayerNorm(NUM_TERMS)
+        self.to_pair = nn.Linear(features + NUM_TERMS, width)
         self.encode_map = MapEncoder(axes["C"], width)
         self.translator = (
             Translator(config.translator_queries, config.translator_layers, width, config.heads, dropout, joint)
@@ -188,9 +163,8 @@ class ClhoiStudent(Student):
         spatial_map = batch.extra["spatial_map"].float()
         cells = self.encode_map(spatial_map)
         context = None if self.translator is None else self.translator(cells)
-        rows, columns = spatial_map.shape[2:]
         pairs = self.to_pair(torch.cat([features, spatial], -1))
-        pairs = self.cognition(batch, pairs, cells, (rows, columns), context)
+        pairs = self.cognition(batch, pairs, cells, spatial_map.shape[2:], context)
         vectors = self.to_joint(pairs).float()
         if self.config.start == "union":
             vectors = vectors + F.normalize(levels.float().mean(1), dim=-1)
@@ -207,10 +181,7 @@ class ClhoiStudent(Student):
         return PairLogits(logits, vectors, log_interactive, words)
 
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
-        """Return the weighted losses of context and interaction distillation; each is a mean over the images.
-
-        Contrasts are taken within the batch, or within one process's share of it.
-        """
+        """Return the weighted losses, each a mean over images; contrasts are within one process's share of a batch."""
         config, name, outputs = self.config, self.config.vlm, self(batch)
         confidence = batch.extra[f"{name}/vlm_scores"].float()
         admitted = self.admitted[batch.labels_o]
@@ -235,42 +206,31 @@ class ClhoiStudent(Student):
                 contrast = interaction_contrast(vectors, self.text_embedding, positive, asked, self.object_of, scale)
                 losses["contrast"] = config.contrast_weight * contrast
             if config.union_weight > 0:
-                losses["union"] = config.union_weight * self._union_loss(batch, outputs.logits)
+                similarity = batch.union_similarity.float()
+                similarity = similarity.mean(1) if config.union_views == "all" else similarity[:, 0]
+                of_clip = self.form.scores(self.logit_scale * similarity + self.logit_bias)
+                divergence = self.form.divergence(of_clip, outputs.logits)
+                losses["union"] = config.union_weight * mean_over_images(divergence, batch.pair_image, batch.num_images)
             if config.pair_weight > 0:
-                losses["pair"] = config.pair_weight * self._pair_loss(batch, outputs.logits, asked, admitted)
-            if outputs.words is not None and config.context_weight > 0:
-                losses["context"] = config.context_weight * self._context_loss(batch, outputs.words)
+                of_pairs = batch.extra[f"{name}/vlm_pair_scores"].float()
+                counted = asked[batch.pair_image] & admitted
+                distance = soft_focal(outputs.logits, of_pairs, counted, config.focal_gamma).sum(1)
+                losses["pair"] = config.pair_weight * mean_over_images(distance, batch.pair_image, batch.num_images)
+            if self.translator is not None and outputs.words is not None and config.context_weight > 0:
+                sentences = batch.extra[f"{name}/context_embedding"].float()
+                mask = batch.extra[f"{name}/context_mask"] > 0
+                scale = self.translator.log_scale.exp().clamp(max=MAX_SCALE)
+                context = context_loss(outputs.words, sentences, mask, batch.image_embedding.float(), scale)
+                losses["context"] = config.context_weight * context
         unlikely = torch.finfo(confidence.dtype).min
         of_teacher, of_student = (x.masked_fill(~asked, unlikely).argmax(1) for x in (confidence, pooled))
         return StepLosses(losses, {"interaction": (of_teacher == of_student)[asked.any(1)]})
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Return r^w · the pair's own scores, and the latter alone as `interaction`."""
+        """Return r^w · the pair's own scores, and these alone as `interaction`."""
         score, outputs = self.config.score, self(batch)
         forms = {"sigmoid": outputs.logits.sigmoid(), "softmax": self.form.scores(outputs.logits)}
         interaction = forms["sigmoid"] * forms["softmax"] if score.form == "product" else forms[score.form]
         interactive = (score.interactiveness_exponent * outputs.log_interactive).exp()[:, None]
         rows = self.gate(interactive * interaction, batch)
         return {"student": rows["student"], "interaction": interaction, **rows}
-
-    def _union_loss(self, batch: PairBatch, logits: Float[Tensor, "P K"]) -> Float[Tensor, ""]:
-        similarity = batch.union_similarity.float()
-        similarity = similarity.mean(1) if self.config.union_views == "all" else similarity[:, 0]
-        targets = self.form.scores(self.logit_scale * similarity + self.logit_bias)
-        return mean_over_images(self.form.divergence(targets, logits), batch.pair_image, batch.num_images)
-
-    def _pair_loss(
-        self, batch: PairBatch, logits: Float[Tensor, "P K"], asked: Bool[Tensor, "B K"], admitted: Bool[Tensor, "P K"]
-    ) -> Float[Tensor, ""]:
-        confidence = batch.extra[f"{self.config.vlm}/vlm_pair_scores"].float()
-        counted = asked[batch.pair_image] & admitted
-        distance = soft_focal(logits, confidence, counted, self.config.focal_gamma)
-        return mean_over_images(distance.sum(1), batch.pair_image, batch.num_images)
-
-    def _context_loss(self, batch: PairBatch, words: Float[Tensor, "B Z D"]) -> Float[Tensor, ""]:
-        name = self.config.vlm
-        sentences, mask = batch.extra[f"{name}/context_embedding"].float(), batch.extra[f"{name}/context_mask"] > 0
-        translator = self.translator
-        assert translator is not None
-        scale = translator.log_scale.exp().clamp(max=MAX_SCALE)
-        return context_loss(words, sentences, mask, batch.image_embedding.float(), scale)

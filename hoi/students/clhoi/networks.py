@@ -1,8 +1,5 @@
 """CL-HOI's networks: a translator of CLIP's map into words, and a cognition network in which pairs look around.
 
-A caption says things about an image that the scores of its pairs do not: it may name what is done, in its own words.
-The translator's tokens learn to be near the caption's sentences and far from those of other images.
-
 Shapes: B images, P pairs, Q pairs of the image with most, R pairs of pairs, E numbers about each, C channels, H rows
 and V columns of the map, T = H · V its cells row by row, W width, A heads, Z tokens, S sentences, D the joint width.
 """
@@ -10,6 +7,7 @@ and V columns of the map, T = H · V its cells row by row, W width, A heads, Z t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +19,14 @@ from hoi.students.layers import NUM_TERMS, RaggedIndex, attend, sines, spatial_c
 
 IGNORED = -1e4
 """Logit, or bias of attention, of what takes no part in a softmax; finite, so that an empty row gives no NaN."""
-FEED_FORWARD = 2
-"""Hidden width of the feed-forward layers, in widths."""
-NUM_RELATIONS = 2 * NUM_TERMS + 4
-"""Numbers that say how two pairs lie to each other."""
+FEED_FORWARD = 2  # hidden width of the feed-forward layers, in widths
+NUM_RELATIONS = 2 * NUM_TERMS + 4  # numbers that say how two pairs lie to each other
 FIRST_SOFTNESS = 4.0
 """What a head's attention to a cell outside the union box loses before the softmax, before training. [choice]"""
 SAME = 0.999
 """Cosine from which two sentences are the same; embeddings are cached in float16."""
 FIRST_TEMPERATURE = 0.07
-IMAGE_WEIGHT = 0.5
-"""Of the tokens' mean against CLIP's embedding of the image. [choice]"""
+IMAGE_WEIGHT = 0.5  # of the tokens' mean against CLIP's embedding of the image [choice]
 
 
 class Attention(nn.Module):
@@ -50,7 +45,7 @@ class Attention(nn.Module):
         memory: Float[Tensor, "B T W"],
         bias: Float[Tensor, "B A Q T"] | None = None,
     ) -> Float[Tensor, "B Q W"]:
-        """Return the correction; the bias is added before the softmax over the memory."""
+        """Return the correction; the bias is added before the softmax."""
         query = self.query(self.norm(tokens))
         key, value = self.key_value(self.norm_memory(memory)).chunk(2, -1)
         mask = None if bias is None else bias.to(query.dtype)
@@ -72,7 +67,7 @@ class FeedForward(nn.Sequential):
 
 
 def sine_positions(rows: int, columns: int, width: int, device: torch.device) -> Float[Tensor, "T W"]:
-    """Return sines and cosines of the row and column of each cell's centre; width must be a multiple of 4."""
+    """Return the positional encoding of the row and column of each cell's centre; width must be a multiple of 4."""
     frequency = 1e4 ** -(torch.arange(width // 4, device=device) / (width // 4))
 
     def angles(cells: int) -> Tensor:
@@ -92,7 +87,7 @@ def union_cover(
 ) -> Float[Tensor, "P T"]:
     """Return the share of each cell of the map that lies in a pair's union box; boxes and sizes in pixels.
 
-    The map is that of the image centred on the smallest square that holds it, as the cache embeds it.
+    The map is that of the image's padded square, as the cache embeds it.
     """
     side = size_hw.max(1, keepdim=True).values
     shift = (side - size_hw.flip(1)) / 2
@@ -101,33 +96,23 @@ def union_cover(
 
     def cover(axis: int, cells: int) -> Tensor:
         edges = torch.arange(cells, device=low.device)
-        inside = torch.minimum(high[:, axis, None] * cells, edges + 1) - torch.maximum(
-            low[:, axis, None] * cells, edges
-        )
-        return inside.clamp(0, 1)
+        start, end = low[:, axis, None] * cells, high[:, axis, None] * cells
+        return (torch.minimum(end, edges + 1) - torch.maximum(start, edges)).clamp(0, 1)
 
     return (cover(1, rows)[:, :, None] * cover(0, columns)[:, None]).flatten(1)
 
 
-def pair_relations(
-    boxes_h: Float[Tensor, "P 4"],
-    boxes_o: Float[Tensor, "P 4"],
-    rows_h: Int64[Tensor, " P"],
-    rows_o: Int64[Tensor, " P"],
-    size_hw: Float[Tensor, "P 2"],
-    first: Int64[Tensor, " R"],
-    second: Int64[Tensor, " R"],
-) -> Float[Tensor, "R E"]:
+def pair_relations(batch: PairBatch, first: Int64[Tensor, " R"], second: Int64[Tensor, " R"]) -> Float[Tensor, "R E"]:
     """Return how the humans of two pairs lie to each other, how their objects do, and which detections they share."""
+    rows_h, rows_o, size_hw = batch.rows_h, batch.rows_o, batch.size_hw[batch.pair_image[first]]
     shared = [
-        (rows_h[first] == rows_h[second]),
-        (rows_o[first] == rows_o[second]),
-        (rows_h[first] == rows_o[second]),
-        (rows_o[first] == rows_h[second]),
+        rows_h[first] == rows_h[second],
+        rows_o[first] == rows_o[second],
+        rows_h[first] == rows_o[second],
+        rows_o[first] == rows_h[second],
     ]
-    humans = spatial_code(boxes_h[first], boxes_h[second], size_hw[first])
-    objects = spatial_code(boxes_o[first], boxes_o[second], size_hw[first])
-    return torch.cat([humans, objects, torch.stack(shared, 1).to(humans.dtype)], 1)
+    codes = [spatial_code(boxes[first], boxes[second], size_hw) for boxes in (batch.boxes_h, batch.boxes_o)]
+    return torch.cat([*codes, torch.stack(shared, 1).to(codes[0].dtype)], 1)
 
 
 class _Layer(nn.Module):
@@ -175,32 +160,24 @@ class Cognition(nn.Module):
         batch: PairBatch,
         pairs: Float[Tensor, "P W"],
         cells: Float[Tensor, "B T W"],
-        map_hw: tuple[int, int],
+        map_hw: Sequence[int],
         context: Float[Tensor, "B Z W"] | None,
     ) -> Float[Tensor, "P W"]:
-        """Return the pairs' tokens after all layers.
-
-        Args:
-            cells: Tokens of each image's map, of `map_hw` rows and columns.
-            context: The translator's tokens; used where the network is made for it.
-        """
+        """Return the pairs' tokens after all layers; the cells are those of a map of `map_hw` rows and columns."""
         index = RaggedIndex.of(batch.pair_image, batch.num_images)
-        size_hw = batch.size_hw[batch.pair_image]
-        outside = 1 - union_cover(batch.boxes_h, batch.boxes_o, size_hw, *map_hw)
-        outside = index.pad(outside)[:, None]
+        cover = union_cover(batch.boxes_h, batch.boxes_o, batch.size_hw[batch.pair_image], *map_hw)
+        outside = index.pad(1 - cover)[:, None]
         first, second = index.couples()
-        relations = pair_relations(batch.boxes_h, batch.boxes_o, batch.rows_h, batch.rows_o, size_hw, first, second)
+        relations = pair_relations(batch, first, second)
+        # A pair attends to pairs of its own image alone, and to no empty place.
+        where = (index.image[first], index.slot[first], index.slot[second])
         tokens = index.pad(pairs)
         for layer, to_bias in zip(self.layers, self.relations, strict=True):
-            tokens = layer(tokens, _between(index, first, second, to_bias(relations)), cells, outside, context)
+            bias = to_bias(relations)
+            table = bias.new_full((index.num_images, index.length, index.length, bias.shape[1]), IGNORED)
+            between = table.index_put(where, bias).permute(0, 3, 1, 2)
+            tokens = layer(tokens, between, cells, outside, context)
         return index.flat(self.norm(tokens))
-
-
-def _between(index: RaggedIndex, first: Tensor, second: Tensor, bias: Float[Tensor, "R A"]) -> Float[Tensor, "B A Q Q"]:
-    # A pair attends to pairs of its own image alone, and to no empty place.
-    shape = (index.num_images, index.length, index.length, bias.shape[1])
-    where = (index.image[first], index.slot[first], index.slot[second])
-    return bias.new_full(shape, IGNORED).index_put(where, bias).permute(0, 3, 1, 2)
 
 
 class MapEncoder(nn.Module):
@@ -239,14 +216,13 @@ class Translator(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))
 
     def forward(self, cells: Float[Tensor, "B T W"]) -> Float[Tensor, "B Z W"]:
-        """Return the tokens that pairs attend to."""
         tokens = self.queries.expand(len(cells), -1, -1)
         for layer in self.layers:
             tokens = layer(tokens, cells)
         return self.norm(tokens)
 
     def words(self, tokens: Float[Tensor, "B Z W"]) -> Float[Tensor, "B Z D"]:
-        """Return the tokens' unit vectors in the space of texts."""
+        """Return the tokens' unit vectors among texts."""
         return F.normalize(self.to_joint(tokens).float(), dim=-1)
 
 
@@ -257,16 +233,11 @@ def context_loss(
     image_embedding: Float[Tensor, "B D"],
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Return the contrast of the words with their own captions, and of their mean with CLIP's image.
+    """Return the contrast of (unit) words with their own captions, and of their mean with CLIP's image.
 
-    A sentence and an image are as near as the sentence and the nearest of the image's words. Two cross-entropies at
-    the given scale: each sentence among the batch's images, and each image's own sentence among those of other images;
-    equal sentences are not negatives of each other. Means over an image's sentences, then over all images; those
-    without a caption add nothing.
-
-    Args:
-        words, sentences: Unit norm, the latter where the mask is set.
-        scale: One over the temperature.
+    A sentence and an image are as near as the sentence and the nearest of the image's words. Two cross-entropies: each
+    sentence among the batch's images, and each image's own sentence among those of other images; equal sentences are
+    not negatives of each other. Means over an image's sentences, then over all images; no caption adds nothing.
     """
     image, slot = mask.nonzero(as_tuple=True)
     said = sentences[image, slot]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hoi.errors import UserError, command
 from hoi.machine import full_precision
 from hoi.matching import LabelTargets
-from hoi.records import BranchScores, PairBatch, TextBank, VisualHead
+from hoi.records import BranchScores, PairBatch, TextBank
 from hoi.students.base import StepLosses, Student
 from hoi.students.hoiclip.networks import (
     FrozenHead,
@@ -45,11 +45,7 @@ from hoi.vocabulary import Vocabulary
 
 
 class HoiclipStudent(Student):
-    """Scores pairs from their own vector in the teacher's joint space.
-
-    Raises:
-        UserError: the cache has no spatial map, or its teacher no layers that take a cell to the joint space.
-    """
+    """Scores pairs from their own vector in the teacher's joint space."""
 
     config: HoiclipConfig
     target_scales: Tensor
@@ -57,7 +53,16 @@ class HoiclipStudent(Student):
     def __init__(self, config: HoiclipConfig, bank: TextBank, vocabulary: Vocabulary, axes: Mapping[str, int]) -> None:
         super().__init__(config, vocabulary)
         self.bank, self.vocabulary = bank, vocabulary
-        self.head = FrozenHead(_head_of(bank, axes))
+        if "C" not in axes or bank.visual is None:
+            raise UserError(
+                "this cache has no spatial map"
+                if "C" not in axes
+                else "this teacher takes no cell of its map to the joint space",
+                where="method: hoiclip",
+                expected="a cache made with teacher.spatial_map: true, by a CLIP ResNet or ViT",
+                fix=f"build one: {command('teacher-cache', 'teacher.spatial_map=true', 'cache.folder=FOLDER')}",
+            )
+        self.head = FrozenHead(bank.visual)
         joint = bank.text_embedding.shape[1]
         width = config.width or self.head.width
         if width % config.heads:
@@ -113,13 +118,12 @@ class HoiclipStudent(Student):
             self.classify.verbs.copy_(verb_prototypes(sums, texts, self.vocabulary)[0])
 
     def decoded(self, batch: PairBatch) -> list[Float[Tensor, "P D"]]:
-        """Return the unit joint vector of every pair after each layer, the last one last."""
+        """Return the unit joint vector of every pair after each layer."""
         index = RaggedIndex.of(batch.pair_image, batch.num_images)
         size_hw = batch.size_hw[batch.pair_image]
-        views = self._views(batch)
-        queries = self.queries(
-            batch.human_feature.float(), batch.object_feature.float(), views, batch.boxes_h, batch.boxes_o, size_hw
-        )
+        crops = batch.extra["union_embedding"].float()
+        views = crops if self.config.query_union == "all" else crops[:, :1]
+        queries = self.queries(batch, views)
         unions = union_of(batch.boxes_h, batch.boxes_o)
         positions = sine_positions(in_square(unions, size_hw), queries.shape[1])
         tokens = self.decoder(queries, positions, index, self._memories(batch, queries.shape[1]))
@@ -139,16 +143,15 @@ class HoiclipStudent(Student):
 
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
         """Return the focal loss of every layer's logits, against labels or the teacher's rescaled scores."""
-        admitted = self.admitted[batch.labels_o]
-        counted = admitted
+        config = self.config
+        counted = admitted = self.admitted[batch.labels_o]
         if self.by_labels:
             assert labels is not None
             targets = labels.of(batch)[0].float()
             counted = admitted & labels.seen.to(admitted.device)
         else:
-            targets = self.targets.raw(batch, admitted, self.real(batch)) / self.target_scales
-            targets = targets.clamp(max=1)
-        config = self.config
+            raw = self.targets.raw(batch, admitted, self.real(batch))
+            targets = (raw / self.target_scales).clamp(max=1)
         every = [self._logits(joint) for joint in self.decoded(batch)]
         losses = {
             f"layer_{number}": focal_loss(logits, targets, counted, config.focal_gamma, config.focal_alpha)
@@ -162,7 +165,6 @@ class HoiclipStudent(Student):
         return StepLosses(losses, agreement, dict.fromkeys(losses, count))
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Return the scores, and `ungated` if they are gated."""
         config = self.config
         scores, most = self(batch).sigmoid(), 1.0
         if config.enhancement_classes > 0:
@@ -180,10 +182,6 @@ class HoiclipStudent(Student):
         with full_precision(joint.device):
             return self.classify(joint)
 
-    def _views(self, batch: PairBatch) -> Float[Tensor, "P M D"]:
-        crops = batch.extra["union_embedding"].float()
-        return crops if self.config.query_union == "all" else crops[:, :1]
-
     def _memories(self, batch: PairBatch, width: int) -> list[Memory]:
         memories = []
         if "spatial_map" in self.extra_fields:
@@ -193,8 +191,7 @@ class HoiclipStudent(Student):
             cells = cells_in_square(spatial_map.shape[2], spatial_map.shape[3], spatial_map.device)
             positions = sine_positions(cells, width).repeat(batch.num_images, 1)
             image = torch.arange(batch.num_images, device=spatial_map.device).repeat_interleave(len(cells))
-            flat = tokens.flatten(0, 1)
-            flat = flat if self.from_map is None else self.from_map(flat)
+            flat = tokens.flatten(0, 1) if self.from_map is None else self.from_map(tokens.flatten(0, 1))
             memories.append(Memory(flat, positions, RaggedIndex.of(image, batch.num_images)))
         if self.instances is not None:
             instances = instances_of(batch, self.vocabulary.person_idx)
@@ -202,16 +199,3 @@ class HoiclipStudent(Student):
             positions = sine_positions(in_square(instances.boxes, batch.size_hw[instances.image]), width)
             memories.append(Memory(tokens, positions, RaggedIndex.of(instances.image, batch.num_images)))
         return memories
-
-
-def _head_of(bank: TextBank, axes: Mapping[str, int]) -> VisualHead:
-    if "C" in axes and bank.visual is not None:
-        return bank.visual
-    lacks_map = "C" not in axes
-    raise UserError(
-        "this cache has no spatial map" if lacks_map else "this teacher takes no cell of its map to the joint space",
-        where="method: hoiclip",
-        expected="a cache made with teacher.spatial_map: true, by a CLIP ResNet or ViT",
-        got=None if lacks_map else "no visual head in its text bank",
-        fix=f"build one: {command('teacher-cache', 'teacher.spatial_map=true', 'cache.folder=FOLDER')}",
-    )

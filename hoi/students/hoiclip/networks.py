@@ -1,7 +1,5 @@
 """HOICLIP's networks: queries of pairs, the interaction decoder over two memories, and classifiers of its output.
 
-Queries of pairs attend to one another, then to both memories by one shared attention (knowledge integration).
-
 Shapes: R flat rows (queries or tokens), P pairs, I detections, B images, K interactions, V verbs, O object classes, T
 tokens of an image's map, L levels of region features, M views, C channels of the map, D the joint width, W the
 decoder's width.
@@ -14,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +49,7 @@ class Instances:
 
 
 def instances_of(batch: PairBatch, person_idx: int) -> Instances:
-    """Return humans and objects of all pairs, each detection once; `person_idx` is the label of every human."""
+    """Return humans and objects of all pairs, each detection once."""
     rows = torch.cat([batch.rows_h, batch.rows_o])
     image = torch.cat([batch.pair_image, batch.pair_image])
     # One number that orders by image, then by detection.
@@ -77,7 +74,7 @@ def union_of(boxes_h: Float[Tensor, "R 4"], boxes_o: Float[Tensor, "R 4"]) -> Fl
 
 
 def in_square(boxes: Float[Tensor, "R 4"], size_hw: Float[Tensor, "R 2"]) -> Float[Tensor, "R 4"]:
-    """Return boxes (pixel-edge xyxy) as centre x, y, width and height in shares of the padded square of the image."""
+    """Return boxes (pixel-edge xyxy) as centre x, y, width, height in shares of the image's padded square."""
     side = size_hw.max(-1, keepdim=True).values
     offset = ((side - size_hw) / 2).flip(-1)
     low, high = boxes[:, :2] + offset, boxes[:, 2:] + offset
@@ -85,7 +82,7 @@ def in_square(boxes: Float[Tensor, "R 4"], size_hw: Float[Tensor, "R 2"]) -> Flo
 
 
 def cells_in_square(height: int, width: int, device: torch.device) -> Float[Tensor, "T 4"]:
-    """Return the whole square, for the class token, then the map's cells row by row; centre x, y, width and height."""
+    """Return the whole square, for the class token, then the map's cells row by row; as `in_square`."""
     y = (torch.arange(height, device=device) + 0.5) / height
     x = (torch.arange(width, device=device) + 0.5) / width
     cells = torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
@@ -95,7 +92,7 @@ def cells_in_square(height: int, width: int, device: torch.device) -> Float[Tens
 
 
 def sine_positions(boxes: Float[Tensor, "R 4"], width: int) -> Float[Tensor, "R W"]:
-    """Return sines and cosines of centre x, y, width and height, given as shares of the square."""
+    """Return the positional encoding of boxes as `in_square` gives them."""
     waves = width // 8
     steps = torch.arange(waves, device=boxes.device, dtype=boxes.dtype) / max(1, waves)
     return sines(2 * math.pi * boxes[:, :, None] / WAVE_RATIO**steps, width)
@@ -128,7 +125,7 @@ class Attention(nn.Module):
 
 
 class DualAttention(nn.Module):
-    """One cross-attention for all memories; each result is added to the queries and normalised, then all are summed."""
+    """One attention for all memories; each result is added to the queries and normalised, then all are summed."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -145,7 +142,7 @@ class DualAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, dual attention and a feed-forward network, each normalised after it is added."""
+    """Self-attention, attention to the memories and a feed-forward network, each normalised after it is added."""
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
@@ -166,8 +163,6 @@ class DecoderLayer(nn.Module):
 
 
 class InteractionDecoder(nn.Module):
-    """Decoder layers one after the other."""
-
     def __init__(self, layers: int, width: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(width, heads, feedforward, dropout) for _ in range(layers))
@@ -176,10 +171,11 @@ class InteractionDecoder(nn.Module):
         self, queries: Tensor, positions: Tensor, index: RaggedIndex, memories: Sequence[Memory]
     ) -> list[Float[Tensor, "R W"]]:
         """Return each layer's queries, the last layer's last; the queries themselves where there is no layer."""
-        results = [queries]
+        results = []
         for layer in self.layers:
-            results.append(layer(results[-1], positions, index, memories))
-        return results[1:] or results
+            queries = layer(queries, positions, index, memories)
+            results.append(queries)
+        return results or [queries]
 
 
 class FrozenHead(nn.Module):
@@ -201,14 +197,13 @@ class FrozenHead(nn.Module):
 
     @property
     def width(self) -> int:
-        """C, of cells and tokens."""
         return len(self.projection) - 1
 
     def tokens(self, spatial_map: Float[Tensor, "B C H W"], embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B T C"]:
         """Return the class token and, row by row, the map's cells, all as the projection takes them.
 
-        The cache does not hold the class token, only its projection. In its place stands the shortest token that
-        projects onto the image's unit embedding, at the mean length of the cells' joint vectors.
+        The cache holds only the class token's projection. In its place stands the shortest token that projects onto
+        the image's unit embedding, at the mean length of the cells' joint vectors.
         """
         cells = spatial_map.flatten(2).transpose(1, 2)
         if self.norm is not None:
@@ -220,7 +215,7 @@ class FrozenHead(nn.Module):
         return torch.cat([pooled[:, None], cells], 1)
 
     def project(self, tokens: Float[Tensor, "*R C"]) -> Float[Tensor, "*R D"]:
-        """Return the tokens' joint vectors, of any length."""
+        """Return the tokens' joint vectors, not normalised."""
         return tokens @ self.projection[:-1] + self.projection[-1]
 
 
@@ -238,20 +233,13 @@ class PairQueries(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(
-        self,
-        human: Float[Tensor, "P L D"],
-        obj: Float[Tensor, "P L D"],
-        union: Float[Tensor, "P M D"],
-        boxes_h: Float[Tensor, "P 4"],
-        boxes_o: Float[Tensor, "P 4"],
-        size_hw: Float[Tensor, "P 2"],
-    ) -> Float[Tensor, "P W"]:
-        queries = self.of_instances((human + obj).flatten(1) / 2)
+    def forward(self, batch: PairBatch, union: Float[Tensor, "P M D"]) -> Float[Tensor, "P W"]:
+        queries = self.of_instances((batch.human_feature.float() + batch.object_feature.float()).flatten(1) / 2)
         if self.of_union is not None:
             queries = queries + self.of_union(union.flatten(1))
         if self.of_boxes is not None:
-            queries = queries + self.of_boxes(spatial_code(boxes_h, boxes_o, size_hw))
+            code = spatial_code(batch.boxes_h, batch.boxes_o, batch.size_hw[batch.pair_image])
+            queries = queries + self.of_boxes(code)
         return self.norm(queries)
 
 
@@ -271,14 +259,12 @@ class InstanceTokens(nn.Module):
 
 
 class InteractionClassifier(nn.Module):
-    """Logits of unit joint vectors: e^s cos(x, text) + λ e^s cos(adapter(x), verb).
-
-    Every verb logit goes to all interactions of the verb. There is no bias, except with `offset`.
+    """Logits of unit joint vectors: e^s cos(x, text) + λ e^s cos(adapter(x), verb of the text).
 
     Args:
         verb_weight: λ; 0 for no verb classifier.
         offset: A temperature: logits are taken against a learned reference text, plus one bias for all interactions,
-            and the scale starts as the teacher's over this temperature. None for none of that.
+            and the scale starts as the teacher's over this temperature. None for neither.
     """
 
     texts: Tensor
@@ -297,8 +283,8 @@ class InteractionClassifier(nn.Module):
         self.adapter: nn.Sequential | None = None
         if verb_weight > 0:
             width = texts.shape[1]
-            sizes = (width, width // 2, width // 2, width)
-            first, second, last = (nn.Linear(*pair) for pair in pairwise(sizes))
+            half = width // 2
+            first, second, last = nn.Linear(width, half), nn.Linear(half, half), nn.Linear(half, width)
             self.adapter = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
             self.verbs = nn.Parameter(F.normalize(torch.randn(len(vocabulary.verbs), width), dim=-1))
 
@@ -315,7 +301,7 @@ class InteractionClassifier(nn.Module):
 
 
 def object_texts(bank: TextBank, vocabulary: Vocabulary) -> Float[Tensor, "O D"]:
-    """Return a unit vector for each object class: the mean text of its interactions, or of all if it has none."""
+    """Return a unit vector per object class: the mean text of its interactions, or of all if it has none."""
     texts = torch.from_numpy(bank.text_embedding).float()
     mask = torch.from_numpy(vocabulary.object_mask).float()
     sums = torch.where(mask.any(1, keepdim=True), mask @ texts, texts.sum(0))
@@ -323,10 +309,9 @@ def object_texts(bank: TextBank, vocabulary: Vocabulary) -> Float[Tensor, "O D"]
 
 
 def enhancement(image_similarity: Float[Tensor, "B K"], num_classes: int) -> Float[Tensor, "B K"]:
-    """Return what an image's likeliest classes gain, sigmoid(cosine) − ½, and 0 for all others.
+    """Return what an image's likeliest classes gain: sigmoid(cosine) − ½; 0 for all others.
 
-    The public code adds sigmoid(cosine) to the former and sigmoid(0) to the latter; only the difference changes a
-    ranking.
+    The public code adds sigmoid(cosine) to the former and ½ to the latter; only the difference changes a ranking.
     """
     best = image_similarity.topk(min(num_classes, image_similarity.shape[1]), dim=1)
     return torch.zeros_like(image_similarity).scatter(1, best.indices, best.values.sigmoid() - 0.5)

@@ -20,8 +20,7 @@ from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.layers import ScoreForm
 from hoi.vocabulary import Vocabulary
 
-WEIGHT_STEPS = 1024.0
-"""Weights are rounded to 1 / this, so that their sums do not depend on the order of the batches."""
+WEIGHT_STEPS = 1024.0  # weights are rounded to 1 / this, so that sums do not depend on the order of the batches
 
 
 @dataclass
@@ -43,7 +42,7 @@ class RegionSums:
         obj: Float[Tensor, "P D"],
         labels_o: Int64[Tensor, " P"],
     ) -> None:
-        """Add pairs; `weights`, in [0, 1], say how much a pair does each interaction."""
+        """Add pairs; the weights, in [0, 1], say how much a pair does each interaction."""
         steps = (weights.double() * WEIGHT_STEPS).round() / WEIGHT_STEPS
         self.union += steps.T @ union.double()
         most = steps.max(1, keepdim=True).values
@@ -56,11 +55,7 @@ def verb_prototypes(
     """Return one unit vector per verb, and which verbs were seen, bool [V].
 
     A verb gets the mean of d_k = norm(union of k) − norm(object of k) over its interactions that were seen. One that
-    was never seen gets the same arithmetic over texts: that of k minus the mean text of k's object.
-
-    Args:
-        sums: Of the training pairs.
-        texts: Unit norm.
+    was never seen gets the same arithmetic over (unit) texts: that of k minus the mean text of k's object.
     """
     object_of, verb_of = torch.from_numpy(vocabulary.object_of), torch.from_numpy(vocabulary.verb_of)
     num_verbs = len(vocabulary.verbs)
@@ -88,7 +83,7 @@ class PairTargets:
     def raw(
         self, batch: PairBatch, admitted: Bool[Tensor, "P K"], is_real: Bool[Tensor, "P K"]
     ) -> Float[Tensor, "P K"]:
-        """Return union scores, gated by the image's and by their rivals', before rescaling; 0 where not admitted."""
+        """Return union scores, gated by the image's and by their rivals'; 0 where not admitted."""
         settings, scores = self.config.targets, self.of_unions(batch)
         if settings.image_exponent > 0:
             image = self._scores(batch.image_similarity.float())
@@ -116,7 +111,7 @@ class ClassScales:
     """Divisors of each class's targets with which its top training pairs reach 1."""
 
     share: float  # of the pairs that admit the class; these are the top pairs
-    least: int  # least number of them
+    least: int  # number of them
     classes: list[Int64[Tensor, " R"]] = field(default_factory=list)
     scores: list[Float[Tensor, " R"]] = field(default_factory=list)
 

@@ -3,10 +3,9 @@
 Late fusion of their scores, and what supervises which branch, follow the paper; its code is unpublished, so the layers
 are our reading of it. A fourth branch, off unless `score.weights.spatial` is set, is ours: it sees boxes and classes
 but no pixels, so it cannot repeat the teacher's visual mistakes, and learns what the others say of such pairs on
-average. Every setting is explained at its key in `MultiLevelConfig`.
+average.
 
-Shapes: B images, P pairs, R rows of either, K interactions, O object classes, D the joint width, L levels of region
-features, M crop margins.
+Shapes: B images, P pairs, R rows of either, K interactions, D the joint width.
 
 Source: Wan & Tuytelaars, Exploiting CLIP for Zero-shot HOI Detection Requires Knowledge Distillation at Multiple
 Levels, WACV 2024.
@@ -69,6 +68,18 @@ class Adapter(nn.Module):
         return self.last(self.layers(features)).float()
 
 
+def _perceptron(width_in: int, width: int, width_out: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width_in, width),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(width, width),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(width, width_out),
+    )
+
+
 class PairEncoder(nn.Module):
     """One unit vector [P, D] for each pair, from human and object features and their spatial code."""
 
@@ -76,15 +87,7 @@ class PairEncoder(nn.Module):
         super().__init__()
         self.norm_features = nn.LayerNorm(width_in)
         self.norm_spatial = nn.LayerNorm(NUM_TERMS)
-        self.layers = nn.Sequential(
-            nn.Linear(width_in + NUM_TERMS, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, width_out),
-        )
+        self.layers = _perceptron(width_in + NUM_TERMS, width, width_out, dropout)
 
     def forward(self, features: Tensor, spatial: Tensor) -> Tensor:
         inputs = torch.cat([self.norm_features(features), self.norm_spatial(spatial)], -1)
@@ -100,16 +103,13 @@ class SigmoidOffsets(nn.Module):
 
     def __init__(self, text_embedding: Tensor) -> None:
         super().__init__()
-        self.reference = nn.ParameterDict(
-            {name: nn.Parameter(text_embedding.mean(0)) for name in MultiLevelConfig.BRANCHES}
-        )
-        self.bias = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(-math.log(len(text_embedding)))) for name in MultiLevelConfig.BRANCHES}
-        )
+        branches, odds = MultiLevelConfig.BRANCHES, -math.log(len(text_embedding))
+        self.reference = nn.ParameterDict({name: nn.Parameter(text_embedding.mean(0)) for name in branches})
+        self.bias = nn.ParameterDict({name: nn.Parameter(torch.tensor(odds)) for name in branches})
 
 
 class SpatialBranch(nn.Module):
-    """Logits from boxes and object class alone over the interactions that the object admits, and none of them."""
+    """Logits [P, K + 1] from boxes and object class alone over what the object admits and, last, "no interaction"."""
 
     admitted: Tensor
 
@@ -119,18 +119,9 @@ class SpatialBranch(nn.Module):
         with_none = torch.cat([admitted, torch.ones(num_objects, 1, dtype=torch.bool)], 1)
         self.register_buffer("admitted", with_none, persistent=False)
         self.norm = nn.LayerNorm(NUM_TERMS)
-        self.layers = nn.Sequential(
-            nn.Linear(NUM_TERMS + num_objects, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, num_interactions + 1),
-        )
+        self.layers = _perceptron(NUM_TERMS + num_objects, width, num_interactions + 1, dropout)
 
     def forward(self, spatial: Tensor, labels_o: Tensor) -> Tensor:
-        """Return logits [P, K + 1] of spatial code [P, 36] and object classes [P]; the last is "no interaction"."""
         classes = F.one_hot(labels_o, len(self.admitted)).to(spatial.dtype)
         logits = self.layers(torch.cat([self.norm(spatial), classes], -1)).float()
         return logits.masked_fill(~self.admitted[labels_o], NOT_ADMITTED)
@@ -224,23 +215,21 @@ class MultiLevelStudent(Student):
     def losses(self, batch: PairBatch, labels: LabelTargets | None) -> StepLosses:
         """Return KL(t_g‖s_g) + mean_p KL(t_u‖s_u) + KL(t_i‖s_img), or focal losses where labels are given.
 
-        t_i is t_g, or made from the pairs' t_u (`targets.image`); `targets.human_object` may put mean_p KL(t_u‖s_p)
-        beside it or in its place. The spatial branch adds mean_p KL(t_s‖s_s), where t_s is what teacher, union and
-        human-object branch say together, and the relatedness head its cross-entropy.
+        t_i is t_g, or made from the pairs' t_u (`targets.image`). The spatial branch learns what teacher, union and
+        human-object branch say together.
         """
         logits = self(batch)
         if self.by_labels:
             assert labels is not None
             return self._losses_of_labels(batch, logits, labels)
         of_pair, of_image = self._scopes(batch)
-        similarity = batch.union_similarity
+        similarity, targets = batch.union_similarity, self.config.targets
         similarity = similarity.mean(1) if self.config.union_views == "all" else similarity[:, 0]
-        targets_union = self._targets(similarity, of_pair)
-        targets_image = self._targets(batch.image_similarity, of_image)
         is_distribution = self.form.kind == "softmax"
-        targets = self.config.targets
-        image = image_target(targets, batch, targets_image, self.object_of, is_distribution)
-        union = pair_target(targets, batch, targets_union, self.object_of, self.admitted, is_distribution)
+        of_clip = self._targets(batch.image_similarity, of_image)
+        image = image_target(targets, batch, of_clip, self.object_of, is_distribution)
+        of_clip = self._targets(similarity, of_pair)
+        union = pair_target(targets, batch, of_clip, self.object_of, self.admitted, is_distribution)
         of_global = _within(image.scope, logits.image)
         step = StepLosses(
             {"global": self.form.divergence(image.scores, of_global).mean()},
@@ -253,9 +242,9 @@ class MultiLevelStudent(Student):
         targets_of_pairs = self._add_human_object(step, batch, image, union, logits.human_object)
         if logits.spatial is not None or logits.relatedness is not None:
             with torch.no_grad():
-                branches = [z for z in (logits.union, logits.human_object) if z is not None]
-                parts = [union.scores, *map(self.form.scores, branches)]
-                together = fuse([(part, 1.0) for part in parts], "product")
+                together = union.scores
+                for branch in (logits.union, logits.human_object):
+                    together = together if branch is None else together * self.form.scores(branch)
         if logits.spatial is not None:
             none_last = with_none(batch, together, self.admitted[batch.labels_o], self.real(batch))
             divergence = F.kl_div(logits.spatial.log_softmax(-1), none_last, reduction="none").sum(-1)
@@ -266,7 +255,7 @@ class MultiLevelStudent(Student):
         return step
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Return the fused scores, s_u · s_ho unless the settings differ, and those of each branch alone; unmasked."""
+        """Return the fused scores, s_u · s_ho by default, and those of each branch alone; unmasked."""
         logits, score = self(batch), self.config.score
         parts = {"global": self.form.scores(logits.image)[batch.pair_image]}
         if logits.union is not None:
@@ -285,7 +274,7 @@ class MultiLevelStudent(Student):
         return {"student": rows["student"], **parts, **rows}
 
     def variants(self) -> dict[str, Student]:
-        """Return the student without each branch of its score, and with the global one where it is left out."""
+        """Return the student without each branch of its score, and with the global one if it is left out."""
         weights = self.config.score.weights.by_branch()
         has = [name for name, weight in weights.items() if weight > 0 and name != "relatedness"]
         if self.config.fusion == "early" and "union" in has:
@@ -293,13 +282,13 @@ class MultiLevelStudent(Student):
         changes = {f"without {name}": {name: 0.0} for name in has if len(has) > 1}
         if "global" not in has:
             changes |= {f"with global, weight {weight:g}": {"global": weight} for weight in (0.25, 1.0)}
-        return {text: self._with_weights({**weights, **change}) for text, change in changes.items()}
-
-    def _with_weights(self, weights: dict[str, float]) -> Student:
-        score = self.config.score.model_copy(update={"weights": BranchWeights.model_validate(weights)})
-        other = copy.copy(self)
-        other.config = self.config.model_copy(update={"score": score})
-        return other
+        students: dict[str, Student] = {}
+        for text, change in changes.items():
+            changed = BranchWeights.model_validate({**weights, **change})
+            score = self.config.score.model_copy(update={"weights": changed})
+            students[text] = other = copy.copy(self)
+            other.config = self.config.model_copy(update={"score": score})
+        return students
 
     def _logits(self, branch: str, vectors: Tensor, bank: Tensor) -> Tensor:
         with full_precision(vectors.device):
@@ -326,8 +315,8 @@ class MultiLevelStudent(Student):
         self, step: StepLosses, batch: PairBatch, image: Target, union: Target, logits: Tensor
     ) -> Float[Tensor, "B K"]:
         """Add what supervises the human-object branch, and return the target of its images."""
-        config, admitted, target = self.config, self.admitted[batch.labels_o], image
-        pair_logits = logits
+        config, admitted = self.config, self.admitted[batch.labels_o]
+        target, pair_logits = image, logits
         if config.targets.image == "pairs":
             is_softmax, exponent = self.form.kind == "softmax", config.targets.gate_exponent
             target = Target(from_pairs(batch, union.scores, admitted, self.real(batch), exponent, is_softmax))

@@ -34,12 +34,10 @@ from hoi.scoring import competition_gate, gated
 from hoi.students.layers import ScoreForm
 from hoi.students.multilevel.settings import MultiLevelConfig, MultiLevelTargets
 
-CLIP = "clip"
-"""The name under which the cache's own teacher is weighed."""
+CLIP = "clip"  # the name under which the cache's own teacher is weighed
 LEAST = 1e-4
 """Floor of what a language model's score takes from a geometric target: a score of 0 is a rounded one."""
-TARGET_PRIOR_EXPONENT = 0.5
-"""Of (s_h · s_o) in the image's targets that are made from its pairs."""
+TARGET_PRIOR_EXPONENT = 0.5  # of (s_h · s_o), in image targets made from pairs
 CONFIDENT = 0.1
 """Least score of the image's target at which an interaction counts as seen there."""
 
@@ -65,11 +63,9 @@ class Target:
 
 
 def mix(opinions: Sequence[Opinion], pool: Pool, object_of: Int64[Tensor, " K"], *, is_distribution: bool) -> Target:
-    """Return one target of several opinions; a single teacher that was asked everything passes unchanged.
+    """Return one target of opinions, at most one of which was asked everything; if it is alone, it passes unchanged.
 
-    Args:
-        opinions: At least one; at most one of them was asked everything.
-        is_distribution: Whether targets sum to 1 (softmax scores), or each stands for itself (sigmoid scores).
+    `is_distribution` says whether targets sum to 1 (softmax scores), or each stands for itself (sigmoid scores).
     """
     whole = next((opinion for opinion in opinions if opinion.asked is None), None)
     if whole is not None and len(opinions) == 1:
@@ -111,8 +107,7 @@ def _mean_of_shares(whole: Opinion | None, others: Sequence[Opinion], groups: Fl
     if whole is None:
         mean = _mean(None, shares)
         return Target(_normalised(mean.scores), mean.scope)
-    of_whole = Opinion(_shares(whole.scores, anywhere, groups), whole.weight)
-    mean = _mean(of_whole, shares)
+    mean = _mean(Opinion(_shares(whole.scores, anywhere, groups), whole.weight), shares)
     mass = _object_sums(whole.scores * anywhere, groups)
     return Target(torch.where(anywhere, _shares(mean.scores, anywhere, groups) * mass, whole.scores))
 
@@ -138,11 +133,7 @@ def _object_sums(scores: Float[Tensor, "R K"], groups: Float[Tensor, "K O"]) -> 
 
 
 def score_form(config: MultiLevelConfig, bank: TextBank) -> ScoreForm:
-    """Return the form in which teacher and student are both read.
-
-    Raises:
-        UserError: the settings ask for sigmoids of a teacher without a bias.
-    """
+    """Return the form in which teacher and student are both read; a UserError for sigmoids without a teacher's bias."""
     if config.supervision == "labels":
         return ScoreForm("sigmoid", config.targets.temperature)
     if config.score.form == "teacher":
@@ -160,10 +151,8 @@ def score_form(config: MultiLevelConfig, bank: TextBank) -> ScoreForm:
 
 def fields_of_passes(config: MultiLevelConfig) -> tuple[str, ...]:
     """Return the cached fields of the vision language models that a student learns from."""
-    images, pairs = (
-        [name for name in weights if name != CLIP]
-        for weights in (config.targets.image_teachers, config.targets.pair_teachers)
-    )
+    teachers = config.targets.image_teachers, config.targets.pair_teachers
+    images, pairs = ([name for name in weights if name != CLIP] for weights in teachers)
     return (
         *(f"{name}/vlm_scores" for name in images),
         *(f"{name}/vlm_asked" for name in dict.fromkeys([*images, *pairs])),
@@ -178,7 +167,7 @@ def image_target(
     object_of: Int64[Tensor, " K"],
     is_distribution: bool,
 ) -> Target:
-    """Return the combined target of the image teachers; `clip` are CLIP's scores, the passes' are in the batch."""
+    """Return the combined target of the image teachers; `clip` are CLIP's scores."""
     opinions = []
     for name, weight in settings.image_teachers.items():
         if name == CLIP:
@@ -229,20 +218,12 @@ def from_pairs(
     gate_exponent: float,
     is_distribution: bool,
 ) -> Float[Tensor, "B K"]:
-    """Return image targets made from pairs: the best of an image's pairs at each interaction.
-
-    Args:
-        targets_union: The teacher's scores of the union crops.
-        admitted: What each pair's object admits.
-        is_real: The same without `no_interaction`.
-        gate_exponent: Of the competition gate on the union scores.
-        is_distribution: Whether an image's targets are to sum to 1.
-    """
+    """Return image targets made from the gated scores of union crops: an image's best pair at each interaction."""
     if gate_exponent > 0:
         targets_union = gated(targets_union, is_real, batch.rows_h, batch.rows_o, gate_exponent)
     prior = (batch.scores_h * batch.scores_o)[:, None] ** TARGET_PRIOR_EXPONENT
     best = best_of_images(targets_union * prior * admitted, batch.pair_image, batch.num_images)
-    return best / best.sum(1, keepdim=True).clamp(min=torch.finfo(best.dtype).tiny) if is_distribution else best
+    return _normalised(best) if is_distribution else best
 
 
 def with_none(
@@ -251,11 +232,7 @@ def with_none(
     admitted: Bool[Tensor, "P K"],
     is_real: Bool[Tensor, "P K"],
 ) -> Float[Tensor, "P K1"]:
-    """Return distributions over interactions and, last, none of them.
-
-    Scores over the interactions that the object admits are normalised and multiplied by the pair's competition gate;
-    what the gate takes goes to "none".
-    """
+    """Return normalised scores of admitted interactions, times the pair's gate; last comes "none", with the rest."""
     together = together * admitted
     gate = competition_gate(together, is_real, batch.rows_h, batch.rows_o)
     tiny = torch.finfo(together.dtype).tiny
@@ -271,8 +248,7 @@ def related(
 ) -> tuple[Bool[Tensor, " P"], Bool[Tensor, " P"]]:
     """Return which pairs their image is about, and for which pairs this is known.
 
-    An interaction is seen in an image where its target reaches `CONFIDENT`, and the pair with the highest score is the
-    one that does it; all other pairs are negatives. Images without such an interaction say nothing.
+    An interaction is seen in an image where its target reaches `CONFIDENT`; the pair with the highest score does it.
     """
     likely = together * is_real
     best = best_of_images(likely, batch.pair_image, batch.num_images)
