@@ -41,11 +41,9 @@ def clip_boxes(boxes_xyxy: Float[np.ndarray, "N 4"], size_hw: tuple[int, int]) -
 def suppress(
     boxes_xyxy: Float[np.ndarray, "N 4"], labels: Int[np.ndarray, " N"], max_iou: float
 ) -> Int[np.ndarray, " kept"]:
-    """Return the ascending rows that class-wise non-maximum suppression keeps.
+    """Return the ascending rows that class-wise non-maximum suppression keeps of boxes by descending score.
 
-    Args:
-        boxes_xyxy: By descending score.
-        max_iou: A box that overlaps a kept box of its class by more is dropped.
+    A box that overlaps a kept box of its class by more than `max_iou` is dropped.
     """
     kept: list[int] = []
     for label in np.unique(labels):

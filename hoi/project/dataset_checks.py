@@ -119,10 +119,8 @@ def check_image_files(
         read = dict(zip(opened, pool.map(lambda name: _header(folder / name), opened), strict=True))
     headers = {name: header for name, header in read.items() if header}
     broken = [name for name in read if name not in headers]
-    put, again = (
-        "put these files there; without them they count as unreadable images",
-        "unpack or copy these files again",
-    )
+    put = "put these files there; without them they count as unreadable images"
+    again = "unpack or copy these files again"
     for bad, what, expected, fix in (
         (missing, "image files are missing", "a file for each name", put),
         (empty, "image files are empty", "no file of 0 bytes", again),

@@ -52,24 +52,17 @@ DECODED_IMAGES, TIMED_IMAGES = 60, 4
 
 @dataclass(frozen=True)
 class Project:
-    """What a new project is made of.
-
-    Args:
-        name: Of the pipeline file, and of its folders of outputs and cache.
-        images: Folder of images.
-        phrases: Vocabulary file.
-        detector: torchvision's name; a COCO result file (`*.json`); or `hf-hub:` / `local-dir:` for OWLv2 and Grounding
-            DINO.
-        instances: COCO instances file of a result file.
-        clip: `MODEL/TAG` of open_clip, `hf-hub:owner/name` or `local-dir:folder`.
-    """
+    """What a new project is made of; the pipeline file and the folders of outputs and cache have its name."""
 
     name: str
-    images: str
-    phrases: str
+    images: str  # a folder
+    phrases: str  # a vocabulary file
     detector: str = "fasterrcnn_resnet50_fpn_v2"
+    """torchvision's name; a COCO result file (`*.json`); or `hf-hub:` / `local-dir:` for OWLv2 and Grounding DINO."""
     instances: str | None = None
+    """COCO instances file of a result file."""
     clip: str = OPEN_CLIP_DEFAULT
+    """`MODEL/TAG` of open_clip, `hf-hub:owner/name` or `local-dir:folder`."""
 
 
 @dataclass(frozen=True)

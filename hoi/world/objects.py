@@ -51,8 +51,7 @@ def sample_object_look(name: str, rng: Rng) -> ObjectLook:
 def object_shapes(name: str, look: ObjectLook, posture: str = "") -> list[Shape]:
     """Return the shapes of an object at rest.
 
-    Args:
-        posture: `gallop` for a horse's legs, `grip` for a suitcase's long handle, `closed` for an umbrella.
+    A posture is `gallop` for a horse's legs, `grip` for a suitcase's long handle, `closed` for an umbrella; else empty.
     """
     kind = KINDS[name]
     return kind.shapes(kind.colours[look.colour_name], look.variant, posture)

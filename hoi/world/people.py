@@ -95,12 +95,9 @@ def sample_look(rng: Rng) -> Look:
 
 
 def bend(start: Point, end: Point, length: int, side: int) -> tuple[Point, Point]:
-    """Return the middle joint and the end of a limb of two bones of this length.
+    """Return the middle joint and the end of a limb of two bones of this length, from shoulder or hip to `end`.
 
-    Args:
-        start: Shoulder or hip.
-        end: Wanted position of hand or foot; moved along the line into reach.
-        side: +1 bends a hanging limb forward, -1 back.
+    The end is moved along the line into reach; a `side` of +1 bends a hanging limb forward, -1 back.
     """
     dx, dy = end[0] - start[0], end[1] - start[1]
     span = isqrt(dx * dx + dy * dy)

@@ -23,13 +23,7 @@ def fit(
     report: Report,
     max_grad_norm: float = 1.0,
 ) -> None:
-    """Run a training.
-
-    Args:
-        learning_rate: Of each step, from 1.
-        losses: Takes the step and returns figures by name; `loss` is minimised, the others are reported.
-        report: Gets the figures every 50 steps.
-    """
+    """Minimise the `loss` among the figures that `losses` returns for each step, from 1; report all every 50 steps."""
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
