@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @pytest.fixture(scope="module")
 def load(folder: Folder) -> Load:
     """Return what loads the model of a family, once."""
-    return cache(lambda family: build_vlm(config(folder(family)), "cpu"))
+    return cache(lambda family: TransformersModel(config(folder(family)), "cpu"))
 
 
 @pytest.fixture
