@@ -196,8 +196,8 @@ class CacheSplit:
     @cached_property
     def text_bank(self) -> TextBank:
         bank = self._bank
-        head = {part.name: f"visual_{part.name}" for part in fields(VisualHead)}
-        head = {name: bank.table(table) for name, table in head.items() if table in bank.locations}
+        names = [part.name for part in fields(VisualHead) if f"visual_{part.name}" in bank.locations]
+        head = {name: bank.table(f"visual_{name}") for name in names}
         return TextBank(
             bank.table("text_embedding"),
             bank.attributes["logit_scale"],
