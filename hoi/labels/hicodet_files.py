@@ -165,10 +165,10 @@ def _check_class_order(plain: dict[str, Any], path: Path) -> None:
         raise _wrong_record(f"{path}, correspondence", "[interaction, object, verb] of 600", error) from None
     official = hicodet_vocabulary().interactions
     for k, pair in named.items():
-        expected = " ".join(official[k]) if 0 <= k < len(official) else "0 to 599"
-        if spaced(" ".join(pair)) != spaced(expected):
+        expected = official[k] if 0 <= k < len(official) else ("0", "to 599")
+        if [spaced(name) for name in pair] != [spaced(name) for name in expected]:
             what, where = "this file numbers the interactions in another order", f"{path}, correspondence {k}"
-            raise UserError(what, where=where, expected=expected, got=" ".join(pair))
+            raise UserError(what, where=where, expected=" ".join(expected), got=" ".join(pair))
 
 
 def _read_ppdm(plain: list[Any], path: Path) -> _Parsed:

@@ -237,7 +237,7 @@ def _box(c: Colour, variant: int, posture: str) -> list[Shape]:
 
 
 class Kind(NamedTuple):
-    """What is common to the objects of a name; heights are above the ground at rest."""
+    """Properties that objects of one name share; heights are above the ground at rest."""
 
     shapes: Callable[[Colour, int, str], list[Shape]]
     colours: dict[str, Colour]

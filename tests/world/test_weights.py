@@ -41,7 +41,7 @@ def drawn(num_scenes: int) -> list[tuple[np.ndarray, SceneAnnotation]]:
     return [draw(sample_scene(0, "validation", index)) for index in range(num_scenes)]
 
 
-def test_trainings_see_captions_or_boxes_of_splits_that_no_pipeline_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_reads_splits_that_no_pipeline_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
 
     def spy(seed: int, split: str, index: int) -> hoi.world.Scene:

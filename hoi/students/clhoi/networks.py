@@ -139,7 +139,7 @@ class _Layer(nn.Module):
 
 
 class Cognition(nn.Module):
-    """Layers in which pairs attend to their rivals, the map around them, and the context tokens if there are any."""
+    """Attention layers of the pairs: over one another, the map around them, and the context tokens if any."""
 
     def __init__(self, num_layers: int, width: int, heads: int, dropout: float, with_context: bool) -> None:
         super().__init__()
