@@ -17,8 +17,8 @@ RIDE, PUSH, PET = 0, 1, 3
 
 def truth(*rows: tuple[int, list[float], list[float], int]) -> HoiLabels:
     image, boxes_h, boxes_o, interaction = zip(*rows, strict=True) if rows else ((), (), (), ())
-    boxes = (np.array(each, np.float32).reshape(-1, 4) for each in (boxes_h, boxes_o))
-    return HoiLabels(np.array(image, np.int64), *boxes, np.array(interaction, np.int64))
+    human, obj = (np.array(each, np.float32).reshape(-1, 4) for each in (boxes_h, boxes_o))
+    return HoiLabels(np.array(image, np.int64), human, obj, np.array(interaction, np.int64))
 
 
 def joined(*parts: HoiLabels) -> HoiLabels:

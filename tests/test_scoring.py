@@ -38,7 +38,7 @@ def test_no_triplet_names_another_object_than_its_pair() -> None:
     assert (VOCABULARY.object_of[triplets.interaction] == np.repeat(split.whole.labels_o.numpy(), 3)).all()
 
 
-def test_batch_size_does_not_change_triplets_and_no_pair_has_none() -> None:
+def test_batch_size_does_not_change_triplets() -> None:
     split = make_split((3, 1, 0, 4, 2))
     student = build_student(MultiLevelConfig(), split.bank, VOCABULARY, AXES).eval()
     small, large = (score_split(student, split.batches(size, None), VOCABULARY, 1.0, "cpu") for size in (2, 5))

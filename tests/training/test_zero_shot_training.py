@@ -37,7 +37,8 @@ ZERO_SHOT = {
     **SMALL_HOICLIP,
 }
 STUDENTS = {"hidden": ZERO_SHOT}
-Cache, Patch = dict[str, Any], pytest.MonkeyPatch
+Cache = dict[str, Any]
+Patch = pytest.MonkeyPatch
 READ = label_reader.load_labels
 
 
