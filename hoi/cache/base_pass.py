@@ -26,11 +26,12 @@ from hoi.cache.schema import (
 )
 from hoi.cache.shard import json_table
 from hoi.config import PipelineConfig
-from hoi.records import Detections, ImageSignals, TextBank
 from hoi.vocabulary import Vocabulary
 
+# A build with nothing to do imports this module; `hoi.records` would bring torch, which takes seconds.
 if TYPE_CHECKING:
     from hoi.extraction import Extractor
+    from hoi.records import ImageSignals, TextBank
     from hoi.vlm import VlmSignals
 
 Record = TypeVar("Record", bound="ImageSignals | VlmSignals")
@@ -131,7 +132,7 @@ class BasePass(PassKind):
         self, image_ids: Sequence[str], outcomes: Sequence[ImageSignals | str], axes: Mapping[str, int], over: None
     ) -> dict[str, np.ndarray]:
         for outcome in outcomes:
-            if isinstance(outcome, ImageSignals):
+            if not isinstance(outcome, str):
                 # In fp16 a teacher may overflow.
                 check_finite(outcome.image_id, {**vars(outcome.detections), **vars(outcome)})
         return pack_tables(image_ids, outcomes, axes)
@@ -170,6 +171,8 @@ def pack_tables(
     Raises:
         ValueError: a signal's shape differs from `axes`, or an id from its record's.
     """
+    from hoi.records import Detections
+
     signals, tables = image_columns(image_ids, outcomes)
     detections = [s.detections if s is not None else Detections.empty() for s in signals]
     tables |= {
@@ -243,6 +246,8 @@ def unpack_image(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str, 
 
     Values are views of the tables, but for labels: they are int64, as detectors give them.
     """
+    from hoi.records import Detections, ImageSignals
+
     if tables["status"][row] == UNREADABLE:
         return tables["status_reason"][row].decode()
     of_rows: dict[str, int | slice] = {
