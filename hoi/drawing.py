@@ -25,10 +25,8 @@ _WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.tt
 VERDICT_COLOURS: dict[Verdict, str] = {"right": "#009e73", "wrong": "#d55e00", "missed": "#56b4e9"}
 PAIR_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 """Of pairs without a verdict, in turn. Both sets are Okabe and Ito's, which colour-blind people can tell apart."""
-_SEAM = "#000000a0"
-"""Drawn under every line, so that it shows on any background."""
-_SMOOTH_UP_TO_PX = 2048
-"""Longest side up to which lines are drawn twice as large and scaled down."""
+_SEAM = "#000000a0"  # drawn under every line, so that it shows on any background
+_SMOOTH_UP_TO_PX = 2048  # longest side up to which lines are drawn twice as large and scaled down
 
 
 @dataclass(frozen=True)

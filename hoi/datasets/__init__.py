@@ -5,6 +5,7 @@ Stages one and two of an annotation-free run use this package alone, so they can
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -28,34 +29,27 @@ class ImageSource(Protocol):
     @property
     def image_ids(self) -> Sequence[str]:
         """Stable, unique keys; row r of the split is image `image_ids[r]`."""
-        ...
 
     def read(self, row: int) -> np.ndarray:
-        """Return the image of a row, uint8 [H, W, 3], RGB, upright (EXIF orientation applied).
-
-        Raises:
-            UnreadableImage: missing, corrupt, no image at all, or beyond the size limit.
-        """
-        ...
+        """Return the image of a row, uint8 [H, W, 3], RGB, upright, or raise `UnreadableImage` with the reason."""
 
 
-class Dataset(Generic[AnyDataset]):
+class Dataset(ABC, Generic[AnyDataset]):
     """A dataset of the pipeline file, as `DatasetSettings.IMPLEMENTATION` names it. No HOI label is read here."""
 
     zero_shot_splits: tuple[str, ...] | None = None
     """Names of the published zero-shot splits; None where splits follow from counts of the training labels."""
-    image_hw: tuple[int, int] | None = None
-    """Pixels of every image, where they all have the same."""
+    image_hw: tuple[int, int] | None = None  # pixels of every image, where they all have the same
 
     def __init__(self, settings: AnyDataset) -> None:
         self.settings = settings
 
-    def images(self, split: str) -> ImageSource:
-        raise NotImplementedError
+    @abstractmethod
+    def images(self, split: str) -> ImageSource: ...
 
+    @abstractmethod
     def vocabulary(self) -> Vocabulary:
         """Return the objects, verbs and interactions that the dataset speaks of."""
-        raise NotImplementedError
 
     def identity(self) -> dict[str, object]:
         """Return what says which images these are apart from their ids, free of paths; part of the fingerprint."""
@@ -64,8 +58,7 @@ class Dataset(Generic[AnyDataset]):
     def boxes(self, image_id: str) -> tuple[np.ndarray, list[str]]:
         """Return an image's annotated boxes, float32 [N, 4] pixel-edge xyxy, and their N object names.
 
-        Raises:
-            UserError: the dataset has no annotated boxes.
+        Raises UserError: the dataset has none.
         """
         problem, where = "the ground_truth detector needs annotated boxes", f"dataset {self.settings.name}"
         raise UserError(problem, where=where, fix="use detector.name torchvision or precomputed")

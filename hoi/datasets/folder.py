@@ -20,8 +20,6 @@ def split_of(image_id: str, shares: dict[str, float]) -> str:
 
 
 class Folder(Dataset[FolderDataset]):
-    """A folder of photographs and a file of phrases."""
-
     def images(self, split: str) -> ImageFiles:
         config = self.settings
         image_ids = [name for name in list_images(config.images) if split_of(name, config.splits) == split]

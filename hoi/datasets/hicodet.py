@@ -27,11 +27,9 @@ from hoi.vocabulary import Vocabulary
 
 Half = Literal["train2015", "test2015"]
 HALVES: tuple[Half, Half] = ("train2015", "test2015")
-OFFICIAL_FOLDER = "hico_20160224_det"
-"""What the published archive unpacks to."""
+OFFICIAL_FOLDER = "hico_20160224_det"  # what the published archive unpacks to
 DATA = Path(__file__).parent / "data"
-RARE_BELOW = 10
-"""An interaction with fewer training pairs is rare."""
+RARE_BELOW = 10  # an interaction with fewer training pairs is rare
 
 UNSEEN_SHA256 = {
     "rare_first": "7b080cf9965bd0ec5ebc768c5ebfdc496acc74866014866dfacf640820cfdac8",
@@ -149,8 +147,6 @@ def is_in_split(image_id: str, split: str, shares: dict[str, float]) -> bool:
 
 
 class Hicodet(Dataset[HicodetDataset]):
-    """HICO-DET, with its official rare interactions and the published zero-shot splits."""
-
     zero_shot_splits = tuple(UNSEEN_SHA256)
 
     def images(self, split: str) -> ImageFiles:

@@ -40,14 +40,8 @@ def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
     """Return the pixels of an image file, uint8 [H, W, 3], RGB, with EXIF orientation applied.
 
     Animated files give their first frame, deep grey is scaled to 8 bits, transparency is laid on white, and colour
-    profiles are not applied.
-
-    Args:
-        max_image_pixels: Width × height above which the file is refused before it is decoded.
-
-    Raises:
-        UnreadableImage: missing, no regular file, empty, no image, truncated, or too large.
-        OSError: the system failed to read it, for the time being.
+    profiles are not applied. Raises UnreadableImage: missing, no regular file, empty, no image, truncated, or larger
+    (width × height), before it is decoded; and OSError where the system fails to read it for the time being.
     """
     try:
         # Asked first, since opening a pipe would wait for whoever writes into it.

@@ -179,8 +179,6 @@ def vcoco_vocabulary(admitted: Admitted) -> Vocabulary:
 
 
 class Vcoco(Dataset[VcocoDataset]):
-    """V-COCO."""
-
     def images(self, split: str) -> VcocoImages:
         return VcocoImages(self.settings, split)
 

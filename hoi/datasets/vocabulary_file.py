@@ -183,8 +183,7 @@ class Entry(Section):
     detector_class: str | None = None
 
 
-Entries = dict[str, Entry]
-"""Place in the file → what it says there."""
+Entries = dict[str, Entry]  # place in the file → what it says there
 
 
 def read_vocabulary(path: str) -> Vocabulary:
@@ -194,8 +193,7 @@ def read_vocabulary(path: str) -> Vocabulary:
     is its own. Any other file holds one phrase a line, synonyms after `|`, and lines like `kick scooter = skateboard`
     for a thing that the detector calls otherwise; everyday names of COCO's classes are known. `#` starts a comment.
 
-    Raises:
-        UserError: an entry is not understood, or is there twice; named by its position.
+    Raises UserError: an entry is not understood, or is there twice; named by its position.
     """
     is_yaml = Path(path).suffix.lower() in (".yaml", ".yml")
     if is_yaml:

@@ -15,19 +15,15 @@ def world_vocabulary() -> Vocabulary:
 
 
 def world_image_id(seed: int, split: str, index: int) -> str:
-    """Return the stable key of a scene."""
     return f"world{WORLD_VERSION}-{seed}-{split}-{index:06d}"
 
 
 def scene_of(image_id: str) -> Scene:
-    """Return the scene of an image id."""
     _, seed, split, index = image_id.split("-")
     return sample_scene(int(seed), split, int(index))
 
 
 class WorldImages:
-    """One split of drawn scenes."""
-
     def __init__(self, config: WorldDataset, split: str) -> None:
         self.image_ids = [world_image_id(config.seed, split, index) for index in range(config.splits[split])]
 
@@ -36,8 +32,6 @@ class WorldImages:
 
 
 class World(Dataset[WorldDataset]):
-    """The embedded world."""
-
     image_hw = (SIZE_PX, SIZE_PX)
 
     def images(self, split: str) -> WorldImages:

@@ -41,7 +41,6 @@ class DetectorPrior:
     vocabulary: Vocabulary
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Spread one score a pair over its object's interactions."""
         admitted = _admitted(batch, self.vocabulary).float()
         return {PRIOR: admitted / admitted.sum(-1, keepdim=True).clamp(min=1)}
 
@@ -82,7 +81,6 @@ class DirectClip:
     name: str  # row name of its scores
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Score the union crop of each pair."""
         similarity = batch.union_similarity.float()
         margin = self.setting.margin
         return {self.name: self.read(similarity.mean(1) if margin is None else similarity[:, margin], batch)}
@@ -123,7 +121,6 @@ class GatedDirectClip:
     name: str
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
-        """Gate the scores of the union crops."""
         scores = self.crop.branch_scores(batch)[self.crop.name]
         vocabulary = self.crop.vocabulary
         is_real = _admitted(batch, vocabulary) & torch.from_numpy(~vocabulary.is_no_interaction).to(scores.device)
@@ -139,7 +136,6 @@ class DirectVlm:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Names of the rows that there are."""
         return tuple(self.named.values())
 
     @property
@@ -158,17 +154,11 @@ class DirectVlm:
 
 def direct_vlms(vlms: Mapping[str, VlmConfig]) -> list[DirectVlm]:
     """Return a scorer for each pass; the first has the rows `vlm_image` and `vlm_pairs`, others `vlm_image/NAME`."""
-    asked = {
-        "vlm_scores": (VLM_IMAGE, [name for name, settings in vlms.items() if settings.image_scores]),
-        "vlm_pair_scores": (VLM_PAIRS, [name for name, settings in vlms.items() if settings.pair_scores]),
-    }
-    scorers = []
-    for vlm in vlms:
-        tables = {table: (row, vlm == names[0]) for table, (row, names) in asked.items() if vlm in names}
-        scorers.append(
-            DirectVlm(vlm, {t: row if is_first else f"{row}/{vlm}" for t, (row, is_first) in tables.items()})
-        )
-    return [scorer for scorer in scorers if scorer.rows]
+    named: dict[str, dict[str, str]] = {vlm: {} for vlm in vlms}
+    for table, row, key in (("vlm_scores", VLM_IMAGE, "image_scores"), ("vlm_pair_scores", VLM_PAIRS, "pair_scores")):
+        for number, vlm in enumerate(name for name, settings in vlms.items() if getattr(settings, key)):
+            named[vlm][table] = f"{row}/{vlm}" if number else row
+    return [DirectVlm(vlm, tables) for vlm, tables in named.items() if tables]
 
 
 def _admitted(batch: PairBatch, vocabulary: Vocabulary) -> Tensor:
@@ -242,8 +232,7 @@ class Scoring(Protocol):
         """Score the whole split, by row name."""
 
 
-Rows = Iterator[tuple[str, Triplets, dict[str, Any]]]
-"""Row name, triplets and settings."""
+Rows = Iterator[tuple[str, Triplets, dict[str, Any]]]  # row name, triplets and settings
 
 
 def _prior(scoring: Scoring) -> Rows:

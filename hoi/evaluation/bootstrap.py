@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
 
 from hoi.evaluation.hico import Matches, rank
 
@@ -123,17 +124,8 @@ def _weighted_maps(
 
 def _weigh(weights: np.ndarray, image: np.ndarray, column: np.ndarray, num_columns: int) -> np.ndarray:
     # Summed weights of the rows, each of an image and for a column, in every resample: int64 [S, num_columns].
-    sums = np.zeros((len(weights), num_columns), np.int64)
-    num_images = weights.shape[1]
-    # A matrix product in float32 is exact here: counts stay far below 2^24.
-    factors = weights.astype(np.float32)
-    at_once = max(1, _MAX_CELLS // num_images)
-    for start in range(0, num_columns, at_once):
-        width = min(at_once, num_columns - start)
-        inside = (column >= start) & (column < start + width)
-        cells = np.bincount(image[inside] * width + column[inside] - start, minlength=num_images * width)
-        sums[:, start : start + width] = factors @ cells.reshape(num_images, width).astype(np.float32)
-    return sums
+    counts = coo_array((np.ones(len(image), np.int64), (column, image)), (num_columns, weights.shape[1]))
+    return (counts @ weights.T).T
 
 
 def _restarting_sums(values: np.ndarray, is_first: np.ndarray) -> np.ndarray:

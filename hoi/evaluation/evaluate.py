@@ -152,8 +152,6 @@ def zero_shot_splits(config: PipelineConfig) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What stage three found and wrote."""
-
     title: str
     rows: list[ResultRow]  # the result table; empty without annotations
     comparisons: list[Comparison]

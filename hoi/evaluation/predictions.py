@@ -1,17 +1,8 @@
 """Files of predictions: our own JSON lines, and the result files of other repositories; docs/predictions.md.
 
-Formats of others, known from their public code (none of it is used):
-
-- `gen-vlkt` (YueLiao/gen-vlkt, `--json_file`): a JSON text of Python's `str({'preds': ..., 'gts': ...})`; per image
-  `filename`, `predictions` [{bbox}], `hoi_prediction` [{subject_id, object_id, category_id = interaction, score}].
-- `qpic` (hitachi-rd-cv/qpic's records, as CDN names the images): a list of the same, boxes with `category_id` = COCO
-  class from 0, and pairs with `category_id` = verb from 0.
-- `pvic` (fredzzhang/upt and pvic, `--cache` on HICO-DET): a folder of detections_01.mat to detections_80.mat in HICO's
-  alphabetical order of objects, `all_boxes` [interactions of the object, images] of rows (human, object, score).
-- `vsrl` (vsrl_eval's pickle, as QPIC, GEN-VLKT, UPT and PViC write it for V-COCO): `image_id`, `person_box`,
-  `{action}_agent` and `{action}_{role}` [x1, y1, x2, y2, score].
-
-Boxes stay as they are, as those repositories hand them to the official evaluator.
+The formats of others are known from their public code, of which none is used: YueLiao/gen-vlkt (`--json_file`),
+hitachi-rd-cv/qpic, fredzzhang/upt and pvic (`--cache`), and vsrl_eval. Boxes stay as they are, as those repositories
+hand them to the official evaluator.
 
 Shapes: R predictions, I images, K interactions.
 """

@@ -39,7 +39,6 @@ class ResultRow:
     resampled_means: dict[str, ResampledMap] = field(default_factory=dict)  # for intervals of other means
 
     def to_dict(self, num_images: int) -> dict[str, Any]:
-        """Return the plain form for results.json."""
         return {
             "name": self.name,
             "seed": self.seed,
@@ -229,7 +228,6 @@ def to_plain(row: ResultRow) -> dict[str, Any]:
 
 
 def from_plain(plain: dict[str, Any]) -> ResultRow:
-    """Read back what `to_plain` made."""
     result = HicoResult(
         np.array(plain["ap"]),
         np.array(plain["num_positives"], np.int64),

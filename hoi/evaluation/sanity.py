@@ -129,7 +129,6 @@ def check_sanity(config: PipelineConfig) -> SanityReport:
 
 
 def read_sanity(file: Path) -> SanityReport:
-    """Read back what `check_sanity` wrote."""
     content = read_json(file)
     return SanityReport(content["labels_read"], tuple(SanityGate(**gate) for gate in content["gates"]), file)
 

@@ -98,16 +98,13 @@ def score(
         clip: Cut boxes to their image; otherwise one that lies outside is an error.
         json, save_lines: Where to write the scores, and the predictions as JSON lines.
 
-    Raises:
-        UserError: an option, the annotations or a prediction is wrong.
+    Raises UserError: an option, the annotations or a prediction is wrong.
     """
-    choices: list[tuple[str, str, Mapping[str, Any]]]
-    choices = [
-        ("dataset", dataset, FORMATS),
-        ("format", format, FORMATS.get(dataset, {})),
-        ("protocol", protocol, PROTOCOLS),
-    ]
-    for option, value, known in choices:
+    for option, value, known in (
+        ("dataset", dataset, list(FORMATS)),
+        ("format", format, list(FORMATS.get(dataset, {}))),
+        ("protocol", protocol, list(PROTOCOLS)),
+    ):
         if value not in known:
             raise UserError(f"there is no such {option}", where=f"--{option}", expected=" or ".join(known), got=value)
     foreign = {
@@ -214,9 +211,7 @@ def _score_vcoco(options: _Options) -> ScoreReport:
     report = ScoreReport(content, [*lines, f"{'agent AP':19}{_percent(result.agent):>12}"])
     tiny = predictions.has_object & (predictions.boxes_o[:, 2:] - predictions.boxes_o[:, :2] < TINY_PX).all(axis=1)
     if tiny.any():
-        said = (
-            "rows have an object box of about a pixel; a row without object says null, and scenario 1 tells them apart"
-        )
+        said = "rows have an object box of about a pixel; a row without object says null: scenario 1 tells them apart"
         report.notices.append(f"{int(tiny.sum())} {said}")
     return _finish(report, options, reader, records, predictions)
 

@@ -27,8 +27,7 @@ from hoi.labels.vcoco_files import VcocoTruth
 from hoi.records import Triplets
 from hoi.vocabulary import Vocabulary
 
-LEFT_OUT = "point"
-"""31 test instances; papers report the mean over the other 24 action-role pairs."""
+LEFT_OUT = "point"  # 31 test instances; papers report the mean over the other 24 action-role pairs
 FIGURES = {
     "agent_ap": "agent",
     "role_ap_s1_24": "S1",

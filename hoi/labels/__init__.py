@@ -5,6 +5,7 @@ Only stage three, sweeps and the doctor import it, and stage two where a student
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Generic
 
@@ -18,15 +19,15 @@ from hoi.records import HoiLabels
 from hoi.registry import load_target
 
 
-class LabelReader(Generic[AnyDataset]):
+class LabelReader(ABC, Generic[AnyDataset]):
     """The annotations of a dataset, as `DatasetSettings.LABELS` names it; made from the section `dataset`."""
 
     def __init__(self, settings: AnyDataset) -> None:
         self.settings = settings
 
+    @abstractmethod
     def load(self, split: str) -> HoiLabels:
         """Return the annotated interactions of a split; see `load_labels`."""
-        raise NotImplementedError
 
     def exist(self, split: str) -> bool:
         """Return whether a split has annotations, or the settings say so."""
@@ -41,8 +42,7 @@ class LabelReader(Generic[AnyDataset]):
 def _reader_of(config: DatasetSettings) -> LabelReader[Any] | None:
     if config.LABELS is None:
         return None
-    reader: LabelReader[Any] = load_target(config.LABELS)(config)
-    return reader
+    return load_target(config.LABELS)(config)
 
 
 def load_labels(config: DatasetSettings, split: str) -> HoiLabels:

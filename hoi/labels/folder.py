@@ -19,8 +19,6 @@ from hoi.records import HoiLabels
 
 @dataclass(frozen=True)
 class FolderAnnotations:
-    """Annotated pairs, one a line."""
-
     records: Records
     file_names: list[str]
     boxes_h: np.ndarray  # float32 [R, 4], pixel-edge
@@ -38,8 +36,6 @@ def read_annotation_lines(path: Path) -> FolderAnnotations:
 
 
 class FolderLabels(LabelReader[FolderDataset]):
-    """JSON lines beside a folder of photographs."""
-
     def load(self, split: str) -> HoiLabels:
         """Return a split's annotated pairs. Raises UserError: none, or one that is wrong or of an unknown name."""
         config = self.settings

@@ -24,8 +24,6 @@ _read_once = lru_cache(maxsize=4)(read_annotations)
 
 
 class HicodetLabels(LabelReader[HicodetDataset]):
-    """The annotation file of each half."""
-
     def exist(self, split: str) -> bool:
         return find_annotations(self.settings, half_of(split)) is not None
 

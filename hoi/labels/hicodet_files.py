@@ -52,14 +52,11 @@ class HicodetAnnotations:
 
     @property
     def num_without_pair(self) -> int:
-        """Number of images without an annotated pair."""
         return len(self.file_names) - len(np.unique(self.image))
 
 
 @dataclass
 class _Parsed:
-    """One file, as written."""
-
     names: list[str]
     size_hw: np.ndarray | None
     rows: np.ndarray  # float64 [R, 10]: image row, human x1 y1 x2 y2, object x1 y1 x2 y2, interaction from 0

@@ -39,8 +39,6 @@ _read_pairs_once = lru_cache(maxsize=4)(read_pairs)
 
 
 class VcocoLabels(LabelReader[VcocoDataset]):
-    """V-COCO's own label files, or fredzzhang's."""
-
     def files(self) -> list[Path]:
         folder, instances = self.settings.annotations, self.settings.instances
         files = [] if folder is None else sorted(Path(folder).glob("*.json*"))

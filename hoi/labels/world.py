@@ -15,8 +15,6 @@ from hoi.world import annotate
 
 
 class WorldLabels(LabelReader[WorldDataset]):
-    """What was drawn in the world's scenes."""
-
     def load(self, split: str) -> HoiLabels:
         return _load(self.settings.seed, split, self.settings.splits[split])
 

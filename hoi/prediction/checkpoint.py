@@ -1,13 +1,7 @@
-"""A self-contained checkpoint: one trained student and everything needed to run it on other images.
+"""A self-contained checkpoint: one trained student and everything needed to run it on other images; docs/predict.md.
 
-    checkpoint.json        everything below in words and numbers; written last, so its presence means complete
-    student.safetensors    the student's weights
-    text.safetensors       the interaction texts in CLIP's joint space
-    models/                copies of detector and CLIP, where they are small files of one's own
-    MODEL_CARD.md          what it was trained on, its metrics, what it is not for
-
-JSON and safetensors only. Detector and CLIP are identified by the hashes of their weights: they may lie anywhere, and
-others than those that the checkpoint was made with are refused.
+JSON and safetensors only; the record is written last, so its presence means complete. Detector and CLIP are known by
+the hashes of their weights: they may lie anywhere, and others than those that the checkpoint was made with are refused.
 """
 
 from __future__ import annotations
@@ -79,8 +73,7 @@ class Checkpoint:
         An override, `section.key=value` of detector, pairs or teacher, such as `teacher.model=local-dir:FOLDER`, names
         a CLIP that was too large to be copied.
 
-        Raises:
-            UserError: no checkpoint, another version, a missing or damaged file, or a wrong override.
+        Raises UserError: no checkpoint, another version, a missing or damaged file, or a wrong override.
         """
         folder = Path(folder)
         record = _read_record(folder)

@@ -27,8 +27,7 @@ from hoi.vocabulary import Vocabulary
 CARD_NAME, ONNX_NAME = "MODEL_CARD.md", "student.onnx"
 MAX_COPIED_BYTES = 64 << 20
 """A detector or CLIP of one's own up to this size is copied into the folder, unless `models` says otherwise."""
-CARD_INTERACTIONS = 12
-"""Interactions that the card lists by name."""
+CARD_INTERACTIONS = 12  # interactions that the card lists by name
 MEANS = {"full": "mAP", "rare": "rare", "non_rare": "non-rare"}
 Models = Literal["auto", "copy", "refer"]
 
@@ -57,8 +56,6 @@ class CheckpointParts:
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """A written checkpoint, with notes for its user."""
-
     folder: Path
     name: str
     seed: int
@@ -85,8 +82,7 @@ def make_checkpoint(
         models: Whether detector and CLIP are copied; `auto` copies files of one's own up to `MAX_COPIED_BYTES`.
         onnx: Whether to write the student as an ONNX file, too.
 
-    Raises:
-        UserError: no cache, no such run, a folder that holds something else, or a student without an ONNX form.
+    Raises UserError: no cache, no such run, a folder that holds something else, or a student without an ONNX form.
     """
     name = choose_student(config, student)
     seed = config.train.seeds[0] if seed is None else seed
@@ -228,7 +224,6 @@ def _figures(config: PipelineConfig, name: str, seed: int) -> dict[str, Any] | N
 
 
 def model_card(record: dict[str, Any], config: PipelineConfig, vocabulary: Vocabulary) -> str:
-    """Return a checkpoint's card, Markdown."""
     name, trained = record["name"], record["trained"]
     settings = config.students[name]
     labels = "None. It learned from frozen CLIP's scores of the training images."

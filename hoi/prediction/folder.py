@@ -1,13 +1,7 @@
-"""The files that a prediction run reads, and the folder of results that it writes.
+"""The files that a prediction run reads, and the folder of results that it writes, which docs/predict.md describes.
 
-    settings.json        what decides the results; a folder made with other settings is refused
-    journal.jsonl        one line a file, in the order in which they were done; a stopped run continues from it
-    predictions.jsonl    every triplet a line, as `hoi score` reads them
-    detections.json      images, categories and boxes in COCO's layout
-    unreadable.jsonl     file name and reason
-    pictures/, videos/   drawn pictures and videos, and a line a frame for each video
-
-Results are written whole or not at all. A journal line that a kill cut in two is dropped by the next run.
+Results are written whole or not at all. A stopped run continues from its journal, a line a file in the order in which
+they were done; a line that a kill cut in two is dropped. A folder made with other settings is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +30,7 @@ SETTINGS, JOURNAL, LOCK = "settings.json", "journal.jsonl", ".lock"
 PREDICTIONS, DETECTIONS, UNREADABLE = "predictions.jsonl", "detections.json", "unreadable.jsonl"
 PICTURES, VIDEOS = "pictures", "videos"
 Kind = Literal["image", "video", "unreadable"]
-MAX_NAME_BYTES = 180
-"""Of a file named after another one: leaves room for a suffix and for a temporary name."""
+MAX_NAME_BYTES = 180  # of a file named after another one: leaves room for a suffix and for a temporary name
 
 
 @dataclass(frozen=True)
@@ -72,10 +66,8 @@ def find_sources(arguments: Sequence[str], leave_out: Path | None = None) -> Sou
     """List the files that paths name: a file as it is, a folder with all below it, a glob pattern with its matches.
 
     A file that is named is read whatever its suffix; inside folders the suffix decides. Links to folders are not
-    followed, and the folder `leave_out`, where results go, is not searched.
-
-    Raises:
-        UserError: nothing is there, or two files would have one name.
+    followed, and the folder `leave_out`, where results go, is not searched. Raises UserError: nothing is there, or two
+    files would have one name.
     """
     listed = SourceList()
     path_by_name: dict[str, Path] = {}
@@ -167,8 +159,7 @@ class PredictionFolder:
             settings: Everything that decides the results, as plain data.
             inclusive: Whether box corners are pixels that belong to the box, as in HICO-DET's predictions.
 
-        Raises:
-            UserError: the folder holds results of other settings, or something else, or another run writes there.
+        Raises UserError: the folder holds results of other settings, or something else, or another run writes there.
         """
         if path.exists() and not path.is_dir():
             raise UserError("the folder for results is a file", where=path, fix="give another --out")
@@ -189,7 +180,6 @@ class PredictionFolder:
         return picture is None or picture.is_file()
 
     def picture_of(self, name: str) -> Path:
-        """Return where an image's picture goes."""
         return self.path / PICTURES / _file_name(name, ".jpg")
 
     def video_of(self, name: str, suffix: str) -> Path:
@@ -197,7 +187,6 @@ class PredictionFolder:
         return self.path / VIDEOS / _file_name(name.removesuffix(suffix), suffix)
 
     def add(self, source: Source, result: ImageResult) -> None:
-        """Record an image's result in the journal."""
         detections = result.detections
         columns = operator.attrgetter("human_idx", "object_idx", "interaction_idx", "score", "teacher_score")
         plain = {
@@ -302,24 +291,15 @@ class PredictionFolder:
         yield b'{"categories": ' + _line(categories).strip() + b',\n"images": ['
         for number, name in enumerate(names, start=1):
             height, width = self._read(name)["size_hw"]
-            entry = {"id": number, "file_name": name, "width": width, "height": height}
-            yield (b",\n" if number > 1 else b"\n") + _line(entry).strip()
+            yield _entry(number, {"file_name": name, "width": width, "height": height})
         yield b'],\n"annotations": ['
-        box_number = 0
+        box_ids = count(1)
         for number, name in enumerate(names, start=1):
             plain = self._read(name)
             for (x1, y1, x2, y2), score, label in zip(plain["boxes"], plain["scores"], plain["labels"], strict=True):
-                box_number += 1
-                entry = {
-                    "id": box_number,
-                    "image_id": number,
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "score": score,
-                    "iscrowd": 0,
-                }
-                yield (b",\n" if box_number > 1 else b"\n") + _line(entry).strip()
+                place = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+                of_image = {"image_id": number, "category_id": label + 1, **place}
+                yield _entry(next(box_ids), {**of_image, "score": score, "iscrowd": 0})
         yield b"]}\n"
 
 
@@ -330,6 +310,10 @@ def _file_name(name: str, suffix: str) -> str:
     if len(raw) > MAX_NAME_BYTES:
         last = f"{raw[: MAX_NAME_BYTES - 20].decode(errors='ignore')}~{hashlib.sha256(raw).hexdigest()[:12]}"
     return f"{parent}{slash}{last}{suffix}"
+
+
+def _entry(number: int, columns: dict[str, Any]) -> bytes:
+    return (b",\n" if number > 1 else b"\n") + _line({"id": number, **columns}).strip()
 
 
 def _line(plain: Any) -> bytes:

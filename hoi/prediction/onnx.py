@@ -28,8 +28,7 @@ from hoi.students.base import Student
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
 EXPORTED = ("multilevel",)
-MAX_DIFFERENCE = 1e-4
-"""From torch's score, absolute and relative to the largest: scores of random signals are low."""
+MAX_DIFFERENCE = 1e-4  # from torch's score, absolute and relative to the largest: scores of random signals are low
 IMAGE_INPUTS = ("size_hw", "image_embedding", "image_similarity")
 PAIR_INPUTS = (
     *("pair_image", "boxes_h", "boxes_o", "scores_h", "scores_o", "labels_o", "rows_h", "rows_o"),
@@ -95,12 +94,15 @@ def _padded(name: str, values: Tensor) -> Tensor:
 def export_student(folder: Path) -> tuple[bytes, str]:
     """Export the student of a checkpoint's folder, and compare it with torch on random signals of several sizes.
 
-    Returns the ONNX file, and in words how far its scores are from torch's.
-
-    Raises:
-        UserError: a package is missing, the student cannot be exported, or its scores differ by more than 1e-4.
+    Returns the ONNX file, and in words how far its scores are from torch's. Raises UserError: a package is missing, the
+    student cannot be exported, or its scores differ by more than 1e-4.
     """
-    _check_packages()
+    for package in PACKAGES:
+        try:
+            import_module(package)
+        except ImportError:
+            problem, fix = f"an ONNX file needs {package}, which is not installed", f"pip install {' '.join(PACKAGES)}"
+            raise UserError(problem, expected="the extra `onnx`", fix=fix) from None
     checkpoint = Checkpoint.open(folder)
     settings = checkpoint.config.students[checkpoint.name]
     check_exportable(checkpoint.name, settings)
@@ -124,18 +126,6 @@ def check_exportable(name: str, settings: StudentSettings) -> None:
             expected=f"method {' or '.join(EXPORTED)}",
             fix="leave out --onnx: hoi predict and Predictor run the checkpoint itself",
         )
-
-
-def _check_packages() -> None:
-    for package in PACKAGES:
-        try:
-            import_module(package)
-        except ImportError:
-            raise UserError(
-                f"an ONNX file needs {package}, which is not installed",
-                expected="the extra `onnx`",
-                fix=f"pip install {' '.join(PACKAGES)}",
-            ) from None
 
 
 def _export(scoring: ScoringStudent, example: tuple[Tensor, ...], names: Sequence[str]) -> bytes:

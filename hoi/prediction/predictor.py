@@ -34,8 +34,7 @@ BoxXyxy = tuple[float, float, float, float]
 Picture = Union[Image.Image, np.ndarray, str, Path]
 """A PIL image of any mode, an array uint8 [H, W, 3] RGB, or the path of an image file."""
 STUDENT, TEACHER = "student", "direct_clip"
-DIRECT_EXPONENT = 1.0
-"""Of the detection prior in direct CLIP's score, as in stage three."""
+DIRECT_EXPONENT = 1.0  # of the detection prior in direct CLIP's score, as in stage three
 MAX_IMAGE_PIXELS = 100_000_000
 IMAGE_FIELDS = ("image_embedding", "image_similarity", "spatial_map")
 PAIR_FIELDS = ("union_embedding", "union_similarity", "union_feature")
@@ -200,9 +199,8 @@ def random_signals(checkpoint: Checkpoint, num_pairs: int, rng: np.random.Genera
 class Predictor:
     """A checkpoint, ready to predict. Calls change nothing in it, so several threads may share one.
 
-    Raises:
-        UserError: models that cannot be loaded or are not the checkpoint's, or a student that reads what a single
-            image does not have.
+    Raises UserError: models that cannot be loaded or are not the checkpoint's, or a student that reads what a single
+    image does not have.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto") -> None:
@@ -252,9 +250,8 @@ class Predictor:
     ) -> list[ImageResult]:
         """Predict images, in their order, and keep of each the `top` triplets that score at least `threshold`.
 
-        Raises:
-            UnreadableImage: a path that cannot be read as an image; the text is the reason.
-            ValueError: an array that is not an image.
+        Raises UnreadableImage, with the reason, for a path that cannot be read, and ValueError for an array that is no
+        image.
         """
         names = list(image_ids or ())
         if image_ids is None:

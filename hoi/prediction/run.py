@@ -28,13 +28,11 @@ from hoi.prediction.pictures import MAX_PAIRS, draw_result
 from hoi.prediction.predictor import ImageResult, Predictor, max_pixels_of
 from hoi.prediction.video import predict_video
 
-READ_AHEAD = 4
-"""Images that are decoded before they are needed."""
+READ_AHEAD = 4  # images that are decoded before they are needed
 MAX_BATCH_BYTES = 256 << 20
 """Decoded images of one batch; a batch ends at this size or at its number of images, whichever comes first."""
 JPEG_QUALITY = 90
-MAX_LISTED = 20
-"""Unreadable files that the report names; `unreadable.jsonl` names all."""
+MAX_LISTED = 20  # unreadable files that the report names; `unreadable.jsonl` names all
 OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
 
 
@@ -97,8 +95,7 @@ def predict(
         batch: Images that are predicted together.
         shown: Pairs drawn in a picture, at most.
 
-    Raises:
-        UserError: no such path, results of other settings in `out`, other models than the checkpoint's, or a full disk.
+    Raises UserError: no such path, results of other settings in `out`, other models than the checkpoint's, a full disk.
     """
     for name, number in (("--batch", batch), ("--top", top), ("--shown", shown)):
         if number is not None and number < 1:

@@ -21,10 +21,8 @@ from hoi.files import replacing
 from hoi.prediction.folder import PredictionFolder, Source
 from hoi.prediction.predictor import ImageResult
 
-DEFAULT_RATE = Fraction(25)
-"""Frames a second, where the file does not say."""
-CODECS = ("libx264", "h264", "mpeg4")
-"""The first one available writes the drawn video."""
+DEFAULT_RATE = Fraction(25)  # frames a second, where the file does not say
+CODECS = ("libx264", "h264", "mpeg4")  # the first one available writes the drawn video
 
 
 def load_av() -> ModuleType:
@@ -39,11 +37,7 @@ def load_av() -> ModuleType:
 
 
 class VideoReader:
-    """Reads a video's frames, one after the other.
-
-    Raises:
-        UnreadableImage: it is no video, or has more than `max_pixels` a frame.
-    """
+    """Reads a video's frames in turn. Raises UnreadableImage: it is no video, or has over `max_pixels` a frame."""
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         av = load_av()
@@ -57,8 +51,7 @@ class VideoReader:
             raise UnreadableImage("the file holds no video")
         stream = self._container.streams.video[0]
         self.rate = Fraction(stream.average_rate or DEFAULT_RATE)
-        self.num_frames = int(stream.frames or 0)
-        """0 where the file does not say."""
+        self.num_frames = int(stream.frames or 0)  # 0 where the file does not say
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > max_pixels:
             self._container.close()

@@ -62,8 +62,6 @@ TOLERANCE = 0.05  # percent of mAP by which triplets that are scored again may m
 
 @dataclass(frozen=True)
 class HtmlReport:
-    """The page that was written."""
-
     file: Path
     num_bytes: int
     notes: list[str]  # what had to be left out

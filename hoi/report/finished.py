@@ -55,7 +55,6 @@ class FinishedEvaluation:
 
     @property
     def seed(self) -> int:
-        """Seed of the student that is drawn."""
         return next(iter(self.networks))
 
     @property
@@ -138,8 +137,6 @@ class ResultLine:
 
 @dataclass(frozen=True)
 class SweepLines:
-    """The table of a sweep."""
-
     name: str
     against: str  # the row that differences are to
     notes: list[str]  # what must be known to read it, such as failed runs

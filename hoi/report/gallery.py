@@ -62,60 +62,59 @@ class Gallery:
     notes: list[str] = field(default_factory=list)  # what had to be left out
 
 
-ShownPair = tuple[DrawnPair, str]
-"""What is drawn of one method in one image, and the words with the score."""
+ShownPair = tuple[DrawnPair, str]  # what is drawn of one method in one image, and the words with the score
 
 
-class PairChooser:
-    """Chooses which of a method's predictions are shown, and says what the truth (if any) says of them."""
+def choose_pairs(
+    image: int, triplets: Triplets, matches: Matches | None, vocabulary: Vocabulary, labels: HoiLabels | None
+) -> list[ShownPair]:
+    """Return the best-scored triplets of an image, as many as it has annotated interactions, and what they miss.
 
-    def __init__(self, vocabulary: Vocabulary, labels: HoiLabels | None) -> None:
-        self.vocabulary, self.labels = vocabulary, labels
-        self._is_real = ~vocabulary.is_no_interaction
+    `no_interaction` is neither shown nor counted. Interactions of the same boxes, object and verdict are one pair.
+    """
+    is_real = ~vocabulary.is_no_interaction
+    here = np.flatnonzero(triplets.image == image)
+    rows = here[is_real[triplets.interaction[here]]]
+    rows = rows[np.argsort(-triplets.score[rows], kind="stable")]
+    if labels is None or matches is None:
+        return _group(vocabulary, triplets, rows[:SHOWN_WITHOUT_TRUTH], [None] * len(rows), with_score=True)
+    truths = np.flatnonzero(labels.image == image)
+    truths = truths[is_real[labels.interaction[truths]]]
+    rows = rows[: len(truths)]
+    # Scores of other images decide nothing here, and to rank them all for each image takes long.
+    names = ("image", "interaction", "truth", "is_hit", "counts")
+    part = replace(matches, **{name: getattr(matches, name)[here] for name in names})
+    is_true = np.zeros(len(triplets), bool)
+    is_true[here] = true_positives(part, triplets.score[here])
+    verdicts: list[Verdict | None] = ["right" if right else "wrong" for right in is_true[rows]]
+    missed = truths[~np.isin(truths, matches.truth[rows[is_true[rows]]])]
+    truth = Triplets(labels.image, labels.boxes_h, labels.boxes_o, labels.interaction, np.zeros(len(labels)))
+    shown = _group(vocabulary, triplets, rows, verdicts, with_score=True)
+    return shown + _group(vocabulary, truth, missed, ["missed"] * len(missed), with_score=False)
 
-    def choose(self, image: int, triplets: Triplets, matches: Matches | None) -> list[ShownPair]:
-        """Return the best-scored triplets of an image, as many as it has annotated interactions, and what they miss.
 
-        `no_interaction` is neither shown nor counted. Interactions of the same boxes, object and verdict are one pair.
-        """
-        rows = np.flatnonzero(triplets.image == image)
-        rows = rows[self._is_real[triplets.interaction[rows]]]
-        rows = rows[np.argsort(-triplets.score[rows], kind="stable")]
-        if self.labels is None or matches is None:
-            return self._group(triplets, rows[:SHOWN_WITHOUT_TRUTH], [None] * len(rows), with_score=True)
-        labels = self.labels
-        truths = np.flatnonzero(labels.image == image)
-        truths = truths[self._is_real[labels.interaction[truths]]]
-        rows = rows[: len(truths)]
-        # Scores of other images decide nothing here, and to rank them all for each image takes long.
-        here = np.flatnonzero(triplets.image == image)
-        names = ("image", "interaction", "truth", "is_hit", "counts")
-        part = replace(matches, **{name: getattr(matches, name)[here] for name in names})
-        is_true = np.zeros(len(triplets), bool)
-        is_true[here] = true_positives(part, triplets.score[here])
-        verdicts: list[Verdict | None] = ["right" if right else "wrong" for right in is_true[rows]]
-        missed = truths[~np.isin(truths, matches.truth[rows[is_true[rows]]])]
-        truth = Triplets(labels.image, labels.boxes_h, labels.boxes_o, labels.interaction, np.zeros(len(labels)))
-        shown = self._group(triplets, rows, verdicts, with_score=True)
-        return shown + self._group(truth, missed, ["missed"] * len(missed), with_score=False)
-
-    def _group(
-        self, triplets: Triplets, rows: np.ndarray, verdicts: Sequence[Verdict | None], *, with_score: bool
-    ) -> list[ShownPair]:
-        # Two detections may have the same box and another class.
-        groups: dict[tuple[Box, Box, str, Verdict | None], list[int]] = {}
-        for row, verdict in zip(rows.tolist(), verdicts, strict=False):
-            _, obj = self.vocabulary.interactions[triplets.interaction[row]]
-            key = (_box(triplets.boxes_h[row]), _box(triplets.boxes_o[row]), obj, verdict)
-            groups.setdefault(key, []).append(row)
-        shown = []
-        for (box_h, box_o, obj, verdict), members in groups.items():
-            verbs = [self.vocabulary.interactions[k][0] for k in triplets.interaction[members]]
-            words = in_words(f"{' + '.join(verbs)} {obj}")
-            scores = ", ".join(f"{triplets.score[row]:#.2g}" for row in members)
-            line = f"{words} ({scores})" if with_score else words
-            shown.append((DrawnPair(box_h, box_o, words, verdict), line))
-        return shown
+def _group(
+    vocabulary: Vocabulary,
+    triplets: Triplets,
+    rows: np.ndarray,
+    verdicts: Sequence[Verdict | None],
+    *,
+    with_score: bool,
+) -> list[ShownPair]:
+    # Two detections may have the same box and another class.
+    groups: dict[tuple[Box, Box, str, Verdict | None], list[int]] = {}
+    for row, verdict in zip(rows.tolist(), verdicts, strict=False):
+        _, obj = vocabulary.interactions[triplets.interaction[row]]
+        key = (_box(triplets.boxes_h[row]), _box(triplets.boxes_o[row]), obj, verdict)
+        groups.setdefault(key, []).append(row)
+    shown = []
+    for (box_h, box_o, obj, verdict), members in groups.items():
+        verbs = [vocabulary.interactions[k][0] for k in triplets.interaction[members]]
+        words = in_words(f"{' + '.join(verbs)} {obj}")
+        scores = ", ".join(f"{triplets.score[row]:#.2g}" for row in members)
+        line = f"{words} ({scores})" if with_score else words
+        shown.append((DrawnPair(box_h, box_o, words, verdict), line))
+    return shown
 
 
 def _box(row: np.ndarray) -> Box:
@@ -191,9 +190,9 @@ def _exhibit(
     except UnreadableImage as error:
         unreadable.append(f"{source.image_ids[row]}: {error}")
         return None
-    chooser, panels = PairChooser(finished.split.vocabulary, finished.labels), []
+    panels, vocabulary = [], finished.split.vocabulary
     for method in (finished.student, finished.teacher):
-        shown = chooser.choose(row, method.triplets, finished.matches)
+        shown = choose_pairs(row, method.triplets, finished.matches, vocabulary, finished.labels)
         picture = draw_pairs(*fit_longest_side(image, [pair for pair, _ in shown], SIDE_PX))
         buffer = io.BytesIO()
         picture.save(buffer, "WEBP", quality=QUALITY)

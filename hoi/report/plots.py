@@ -17,8 +17,7 @@ from markupsafe import Markup
 
 from hoi.evaluation.hico import Matches, Ranking, average_precision, rank
 
-LEVELS = np.arange(51) / 50
-"""Recalls at which curves are read."""
+LEVELS = np.arange(51) / 50  # recalls at which curves are read
 EDGES = np.array([0.0, *10.0 ** (np.arange(-9, 1) / 3)])
 """Of the bins of scores: three a decade from 0.001 to 1, and one for what is less. Most scores are small products."""
 WIDTH, HEIGHT = 360.0, 300.0

@@ -22,10 +22,8 @@ from hoi.registry import VLM_BACKENDS
 class Likelihoods:
     """How likely a model finds each candidate text, given an image and a question."""
 
-    log_likelihood: Float32[np.ndarray, " n"]
-    """Sum over the candidate's tokens, with its end where a backend ends texts, in nats."""
-    num_tokens: Int32[np.ndarray, " n"]
-    """How many were summed, so that `log_likelihood / num_tokens` is the mean."""
+    log_likelihood: Float32[np.ndarray, " n"]  # sum over the tokens in nats, with the end where a backend ends texts
+    num_tokens: Int32[np.ndarray, " n"]  # how many were summed, so that `log_likelihood / num_tokens` is the mean
 
 
 class VisionLanguageModel(Protocol):
@@ -33,39 +31,31 @@ class VisionLanguageModel(Protocol):
 
     def captions(self, images: Sequence[np.ndarray]) -> list[str]:
         """Return one caption for each image, decoded greedily."""
-        ...
 
     def log_likelihoods(
         self, images: Sequence[np.ndarray], candidates: Sequence[Sequence[str]], question: str | None = None
     ) -> list[Likelihoods]:
         """Return how likely each image's candidates are, after a question if one is asked; one pass over an image."""
-        ...
 
     def yes_probabilities(
         self, images: Sequence[np.ndarray], questions: Sequence[Sequence[str]]
     ) -> list[Float32[np.ndarray, " n"]]:
         """Return p(yes) / (p(yes) + p(no)) for each image's questions."""
-        ...
 
     def answers(self, images: Sequence[np.ndarray], question: str) -> list[str]:
         """Return free text for each image, decoded greedily."""
-        ...
 
     def provenance(self) -> dict[str, Any]:
         """Return what decides the outputs, in plain JSON types."""
-        ...
 
 
 @dataclass(frozen=True)
 class PhraseBank:
     """The candidates, and what a vision language model makes of them without an image."""
 
-    phrases: tuple[str, ...]
-    """K texts; empty for interactions that are never asked."""
-    num_tokens: np.ndarray
-    """int32 [K] of each phrase; 0 where no likelihood is taken."""
-    prior_log_likelihood: np.ndarray
-    """float32 [K], that of the phrase on a blank image, in nats; 0 where none is taken."""
+    phrases: tuple[str, ...]  # K texts; empty for interactions that are never asked
+    num_tokens: np.ndarray  # int32 [K] of each phrase; 0 where no likelihood is taken
+    prior_log_likelihood: np.ndarray  # float32 [K], the phrase's on a blank image, in nats; 0 where none is taken
 
 
 @dataclass(frozen=True)
@@ -74,24 +64,18 @@ class VlmSignals:
 
     image_id: str
     caption: str = ""
+    # float16 [S, D], the teacher's embeddings of the caption's sentences, unit norm; 0 beyond the last one
     context_embedding: np.ndarray | None = None
-    """float16 [S, D], the teacher's embeddings of the caption's sentences, unit norm; 0 beyond the last one."""
-    context_mask: np.ndarray | None = None
-    """uint8 [S], 1 where there is a sentence."""
-    vlm_scores: np.ndarray | None = None
-    """float16 [K], confidence in [0, 1]; 0 where not asked."""
-    vlm_asked: np.ndarray | None = None
-    """uint8 [K], 1 where the interaction was asked of the image."""
-    vlm_log_likelihood: np.ndarray | None = None
-    """float32 [K], sum of the phrase's token log-probabilities in nats; 0 where none is taken."""
-    vlm_pair_scores: np.ndarray | None = None
-    """float16 [P, K], confidence asked of the union crops."""
+    context_mask: np.ndarray | None = None  # uint8 [S], 1 where there is a sentence
+    vlm_scores: np.ndarray | None = None  # float16 [K], confidence in [0, 1]; 0 where not asked
+    vlm_asked: np.ndarray | None = None  # uint8 [K], 1 where the interaction was asked of the image
+    vlm_log_likelihood: np.ndarray | None = None  # float32 [K], sum over the phrase's tokens in nats; 0 where not taken
+    vlm_pair_scores: np.ndarray | None = None  # float16 [P, K], confidence asked of the union crops
 
 
 def build_vlm(config: VlmConfig, device: str) -> VisionLanguageModel:
     """Return the model of a section of `vlms`, ready to run on `cpu` or `cuda`; only its own backend is imported.
 
-    Raises:
-        UserError: an unknown model, weights that are missing or do not fit, or a package that is not installed.
+    Raises UserError: an unknown model, weights that are missing or do not fit, or a package that is not installed.
     """
     return VLM_BACKENDS[config.backend](config, device)

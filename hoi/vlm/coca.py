@@ -68,8 +68,7 @@ def resized_positions(positions: Tensor, side: int) -> Tensor:
 
 
 YES, NO = "yes", "no"
-MAX_KEPT_TEXTS = 4096
-"""Texts whose states are kept; a vocabulary's phrases are far fewer."""
+MAX_KEPT_TEXTS = 4096  # texts whose states are kept; a vocabulary's phrases are far fewer
 
 
 class CocaModel:

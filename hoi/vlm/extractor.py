@@ -36,8 +36,7 @@ from hoi.vlm.scoring import (
 from hoi.vocabulary import Vocabulary
 
 BLANK_PX = 224
-BLANK_GREY = 128
-"""Of the image that shows nothing."""
+BLANK_GREY = 128  # of the image that shows nothing
 MAX_CROP_PX = 672
 """Union crops keep the image's own pixels up to this side; the model resizes them as it resizes any image."""
 

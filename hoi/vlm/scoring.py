@@ -25,8 +25,7 @@ from hoi.vlm import Likelihoods
 from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, PERSON, Vocabulary
 
 NoInteraction = Literal["skip", "asked", "product"]
-Rows = Int64[np.ndarray, " n"]
-"""The candidates' interactions."""
+Rows = Int64[np.ndarray, " n"]  # the candidates' interactions
 
 PERSON_WORDS = (
     *("person", "people", "persons", "man", "men", "woman", "women", "kid", "kids", "child", "children"),
@@ -125,13 +124,11 @@ def confidences_by_yes(
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Which words stand for which name; words are lower-case, single spaces between them."""
+    """Names by their words, which are lower-case with single spaces between them."""
 
     verbs: Mapping[str, str]
-    objects: Mapping[str, str]
-    """Names by their words; a person is no object here."""
-    phrases: Mapping[str, tuple[tuple[str, str], ...]]
-    """Interactions that a whole phrase says, wherever it is."""
+    objects: Mapping[str, str]  # a person is none
+    phrases: Mapping[str, tuple[tuple[str, str], ...]]  # interactions that a whole phrase says, wherever it is
 
 
 def vocabulary_lexicon(vocabulary: Vocabulary, synonyms: Mapping[str, Iterable[str]] | None = None) -> Lexicon:

@@ -25,8 +25,7 @@ from hoi.teachers.loading import HF_HUB, unlogged
 from hoi.weights import RANDOM, RANDOM_SEED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NOT_FOR_MODELS = ("labels",)
-"""What some processors give for training alone."""
+NOT_FOR_MODELS = ("labels",)  # what some processors give for training alone
 
 
 def load_model(config: VlmConfig) -> tuple[Any, Any]:

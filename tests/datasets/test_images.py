@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hoi.datasets import UnreadableImage
-from hoi.datasets.images import decode_image, read_image
+from hoi.datasets.images import decode_image, read_image, upright_rgb
 
 LIMIT = 1_000_000
 
@@ -55,6 +55,8 @@ def test_every_format_gives_its_pixels_and_a_mode_its_meaning(tmp_path: Path) ->
         assert read_image(tmp_path / name, LIMIT).max() == 255
     Image.new("1", (4, 4), 1).save(tmp_path / "bits.png")
     assert (read_image(tmp_path / "bits.png", LIMIT) == 255).all()
+    for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F"):
+        assert upright_rgb(Image.new(mode, (4, 3))).shape == (3, 4, 3), mode
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to view
     for mode, name, shape in (

@@ -25,6 +25,7 @@ from hoi.evaluation.baselines import (
 )
 from hoi.records import BranchScores, HoiLabels, PairBatch, TextBank
 from hoi.vocabulary import Vocabulary
+from tests.fakes.splits import make_split
 
 RIDE, HOLD, EAT = 0, 1, 2
 NAMES = (("ride", "bicycle"), ("hold", "bicycle"), ("eat", "apple"))
@@ -35,29 +36,15 @@ def bank(logit_bias: float | None = None) -> TextBank:
     return TextBank(np.eye(3, dtype=np.float32), 10.0, logit_bias, (("text",),) * 3)
 
 
-def batch(union_similarity: list, image_similarity: list) -> PairBatch:
+def batch(union_similarity: list, image_similarity: list, pairs_of: tuple[int, ...] = (2, 2)) -> PairBatch:
     """Two pairs of one image with a bicycle, then one of another image with an apple, then one with a person."""
-    labels = torch.tensor([1, 1, 2, 0])
-    num = len(labels)
-    boxes, features = torch.tensor([[0.0, 0, 10, 10]]).repeat(num, 1), torch.zeros(num, 1, 3)
-    return PairBatch(
-        image_rows=torch.tensor([4, 7]),
-        size_hw=torch.full((2, 2), 100.0),
-        image_embedding=torch.zeros(2, 3),
+    return replace(
+        make_split(pairs_of).whole,
         image_similarity=torch.tensor(image_similarity, dtype=torch.float16),
-        pair_image=torch.tensor([0, 0, 1, 1]),
-        boxes_h=boxes,
-        boxes_o=boxes,
-        scores_h=torch.full((num,), 0.8),
-        scores_o=torch.full((num,), 0.5),
-        labels_o=labels,
-        pair_rows=torch.arange(num),
-        rows_h=torch.arange(num),
-        rows_o=torch.arange(num),
-        human_feature=features,
-        object_feature=features,
-        union_feature=features,
         union_similarity=torch.tensor(union_similarity, dtype=torch.float16),
+        scores_h=torch.full((4,), 0.8),
+        scores_o=torch.full((4,), 0.5),
+        labels_o=torch.tensor([1, 1, 2, 0]),
     )
 
 
@@ -168,13 +155,10 @@ class Fixed:
 
 def tuner(detection: list[float]) -> Tuner:
     """Four images with one pair each; the pairs of images 0 and 1 are true rides of a bicycle."""
-    plain = batch([[[0.0] * 3] * 2] * 4, [[0.0] * 3] * 4)
-    rows = torch.arange(4)
-    alone: dict[str, Any] = {"image_rows": rows, "pair_image": rows, "labels_o": torch.ones(4, dtype=torch.int64)}
+    plain = batch([[[0.0] * 3] * 2] * 4, [[0.0] * 3] * 4, (1, 1, 1, 1))
     scores: dict[str, Any] = {"scores_h": torch.tensor(detection), "scores_o": torch.ones(4)}
-    boxes = plain.boxes_h[:2].numpy()
-    labels = HoiLabels(np.array([0, 1]), boxes, boxes, np.full(2, RIDE))
-    pairs = replace(plain, **alone, **scores)
+    labels = HoiLabels(np.array([0, 1]), plain.boxes_h[:2].numpy(), plain.boxes_o[:2].numpy(), np.full(2, RIDE))
+    pairs = replace(plain, labels_o=torch.ones(4, dtype=torch.int64), **scores)
     return Tuner(lambda extra: [pairs], labels, VOCABULARY, torch.device("cpu"))
 
 

@@ -38,34 +38,27 @@ def copied(table: Triplets | HoiLabels, weights: np.ndarray) -> dict[str, np.nda
     return {**columns, "image": first[table.image[rows]] + nth}
 
 
-def test_a_resample_equals_evaluating_really_copied_images(case: tuple[Triplets, HoiLabels]) -> None:
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_resample_equals_evaluating_really_copied_images(case: tuple[Triplets, HoiLabels], is_part: bool) -> None:
     predictions, labels = case
     resamples = Resamples.draw(25, NUM_IMAGES, seed=0)
     assert (resamples.weights.sum(1) == NUM_IMAGES).all()
+    images, interactions = np.ones(NUM_IMAGES, bool), np.ones(NUM_INTERACTIONS, bool)
+    if is_part:
+        images, interactions = np.arange(NUM_IMAGES) % 3 > 0, np.arange(NUM_INTERACTIONS) % 2 > 0
     matches = match(predictions, labels, NUM_INTERACTIONS, protocol="official")
-    found = resample_map(matches, predictions.score, resamples)
-    for weights, value in zip(resamples.weights, found.resampled, strict=True):
-        tables = Triplets(**copied(predictions, weights)), HoiLabels(**copied(labels, weights))
-        expected = evaluate(*tables, NUM_INTERACTIONS, NONE, NONE, protocol="official")
-        assert value == pytest.approx(expected.full, abs=1e-12)
-    assert 0.1 < found.observed < 0.9
-    as_it_is = evaluate(predictions, labels, NUM_INTERACTIONS, NONE, NONE, protocol="official")
-    assert found.observed == pytest.approx(as_it_is.full, abs=1e-12)
-
-
-def test_resamples_of_a_part_equal_evaluating_it_alone(case: tuple[Triplets, HoiLabels]) -> None:
-    predictions, labels = case
-    resamples = Resamples.draw(10, NUM_IMAGES, seed=0)
-    images, interactions = np.arange(NUM_IMAGES) % 3 > 0, np.arange(NUM_INTERACTIONS) % 2 > 0
-    matches = match(predictions, labels, NUM_INTERACTIONS, protocol="official")
-    found = resample_map(matches, predictions.score, resamples, images, interactions)
+    part = (images, interactions) if is_part else ()
+    found = resample_map(matches, predictions.score, resamples, *part)
+    # The mean over the chosen interactions is that of the rare ones, if these are called rare.
     observed = score_matches(matches, predictions.score, interactions, NONE, images).rare
     assert found.observed == pytest.approx(observed, abs=1e-12)
+    assert 0.1 < found.observed < 0.9
     for weights, value in zip(resamples.weights * images, found.resampled, strict=True):
         tables = Triplets(**copied(predictions, weights)), HoiLabels(**copied(labels, weights))
         expected = evaluate(*tables, NUM_INTERACTIONS, interactions, NONE, protocol="official")
         assert value == pytest.approx(expected.rare, abs=1e-12)
-    assert found.observed != resample_map(matches, predictions.score, resamples, images).observed
+    if is_part:
+        assert found.observed != resample_map(matches, predictions.score, resamples, images).observed
 
 
 def test_an_interaction_that_loses_all_truth_leaves_the_mean() -> None:

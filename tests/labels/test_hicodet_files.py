@@ -19,9 +19,9 @@ import pytest
 from scipy.io import savemat
 
 from hoi.datasets import hicodet
-from hoi.errors import UserError
 from hoi.labels.hicodet_files import HicodetAnnotations, read_annotations, read_image_labels
 from tests.fakes.hicodet import NAMES, instances_json, ppdm_json, write_json, write_mat
+from tests.fakes.pipelines import refused
 
 needs_data = pytest.mark.skipif("HOI_CHECK_DATA" not in os.environ, reason="HOI_CHECK_DATA names no annotations")
 
@@ -111,10 +111,9 @@ CLASSES = {"objects": ["bench", "cup"], "verbs": ["sit_on", "hold"], "correspond
 )
 def test_a_wrong_file_is_named_with_its_record(tmp_path: Path, plain: Any, what: str, where: str) -> None:
     path = write_json(tmp_path / "x.json", plain)
-    with pytest.raises(UserError) as caught:
-        read_annotations(path)
-    assert what in caught.value.what
-    assert str(caught.value.where).startswith(f"{path}, {where}" if where else str(path))
+    error = refused(read_annotations, path)
+    assert what in error.what
+    assert str(error.where).startswith(f"{path}, {where}" if where else str(path))
 
 
 @pytest.mark.parametrize(
@@ -130,9 +129,8 @@ def test_a_wrong_file_is_named_with_its_record(tmp_path: Path, plain: Any, what:
 )
 def test_an_unreadable_file_is_named(tmp_path: Path, write: Callable[[Path], Any], what: str) -> None:
     write(tmp_path / "x")
-    with pytest.raises(UserError) as caught:
-        read_annotations(tmp_path / "x")
-    assert (caught.value.what, caught.value.where) == (what, tmp_path / "x")
+    error = refused(read_annotations, tmp_path / "x")
+    assert (error.what, error.where) == (what, tmp_path / "x")
 
 
 @needs_data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import struct
 import zlib
@@ -198,92 +197,45 @@ def png_of_header(width: int, height: int) -> bytes:
     )
 
 
-def pillow_reads(data: bytes) -> bool:
-    try:
-        return Image.open(BytesIO(data)).convert("RGB") is not None
-    except Exception:
-        return False
-
-
-def odd_files(folder: Path, scene: np.ndarray) -> tuple[set[str], set[str], set[str]]:
-    """Write a hundred odd files; their names: surely readable, surely not, and those that either is right for."""
-    rng, picture = random.Random(0), Image.fromarray(scene)
+def odd_files(folder: Path, scene: np.ndarray) -> tuple[set[str], set[str]]:
+    """Write odd files and return the names of those that can be read, and of those that cannot."""
+    picture = Image.fromarray(scene)
     jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
-    good: dict[str, bytes] = {}
-    either: dict[str, bytes] = {}
-    for number in range(14):
-        either[f"cut {number}.jpg"] = jpeg[: rng.randrange(1, len(jpeg))]
-        either[f"cut {number}.png"] = png[: rng.randrange(1, len(png))]
-    for number in range(20):
-        spoilt = bytearray(jpeg if number % 2 else png)
-        for _ in range(rng.randrange(1, 40)):
-            spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
-        either[f"spoilt {number}.{'jpg' if number % 2 else 'png'}"] = bytes(spoilt)
-    for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F"):
-        form = "PNG" if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") else "TIFF"
-        name, data = f"mode {mode}.{form.lower()}", png
-        try:
-            moded = picture.convert(mode) if mode != "I;16" else Image.fromarray(scene[..., 0].astype(np.uint16) * 257)
-            data = encoded(moded, form)
-        except (OSError, ValueError):
-            # This version of Pillow cannot write it.
-            name = f"mode {mode}.png"
-        # What Pillow writes, not every version of it reads.
-        (good if form == "PNG" or pillow_reads(data) else either)[name] = data
-    for form in ("GIF", "BMP", "WEBP", "PPM", "TIFF"):
-        good[f"wrong suffix of {form}.jpg"] = encoded(picture, form)
-    still = [picture.rotate(90 * turn) for turn in range(3)]
-    for form in ("GIF", "WEBP", "PNG"):
-        good[f"animated.{form.lower()}"] = encoded(still[0], form, save_all=True, append_images=still[1:])
+    good = {"turned.jpg": encoded(picture, "JPEG", exif=b"Exif\0\0II*\0\xff"), "gif.jpg": encoded(picture, "GIF")}
     for size in ((1, 1), (1, 300), (300, 1), (2, 3)):
         good[f"tiny {size[0]} x {size[1]}.png"] = encoded(picture.resize(size), "PNG")
-    transposed = Image.Exif()
-    transposed[0x0112] = 6
-    good["turned.jpg"] = encoded(picture, "JPEG", exif=transposed)
-    good["progressive.jpeg"] = encoded(picture, "JPEG", progressive=True)
-    good["grey cmyk.JPG"] = encoded(picture.convert("CMYK"), "JPEG")
     names = ("ünïcödé 写真 🐎", "line\nbreak", "-dash", "100%", "quote'\"", "{brace}", "x" * 250)
     for name in (*names, os.fsdecode(b"no utf-8 \xff\xfe")):
         good[f"{name}.png"] = png
     bombs = ((100_000, 100_000), (2**31 - 1, 1), (70_000, 70_000), (0, 5))
     bad = {f"bomb {width} x {height}.png": png_of_header(width, height) for width, height in bombs}
-    broken = (b"", b"\0", b"hello", b"<html>", b"%!PS-Adobe-3.0\n", b"\xff\xd8\xff", b"GIF89a", b"II*\0", b"PK\x03\x04")
+    broken = (b"", b"hello", b"%!PS-Adobe-3.0\n", b"\xff\xd8\xff", b"GIF89a", jpeg[: len(jpeg) // 2])
     bad |= {f"no image {number}.jpg": data for number, data in enumerate(broken)}
-    for name, data in {**good, **bad, **either}.items():
+    for name, data in {**good, **bad}.items():
         write(folder / name, data)
     (folder / "folder.jpg").mkdir()
     (folder / "circle.jpg").symlink_to("circle.jpg")
     (folder / "lost.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "round").symlink_to(folder)
-    return set(good), {*bad, "folder.jpg", "circle.jpg", "lost.jpg", "pipe.jpg"}, set(either)
+    return set(good), {*bad, "folder.jpg", "circle.jpg", "lost.jpg", "pipe.jpg"}
 
 
-def test_a_hundred_odd_files_are_read_or_refused_with_a_reason(
-    trained: PipelineConfig, run: Run, tmp_path: Path
-) -> None:
+def test_odd_files_are_read_or_refused_with_a_reason(trained: PipelineConfig, run: Run, tmp_path: Path) -> None:
     folder, out = tmp_path / "odd", tmp_path / "out"
     folder.mkdir()
-    good, bad, either = odd_files(folder, open_images(trained.dataset, "test").read(0)[::3, ::3])
-    assert len(good | bad | either) >= 100
+    good, bad = odd_files(folder, open_images(trained.dataset, "test").read(0)[::3, ::3])
     report = run(folder, out, shown=1)
     refused = {each["file_name"]: each["reason"] for each in lines(out / "unreadable.jsonl")}
     read = {image["file_name"] for image in json.loads((out / "detections.json").read_text())["images"]}
     assert refused == dict(report.unreadable)
     assert all(reason and "\n" not in reason for reason in refused.values())
-    assert read.isdisjoint(refused)
-    assert read | set(refused) == good | bad | either
-    assert (good - read, bad - set(refused)) == (set(), set())
+    assert (read, set(refused)) == (good, bad)
     assert len(list((out / "pictures").iterdir())) == len(read)
     assert "limit" in refused["bomb 100000 x 100000.png"]
     assert refused["folder.jpg"] == "this is a folder"
     assert all(line.isprintable() for line in str(report).split("\n"))
     assert "files could not be read:" in str(report)
-
-
-def test_a_run_that_can_read_nothing_says_so_by_its_exit_code(run: Run, tmp_path: Path) -> None:
-    report = run(write(tmp_path / "text.jpg", b"text"), tmp_path / "out")
-    assert (report.exit_code, [name for name, _ in report.unreadable]) == (1, ["text.jpg"])
 
 
 def test_what_does_not_fit_in_memory_is_tried_alone(
@@ -336,11 +288,13 @@ def test_a_video_comes_out_drawn_with_a_line_a_frame(trained: PipelineConfig, ru
     assert (out / "videos" / "clip.mp4").is_file()
 
 
-def test_a_folder_without_an_image_is_refused_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+def test_a_run_without_a_readable_image_says_so(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "notes" / "text.txt", b"text")
     error = refused(run, tmp_path / "notes", tmp_path / "out")
     assert (error.what, error.got) == ("there is no image and no video here", "1 other files")
     assert not (tmp_path / "out").exists()
+    report = run(write(tmp_path / "text.jpg", b"text"), tmp_path / "out")
+    assert (report.exit_code, [name for name, _ in report.unreadable]) == (1, ["text.jpg"])
 
 
 def test_without_a_checkpoint_the_pipelines_student_is_taken(

@@ -6,7 +6,7 @@ import numpy as np
 
 from hoi.evaluation.hico import match
 from hoi.records import HoiLabels, Triplets
-from hoi.report.gallery import PairChooser, choose_images
+from hoi.report.gallery import choose_images, choose_pairs
 from hoi.vocabulary import NO_INTERACTION, Vocabulary
 from tests.fakes.splits import labels_of, triplets_of
 
@@ -29,8 +29,8 @@ def triplets(rows: list[tuple]) -> Triplets:
 def test_as_many_triplets_are_shown_as_are_annotated() -> None:
     truth = labels([(1, 0, 0), (1, 0, 1), (1, 1, 2), (1, 2, 3), (0, 0, 2)])
     found = triplets([(1, 0, 0, 0.9), (1, 0, 3, 0.95), (1, 0, 1, 0.5), (1, 2, 2, 0.7), (1, 1, 2, 0.4), (0, 0, 2, 0.99)])
-    chooser = PairChooser(VOCABULARY, truth)
-    shown = chooser.choose(1, found, match(found, truth, len(VOCABULARY), protocol="official"))
+    matches = match(found, truth, len(VOCABULARY), protocol="official")
+    shown = choose_pairs(1, found, matches, VOCABULARY, truth)
     assert [(pair.verdict, line) for pair, line in shown] == [
         ("right", "hold + sit on ball (0.90, 0.50)"),
         ("wrong", "kick ball (0.70)"),
@@ -41,13 +41,13 @@ def test_as_many_triplets_are_shown_as_are_annotated() -> None:
 
 def test_without_labels_the_best_are_shown_and_nothing_is_judged() -> None:
     found = triplets([(0, 0, 0, 0.1), (0, 0, 1, 0.2), (0, 1, 0, 0.3), (0, 2, 3, 0.9), (0, 2, 0, 0.4)])
-    shown = PairChooser(VOCABULARY, None).choose(0, found, None)
+    shown = choose_pairs(0, found, None, VOCABULARY, None)
     assert [(pair.verdict, line) for pair, line in shown] == [
         (None, "hold ball (0.40)"),
         (None, "hold ball (0.30)"),
         (None, "sit on ball (0.20)"),
     ]
-    assert PairChooser(VOCABULARY, None).choose(1, found, None) == []
+    assert choose_pairs(1, found, None, VOCABULARY, None) == []
 
 
 def test_leads_and_lags_are_taken_and_the_lot_decides_others() -> None:

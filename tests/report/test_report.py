@@ -16,14 +16,13 @@ from PIL import Image
 from hoi.cache.build import run as teacher_cache
 from hoi.config import PipelineConfig, WorldDataset, parse_config
 from hoi.datasets import open_images
-from hoi.errors import UserError
 from hoi.evaluation.evaluate import evaluate
 from hoi.labels import load_labels
 from hoi.report.build import write_report
 from hoi.training import train
 from hoi.training.train import choose_student
 from hoi.world import INTERACTIONS
-from tests.fakes.pipelines import small_world
+from tests.fakes.pipelines import refused, small_world
 
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 HOSTILE = "<script>document.title='taken'</script>"
@@ -221,27 +220,22 @@ def test_without_annotations_the_page_has_no_precision(plain: dict[str, Any], tm
 
 
 def test_what_cannot_be_reported_is_said(plain: dict[str, Any], config: PipelineConfig, tmp_path: Path) -> None:
-    def refused(config: PipelineConfig, **options: Any) -> UserError:
-        with pytest.raises(UserError) as caught:
-            write_report(config, **options)
-        return caught.value
-
-    error = refused(parse_config({**plain, "output": str(tmp_path)}, "test"))
+    error = refused(write_report, parse_config({**plain, "output": str(tmp_path)}, "test"))
     assert (error.where, error.fix) == (tmp_path / "summary.json", "hoi eval")
     other = {**plain, "train": {"seeds": [0, 3], "epochs": 2}, "pairs": {"max_humans": 3, "max_objects": 5}}
-    assert refused(parse_config(other, "test")).got == "other values of pairs.max_objects, train.epochs"
+    assert refused(write_report, parse_config(other, "test")).got == "other values of pairs.max_objects, train.epochs"
     for name in ("summary.json", "results.json", "per_class.json", "audit.json"):
         shutil.copy(Path(config.output) / name, tmp_path)
     shutil.copytree(Path(config.output) / "runs", tmp_path / "runs")
     (tmp_path / "table.json").write_text("{}")
     elsewhere = config.model_copy(update={"output": str(tmp_path)})
-    error = refused(elsewhere, sweeps=[tmp_path / "table.json"])
+    error = refused(write_report, elsewhere, sweeps=[tmp_path / "table.json"])
     assert (error.what, error.where) == ("this is no table of a sweep", tmp_path / "table.json")
     results = written(elsewhere, "results.json")
     for row in results:
         row["full"] += 1.0
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert "scored again, has another mAP" in refused(elsewhere).what
+    assert "scored again, has another mAP" in refused(write_report, elsewhere).what
     assert not (tmp_path / "report.html").exists()
 
 

@@ -113,14 +113,6 @@ def test_no_interaction_is_what_no_verb_takes() -> None:
     assert itself.scores[2] == pytest.approx(0.7)
 
 
-def test_no_interaction_may_be_a_candidate_among_others() -> None:
-    rows = candidate_rows(WORDS, present("horse"), with_no_interaction=True)
-    likelihoods = Likelihoods(np.log(np.array([0.3, 0.1, 0.6], np.float32)), np.array([2, 4, 2], np.int32))
-    scored = confidences_by_likelihood(likelihoods, rows, WORDS, length="sum", no_interaction="asked")
-    np.testing.assert_allclose(scored.scores[rows], [0.3, 0.1, 0.6], rtol=1e-5)
-    assert scored.asked.tolist() == [True] * 3 + [False] * 4
-
-
 def test_free_text_is_one_for_what_it_says() -> None:
     text, lexicon = "a man rides a horse and holds a cup", vocabulary_lexicon(WORDS)
     scored = confidences_by_text(text, ROWS, WORDS, lexicon)
