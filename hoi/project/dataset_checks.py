@@ -94,11 +94,11 @@ def _header(path: Path) -> _Header | None:
         return None
 
 
-def sample_of(names: Sequence[str], every: bool) -> list[str]:
-    """Return the names to open: all, or `SAMPLE` of them evenly spread."""
-    if every or len(names) <= SAMPLE:
+def sample_of(names: Sequence[str], number: int | None) -> list[str]:
+    """Return so many of the names, evenly spread; all where `number` is None or there are no more."""
+    if number is None or len(names) <= number:
         return list(names)
-    return [names[row] for row in np.linspace(0, len(names) - 1, SAMPLE).astype(int)]
+    return [names[row] for row in np.linspace(0, len(names) - 1, number).astype(int)]
 
 
 def check_image_files(
@@ -114,7 +114,7 @@ def check_image_files(
     missing = [name for name in names if not (folder / name).exists()]
     there = sorted(set(names) - set(missing))
     empty = [name for name in there if (folder / name).stat().st_size == 0]
-    opened = sample_of(sorted(set(there) - set(empty)), every)
+    opened = sample_of(sorted(set(there) - set(empty)), None if every else SAMPLE)
     with ThreadPoolExecutor(8) as pool:
         read = dict(zip(opened, pool.map(lambda name: _header(folder / name), opened), strict=True))
     headers = {name: header for name, header in read.items() if header}
@@ -208,7 +208,7 @@ def _check_by_reading(config: DatasetSettings, every: bool) -> Iterator[Finding]
     for split in _splits(config):
         source = open_images(config, split)
         rows = {image_id: row for row, image_id in enumerate(source.image_ids)}
-        opened, bad = sample_of(source.image_ids, every), list[str]()
+        opened, bad = sample_of(source.image_ids, None if every else SAMPLE), list[str]()
         for image_id in opened:
             try:
                 source.read(rows[image_id])

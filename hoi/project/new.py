@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from textwrap import indent
 from timeit import repeat
 
 import numpy as np
@@ -27,8 +28,9 @@ from hoi.datasets.images import SUFFIXES, list_images, read_image
 from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.detectors import build_detector
 from hoi.errors import UserError, command
+from hoi.evaluation.rows import align
 from hoi.machine import choose_device
-from hoi.project.dataset_checks import Finding, Level, collect, first_of
+from hoi.project.dataset_checks import Finding, Level, collect, first_of, sample_of
 from hoi.project.doctor import check_detector, check_teacher
 from hoi.prompts import interaction_prompts
 from hoi.teachers import build_teacher
@@ -127,20 +129,19 @@ def next_commands(config: PipelineConfig, path: Path) -> list[str]:
 def describe(config: PipelineConfig, vocabulary: Vocabulary) -> str:
     """Return the phrases as they were understood: verb, object, the detector's class, and what the teacher is asked."""
     prompts = interaction_prompts(vocabulary, config.teacher.prompts, config.teacher.no_interaction_prompts)
-    lines = [("verb", "object", "detected as", "asked of CLIP")]
+    lines = []
     for (verb, noun), texts in zip(vocabulary.interactions, prompts, strict=True):
         seen = "no object" if noun == NO_OBJECT else vocabulary.class_of(noun)
         lines.append((verb, noun, seen, " | ".join(texts)))
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    rows = ("  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[3]]) for line in lines)
-    return "\n".join([f"{len(vocabulary)} phrases as they were understood", *(f"  {row}" for row in rows)])
+    table = align(("verb", "object", "detected as", "asked of CLIP"), lines, left=True)
+    return f"{len(vocabulary)} phrases as they were understood\n{indent(table, '  ')}"
 
 
 def _check_images(config: PipelineConfig, names: Sequence[str]) -> list[Finding]:
     dataset = config.dataset
     assert isinstance(dataset, FolderDataset)
     folder, suffixes = Path(dataset.images), Counter(PurePath(name).suffix.lower() for name in names)
-    rows = np.unique(np.linspace(0, len(names) - 1, min(DECODED_IMAGES, len(names))).astype(int))
+    decoded = sample_of(names, DECODED_IMAGES)
 
     def reason(name: str) -> str | None:
         try:
@@ -150,14 +151,14 @@ def _check_images(config: PipelineConfig, names: Sequence[str]) -> list[Finding]
         return None
 
     with ThreadPoolExecutor(4) as pool:
-        bad = list(filter(None, pool.map(reason, [names[row] for row in rows])))
+        bad = list(filter(None, pool.map(reason, decoded)))
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
-    what = f"{len(names)} images ({kinds}), {len(rows)} of them decoded"
+    what = f"{len(names)} images ({kinds}), {len(decoded)} of them decoded"
     if not bad:
         return [Finding("ok", what, str(folder))]
     level: Level = "warning"
     fix = "they will be left out, and listed with their reasons"
-    if len(bad) / len(rows) > config.cache.max_failed_share:
+    if len(bad) / len(decoded) > config.cache.max_failed_share:
         level, fix = "error", "copy them again or take them out"
     return [Finding(level, f"{what}: some cannot be read", str(folder), None, first_of(bad), fix)]
 

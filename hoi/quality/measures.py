@@ -8,14 +8,15 @@ Shapes: P pairs, K interactions, N detections.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from textwrap import indent
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
+from hoi.evaluation.rows import align
 from hoi.records import Detections
 
 MIN_PAIRS = 5
@@ -139,40 +140,27 @@ def format_quality(content: dict[str, Any]) -> str:
         f"{content['num_pairs']} pairs, "
         f"{100 * largest['share_of_pairs']:.0f} % of them with {largest['name']}"
     )
-    overall = [["", *MEASURE_NAMES.values()]]
+    overall = []
     for name, of in scorers.items():
         ranks = [of["measures"].get(key, {}).get("rank") for key in MEASURE_NAMES]
         overall.append([name, *("–" if rank is None else f"{rank:.2f}" for rank in ranks)])
     student = next(iter(scorers))
-    lines = [["phrase", "images", "pairs", *(f">= {at:g}" for at in THRESHOLDS), "best", "note"]]
+    lines, notes = [], ["note"]
     for phrase, of in zip(content["phrases"], scorers[student]["phrases"], strict=True):
+        # Scores of a phrase may be far below 0.01 and yet tell its pairs apart.
+        best = of["best_score"]
         counts = map(str, (of["num_images"], of["num_pairs"], *of["above"].values()))
-        lines.append([phrase, *counts, _score(of["best_score"]), "; ".join(of["notes"])])
+        lines.append([phrase, *counts, f"{best:.2f}" if best >= 0.1 or not best else f"{best:.1g}"])
+        notes.append("; ".join(of["notes"]))
+    heading = ["phrase", "images", "pairs", *(f">= {at:g}" for at in THRESHOLDS), "best"]
+    noted = (f"  {line}  {note}".rstrip() for line, note in zip(align(heading, lines).splitlines(), notes, strict=True))
     parts = [
         head,
         "rank correlation over the pairs of each phrase, mean over phrases (1: the same order, 0: none); "
         + (f"{num_mirrored} images were mirrored" if num_mirrored else "no image was mirrored"),
-        _table(overall),
+        indent(align(["", *MEASURE_NAMES.values()], overall), "  "),
         f"each phrase, by {student}: pairs of its object, and those of at least so high a final score",
-        _table(lines),
+        "\n".join(noted),
         "limits\n" + "\n".join(f"  {limit}" for limit in content["limits"]),
     ]
     return "\n\n".join(parts)
-
-
-def _score(value: float) -> str:
-    # Scores of a phrase may be far below 0.01 and yet tell its pairs apart.
-    return f"{value:.2f}" if value >= 0.1 or not value else f"{value:.1g}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = {0, len(widths) - 1} if rows[0][-1] == "note" else {0}
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.ljust(width) if place in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

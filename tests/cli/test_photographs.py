@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -13,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.cli import run_verb
-from hoi.config import PipelineConfig, TorchvisionDetectorConfig, load_config
+from hoi.config import PipelineConfig, load_config
 from hoi.datasets import load_vocabulary
-from hoi.detectors import build_detector
 from hoi.evaluation.evaluate import evaluate
 from hoi.quality.run import measure_quality
 from hoi.records import PairBatch
@@ -31,7 +28,6 @@ pytestmark = pytest.mark.skipif(
 )
 ROOT = Path(__file__).parents[2]
 NUM_PHOTOGRAPHS, NUM_OWN = 20, 16
-HOICLIP_TEACHER = {"model": "ViT-B-32-quickgelu", "pretrained": "random", "spatial_map": True, "batch_size": 4}
 HOICLIPS: dict[str, Any] = {
     "hoiclip_teacher": {"method": "hoiclip"},
     "hoiclip_labels": {"method": "hoiclip", "supervision": "labels"},
@@ -100,10 +96,7 @@ def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: 
     names = {row["name"]: row for row in rows}
     assert {"detector_prior", "direct_clip", "direct_clip_tuned", "global", "union", "human_object"} < set(names)
     assert names["student"]["seed"] == 0
-    for row in rows:
-        assert 0 <= row["full"] <= 100
-        assert math.isfinite(row["full"])
-        assert row["num_positives"] > 5
+    assert all(0 <= row["full"] <= 100 and row["num_positives"] > 5 for row in rows)
     assert len({row["full"] for row in rows}) > 3
 
 
@@ -115,56 +108,27 @@ def test_the_example_runs_through_all_three_stages(tmp_path: Path, monkeypatch: 
         ("ViT-B-16-quickgelu", {"D": 512, "C": 768, "H": 14, "W": 14, "L": 2}),
     ],
 )
-def test_full_size_architectures_go_through_stage_one(
+def test_full_size_architectures_give_maps_to_learn_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, axes: dict[str, int]
 ) -> None:
-    teacher = {**HOICLIP_TEACHER, "model": model, "regions": ["map", "crop"]}
-    one_pair = ["pairs.max_humans=1", "pairs.max_objects=1", "dataset.splits={test: 1.0}"]
-    config = example(tmp_path, monkeypatch, 2, f"teacher={json.dumps(teacher)}", *one_pair)
-    [report] = teacher_cache.build_cache(config).splits
-    assert (report.num_images, report.num_failed) == (2, 0)
-    split = CacheSplit.open(config.cache.folder, "test", config=config)
+    teacher = {"model": model, "pretrained": "random", "spatial_map": True, "batch_size": 4, "regions": ["map", "crop"]}
+    few = ["pairs.max_humans=1", "pairs.max_objects=1", "dataset.splits={train: 0.5, validation: 0.2, test: 0.3}"]
+    names = ["evaluation.split=test", "evaluation.tune_split=validation"]
+    settings = ["train.epochs=1", "train.seeds=[0]", "evaluation.bootstrap=5", f"students={json.dumps(HOICLIPS)}"]
+    config = example(tmp_path, monkeypatch, 12, f"teacher={json.dumps(teacher)}", *few, *names, *settings)
+    assert all(report.num_failed == 0 for report in teacher_cache.build_cache(config).splits)
+    split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
     assert {letter: split.axes[letter] for letter in axes} == axes
-    assert split.num_pairs > 0
     batch = checked_batch(split, "spatial_map")
     assert batch.union_feature.shape == (split.num_pairs, axes["L"], axes["D"])
     spatial_map = batch.extra["spatial_map"]
-    assert spatial_map.shape == (2, axes["C"], axes["H"], axes["W"])
+    assert spatial_map.shape == (split.num_images, axes["C"], axes["H"], axes["W"])
     assert spatial_map.isfinite().all()
     assert spatial_map.std() > 0
-
-
-def test_torchvisions_faster_rcnn_takes_a_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = example(tmp_path, monkeypatch, 1).dataset
-    config = TorchvisionDetectorConfig(name="torchvision", weights="random", min_score=0.0, max_detections=20)
-    detector = build_detector(config, load_vocabulary(dataset), "cpu", dataset)
-    [path] = (tmp_path / "photos" / "images").iterdir()
-    image = np.array(Image.open(path).convert("RGB"))
-    [found] = detector.detect([image], [path.name])
-    assert 0 < len(found) <= 20
-    assert (found.boxes_xyxy >= 0).all()
-    assert (found.boxes_xyxy <= np.tile(image.shape[1::-1], 2)).all()
-    assert np.isfinite(found.boxes_xyxy).all()
-    assert (np.diff(found.scores) <= 0).all()
-
-
-@pytest.mark.slow
-def test_hoiclip_learns_from_a_full_size_vits_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = ["pairs.max_humans=1", "pairs.max_objects=1", "dataset.splits={train: 0.5, validation: 0.2, test: 0.3}"]
-    names = ["evaluation.split=test", "evaluation.tune_split=validation"]
-    settings = ["train.epochs=1", "train.seeds=[0]", "evaluation.bootstrap=5", f"students={json.dumps(HOICLIPS)}"]
-    config = example(tmp_path, monkeypatch, 12, f"teacher={json.dumps(HOICLIP_TEACHER)}", *pairs, *names, *settings)
-    teacher_cache.build_cache(config)
-    split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
-    assert {letter: split.axes[letter] for letter in "DCHW"} == {"D": 512, "C": 768, "H": 7, "W": 7}
-    head = split.text_bank.visual
-    assert (head.projection.shape, head.norm.shape, head.value) == ((769, 512), (2, 768), None)
     train.train_students(config)
     evaluate(config)
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())}
-    for name in HOICLIPS:
-        assert math.isfinite(rows[name]["full"])
-        assert 0 <= rows[name]["full"] <= 100
+    assert all(0 <= rows[name]["full"] <= 100 for name in HOICLIPS)
 
 
 @pytest.mark.slow

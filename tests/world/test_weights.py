@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -11,24 +13,29 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 
 import hoi.world
-from hoi.config import TeacherConfig, WorldDetectorConfig
+from hoi.config import TeacherConfig, VlmConfig, WorldDetectorConfig
 from hoi.datasets.world import world_vocabulary
 from hoi.detectors.world import DetectorNet, DetectorShape, WorldDetector, boxes_at, load_detector, peaks
 from hoi.prompts import interaction_prompts
 from hoi.teachers import build_teacher
+from hoi.teachers.loading import load_model
+from hoi.vlm.coca import CocaModel, image_states
 from hoi.vocabulary import Vocabulary
 from hoi.world import OBJECTS, SceneAnnotation, draw, sample_scene
-from hoi.world.models import WEIGHTS, clip, measure
+from hoi.world.models import WEIGHTS, captioner, clip, measure
 from hoi.world.models import detector as training
+from hoi.world.models.captioner import CaptionerRecipe
 from hoi.world.models.clip import BPE_FILE, ClipRecipe, captioned_images, learn_merges
 from hoi.world.models.detector import DetectorRecipe, annotated_images
 from hoi.world.models.loop import row_batches, warmup_cosine
 from tests.fakes.pipelines import refused
 
-TINY_CLIP = ClipRecipe(
-    stored_px=40, image_px=32, width=8, joint_width=16, text_layers=1, text_width=32, steps=2, batch_size=4
+FEW: dict[str, Any] = {"num_scenes": 4, "crops_per_scene": 1, "batch_size": 4}
+TINY_CLIP = ClipRecipe(**FEW, stored_px=40, image_px=32, width=8, joint_width=16, text_layers=1, text_width=32, steps=2)
+TINY_DETECTOR = DetectorRecipe(
+    num_scenes=3, shape=DetectorShape((4, 4, 4, 4, 4), 4), steps=2, batch_size=2, sizes_px=(96, 64)
 )
-TINY_DETECTOR = DetectorRecipe(shape=DetectorShape((4, 4, 4, 4, 4), 4), steps=2, batch_size=2, sizes_px=(96, 64))
+TINY_CAPTIONER = CaptionerRecipe(**FEW, stored_px=72, sizes_px=(64, 96), steps=(1, 1), decoder_layers=1, warmup_steps=1)
 TEACHER = TeacherConfig(model=f"local-dir:{WEIGHTS / 'clip'}")
 
 
@@ -76,26 +83,33 @@ def test_neither_training_can_reach_an_interaction(monkeypatch: pytest.MonkeyPat
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_clip_training_repeats_and_open_clip_loads_it(tmp_path: Path) -> None:
-    written = []
-    for run in ("a", "b"):
-        pairs = captioned_images(0, 4, 1, TINY_CLIP.stored_px)
-        clip.train_clip(pairs, TINY_CLIP, 3, tmp_path / run, lambda line: None)
-        written.append({file.name: file.read_bytes() for file in (tmp_path / run).iterdir()})
-    assert sorted(written[0]) == [BPE_FILE, "open_clip_config.json", "open_clip_model.safetensors"]
-    assert written[0] == written[1]
-    model = open_clip.create_model(f"local-dir:{tmp_path / 'a'}")
-    assert model.encode_text(torch.zeros(1, 32, dtype=torch.long)).shape == (1, 16)
-
-
-def test_detector_training_repeats_by_its_seed(tmp_path: Path) -> None:
+def test_trainings_repeat_by_their_seed_and_their_models_load(tmp_path: Path) -> None:
     lines: list[str] = []
-    for run, seed in (("a", 3), ("b", 3), ("c", 4)):
-        examples = annotated_images(0, 3)
-        training.train_detector(examples, OBJECTS, TINY_DETECTOR, seed, tmp_path / run, lines.append)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
-    assert load_detector(tmp_path / "a").class_names == OBJECTS
+    training.train_detector(TINY_DETECTOR, 4, tmp_path / "other", lines.append)
+    for run in ("a", "b"):
+        clip.train_clip(TINY_CLIP, 3, tmp_path / run / "clip", lines.append)
+        training.train_detector(TINY_DETECTOR, 3, tmp_path / run / "detector", lines.append)
+        captioner.train_captioner(TINY_CAPTIONER, 3, WEIGHTS / "clip", tmp_path / run / "coca", lines.append)
+    first, again = (
+        {file.relative_to(run): file.read_bytes() for file in sorted(run.rglob("*")) if file.is_file()}
+        for run in (tmp_path / "a", tmp_path / "b")
+    )
+    assert first == again
+    assert first[Path("detector")] != (tmp_path / "other").read_bytes()
+    folder = ["bpe_merges.txt.gz", "open_clip_config.json", "open_clip_model.safetensors"]
+    assert [str(name) for name in first] == [f"{part}/{f}" for part in ("clip", "coca") for f in folder] + ["detector"]
     assert lines[1].startswith("step 2/2 loss ")
+
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'a' / 'clip'}")
+    assert model.encode_text(torch.zeros(1, 32, dtype=torch.long)).shape == (1, 16)
+    assert load_detector(tmp_path / "a" / "detector").class_names == OBJECTS
+    start = load_file(WEIGHTS / "clip" / "open_clip_model.safetensors")
+    learned = load_file(tmp_path / "a" / "coca" / "open_clip_model.safetensors")
+    for name in ("visual.conv1.weight", "visual.attnpool.v_proj.weight"):
+        assert not torch.equal(learned[name], start[name])
+    assert not torch.equal(learned["text.token_embedding.weight"], start["token_embedding.weight"])
+    config = VlmConfig(backend="coca", model=f"local-dir:{tmp_path / 'a' / 'coca'}", max_new_tokens=3)
+    assert len(CocaModel(config, "cpu").captions([drawn(1)[0][0]])) == 1
 
 
 def test_the_rate_warms_up_and_batches_are_epochs() -> None:
@@ -211,3 +225,52 @@ def test_a_detector_file_gives_back_the_same_network(tmp_path: Path) -> None:
     assert again.class_names == ("person", "kite")
     for got, wanted in zip(again(image), net(image), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.fixture(scope="module")
+def loaded_clip() -> Any:
+    return load_model(TeacherConfig(model=f"local-dir:{WEIGHTS / 'clip'}"))
+
+
+def test_it_starts_as_the_clip(loaded_clip: Any) -> None:
+    model = captioner.build_captioner(
+        captioner.model_config(replace(TINY_CAPTIONER, sizes_px=(96,)), loaded_clip.architecture)
+    ).eval()
+    captioner.start_from_clip(model, loaded_clip.model.state_dict())
+    views = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    tokens = loaded_clip.tokenizer(["a person riding a horse", "a box"])
+    with torch.inference_mode():
+        embedding, image_tokens = image_states(model.visual, views)
+        torch.testing.assert_close(embedding, loaded_clip.model.encode_image(views), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(image_tokens[:, 0], embedding)
+        assert image_tokens.shape == (2, 1 + 3 * 3, 128)
+        assert image_states(model.visual, torch.zeros(1, 3, 160, 160))[1].shape == (1, 1 + 5 * 5, 128)
+        pooled, states = model.text(tokens)
+        torch.testing.assert_close(pooled, loaded_clip.model.encode_text(tokens), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(captioner.token_states(model, tokens[:, :9]), states[:, :9], atol=1e-5, rtol=1e-4)
+
+
+def test_of_a_question_only_the_answer_is_learned(loaded_clip: Any) -> None:
+    texts = captioner.Texts(["a man riding a horse", "a man holding a horse", "a man in a hat"], loaded_clip.tokenizer)
+    tokens, labels = texts.questions(torch.tensor([0, 2]), 2, torch.Generator().manual_seed(0))
+    decode = loaded_clip.tokenizer.decode
+    read = [decode([t for t in row.tolist() if 0 < t < texts.end - 1]).strip() for row in tokens]
+    learned = [decode([t for t in row.tolist() if t not in (captioner.IGNORED, texts.end)]).strip() for row in labels]
+    assert read[:2] == ["is a person riding a horse ? yes", "is a person holding a horse ? no"]
+    # The last caption has nothing to ask.
+    assert learned == ["yes", "no", "", ""]
+    assert (labels[:2] == texts.end).sum(1).tolist() == [1, 1]
+
+
+def test_the_committed_captioner_knows_scenes_it_never_saw() -> None:
+    folder = WEIGHTS / "coca"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 8_000_000
+    state = load_file(folder / "open_clip_model.safetensors")
+    assert {value.dtype for value in state.values()} <= {torch.float16, torch.int64}
+    model = CocaModel(VlmConfig(backend="coca", model=f"local-dir:{folder}", batch_size=32), "cpu")
+    scenes = [sample_scene(0, "test", index) for index in range(8)]
+    figures = measure.measure_captioner(model, world_vocabulary(), 1.15, scenes, [draw(scene) for scene in scenes])
+    assert figures.perplexity < 4
+    assert min(figures.top1_within_object[way] for way in ("likelihood", "sum", "mean", "yes_no")) > 0.75
+    assert figures.image_map["likelihood"] > figures.chance_map + 0.1
+    assert model.captions([np.full((50, 60, 3), 128, np.uint8)])[0]

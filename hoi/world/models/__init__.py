@@ -26,26 +26,19 @@ def train_world(part: str = "all", seed: int = 0, out: Path = WEIGHTS) -> None:
     import torch
 
     from hoi.world.models.captioner import CaptionerRecipe, train_captioner
-    from hoi.world.models.clip import ClipRecipe, captioned_images, train_clip
-    from hoi.world.models.detector import DetectorRecipe, annotated_images, train_detector
-    from hoi.world.vocabulary import OBJECTS
+    from hoi.world.models.clip import ClipRecipe, train_clip
+    from hoi.world.models.detector import DetectorRecipe, train_detector
 
     # The recipes are for one core.
     torch.set_num_threads(1)
     for name in PARTS if part == "all" else (part,):
         report = _reporter(name)
         if name == "clip":
-            clip = ClipRecipe()
-            pairs = captioned_images(seed, clip.num_scenes, clip.crops_per_scene, clip.stored_px)
-            train_clip(pairs, clip, seed, out / "clip", report)
+            train_clip(ClipRecipe(), seed, out / "clip", report)
         elif name == "detector":
-            detector = DetectorRecipe()
-            examples = annotated_images(seed, detector.num_scenes)
-            train_detector(examples, OBJECTS, detector, seed, out / "detector.safetensors", report)
+            train_detector(DetectorRecipe(), seed, out / "detector.safetensors", report)
         else:
-            captioner = CaptionerRecipe()
-            pairs = captioned_images(seed, captioner.num_scenes, captioner.crops_per_scene, captioner.stored_px)
-            train_captioner(pairs, captioner, seed, out / "clip", out / "coca", report)
+            train_captioner(CaptionerRecipe(), seed, out / "clip", out / "coca", report)
         report(f"wrote it below {out}")
 
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from open_clip.coca_model import CoCa, MultimodalCfg
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
@@ -188,17 +187,10 @@ def build_captioner(config: dict[str, dict]) -> CoCa:
     return model
 
 
-def train_captioner(
-    pairs: Iterable[tuple[np.ndarray, str]],
-    recipe: CaptionerRecipe,
-    seed: int,
-    clip_folder: Path,
-    folder: Path,
-    report: Report,
-) -> None:
+def train_captioner(recipe: CaptionerRecipe, seed: int, clip_folder: Path, folder: Path, report: Report) -> None:
     """Train a captioner that starts from the world's CLIP; arguments and files are those of `train_clip`."""
     clip = load_model(TeacherConfig(model=f"local-dir:{clip_folder}"))
-    pixels, captions = stored_pairs(pairs, report)
+    pixels, captions = stored_pairs(seed, recipe.num_scenes, recipe.crops_per_scene, recipe.stored_px, report)
     texts = Texts(captions, clip.tokenizer)
     report(f"{len(pixels)} images, {len(texts.captions)} distinct captions, {len(texts.table.texts)} questions")
 

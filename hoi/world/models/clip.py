@@ -211,11 +211,13 @@ def model_config(recipe: ClipRecipe, vocab_size: int) -> dict[str, dict]:
     )
 
 
-def stored_pairs(pairs: Iterable[tuple[np.ndarray, str]], report: Report) -> tuple[list[Tensor], list[str]]:
-    """Read all images, uint8 [3, S, S], and captions into memory."""
+def stored_pairs(
+    seed: int, num_scenes: int, crops_per_scene: int, size_px: int, report: Report
+) -> tuple[list[Tensor], list[str]]:
+    """Draw all images, uint8 [3, S, S], and captions of `captioned_images` into memory."""
     pixels: list[Tensor] = []
     captions: list[str] = []
-    for image, text in pairs:
+    for image, text in captioned_images(seed, num_scenes, crops_per_scene, size_px):
         pixels.append(torch.from_numpy(image).permute(2, 0, 1))
         captions.append(text)
         if len(captions) % 4000 == 0:
@@ -230,16 +232,13 @@ def numbered(captions: Sequence[str]) -> tuple[list[str], Tensor]:
     return distinct, torch.tensor([rows[text] for text in captions])
 
 
-def train_clip(
-    pairs: Iterable[tuple[np.ndarray, str]], recipe: ClipRecipe, seed: int, folder: Path, report: Report
-) -> None:
+def train_clip(recipe: ClipRecipe, seed: int, folder: Path, report: Report) -> None:
     """Train a CLIP and write a folder that open_clip loads as `local-dir:`: merges, config and float16 weights.
 
-    Args:
-        pairs: (image uint8 [S, S, 3], caption), all of one size; nothing else is known of the images.
-        seed: Of the initial weights, the order and the augmentation.
+    Nothing but captions is known of the images. `seed` is of the scenes, the initial weights, the order and the
+    augmentation.
     """
-    pixels, captions = stored_pairs(pairs, report)
+    pixels, captions = stored_pairs(seed, recipe.num_scenes, recipe.crops_per_scene, recipe.stored_px, report)
     distinct, caption_ids = numbered(captions)
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from torch.nn import functional
 from torchvision.ops import generalized_box_iou_loss
 
 from hoi.detectors.world import METADATA_KEY, STRIDE, DetectorNet, DetectorShape, boxes_at
-from hoi.world import draw, sample_scene
+from hoi.world import OBJECTS, draw, sample_scene
 from hoi.world.models.loop import Report, fit, save_float16
 
 POSITIVE_SPREAD = 0.09
@@ -111,27 +111,18 @@ def annotated_images(seed: int, num_scenes: int) -> Iterator[tuple[np.ndarray, n
         yield image, annotation.boxes_xyxy.astype(np.float32), annotation.labels.astype(np.int64)
 
 
-def train_detector(
-    examples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    class_names: Sequence[str],
-    recipe: DetectorRecipe,
-    seed: int,
-    path: Path,
-    report: Report,
-) -> None:
+def train_detector(recipe: DetectorRecipe, seed: int, path: Path, report: Report) -> None:
     """Train a detector and write its safetensors file.
 
-    Args:
-        examples: (image uint8 [S, S, 3], boxes xyxy float32 [N, 4], labels int64 [N]), all images of one size.
-        class_names: Of the labels' rows.
-        seed: Of the initial weights, the order and the augmentation.
+    `seed` is of the scenes, the initial weights, the order and the augmentation.
     """
-    pixels, boxes, labels = (list(map(torch.from_numpy, column)) for column in zip(*examples, strict=True))
+    examples = zip(*annotated_images(seed, recipe.num_scenes), strict=True)
+    pixels, boxes, labels = (list(map(torch.from_numpy, column)) for column in examples)
     pixels = [image.permute(2, 0, 1) for image in pixels]
     report(f"{len(pixels)} images drawn")
 
     torch.manual_seed(seed)
-    net = DetectorNet(class_names, recipe.shape).to(memory_format=torch.channels_last).train()
+    net = DetectorNet(OBJECTS, recipe.shape).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=recipe.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
