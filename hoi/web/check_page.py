@@ -186,11 +186,10 @@ def check_page(
     Args:
         predictions: JSON lines, as `hoi predict` and stage three (`evaluation.save_predictions`) write them.
         images: The folder that their file names are below; None for the images of `config`'s dataset.
-        config: Pipeline file of that dataset, whose vocabulary tells the interactions' names where lines lack them.
-        split: Of that dataset; None for `evaluation.split`.
-        out: Folder of marks and results; marks of an earlier call continue there.
+        config: Its vocabulary tells the interactions' names where lines lack them.
+        split: Of its dataset; None for `evaluation.split`.
+        out: Of marks and results; marks of an earlier call continue there.
         number, seed: Of the triplets to mark.
-        open_page: Whether the page is served first, until it is stopped.
 
     Raises:
         UserError: an option, a prediction or the folder of marks is wrong.

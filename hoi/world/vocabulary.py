@@ -15,21 +15,6 @@ SPLITS: dict[str, int] = {"train": 800, "validation": 300, "test": 500}
 TRAINING_SPLITS = ("clip", "detector")
 """Splits that the CLIP, the captioner and the detector are trained on; of any length, with a flat prior."""
 
-OBJECTS: tuple[str, ...] = (
-    "person",
-    "bicycle",
-    "horse",
-    "skateboard",
-    "ball",
-    "umbrella",
-    "dog",
-    "chair",
-    "bench",
-    "suitcase",
-    "surfboard",
-    "frisbee",
-    "box",
-)
 NO_INTERACTION = "no_interaction"
 VERBS: tuple[str, ...] = (
     "ride",
@@ -74,6 +59,8 @@ def _parse(text: str) -> tuple[tuple[tuple[str, ...], int], ...]:
 
 COMBINATIONS = {name: _parse(text) for name, text in _WEIGHTED.items()}
 """Per object: (verbs in the order of VERBS, weight). `no_interaction` is always possible and never listed."""
+
+OBJECTS: tuple[str, ...] = ("person", *COMBINATIONS)
 
 INTERACTIONS: tuple[tuple[str, str], ...] = tuple(
     (verb, name)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hoi.checking.estimates import estimate, precision, rank_share, ranked_precision, wilson
+from hoi.checking.estimates import Result, Results, estimate, precision, rank_share, ranked_precision, wilson
 from hoi.checking.session import Session, SessionKey, draw_sample, read_candidates
 from hoi.errors import UserError
 from hoi.vocabulary import Vocabulary
+from tests.fakes.pipelines import refused
 
 
 def drawn(rng: np.random.Generator, num_phrases: int, spread: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -31,6 +34,13 @@ def true_ap(right: np.ndarray, score: np.ndarray) -> float:
         found += int(right[row])
         precisions += [found / rank] if right[row] else []
     return float(np.mean(precisions)) if precisions else 0.0
+
+
+def scopes(phrase: np.ndarray, results: Results) -> Iterator[tuple[str, np.ndarray, Result]]:
+    """Yield a name, the rows and the result of all triplets together, then of each phrase."""
+    yield "all", np.ones(len(phrase), bool), results.together
+    for k, result in enumerate(results.phrases):
+        yield "a phrase", phrase == k, result
 
 
 def test_interval_and_average_precision_are_worked_out_by_hand() -> None:
@@ -85,10 +95,7 @@ def test_when_all_is_marked_the_estimates_are_the_truth() -> None:
     phrase, score, right = drawn(np.random.default_rng(3), 4, 1.0)
     stratum = draw_sample(phrase, score, 4, 50, 0).stratum
     results = estimate(phrase, score, stratum, np.ones(len(phrase), bool), right, 4)
-    for result, of in [
-        (results.together, np.ones(len(phrase), bool)),
-        *((results.phrases[k], phrase == k) for k in range(4)),
-    ]:
+    for _, of, result in scopes(phrase, results):
         assert result.precision is not None
         assert result.ap is not None
         for found, truth in ((result.precision, right[of].mean()), (result.ap, true_ap(right[of], score[of]))):
@@ -98,21 +105,17 @@ def test_when_all_is_marked_the_estimates_are_the_truth() -> None:
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    held: dict[str, list[bool]] = {"precision": [], "ap": [], "precision of a phrase": [], "ap of a phrase": []}
+    held: dict[str, list[bool]] = defaultdict(list)
     off, widths = [], []
     for seed in range(40):
         phrase, score, right = drawn(np.random.default_rng(seed), 5, 1.0)
         sample = draw_sample(phrase, score, 5, 50, seed)
         marked = np.isin(np.arange(len(phrase)), sample.asked)
         results = estimate(phrase, score, sample.stratum, marked, right, 5)
-        every = np.ones(len(phrase), bool)
-        for of, result, name in [
-            (every, results.together, ""),
-            *((phrase == k, results.phrases[k], " of a phrase") for k in range(5)),
-        ]:
+        for name, of, result in scopes(phrase, results):
             for key, truth in (("precision", right[of].mean()), ("ap", true_ap(right[of], score[of]))):
                 found = getattr(result, key)
-                held[key + name].append(found.low - 1e-9 <= truth <= found.high + 1e-9)
+                held[f"{key} of {name}"].append(found.low - 1e-9 <= truth <= found.high + 1e-9)
         widths.append(results.together.precision.high - results.together.precision.low)
         off.append(results.together.precision.value - right.mean())
     shares = {name: float(np.mean(values)) for name, values in held.items()}
@@ -153,14 +156,11 @@ def test_predictions_are_read_by_name_or_by_row(tmp_path: Path) -> None:
         (write(tmp_path / "idle.jsonl", idle), "there is no prediction to check"),
         (write(tmp_path / "wrong.jsonl", LINE, {**LINE, "score": "high"}), "'score' of a prediction is mistyped"),
     ):
-        with pytest.raises(UserError) as caught:
-            read_candidates(path)
-        assert caught.value.what == what
-        assert str(path) in str(caught.value.where)
+        error = refused(read_candidates, path)
+        assert error.what == what
+        assert str(path) in str(error.where)
     far = write(tmp_path / "far.jsonl", {**json.loads(by_row.read_text()), "interaction": 1})
-    with pytest.raises(UserError) as caught:
-        read_candidates(far, vocabulary)
-    assert caught.value.expected == "a whole number of 0..0"
+    assert refused(read_candidates, far, vocabulary).expected == "a whole number of 0..0"
 
 
 def test_marks_are_on_disk_before_they_count_and_are_resumed(tmp_path: Path) -> None:
@@ -191,21 +191,17 @@ def test_marks_are_on_disk_before_they_count_and_are_resumed(tmp_path: Path) -> 
         (SessionKey("1" * 64, 12, 0), "the same predictions_sha256"),
         (SessionKey("0" * 64, 13, 0), "the same num_marks"),
     ):
-        with pytest.raises(UserError) as caught:
-            Session(candidates, other, kept.append).resume(kept[-1], tmp_path / "marks.json")
-        assert caught.value.expected == expected
+        error = refused(Session(candidates, other, kept.append).resume, kept[-1], tmp_path / "marks.json")
+        assert error.expected == expected
     damaged: Any
     for damaged in ({}, [], {**kept[-1], "version": 2}, {**kept[-1], "marks": [{"row": 99, "verdict": "right"}]}):
-        with pytest.raises(UserError) as caught:
-            again.resume(damaged, tmp_path / "marks.json")
-        assert caught.value.what == "this is no file of marks"
+        assert refused(again.resume, damaged, tmp_path / "marks.json").what == "this is no file of marks"
 
     def full(_: Any) -> None:
         raise UserError("the disk is full")
 
     session._save = full
-    with pytest.raises(UserError, match="the disk is full"):
-        session.mark(session.sample.asked[5], "right")
+    assert refused(session.mark, session.sample.asked[5], "right").what == "the disk is full"
     assert session.marks == again.marks
     with pytest.raises(ValueError, match="is not in the sample"):
         again.mark(next(row for row in range(30) if row not in again.sample.asked), "right")

@@ -86,11 +86,22 @@ def test_all_verbs_are_there() -> None:
         (["score", "--dataset", "hico"], "Invalid value for '--dataset'", ""),
         (["train", "--config", "nowhere.yaml"], "there is no such file", ""),
         (["new", "mine"], "a new project needs images and phrases", ""),
+        (["make", "train", "THRESHOLD=0.5"], "there is no variable THRESHOLD", "CONFIG"),
+        (["make", "predict", "Images=x"], "there is no variable Images", "IMAGES"),
+        (["make", "hicodet", "DATEN=x"], "there is no variable DATEN", "DATA"),
+        (["make", "predict", "IMAGES=nowhere.jpg", "TOP=0"], "Invalid value for '--top'", ""),
+        (["make", "cache", "export", "IMAGE=7", "TOP=5", "cache.folder=nowhere"], "there is no ", ""),
+        (["make", "doctor", "ALL=1", "CONFIG=nowhere.yaml"], "there is no such file", ""),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_names_the_nearest(words: list[str], what: str, expected: str) -> None:
-    error = refused(run_verb, words)
+def test_a_mistake_names_the_nearest(
+    words: list[str], what: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    if words[0] == "make":
+        monkeypatch.setenv(CALLED_BY, "make")
+    error = refused(run_verb, words[words[0] == "make" :])
     assert error.what.startswith(what)
     assert expected in str(error.expected or "")
     assert error.fix
@@ -181,28 +192,6 @@ def test_make_refuses_a_variable_that_it_does_not_know() -> None:
     done = subprocess.run(["make", "test", "Slow=1"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "there is no variable Slow · expected: ARGS, SLOW" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "what", "expected"),
-    [
-        (["train", "THRESHOLD=0.5"], "there is no variable THRESHOLD", "CONFIG"),
-        (["predict", "Images=x"], "there is no variable Images", "IMAGES"),
-        (["hicodet", "DATEN=x"], "there is no variable DATEN", "DATA"),
-        (["predict", "IMAGES=nowhere.jpg", "TOP=0"], "Invalid value for '--top'", ""),
-        (["cache", "export", "IMAGE=7", "TOP=5", "cache.folder=nowhere"], "there is no ", ""),
-        (["doctor", "ALL=1", "CONFIG=nowhere.yaml"], "there is no such file", ""),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_variables_of_make_are_the_options(
-    words: list[str], what: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(CALLED_BY, "make")
-    monkeypatch.chdir(ROOT)
-    error = refused(run_verb, words)
-    assert error.what.startswith(what)
-    assert expected in str(error.expected or "")
 
 
 def test_several_images_follow_one_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

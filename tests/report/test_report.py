@@ -22,6 +22,7 @@ from hoi.report.build import write_report
 from hoi.training import train
 from hoi.training.train import choose_student
 from hoi.world import INTERACTIONS
+from tests.fakes.browser import requested, set_up
 from tests.fakes.pipelines import refused, small_world
 
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
@@ -252,12 +253,7 @@ def test_the_shown_student_is_the_best_without_labels(plain: dict[str, Any]) -> 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_chromium_tables_sort_and_nothing_is_loaded(browser: Any, page: Path, width: int, scheme: str) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    for log in ("browser", "performance"):
-        browser.get_log(log)
+    set_up(browser, width, scheme)
     browser.get(page.as_uri())
     run = browser.execute_script
     assert browser.title.startswith(f"small {HOSTILE}")
@@ -281,8 +277,7 @@ def test_in_chromium_tables_sort_and_nothing_is_loaded(browser: Any, page: Path,
     assert run("return document.querySelector('#result-table th').getAttribute('aria-sort')") == "ascending"
 
     assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    asked = requested(browser)
     assert page.as_uri() in asked
     assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
 

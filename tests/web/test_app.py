@@ -27,6 +27,7 @@ from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.evaluation.score import score
 from hoi.prediction import Predictor
+from tests.fakes.browser import requested, set_up
 from tests.fakes.pipelines import refused
 
 pytest.importorskip("starlette", reason="starlette is not installed (the extra app)")
@@ -303,20 +304,6 @@ def until(browser: Any, script: str, seconds: float = 60) -> Any:
         assert time.monotonic() < end, f"{script} never held"
         time.sleep(0.05)
     return found
-
-
-def set_up(browser: Any, width: int, scheme: str) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-
-
-def requested(browser: Any) -> set[str]:
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
 
 
 SHOWN = "document.querySelectorAll('#triplets .triplet').length"

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from open_clip.coca_model import CoCa, MultimodalCfg
@@ -77,17 +76,6 @@ class CaptionerRecipe:
     contrastive_weight: float = 1.0
 
 
-class QuestionTable(NamedTuple):
-    """All questions that captions raise; and, for each caption, the rows of those with the answer yes and no.
-
-    No is the answer about an object that the caption names, with a verb that other captions use with this object.
-    """
-
-    texts: list[str]
-    yes: list[list[int]]
-    no: list[list[int]]
-
-
 def world_lexicon() -> Lexicon:
     """Return the words of the world's captions for its verbs and objects."""
     synonyms = {verb: list(words) for verb, words in DOING.items() if verb != NO_INTERACTION}
@@ -96,8 +84,11 @@ def world_lexicon() -> Lexicon:
     return vocabulary_lexicon(Vocabulary(OBJECTS, VERBS, INTERACTIONS), synonyms)
 
 
-def caption_questions(captions: Sequence[str]) -> QuestionTable:
-    """Return the questions that each caption answers with yes or with no."""
+def caption_questions(captions: Sequence[str]) -> tuple[list[str], list[list[int]], list[list[int]]]:
+    """Return all questions that captions raise; and, for each caption, the rows of those that it answers yes and no.
+
+    No is the answer about an object that the caption names, with a verb that other captions use with this object.
+    """
     lexicon = world_lexicon()
     said = [said_interactions(text, lexicon) for text in captions]
     verbs_of: dict[str, set[str]] = defaultdict(set)
@@ -106,12 +97,12 @@ def caption_questions(captions: Sequence[str]) -> QuestionTable:
             verbs_of[name].add(verb)
     asked = [(verb, name) for name in sorted(verbs_of) for verb in sorted(verbs_of[name])]
     row_of = {pair: row for row, pair in enumerate(asked)}
-    table = QuestionTable([QUESTION.format(verb_ing=verb_ing(v), a_object=a_object(name)) for v, name in asked], [], [])
+    yes, no = [], []
     for text, pairs in zip(captions, said, strict=True):
         on_objects = {(verb, name) for name in named_objects(text, lexicon) for verb in verbs_of[name]}
-        table.yes.append(sorted(row_of[pair] for pair in pairs))
-        table.no.append(sorted(row_of[pair] for pair in on_objects - pairs))
-    return table
+        yes.append(sorted(row_of[pair] for pair in pairs))
+        no.append(sorted(row_of[pair] for pair in on_objects - pairs))
+    return [QUESTION.format(verb_ing=verb_ing(verb), a_object=a_object(name)) for verb, name in asked], yes, no
 
 
 class Texts:
@@ -119,11 +110,10 @@ class Texts:
 
     def __init__(self, captions: list[str], tokenizer: Callable[[list[str]], Tensor]) -> None:
         self.captions, self.caption_of = numbered(captions)
-        self.table = caption_questions(self.captions)
+        questions, self.yes, self.no = caption_questions(self.captions)
         self.tokens = tokenizer(self.captions)
         self.end = int(self.tokens.max())
         self.labels = _labels(self.tokens, torch.ones(len(self.tokens), dtype=torch.long), self.end)
-        questions = self.table.texts
         # The answer is the last word: everything before it, the start included, is not predicted.
         lengths = (tokenizer(questions) == self.end).long().argmax(1)
         self.answers = {}
@@ -138,7 +128,7 @@ class Texts:
         """
         tokens, labels = [], []
         for caption in self.caption_of[batch].tolist():
-            yes, no = self.table.yes[caption], self.table.no[caption]
+            yes, no = self.yes[caption], self.no[caption]
             for turn in range(number):
                 rows, word = (yes, YES) if yes and turn % 2 == 0 else (no, NO)
                 pick = int(torch.randint(0, 1 << 30, (), generator=generator))
@@ -192,7 +182,7 @@ def train_captioner(recipe: CaptionerRecipe, seed: int, clip_folder: Path, folde
     clip = load_model(TeacherConfig(model=f"local-dir:{clip_folder}"))
     pixels, captions = stored_pairs(seed, recipe.num_scenes, recipe.crops_per_scene, recipe.stored_px, report)
     texts = Texts(captions, clip.tokenizer)
-    report(f"{len(pixels)} images, {len(texts.captions)} distinct captions, {len(texts.table.texts)} questions")
+    report(f"{len(pixels)} images, {len(texts.captions)} distinct captions, {len(texts.answers[YES][0])} questions")
 
     torch.manual_seed(seed)
     config = model_config(recipe, clip.architecture)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -138,8 +138,6 @@ BEGINNING, PHRASE, NOTHING = "a person", "{verb_ing} {a_object}", "and {a_object
 """How captions begin, and what follows; the last is for `no_interaction`, which is never a candidate here."""
 MAX_WORDS = 20
 """Longer captions (3 %) may exceed the model's context and are left out of the perplexity."""
-WAYS = ("likelihood", "sum", "mean", "yes_no", "free_text")
-"""`likelihood` is the sum itself; `sum` and `mean` are shares among the candidates of one object."""
 CROP = CropStyle(192, tuple(round(255 * value) for value in MEAN), "bilinear", "shortest")  # type: ignore[arg-type]
 
 
@@ -212,23 +210,26 @@ def measure_captioner(
 def _scores(
     model: VisionLanguageModel, vocabulary: Vocabulary, images: Sequence[np.ndarray], rows: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Score the candidates of each image by every way of scoring: [images, K] each."""
+    """Score the candidates of each image by every way of scoring: [images, K] each.
+
+    `likelihood` is the sum itself; `sum` and `mean` are shares among the candidates of one object.
+    """
     texts = [prompts[0] for prompts in interaction_prompts(vocabulary, [PHRASE], [NOTHING])]
     questions = [prompts[0] for prompts in interaction_prompts(vocabulary, [QUESTION], [NOTHING])]
     lexicon = world_lexicon()
     likely = model.log_likelihoods(images, [[texts[row] for row in candidates] for candidates in rows], BEGINNING)
     yes = model.yes_probabilities(images, [[questions[row] for row in candidates] for candidates in rows])
     said = model.captions(images)
-    ways: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
+    ways: dict[str, list[np.ndarray]] = defaultdict(list)
     for candidates, likelihoods, share, text in zip(rows, likely, yes, said, strict=True):
-        confidences = (
-            confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum", group="none"),
-            confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum"),
-            confidences_by_likelihood(likelihoods, candidates, vocabulary, length="mean"),
-            confidences_by_yes(share, candidates, vocabulary),
-            confidences_by_text(text, candidates, vocabulary, lexicon),
-        )
-        for way, by_way in zip(WAYS, confidences, strict=True):
+        confidences = {
+            "likelihood": confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum", group="none"),
+            "sum": confidences_by_likelihood(likelihoods, candidates, vocabulary, length="sum"),
+            "mean": confidences_by_likelihood(likelihoods, candidates, vocabulary, length="mean"),
+            "yes_no": confidences_by_yes(share, candidates, vocabulary),
+            "free_text": confidences_by_text(text, candidates, vocabulary, lexicon),
+        }
+        for way, by_way in confidences.items():
             ways[way].append(by_way.scores)
     return {way: np.stack(scores) for way, scores in ways.items()}
 
