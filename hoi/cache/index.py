@@ -16,7 +16,7 @@ import numpy as np
 
 from hoi.cache.manifest import IndexReceipt, Manifest, Receipt, hash_of_shards
 from hoi.cache.schema import BASE, INDEX_FIELDS, SCHEMA_VERSION, Field, Pass, fields_of, shape_of
-from hoi.cache.shard import BrokenFile, Header, Location, MappedFile, encode_file, inspect_shard, read_header
+from hoi.cache.shard import BrokenFile, Header, Location, encode_file, inspect_shard, read_header
 from hoi.errors import UserError, command
 from hoi.files import write_atomically
 
@@ -125,28 +125,6 @@ class SplitIndex:
         return Location(dtype, shape, int(self.columns["byte_offset"][shard, column]) if 0 not in shape else None)
 
 
-class LazyShard:
-    """One shard of a split: opened when a row of it is first touched, and refused then if it is not the manifest's."""
-
-    def __init__(self, folder: Path, manifest: Manifest, index: SplitIndex, number: int) -> None:
-        self._folder, self._manifest, self._index, self._number = folder, manifest, index, number
-
-    def rows(self, name: str) -> np.ndarray:
-        """Return a field's rows, mapped and read-only; a UserError where the file is damaged or not the sealed one."""
-        return self._file.table(self._index.location(self._number, name))
-
-    @cached_property
-    def _file(self) -> MappedFile:
-        manifest, index, receipt = self._manifest, self._index, self._manifest.shards[self._number]
-        header = checked_header(self._folder, manifest.split, manifest.bank.fingerprint, receipt, index.table)
-        for name in index.fields:
-            expected, got = index.location(self._number, name), header.locations[name]
-            if got != expected:
-                at = [f"{name} {place.dtype} {place.shape} at byte {place.offset}" for place in (expected, got)]
-                raise _foreign(header.path, *at)
-        return MappedFile(header.path)
-
-
 def checked_header(folder: Path, split: str, fingerprint: str, receipt: Receipt, table: Sequence[Field]) -> Header:
     """Return the header of the shard that a receipt speaks of; a UserError where it is not there and whole."""
     path = folder / receipt.name
@@ -159,11 +137,13 @@ def checked_header(folder: Path, split: str, fingerprint: str, receipt: Receipt,
     expected = (fingerprint, split, receipt.image_ids_sha256)
     got = tuple(header.attributes[name] for name in ("fingerprint", "split", "image_ids_sha256"))
     if got != expected:
-        raise _foreign(path, *(f"fingerprint {f[:12]}, split {s}, ids {ids[:12]}" for f, s, ids in (expected, got)))
+        raise foreign_shard(
+            path, *(f"fingerprint {f[:12]}, split {s}, ids {ids[:12]}" for f, s, ids in (expected, got))
+        )
     return header
 
 
-def _foreign(path: Path, expected: str, got: str) -> UserError:
+def foreign_shard(path: Path, expected: str, got: str) -> UserError:
     what = "a shard does not belong to this cache"
     return UserError(what, where=path, expected=expected, got=got, fix=_rebuild(path))
 

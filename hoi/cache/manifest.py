@@ -238,5 +238,6 @@ def complete_manifest(folder: Path, of: Pass = BASE) -> Manifest:
     """Return the manifest of a pass, all of whose files are there; a UserError where it is not complete."""
     manifest = read_manifest(folder, of)
     if manifest is None or not has_all_files(folder, manifest):
-        raise UserError(f"this {of.title} is not complete", where=folder, fix=command("cache repair"))
+        got = f"no {of.manifest_name}" if manifest is None else "a file is missing or has another size"
+        raise UserError(f"this {of.title} is not complete", where=folder, got=got, fix=command("teacher-cache"))
     return manifest

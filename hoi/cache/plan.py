@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -326,17 +326,25 @@ def finished_receipt(folder: Path, shard: ShardPlan, fingerprint: str, parts: di
 
 
 def receipt_from_file(shard: Header) -> Receipt:
-    ids, reasons = read_text(shard.table("image_id")), read_text(shard.table("status_reason"))
-    failed = np.flatnonzero(shard.table("status") == UNREADABLE)
+    tables = {name: shard.table(name, mapped=True) for name in shard.locations}
+    return receipt_of(shard.path.name, shard.attributes, tables, shard.path.stat().st_size, file_sha256(shard.path))
+
+
+def receipt_of(
+    name: str, attributes: Mapping[str, Any], tables: Mapping[str, np.ndarray], num_bytes: int, sha256: str
+) -> Receipt:
+    """Return the receipt of a shard with these attributes and tables, in a file of this name, size and hash."""
+    failed = np.flatnonzero(tables["status"] == UNREADABLE)
+    ids, reasons = (read_text(tables[column][failed]) for column in ("image_id", "status_reason"))
     return Receipt(
-        name=shard.path.name,
-        fingerprint=shard.attributes["fingerprint"],
-        image_ids_sha256=shard.attributes["image_ids_sha256"],
-        num_images=len(ids),
-        num_detections=shard.locations["scores"].shape[0] if "scores" in shard.locations else 0,
-        num_pairs=int(shard.table("pair_offsets", mapped=True)[-1]),
-        num_bytes=shard.path.stat().st_size,
-        sha256=file_sha256(shard.path),
-        failed=tuple((ids[row], reasons[row]) for row in failed),
-        base_sha256=shard.attributes.get("base_sha256"),
+        name=name,
+        fingerprint=attributes["fingerprint"],
+        image_ids_sha256=attributes["image_ids_sha256"],
+        num_images=len(tables["image_id"]),
+        num_detections=len(tables.get("scores", ())),
+        num_pairs=int(tables["pair_offsets"][-1]),
+        num_bytes=num_bytes,
+        sha256=sha256,
+        failed=tuple(zip(ids, reasons, strict=True)),
+        base_sha256=attributes.get("base_sha256"),
     )

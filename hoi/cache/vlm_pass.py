@@ -158,10 +158,37 @@ class VlmPass(PassKind):
     def pack(
         self, image_ids: Sequence[str], outcomes: Sequence[VlmSignals | str], axes: Mapping[str, int], over: BaseShard
     ) -> dict[str, np.ndarray]:
-        return pack_signals(image_ids, outcomes, over.pair_offsets, axes)
+        signals, tables = image_columns(image_ids, outcomes)
+        tables["pair_offsets"] = over.pair_offsets.astype("<i8")
+        tables["caption"] = text_table([a.caption if a is not None else "" for a in signals])
+        for field in fields_of(axes, FIELDS):
+            if field.name in tables:
+                continue
+            num_rows = len(signals) if field.rows == "image" else int(over.pair_offsets[-1])
+            table = np.zeros(shape_of(field, num_rows, axes), field.dtype)
+            for row, of_image in enumerate(signals):
+                if of_image is not None:
+                    place = row if field.rows == "image" else slice(*over.pair_offsets[row : row + 2])
+                    value = exact(of_image, field.name, table[place].shape)
+                    check_finite(of_image.image_id, {field.name: value})
+                    table[place] = value
+            tables[field.name] = table
+        self.check(tables, axes, None)
+        return tables
 
     def check(self, tables: Mapping[str, np.ndarray], axes: Mapping[str, int], num_objects: int | None) -> None:
-        check_signals(tables, axes)
+        check_tables(tables, axes, FIELDS)
+        for name in ("vlm_scores", "vlm_pair_scores"):
+            scores = tables.get(name)
+            if scores is not None and not ((scores >= 0) & (scores <= 1)).all():
+                raise ValueError(f"{name} leaves [0, 1]")
+        for mask, name in (("vlm_asked", "vlm_scores"), ("context_mask", "context_embedding")):
+            if mask not in tables:
+                continue
+            if (tables[mask] > 1).any():
+                raise ValueError(f"{mask} is neither 0 nor 1")
+            if tables[name][tables[mask] == 0].any():
+                raise ValueError(f"{name} says something where {mask} is 0")
 
     def axes(self, config: PipelineConfig, teacher: Mapping[str, int], num_interactions: int) -> dict[str, int]:
         settings = config.vlms[self._of.name]
@@ -180,29 +207,6 @@ def _base_receipt(folder: Path) -> BankReceipt:
     return base
 
 
-def pack_signals(
-    image_ids: Sequence[str], outcomes: Sequence[VlmSignals | str], pair_offsets: np.ndarray, axes: Mapping[str, int]
-) -> dict[str, np.ndarray]:
-    """Pack images, in the order of the base shard, into the tables of a shard; see `base_pass.pack_tables`."""
-    signals, tables = image_columns(image_ids, outcomes)
-    tables["pair_offsets"] = pair_offsets.astype("<i8")
-    tables["caption"] = text_table([a.caption if a is not None else "" for a in signals])
-    for field in fields_of(axes, FIELDS):
-        if field.name in tables:
-            continue
-        num_rows = len(signals) if field.rows == "image" else int(pair_offsets[-1])
-        table = np.zeros(shape_of(field, num_rows, axes), field.dtype)
-        for row, of_image in enumerate(signals):
-            if of_image is not None:
-                place = row if field.rows == "image" else slice(*pair_offsets[row : row + 2])
-                value = exact(of_image, field.name, table[place].shape)
-                check_finite(of_image.image_id, {field.name: value})
-                table[place] = value
-        tables[field.name] = table
-    check_signals(tables, axes)
-    return tables
-
-
 def unpack_signals(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str, int]) -> VlmSignals | str:
     if tables["status"][row] == UNREADABLE:
         return tables["status_reason"][row].decode()
@@ -214,19 +218,3 @@ def unpack_signals(tables: Mapping[str, np.ndarray], row: int, axes: Mapping[str
     }
     texts = {name: tables[name][row].decode() for name in ("image_id", "caption")}
     return VlmSignals(**texts, **values)
-
-
-def check_signals(tables: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
-    """Raise a ValueError if tables disagree with the schema, leave their range, or speak where nothing was asked."""
-    check_tables(tables, axes, FIELDS)
-    for name in ("vlm_scores", "vlm_pair_scores"):
-        scores = tables.get(name)
-        if scores is not None and not ((scores >= 0) & (scores <= 1)).all():
-            raise ValueError(f"{name} leaves [0, 1]")
-    for mask, name in (("vlm_asked", "vlm_scores"), ("context_mask", "context_embedding")):
-        if mask not in tables:
-            continue
-        if (tables[mask] > 1).any():
-            raise ValueError(f"{mask} is neither 0 nor 1")
-        if tables[name][tables[mask] == 0].any():
-            raise ValueError(f"{name} says something where {mask} is 0")

@@ -97,7 +97,7 @@ def make_checkpoint(
         split.text_bank,
         split.vocabulary,
         split.axes,
-        split.attributes,
+        split.manifest.bank.parts,
         {
             "num_images": split.num_images,
             "num_pairs": split.num_pairs,

@@ -20,7 +20,7 @@ from hoi.cache.tools.describe import export, info
 from hoi.cache.tools.estimate import plan
 from hoi.cache.tools.repair import repair
 from hoi.cache.tools.verify import verify_split
-from hoi.cache.vlm_pass import pack_signals, unpack_signals
+from hoi.cache.vlm_pass import BaseShard, VlmPass, unpack_signals
 from hoi.config import PipelineConfig, VlmConfig
 from hoi.errors import UserError
 from hoi.records import ImageSignals
@@ -262,6 +262,12 @@ def answers(image_id: str, num_pairs: int, axes: dict[str, int]) -> VlmSignals:
     )
 
 
+def packed(
+    ids: list[str], records: Sequence[VlmSignals | str], offsets: np.ndarray, axes: dict[str, int]
+) -> dict[str, np.ndarray]:
+    return VlmPass(Pass("coca")).pack(ids, records, axes, BaseShard([], offsets.astype(np.int64), {}))
+
+
 @pytest.mark.parametrize("letters", ["KQSD", "K", "Q", "SD"])
 @pytest.mark.parametrize("num_pairs", [(), (0,), (2,), (1, 0, 3)])
 def test_what_is_packed_is_unpacked_whatever_was_asked(letters: str, num_pairs: Sequence[int]) -> None:
@@ -270,7 +276,7 @@ def test_what_is_packed_is_unpacked_whatever_was_asked(letters: str, num_pairs: 
     records: list[VlmSignals | str] = [answers(i, n, axes) for i, n in zip(ids, num_pairs, strict=True)]
     if records:
         records[-1] = "gone"
-    tables = pack_signals(ids, records, np.concatenate([[0], np.cumsum(num_pairs)]).astype(np.int64), axes)
+    tables = packed(ids, records, np.concatenate([[0], np.cumsum(num_pairs)]), axes)
     for row, record in enumerate(records):
         found = unpack_signals(tables, row, axes)
         if isinstance(record, str):
@@ -282,22 +288,22 @@ def test_what_is_packed_is_unpacked_whatever_was_asked(letters: str, num_pairs: 
 
 def test_signals_that_break_a_rule_are_named() -> None:
     axes = {"K": 3, "S": 2, "D": 4}
-    good, offsets = answers("a", 1, axes), np.array([0, 1])
+    good = answers("a", 1, axes)
 
-    def packed(**changes: Any) -> None:
-        pack_signals(["a"], [VlmSignals(**{**vars(good), **changes})], offsets, axes)
+    def pack(**changes: Any) -> None:
+        packed(["a"], [VlmSignals(**{**vars(good), **changes})], np.array([0, 1]), axes)
 
-    packed()
+    pack()
     with pytest.raises(ValueError, match=r"vlm_scores leaves \[0, 1\]"):
-        packed(vlm_scores=np.array([0, 0.5, 1.5], np.float16))
+        pack(vlm_scores=np.array([0, 0.5, 1.5], np.float16))
     with pytest.raises(ValueError, match="vlm_scores says something where vlm_asked is 0"):
-        packed(vlm_asked=np.array([0, 1, 1], np.uint8))
+        pack(vlm_asked=np.array([0, 1, 1], np.uint8))
     with pytest.raises(ValueError, match="vlm_log_likelihood of image a holds NaN"):
-        packed(vlm_log_likelihood=np.array([0, np.nan, 0], np.float32))
+        pack(vlm_log_likelihood=np.array([0, np.nan, 0], np.float32))
     with pytest.raises(ValueError, match=r"context_mask of image a has shape \(3,\), expected \(2,\)"):
-        packed(context_mask=np.ones(3, np.uint8))
+        pack(context_mask=np.ones(3, np.uint8))
     with pytest.raises(ValueError, match="of image b came in the place of a"):
-        packed(image_id="b")
+        pack(image_id="b")
 
 
 def test_a_section_that_asks_for_nothing_is_refused() -> None:

@@ -196,7 +196,7 @@ def test_a_measured_precision_stays_that_of_the_embeddings(
 
     build_cache(auto("fp32"))
     rescore(auto("bf16", prompts=["{phrase}"]), tmp_path / "to")
-    assert CacheSplit.open(tmp_path / "to", "test").attributes["teacher"]["precision"] == "fp32"
+    assert CacheSplit.open(tmp_path / "to", "test").manifest.bank.parts["teacher"]["precision"] == "fp32"
 
 
 def test_what_needs_images_or_other_weights_is_refused_by_name(

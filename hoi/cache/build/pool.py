@@ -256,8 +256,7 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
     import dask
     from distributed import Client, LocalCluster
 
-    devices = visible_devices(config.device)
-    num_workers = config.workers or len(devices) or default_workers(config.threads)
+    devices, num_workers = visible_devices(config.device), num_local_workers(config)
 
     class OneDeviceEach(LocalCluster):
         """A local cluster whose workers differ in their environment: a GPU each."""
@@ -361,6 +360,10 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
 def worker_environment(number: int, devices: Sequence[str]) -> dict[str, str]:
     """Return the environment that is a worker's own: one GPU, taken in turn, where there are any."""
     return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
+
+
+def num_local_workers(config: CacheConfig) -> int:
+    return config.workers or len(visible_devices(config.device)) or default_workers(config.threads)
 
 
 def default_workers(threads: int) -> int:

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from hoi.cache.build.pool import give_up_slot
 from hoi.cache.manifest import BankReceipt, Receipt, read_bank_receipt
-from hoi.cache.plan import ShardPlan, fingerprint_parts, hash_of_ids
+from hoi.cache.plan import ShardPlan, fingerprint_parts, hash_of_ids, receipt_of
 from hoi.cache.schema import BASE, SCHEMA_VERSION, Pass
 from hoi.cache.shard import encode_file
 from hoi.config import PipelineConfig
@@ -222,32 +222,20 @@ def write_bank(
 def write_shard(
     folder: Path, tables: Mapping[str, np.ndarray], plan: ShardPlan, parts: Mapping[str, Any], axes: Mapping[str, int]
 ) -> Receipt:
-    fingerprint, image_ids, reasons = json_sha256(parts), tables["image_id"].tolist(), tables["status_reason"].tolist()
     attributes = {
         "schema_version": SCHEMA_VERSION,
-        "fingerprint": fingerprint,
+        "fingerprint": json_sha256(parts),
         "fingerprint_parts": parts,
         "split": folder.name,
         "index": plan.index,
         "start": plan.start,
-        "num_images": len(image_ids),
+        "num_images": len(tables["image_id"]),
         "image_ids_sha256": plan.image_ids_sha256,
         "axes": dict(axes),
         **({} if plan.base_sha256 is None else {"pass": plan.of.name, "base_sha256": plan.base_sha256}),
     }
     data = encode_file(tables, attributes)
-    receipt = Receipt(
-        name=plan.name,
-        fingerprint=fingerprint,
-        image_ids_sha256=plan.image_ids_sha256,
-        num_images=len(image_ids),
-        num_detections=len(tables.get("scores", ())),
-        num_pairs=int(tables["pair_offsets"][-1]),
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        failed=tuple((image_ids[row].decode(), reasons[row].decode()) for row in np.flatnonzero(tables["status"])),
-        base_sha256=plan.base_sha256,
-    )
+    receipt = receipt_of(plan.name, attributes, tables, len(data), hashlib.sha256(data).hexdigest())
     _write_with_receipt(folder / receipt.name, data, receipt.to_dict())
     return receipt
 

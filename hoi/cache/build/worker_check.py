@@ -62,8 +62,8 @@ class WorkerCheck:
     of: Pass = BASE
 
     def answer(self, slots: int) -> Answer:
-        config = PipelineConfig.model_validate_json(self.config_json)
         """Answer everything, on a worker that runs `slots` tasks at the same time."""
+        config = PipelineConfig.model_validate_json(self.config_json)
         facts, problems = library_versions(LIBRARIES), list[str]()
         if slots != 1:
             problems.append(f"it runs {slots} tasks at once; start it with --nthreads 1")

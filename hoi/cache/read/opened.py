@@ -10,22 +10,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hoi.cache.index import LazyShard, open_index
-from hoi.cache.manifest import Manifest, has_all_files, read_manifest
+from hoi.cache.index import checked_header, foreign_shard, open_index
+from hoi.cache.manifest import Manifest, complete_manifest
 from hoi.cache.plan import is_over, plan_over, refuse_other_settings
 from hoi.cache.read.batches import JoinedTables, Kind, MappedTables, Tables, Template
 from hoi.cache.schema import BASE, Field, Pass, pass_and_name, passes_in, shape_of
+from hoi.cache.shard import MappedFile
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 
 
 class OpenedPass:
-    """Where a pass's fields lie. Its index is mapped; a shard is opened when a row of it is first touched."""
+    """Where a pass's fields lie. Its index is mapped.
+
+    A shard is opened when a row of it is first touched, and refused then if it is not the manifest's.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.index = open_index(folder, manifest)
-        self._shards = [LazyShard(folder, manifest, self.index, number) for number in range(len(manifest.shards))]
+        self._files: dict[int, MappedFile] = {}
 
     @cached_property
     def fields(self) -> dict[str, Field]:
@@ -34,8 +38,22 @@ class OpenedPass:
         return {f.name: f for f in known if f.rows in ("image", "detection", "pair") and not f.is_text}
 
     def rows(self, shard: int, name: str) -> np.ndarray:
-        """Return a field's rows of one shard, mapped and read-only."""
-        return self._shards[shard].rows(name)
+        """Return a field's rows of one shard, mapped, read-only; a UserError for a damaged or another shard."""
+        location = self.index.location(shard, name)
+        if shard not in self._files:
+            self._files[shard] = self._open(shard)
+        return self._files[shard].table(location)
+
+    def _open(self, shard: int) -> MappedFile:
+        manifest, index = self.manifest, self.index
+        receipt, fingerprint = manifest.shards[shard], manifest.bank.fingerprint
+        header = checked_header(self.folder, manifest.split, fingerprint, receipt, index.table)
+        for name in index.fields:
+            expected, got = index.location(shard, name), header.locations[name]
+            if got != expected:
+                at = [f"{name} {place.dtype} {place.shape} at byte {place.offset}" for place in (expected, got)]
+                raise foreign_shard(header.path, *at)
+        return MappedFile(header.path)
 
     def template(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
         field = self.fields[name]
@@ -70,13 +88,10 @@ def open_extra(folder: Path, name: str, base: Manifest, config: PipelineConfig |
             expected=f"one of {', '.join(known)}" if known else "none is there",
             fix=f"describe it under vlms.{name} in the pipeline file, then {command('teacher-cache')}",
         )
-    of, manifest = known[name], read_manifest(folder, known[name])
-    if manifest is None or not has_all_files(folder, manifest):
-        raise UserError(f"{of.title} is not complete", where=folder, fix=command("teacher-cache"))
+    of, manifest = known[name], complete_manifest(folder, known[name])
     if manifest.bank.parts.get("base") != base.bank.fingerprint or not is_over(plan_over(base, folder, of), manifest):
-        raise UserError(
-            f"{of.title} was made over other shards of the base pass", where=folder, fix=command("cache repair")
-        )
+        what = f"{of.title} was made over other shards of the base pass"
+        raise UserError(what, where=folder, fix=command("cache repair"))
     if config is not None and name in config.vlms:
         made_with, now = manifest.made_with["config"], config.model_dump(mode="json")
         settings = of.content.settings
@@ -86,14 +101,7 @@ def open_extra(folder: Path, name: str, base: Manifest, config: PipelineConfig |
 
 def pass_fingerprints(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the fingerprints of extra passes of a split by name; a UserError where one is not complete."""
-    fingerprints = {}
-    for name in sorted(names):
-        manifest = read_manifest(folder, Pass(name))
-        if manifest is None:
-            what = f"the cache has no complete {Pass(name).title}"
-            raise UserError(what, where=folder, fix=command("teacher-cache"))
-        fingerprints[name] = manifest.bank.fingerprint
-    return fingerprints
+    return {name: complete_manifest(folder, Pass(name)).bank.fingerprint for name in sorted(names)}
 
 
 SHARE_OF_GPU = 0.5

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from hoi.cache.manifest import Manifest, has_all_files, read_manifest
+from hoi.cache.manifest import Manifest, complete_manifest
 from hoi.cache.plan import plan_split, refuse_other_request, refuse_other_settings, refuse_replaced_files
 from hoi.cache.read.batches import FEATURES, BatchMaker
 from hoi.cache.read.opened import SHARE_OF_GPU, OpenedPass, SplitTables
@@ -85,25 +85,21 @@ class CacheSplit:
         mode: Mode = "auto",
         config: PipelineConfig | None = None,
     ) -> CacheSplit:
-        """Open a split without a look at its settings: manifest, index, and the sizes of all files.
+        """Open a split without a look at its settings; extra passes must be of those of `config`, if there is one.
 
-        A shard is checked to be the manifest's when a row of it is first touched, which raises the same errors. Extra
-        passes must be of the settings of `config`, if there is one.
+        A shard is checked to be the manifest's when a row of it is first touched, which raises the same errors.
 
         Raises:
             UserError: there is no cache, it is not complete, damaged, of another schema version or fingerprint.
         """
         path, fix = Path(folder) / split, command("teacher-cache")
-        manifest = read_manifest(path)
-        if manifest is None:
-            what = "there is no teacher cache" if not path.is_dir() else "this teacher cache is not complete"
-            raise UserError(what, where=path, expected=BASE.manifest_name, got="none", fix=fix)
+        if not path.is_dir():
+            raise UserError("there is no teacher cache", where=path, fix=fix)
+        manifest = complete_manifest(path)
         made_with = manifest.bank.fingerprint
         if fingerprint not in (None, made_with):
             what = "this cache was made with other settings"
             raise UserError(what, where=path, expected=f"fingerprint {fingerprint}", got=made_with, fix=fix)
-        if not has_all_files(path, manifest):
-            raise UserError("a file of this teacher cache is missing or has another size", where=path, fix=fix)
         return cls(path, manifest, mode, config)
 
     def __reduce__(self) -> tuple[Callable[..., CacheSplit], tuple[Any, ...]]:
@@ -114,10 +110,6 @@ class CacheSplit:
     def fingerprint(self) -> str:
         """Hash over all that changes what is cached."""
         return self.manifest.bank.fingerprint
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return self.manifest.bank.parts
 
     @property
     def axes(self) -> dict[str, int]:
@@ -295,8 +287,8 @@ def is_resident(num_bytes: int, free_bytes: int | None, resident: Literal["auto"
     return resident == "always" or (resident == "auto" and fits)
 
 
-def feature_bytes(split: CacheSplit, extra: Sequence[str] = ()) -> int:
-    return sum(split.num_bytes(name) for name in (*FEATURES, *extra))
+def feature_bytes(split: CacheSplit) -> int:
+    return sum(map(split.num_bytes, FEATURES))
 
 
 def _batches(rows: np.ndarray, batch_images: int, rng: np.random.Generator | None) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.cache.build.pool import default_workers
+from hoi.cache.build.pool import num_local_workers
 from hoi.cache.index import index_fields
 from hoi.cache.manifest import Receipt, read_bank_receipt, read_manifest, read_receipt
 from hoi.cache.plan import SplitPlan, begun_with, is_complete, plan_over, plan_split, splits_of
@@ -27,7 +27,6 @@ from hoi.config import PipelineConfig, TeacherConfig
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.errors import UserError
 from hoi.files import LOCAL_DIR, find_local
-from hoi.machine import visible_devices
 from hoi.registry import load_target
 
 FILE_BYTES = 8 << 10
@@ -314,16 +313,9 @@ def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
         its_axes = of.content.axes(config, axes, len(load_vocabulary(config.dataset)))
         estimates += [estimate_split(*each, expected, config, its_axes) for each in zip(over, theirs, strict=True)]
     lacks_map = config.teacher.spatial_map and "C" not in axes
-    return PlanReport(tuple(estimates), density, axes, _num_workers(config), free_bytes(folder), lacks_map)
-
-
-def _num_workers(config: PipelineConfig) -> int | None:
-    cache = config.cache
-    if cache.scheduler == "synchronous":
-        return 1
-    if cache.scheduler != "local":
-        return None
-    return cache.workers or len(visible_devices(cache.device)) or default_workers(cache.threads)
+    own = {"synchronous": 1, "local": num_local_workers(config.cache)}
+    num_workers = own.get(config.cache.scheduler)
+    return PlanReport(tuple(estimates), density, axes, num_workers, free_bytes(folder), lacks_map)
 
 
 def size_text(num_bytes: float) -> str:
