@@ -1,4 +1,4 @@
-"""Batches hold exactly what the records held, in both modes; a cache that is not the right one is refused."""
+"""Batches hold exactly what the records held, wherever the tables lie; a cache that is not the right one is refused."""
 
 from __future__ import annotations
 
@@ -7,23 +7,36 @@ import multiprocessing
 import os
 import pickle
 import shutil
+from collections.abc import Iterable
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hoi.cache.build import run as teacher_cache
+from hoi.cache.build.run import build_cache
 from hoi.cache.read import split as dataset
-from hoi.cache.read.split import CacheSplit, Mode, open_split
+from hoi.cache.read.split import (
+    CacheSplit,
+    FirstImages,
+    Mode,
+    ResidentSplit,
+    feature_bytes,
+    is_resident,
+    open_split,
+    training_source,
+)
 from hoi.config import PipelineConfig
 from hoi.datasets import load_vocabulary, open_images
-from hoi.errors import UserError
 from hoi.records import ImageSignals, PairBatch
-from tests.fakes.extractors import RandomSignals
-from tests.fakes.pipelines import photo_pipeline
+from hoi.training.distributed import Group
+from hoi.training.loop import BatchSource
+from tests.fakes.extractors import PASS, RandomSignals, VlmSignalsOf
+from tests.fakes.pipelines import photo_pipeline, refused
 
+CPU = torch.device("cpu")
 NUM_PAIRS = (2, 0, 1, 5, 3, 1)
 UNREADABLE = 4
 
@@ -31,9 +44,9 @@ UNREADABLE = 4
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     folder = tmp_path_factory.mktemp("dataset")
-    config = photo_pipeline(folder, NUM_PAIRS, teacher={"spatial_map": True})
+    config = photo_pipeline(folder, NUM_PAIRS, teacher={"spatial_map": True}, vlms={"coca": PASS})
     (folder / "images" / f"{UNREADABLE:02d}.png").write_bytes(b"no image")
-    teacher_cache.build_cache(config, RandomSignals)
+    build_cache(config, RandomSignals, VlmSignalsOf("coca"))
     return config
 
 
@@ -57,23 +70,18 @@ def test_a_batch_holds_what_the_records_held(
 ) -> None:
     batch = split.batch(np.array(rows), extra=("spatial_map", "union_embedding"))
     chosen = [record for record in (records[row] for row in rows) if record is not None]
-    humans = [r.pairs_ho[:, 0] for r in chosen]
-    objects = [r.pairs_ho[:, 1] for r in chosen]
-    expected = {
-        "size_hw": np.stack([r.size_hw for r in chosen]),
-        "image_embedding": np.stack([r.image_embedding for r in chosen]),
-        "image_similarity": np.stack([r.image_similarity for r in chosen]),
-        "pair_image": np.repeat(np.arange(len(rows)), [len(h) for h in humans]),
-        "boxes_h": np.concatenate([r.detections.boxes_xyxy[h] for r, h in zip(chosen, humans, strict=True)]),
-        "boxes_o": np.concatenate([r.detections.boxes_xyxy[o] for r, o in zip(chosen, objects, strict=True)]),
-        "scores_h": np.concatenate([r.detections.scores[h] for r, h in zip(chosen, humans, strict=True)]),
-        "scores_o": np.concatenate([r.detections.scores[o] for r, o in zip(chosen, objects, strict=True)]),
-        "labels_o": np.concatenate([r.detections.labels[o] for r, o in zip(chosen, objects, strict=True)]),
-        "human_feature": np.concatenate([r.detection_feature[h] for r, h in zip(chosen, humans, strict=True)]),
-        "object_feature": np.concatenate([r.detection_feature[o] for r, o in zip(chosen, objects, strict=True)]),
-        "union_feature": np.concatenate([r.union_feature for r in chosen]),
-        "union_similarity": np.concatenate([r.union_similarity for r in chosen]),
-    }
+    humans, objects = ([r.pairs_ho[:, column] for r in chosen] for column in (0, 1))
+    of_image = ("size_hw", "image_embedding", "image_similarity")
+    expected = {name: np.stack([getattr(r, name) for r in chosen]) for name in of_image}
+    expected["pair_image"] = np.repeat(np.arange(len(rows)), [len(r.pairs_ho) for r in chosen])
+    for suffix, role, paired in (("h", "human", humans), ("o", "object", objects)):
+        of = list(zip(chosen, paired, strict=True))
+        expected[f"boxes_{suffix}"] = np.concatenate([r.detections.boxes_xyxy[row] for r, row in of])
+        expected[f"scores_{suffix}"] = np.concatenate([r.detections.scores[row] for r, row in of])
+        expected[f"{role}_feature"] = np.concatenate([r.detection_feature[row] for r, row in of])
+    expected["labels_o"] = np.concatenate([r.detections.labels[row] for r, row in of])
+    for name in ("union_feature", "union_similarity"):
+        expected[name] = np.concatenate([getattr(r, name) for r in chosen])
     for name, value in expected.items():
         np.testing.assert_array_equal(getattr(batch, name).numpy(), value, err_msg=name)
     np.testing.assert_array_equal(batch.extra["union_embedding"], np.concatenate([r.union_embedding for r in chosen]))
@@ -129,16 +137,17 @@ def test_an_unreadable_image_or_an_unknown_field_is_no_batch(split: CacheSplit) 
     with pytest.raises(ValueError, match="asks for an unreadable image"):
         split.batch(np.array([0, UNREADABLE]))
     for name in ("mystery", "scores", "image_id", "pair_offsets"):
-        with pytest.raises(UserError, match=f"no field '{name}' of images or pairs .* one of size_hw"):
-            split.batch(np.array([0]), extra=(name,))
+        error = refused(split.batch, np.array([0]), extra=(name,))
+        assert error.what == f"this cache has no field '{name}' of images or pairs"
+        assert str(error.expected).startswith("one of size_hw")
 
 
 def test_batches_planned_together_equal_those_made_alone(split: CacheSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = [split.batch(np.array(rows), ("union_embedding", "spatial_map")) for rows in ([0, 1], [2, 3], [5])]
+    names = ("union_embedding", "spatial_map")
+    alone = [split.batch(np.array(rows), names) for rows in ([0, 1], [2, 3], [5])]
     for planned in (1, 4, 512):
         monkeypatch.setattr(dataset, "PLANNED_IMAGES", planned)
-        together = list(split.batches(2, extra=("union_embedding", "spatial_map")))
-        assert [digest(batch) for batch in together] == [digest(batch) for batch in alone]
+        assert digests(split.batches(2, extra=names)) == digests(alone)
 
 
 def test_a_batch_without_pairs_or_images_has_no_rows(split: CacheSplit) -> None:
@@ -154,7 +163,8 @@ def test_several_processes_read_what_this_one_reads(config: PipelineConfig, meth
     modes: tuple[Mode, ...] = ("memory", "mapped")
     splits = [CacheSplit.open(config.cache.folder, "test", mode=mode) for mode in modes]
     expected = [epoch_digests(split) for split in splits]
-    assert not [name for name in open_files() if name.endswith(".h5")]
+    opened = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert not [name for name in opened if name.endswith(".h5")]
     assert all(len(pickle.dumps(split)) < 1000 for split in splits)
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.map(epoch_digests, splits, chunksize=1) == expected
@@ -168,47 +178,105 @@ def digest(batch: PairBatch) -> str:
     return hashlib.sha256(b"".join(described)).hexdigest()
 
 
+def digests(batches: Iterable[PairBatch]) -> list[str]:
+    return list(map(digest, batches))
+
+
 def epoch_digests(split: CacheSplit) -> list[str]:
-    return [digest(batch) for batch in split.batches(1, np.random.default_rng(0))]
-
-
-def open_files() -> list[str]:
-    return [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
-
-
-def copy_of(config: PipelineConfig, folder: Path) -> Path:
-    shutil.copytree(config.cache.folder, folder, dirs_exist_ok=True)
-    return folder / "test"
+    return digests(split.batches(1, np.random.default_rng(0)))
 
 
 def test_a_cache_that_is_not_there_or_not_complete_is_refused(config: PipelineConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no teacher cache · where: .*/test .*"):
-        CacheSplit.open(tmp_path, "test")
-    folder = copy_of(config, tmp_path)
-    (folder / "shard-00001.h5").unlink()
-    with pytest.raises(UserError, match=r"not complete .* a file is missing or has another size"):
-        CacheSplit.open(tmp_path, "test")
+    folder = tmp_path / "test"
+    assert refused(CacheSplit.open, tmp_path, "test").what == "there is no teacher cache"
+    shutil.copytree(config.cache.folder, tmp_path, dirs_exist_ok=True)
+    first = folder / "shard-00000.h5"
+    whole = first.read_bytes()
+    first.write_bytes(b"x" * len(whole))
+    error = refused(CacheSplit.open(tmp_path, "test").table, "scores")
+    assert (error.what, error.where) == ("a shard is damaged", first)
+    first.write_bytes(whole)
+    assert CacheSplit.open(tmp_path, "test").table("scores").any()
+    first.unlink()
+    error = refused(CacheSplit.open, tmp_path, "test")
+    assert (error.what, error.where) == ("this teacher cache is not complete", folder)
+    assert error.got == "a file is missing or has another size"
     (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"not complete .* got: no manifest.json"):
-        CacheSplit.open(tmp_path, "test")
+    assert refused(CacheSplit.open, tmp_path, "test").got == "no manifest.json"
 
 
-def test_other_settings_are_refused(config: PipelineConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"made with other settings .* expected: fingerprint abc"):
-        CacheSplit.open(config.cache.folder, "test", fingerprint="abc")
+def test_other_settings_are_refused(config: PipelineConfig) -> None:
+    error = refused(CacheSplit.open, config.cache.folder, "test", fingerprint="abc")
+    assert (error.what, error.expected) == ("this cache was made with other settings", "fingerprint abc")
     other = config.model_copy(update={"pairs": config.pairs.model_copy(update={"max_humans": 3})})
-    with pytest.raises(UserError, match=r"other settings .* pairs.max_humans \(cache: 15, now: 3\)"):
-        open_split(other, "test", same_images=False)
+    error = refused(open_split, other, "test", same_images=False)
+    assert error.got == "pairs.max_humans (cache: 15, now: 3)"
     fingerprint = open_split(config, "test", same_images=False).fingerprint
     CacheSplit.open(config.cache.folder, "test", fingerprint=fingerprint)
 
 
-def test_a_damaged_shard_is_refused(config: PipelineConfig, tmp_path: Path) -> None:
-    folder = copy_of(config, tmp_path)
-    first = folder / "shard-00000.h5"
-    whole = first.read_bytes()
-    first.write_bytes(b"x" * len(whole))
-    with pytest.raises(UserError, match=r"a shard is damaged · where: .*shard-00000.h5 .* next: delete"):
-        CacheSplit.open(tmp_path, "test").table("scores")
-    first.write_bytes(whole)
-    assert CacheSplit.open(tmp_path, "test").table("scores").any()
+def test_batches_of_a_resident_split_are_the_same_bit_for_bit(split: CacheSplit) -> None:
+    source = training_source(split, CPU, "always")
+    assert isinstance(source, ResidentSplit)
+    assert isinstance(source, BatchSource)
+    assert source.num_images == split.num_images
+    extra = ("union_embedding", "spatial_map", "coca/vlm_scores", "coca/vlm_pair_scores")
+    usual = split.batches(2, np.random.default_rng(0), extra)
+    assert digests(source.batches(2, np.random.default_rng(0), extra)) == digests(usual)
+
+
+def test_a_device_holds_only_the_features_batches_need(split: CacheSplit) -> None:
+    names = ("image_embedding", "image_similarity", "detection_feature", "union_feature", "union_similarity")
+    assert feature_bytes(split) == sum(split.table(name).nbytes for name in names)
+    # Image scores in float16 of three interactions for six images, pair scores for nine pairs.
+    assert split.num_bytes("coca/vlm_scores") == 6 * 3 * 2
+    assert split.num_bytes("coca/vlm_pair_scores") == 9 * 3 * 2
+
+
+def test_a_split_is_kept_on_a_gpu_if_half_of_it_is_enough(split: CacheSplit) -> None:
+    assert training_source(split, CPU, "auto") is split
+    assert training_source(split, CPU, "never") is split
+    assert is_resident(500, 1000, "auto")
+    assert not is_resident(501, 1000, "auto")
+    assert is_resident(1000, 1000, "always")
+    assert not is_resident(1, 1000, "never")
+    error = refused(is_resident, 10**9, 10**9 - 1, "always")
+    assert (error.where, error.expected) == ("train.resident", "1.0 GB free")
+
+
+def test_a_cuda_device_is_where_batches_are_made(split: CacheSplit) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    for ours, theirs in zip(ResidentSplit(split, torch.device("cuda")).batches(2), split.batches(2), strict=True):
+        assert ours.union_similarity.device.type == ours.labels_o.device.type == "cuda"
+        assert torch.equal(ours.human_feature.cpu(), theirs.human_feature)
+
+
+def test_a_larger_number_keeps_the_smaller_ones_images(split: CacheSplit) -> None:
+    few = [FirstImages(split, number) for number in (1, 3, 5, 99)]
+    assert [source.num_images for source in few] == [1, 3, 5, 5]
+    assert all(set(fewer.rows) <= set(more.rows) for fewer, more in pairwise(few))
+    for source in few:
+        assert isinstance(source, BatchSource)
+        seen = torch.cat([batch.image_rows for batch in source.batches(2, np.random.default_rng(0))])
+        assert sorted(seen.tolist()) == source.rows.tolist()
+
+
+@pytest.mark.parametrize("is_resident", [False, True])
+def test_all_images_give_the_batches_of_the_split(split: CacheSplit, is_resident: bool) -> None:
+    source = ResidentSplit(split, CPU) if is_resident else split
+    usual = split.batches(4, np.random.default_rng(2), ("union_embedding",))
+    assert digests(FirstImages(source, 9).batches(4, np.random.default_rng(2), ("union_embedding",))) == digests(usual)
+
+
+def test_processes_share_every_batch(split: CacheSplit) -> None:
+    whole = FirstImages(split, None).batches(4, np.random.default_rng(1))
+    shares = [FirstImages(split, None, Group(rank, 2).own).batches(4, np.random.default_rng(1)) for rank in range(2)]
+    counts = []
+    for batch, first, second in zip(whole, *shares, strict=True):
+        counts.append((batch.num_images, first.num_images, second.num_images))
+        for name in ("image_rows", "pair_rows", "union_similarity", "human_feature", "boxes_o"):
+            together = torch.cat([getattr(first, name), getattr(second, name)])
+            assert torch.equal(together, getattr(batch, name))
+        assert torch.equal(torch.cat([first.pair_image, second.pair_image + first.num_images]), batch.pair_image)
+    assert counts == [(4, 2, 2), (1, 0, 1)]

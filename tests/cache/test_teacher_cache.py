@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hoi.cache.base_pass import FIELDS
@@ -16,9 +18,8 @@ from hoi.cache.build.run import CacheReport, build_cache
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.cache.shard import inspect_shard, read_text
 from hoi.config import load_config
-from hoi.errors import UserError
 from tests.fakes.extractors import FailingSignals, RandomSignals
-from tests.fakes.pipelines import cut, photo_pipeline, small_files
+from tests.fakes.pipelines import built_photos, cut, photo_pipeline, refused, small_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,8 +43,7 @@ def test_a_second_run_builds_nothing_and_bytes_repeat(tmp_path: Path) -> None:
     assert built(first) == [3]
     assert len(before) == 3 + 3 + 2
     assert built(build_cache(photo_pipeline(tmp_path), RandomSignals)) == [0]
-    fresh = photo_pipeline(tmp_path, cache={"folder": str(tmp_path / "fresh")})
-    assert built(build_cache(fresh, RandomSignals)) == [3]
+    built_photos(tmp_path, cache={"folder": str(tmp_path / "fresh")})
     assert hashes(tmp_path / "fresh") == before == hashes(tmp_path / "cache")
     assert "5 images (0 unreadable), 11 pairs" in str(first)
 
@@ -57,13 +57,12 @@ def test_a_second_run_builds_nothing_and_bytes_repeat(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_lost_or_cut_is_alone_made_again(tmp_path: Path, name: str, damage: Any, num_built: int) -> None:
-    config = photo_pipeline(tmp_path)
-    build_cache(config, RandomSignals)
-    before = hashes(tmp_path / "cache")
-    damage(tmp_path / "cache" / "test" / name)
+    config, folder = built_photos(tmp_path)
+    before = hashes(folder)
+    damage(folder / name)
     assert built(build_cache(config, RandomSignals)) == [num_built]
     if name != "shard-00001.json":
-        assert hashes(tmp_path / "cache") == before
+        assert hashes(folder) == before
     assert open_split(config, "test", same_images=False).num_images == 5
 
 
@@ -72,16 +71,12 @@ def test_unreadable_images_are_recorded_with_their_reasons(tmp_path: Path) -> No
     images = tmp_path / "images"
     (images / "00.png").write_bytes(b"")
     (images / "02.png").write_bytes(b"no image")
-    whole = (images / "03.png").read_bytes()
-    (images / "03.png").write_bytes(whole[:45])
+    (images / "03.png").write_bytes((images / "03.png").read_bytes()[:45])
     assert build_cache(config, RandomSignals).splits[0].num_failed == 3
     split = CacheSplit.open(config.cache.folder, "test")
     assert split.is_readable.tolist() == [False, True, False, False, True]
-    reasons = [
-        r
-        for i in range(3)
-        for r in read_text(inspect_shard(split.folder / f"shard-0000{i}.h5", FIELDS).table("status_reason"))
-    ]
+    tables = [inspect_shard(split.folder / f"shard-0000{i}.h5", FIELDS).table("status_reason") for i in range(3)]
+    reasons = read_text(np.concatenate(tables))
     assert reasons[:3] == ["the file is empty", "", "the file is no image, or of a format that is not read"]
     assert reasons[3].startswith("the file is corrupt")
     failed = json.loads((split.folder / "shard-00001.json").read_text())["failed"]
@@ -89,85 +84,70 @@ def test_unreadable_images_are_recorded_with_their_reasons(tmp_path: Path) -> No
 
 
 def test_too_many_unreadable_images_leave_no_manifest(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path)
-    images = tmp_path / "images"
-    kept = {name: (images / name).read_bytes() for name in ("01.png", "04.png")}
-    for name in kept:
-        (images / name).write_bytes(b"no image")
-    message = (
-        r"too many images of split 'test' are unreadable · expected: at most 25.0% of 5 .* "
-        r"got: 2 so far: 01.png: the file is no image, .*; 04.png: the file is no image, .* · next: mend or remove them"
-    )
-    with pytest.raises(UserError, match=message):
-        build_cache(config, RandomSignals)
-    folder = tmp_path / "cache" / "test"
+    config, folder = photo_pipeline(tmp_path), tmp_path / "cache" / "test"
+    images = [tmp_path / "images" / name for name in ("01.png", "04.png")]
+    kept = [image.read_bytes() for image in images]
+    for image in images:
+        image.write_bytes(b"no image")
+    error = refused(build_cache, config, RandomSignals)
+    assert error.what == "too many images of split 'test' are unreadable"
+    assert error.expected == "at most 25.0% of 5 (cache.max_failed_share)"
+    assert re.match("2 so far: 01.png: the file is no image, .*; 04.png: the file is no image, ", str(error.got))
     assert not (folder / "manifest.json").exists()
     assert (folder / "shard-00001.h5").exists()
-    for name, data in kept.items():
-        (images / name).write_bytes(data)
+    for image, data in zip(images, kept, strict=True):
+        image.write_bytes(data)
     report = build_cache(config, RandomSignals)
     assert (built(report), report.splits[0].num_failed) == ([2], 0)
 
 
 def test_other_settings_are_refused_by_key(tmp_path: Path) -> None:
-    build_cache(photo_pipeline(tmp_path), RandomSignals)
-    other = photo_pipeline(tmp_path, pairs={"max_humans": 3})
-    message = (
-        r"made with other settings .* pairs.max_humans \(cache: 15, now: 3\) · next: run with another cache.folder"
-    )
-    before = hashes(tmp_path / "cache")
+    _, folder = built_photos(tmp_path)
+    other, before = photo_pipeline(tmp_path, pairs={"max_humans": 3}), hashes(folder)
     for name in ("nothing", "shard-00000.h5", "manifest.json"):
-        (tmp_path / "cache" / "test" / name).unlink(missing_ok=True)
-        before.pop(f"test/{name}", None)
-        with pytest.raises(UserError, match=message):
-            build_cache(other, RandomSignals)
-        assert hashes(tmp_path / "cache") == before
+        (folder / name).unlink(missing_ok=True)
+        before.pop(name, None)
+        error = refused(build_cache, other, RandomSignals)
+        assert (error.what, error.where) == ("this cache was made with other settings", folder)
+        assert error.got == "pairs.max_humans (cache: 15, now: 3)"
+        assert hashes(folder) == before
 
 
 def test_another_shard_size_is_refused_for_a_begun_cache(tmp_path: Path) -> None:
-    build_cache(photo_pipeline(tmp_path), RandomSignals)
+    _, folder = built_photos(tmp_path)
     other = photo_pipeline(tmp_path, cache={"images_per_shard": 3})
     assert built(build_cache(other, RandomSignals)) == [0]
-    (tmp_path / "cache" / "test" / "shard-00000.h5").unlink()
-    with pytest.raises(UserError, match=r"another shard size .* expected: cache.images_per_shard=2 · got: 3"):
-        build_cache(other, RandomSignals)
-
-
-def test_a_changed_list_of_images_is_refused(tmp_path: Path) -> None:
-    build_cache(photo_pipeline(tmp_path), RandomSignals)
-    moved = photo_pipeline(tmp_path / "more", num_pairs=(2, 0, 1, 5, 3, 1), cache={"folder": str(tmp_path / "cache")})
-    with pytest.raises(UserError, match=r"images.number \(cache: 5, now: 6\)"):
-        build_cache(moved, RandomSignals)
+    (folder / "shard-00000.h5").unlink()
+    error = refused(build_cache, other, RandomSignals)
+    assert (error.expected, error.got) == ("cache.images_per_shard=2", 3)
+    # Nor may the list of images change.
+    six = photo_pipeline(tmp_path / "more", (2, 0, 1, 5, 3, 1), cache={"folder": str(tmp_path / "cache")})
+    assert "images.number (cache: 5, now: 6)" in str(refused(build_cache, six, RandomSignals).got)
 
 
 def test_a_failing_shard_is_named_and_the_others_are_finished(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3))
-    with pytest.raises(UserError, match=r"1 of 4 tasks failed .* got: test/shard-00001.h5: RuntimeError: thirteen"):
-        build_cache(config, FailingSignals)
-    folder = tmp_path / "cache" / "test"
+    config, folder = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3)), tmp_path / "cache" / "test"
+    (tmp_path / "images" / "01.png").write_bytes(b"no image")
+    error = refused(build_cache, config, FailingSignals)
+    assert (error.what, error.got) == ("1 of 4 tasks failed", "test/shard-00001.h5: RuntimeError: thirteen")
     assert sorted(p.name for p in folder.glob("*.h5")) == ["bank.h5", "shard-00000.h5", "shard-00002.h5"]
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    [error] = [line["error"] for line in lines if line["error"]]
-    assert "Traceback" in error
-    assert built(build_cache(config, RandomSignals)) == [1]
-
-
-def test_a_finished_shard_keeps_its_unreadable_image(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3))
-    (tmp_path / "images" / "01.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="1 of 4 tasks failed"):
-        build_cache(config, FailingSignals)
+    [trace] = [line["error"] for line in lines if line["error"]]
+    assert "Traceback" in trace
+    # The unreadable image of a finished shard is counted, too.
     report = build_cache(config, RandomSignals)
     assert (built(report), report.splits[0].num_failed) == ([1], 1)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(1, 0, 250), cache={"images_per_shard": 1})
-    message = r"the disk is full · where: .*shard-00002.h5 .* what is finished is kept"
+    folder = tmp_path / "cache" / "test"
     # The text bank fits, the last shard does not.
-    with small_files(24_000), pytest.raises(UserError, match=message):
-        build_cache(config, RandomSignals)
-    names = sorted(p.name for p in (tmp_path / "cache" / "test").iterdir() if p.suffix != ".jsonl")
+    with small_files(24_000):
+        error = refused(build_cache, config, RandomSignals)
+    assert (error.what, error.where) == ("the disk is full", folder / "shard-00002.h5")
+    assert "what is finished is kept" in str(error.fix)
+    names = sorted(p.name for p in folder.iterdir() if p.suffix != ".jsonl")
     assert names == ["bank.h5", "bank.json", *(f"shard-0000{i}.{end}" for i in (0, 1) for end in ("h5", "json"))]
 
 

@@ -5,25 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from hoi.cache.base_pass import FIELDS
-from hoi.cache.build.run import build_cache
 from hoi.cache.manifest import read_manifest
 from hoi.cache.shard import encode_file, inspect_shard
 from hoi.cache.tools.verify import verify_split
-from tests.fakes.extractors import RandomSignals
-from tests.fakes.pipelines import cut, flip, photo_pipeline
-
-
-def made(folder: Path, **sections: Any) -> Path:
-    """A complete split of three shards: its folder."""
-    config = photo_pipeline(folder, **sections)
-    build_cache(config, RandomSignals)
-    return Path(config.cache.folder) / "test"
+from tests.fakes.pipelines import built_photos, cut, flip
 
 
 def found(folder: Path) -> list[tuple[str, str]]:
@@ -31,7 +21,7 @@ def found(folder: Path) -> list[tuple[str, str]]:
 
 
 def test_a_fresh_split_has_no_problem_with_receipts_or_without(tmp_path: Path) -> None:
-    folder = made(tmp_path)
+    _, folder = built_photos(tmp_path)
     assert found(folder) == []
     (folder / "shard-00001.json").unlink()
     assert found(folder) == []
@@ -39,7 +29,7 @@ def test_a_fresh_split_has_no_problem_with_receipts_or_without(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["shard-00001.h5", "bank.h5", "index.h5"])
 def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str) -> None:
-    folder = made(tmp_path)
+    _, folder = built_photos(tmp_path)
     whole = (folder / name).read_bytes()
     for damage, kind in ((Path.unlink, "missing"), (cut, "truncated"), (flip, "changed")):
         damage(folder / name)
@@ -48,7 +38,7 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str) -> No
 
 
 def test_a_flipped_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
-    folder = made(tmp_path)
+    _, folder = built_photos(tmp_path)
     path = folder / "shard-00000.h5"
     whole = path.read_bytes()
     for place in np.random.default_rng(0).integers(0, len(whole), 12).tolist():
@@ -57,26 +47,26 @@ def test_a_flipped_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
 
 
 def test_a_foreign_shard_is_told_from_a_damaged_one(tmp_path: Path) -> None:
-    folder = made(tmp_path / "a")
+    _, folder = built_photos(tmp_path / "a")
     shutil.copy(folder / "shard-00001.h5", folder / "shard-00000.h5")
     [problem] = verify_split(folder)
     assert (problem.name, problem.kind) == ("shard-00000.h5", "foreign")
     assert problem.text.startswith("index is 1, expected 0; start is 2, expected 0")
-    other = made(tmp_path / "b", teacher={"precision": "bf16"})
+    _, other = built_photos(tmp_path / "b", teacher={"precision": "bf16"})
     shutil.copy(other / "shard-00000.h5", folder / "shard-00000.h5")
     [problem] = verify_split(folder)
     assert (problem.kind, problem.text) == ("foreign", "teacher.precision (cache: fp32, now: bf16)")
 
 
 def test_leftovers_and_shards_beyond_the_last_are_found(tmp_path: Path) -> None:
-    folder = made(tmp_path)
+    _, folder = built_photos(tmp_path)
     shutil.copy(folder / "shard-00001.h5", folder / "shard-00007.h5")
     (folder / ".shard-00001.h5.abc.part").write_bytes(b"half")
     assert found(folder) == [(".shard-00001.h5.abc.part", "stray"), ("shard-00007.h5", "foreign")]
 
 
 def test_a_whole_file_with_wrong_tables_is_found_by_the_schema(tmp_path: Path) -> None:
-    folder = made(tmp_path)
+    _, folder = built_photos(tmp_path)
     header = inspect_shard(folder / "shard-00002.h5", FIELDS)
     tables = {name: header.table(name) for name in header.locations}
     tables["pairs_ho"] = tables["pairs_ho"] + 100
@@ -89,7 +79,7 @@ def test_a_whole_file_with_wrong_tables_is_found_by_the_schema(tmp_path: Path) -
 
 
 def test_manifest_and_receipts_must_agree(tmp_path: Path) -> None:
-    folder = made(tmp_path)
+    _, folder = built_photos(tmp_path)
     receipt = json.loads((folder / "shard-00000.json").read_text())
     (folder / "shard-00000.json").write_text(json.dumps({**receipt, "num_pairs": 99}))
     (folder / "bank.json").write_text("{")
@@ -97,7 +87,7 @@ def test_manifest_and_receipts_must_agree(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest_is_one_problem(tmp_path: Path) -> None:
-    folder = made(tmp_path)
+    _, folder = built_photos(tmp_path)
     plain = json.loads((folder / "manifest.json").read_text())
     plain["shards"].reverse()
     (folder / "manifest.json").write_text(json.dumps(plain))
@@ -109,7 +99,7 @@ def test_a_damaged_manifest_is_one_problem(tmp_path: Path) -> None:
 
 def test_an_absent_split_and_an_unfinished_one_are_problems(tmp_path: Path) -> None:
     assert found(tmp_path / "nowhere") == [("manifest.json", "missing")]
-    folder = made(tmp_path)
+    _, folder = built_photos(tmp_path)
     (folder / "manifest.json").unlink()
     (folder / "shard-00001.h5").unlink()
     [problem] = verify_split(folder)

@@ -19,6 +19,7 @@ from hoi.config import PipelineConfig, parse_config
 from hoi.errors import UserError
 from hoi.prediction.export import make_checkpoint
 from hoi.training import train
+from tests.fakes.extractors import RandomSignals, VlmSignalsOf
 
 WEIGHTS = Path(__file__).parents[2] / "hoi/world/weights"
 
@@ -68,6 +69,15 @@ def photo_pipeline(folder: Path, num_pairs: Sequence[int] = (2, 0, 1, 5, 3), **s
     for name, section in sections.items():
         plain[name] = {**plain.get(name, {}), **section}
     return parse_config(plain, "photo pipeline")
+
+
+def built_photos(
+    folder: Path, num_pairs: Sequence[int] = (2, 0, 1, 5, 3), **sections: Any
+) -> tuple[PipelineConfig, Path]:
+    """Build the cache of a `photo_pipeline` with made-up signals; return the pipeline and its split's folder."""
+    config = photo_pipeline(folder, num_pairs, **sections)
+    teacher_cache.build_cache(config, RandomSignals, VlmSignalsOf(*config.vlms) if config.vlms else None)
+    return config, Path(config.cache.folder) / "test"
 
 
 def small_pipeline(folder: Path, **sections: Any) -> PipelineConfig:
