@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ from hoi.cache.plan import ShardPlan, finished_receipt, plan_split, receipt_from
 from hoi.cache.schema import BASE
 from hoi.cache.shard import inspect_shard
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
 from hoi.records import ImageSignals
 from tests.fakes.extractors import AXES, RandomSignals
-from tests.fakes.pipelines import photo_pipeline
+from tests.fakes.pipelines import photo_pipeline, refused
 
 
 @pytest.fixture(autouse=True)
@@ -69,27 +69,27 @@ def test_arguments_and_results_are_plain(tmp_path: Path) -> None:
 def test_models_other_than_the_splits_are_refused_by_key(tmp_path: Path) -> None:
     fingerprint = begin(photo_pipeline(tmp_path))
     other = photo_pipeline(tmp_path, teacher={"precision": "bf16"})
-    with pytest.raises(UserError, match=r"worker has other models .*\.precision \(cache: fp32, now: bf16\)"):
-        build(other, 0, fingerprint)
+    error = refused(build, other, 0, fingerprint)
+    assert error.what.startswith("this worker has other models")
+    assert error.got == "teacher.precision (cache: fp32, now: bf16)"
     assert not (tmp_path / "cache" / "test" / "shard-00000.h5").exists()
 
 
 def test_images_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     other = ShardPlan("test", 0, 0, 2, "0" * 64)
-    with pytest.raises(UserError, match=r"the images changed .* split 'test', rows 0 to 2"):
-        build_shard(other, config.model_dump_json(), str(tmp_path / "cache" / "test"), "", RandomSignals)
+    error = refused(build_shard, other, config.model_dump_json(), str(tmp_path / "cache" / "test"), "", RandomSignals)
+    assert (error.what[:18], error.where) == ("the images changed", "split 'test', rows 0 to 2")
 
 
 class Overflowing(RandomSignals):
     """Gives an infinity for one pair of the image 03.png."""
 
     def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
-        records = super().extract(image_ids, images)
-        for record in records:
-            if record.image_id == "03.png":
-                record.union_feature[1, 0, 2] = np.inf
-        return records
+        records = {record.image_id: record for record in super().extract(image_ids, images)}
+        if "03.png" in records:
+            records["03.png"].union_feature[1, 0, 2] = np.inf
+        return list(records.values())
 
 
 def test_nan_or_infinity_is_refused_with_its_image(tmp_path: Path) -> None:
@@ -134,13 +134,15 @@ def test_a_finished_shard_is_known_and_a_foreign_one_refused(tmp_path: Path) -> 
     plan = plan_split(config, "test")
     bank = read_bank_receipt(plan.folder)
     assert bank is not None
-    assert finished_receipt(plan.folder, plan.shards[0], fingerprint, bank.parts) == receipt
-    assert finished_receipt(plan.folder, plan.shards[1], fingerprint, bank.parts) is None
+    finished = partial(finished_receipt, plan.folder, fingerprint=fingerprint, parts=bank.parts)
+    assert finished(plan.shards[0]) == receipt
+    assert finished(plan.shards[1]) is None
     path = plan.folder / "shard-00000.h5"
     path.with_suffix(".json").unlink()
-    assert finished_receipt(plan.folder, plan.shards[0], fingerprint, bank.parts) == receipt
+    assert finished(plan.shards[0]) == receipt
     (plan.folder / "shard-00001.h5").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match=r"this shard holds other images than planned .* from row 2 .* from row 0"):
-        finished_receipt(plan.folder, plan.shards[1], fingerprint, bank.parts)
+    error = refused(finished, plan.shards[1])
+    assert error.what == "this shard holds other images than planned"
+    assert ("from row 2" in str(error.expected), "from row 0" in str(error.got)) == (True, True)
     path.write_bytes(path.read_bytes()[:-1])
-    assert finished_receipt(plan.folder, plan.shards[0], fingerprint, bank.parts) is None
+    assert finished(plan.shards[0]) is None

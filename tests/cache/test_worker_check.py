@@ -14,9 +14,8 @@ from hoi.cache.build.worker_check import Answer, WorkerCheck, worker_check
 from hoi.cache.manifest import WORKERS_NAME
 from hoi.cache.plan import request_parts
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
 from tests.fakes import worker_tasks
-from tests.fakes.pipelines import photo_pipeline
+from tests.fakes.pipelines import photo_pipeline, refused
 
 SAME = {"python": "3.12.1", "torch": "2.15.0", "device": "cpu"}
 
@@ -52,21 +51,18 @@ def test_a_worker_like_the_driver_passes(config: PipelineConfig) -> None:
 
 
 def test_the_worker_that_differs_is_named_with_what_differs(check: WorkerCheck) -> None:
-    answers = {"tcp://a:1": answer(), "tcp://b:1": answer(torch="2.14.1"), "tcp://c:1": answer()}
-    with pytest.raises(UserError) as caught:
-        check.settle(answers)
-    assert "got: tcp://b:1 (somewhere, process 7): torch is 2.14.1, elsewhere 2.15.0 · next:" in str(caught.value)
-    with pytest.raises(UserError, match=r"tcp://b:1 .*: device is cuda, elsewhere cpu"):
-        check.settle({"tcp://a:1": answer(), "tcp://b:1": answer(device="cuda")})
-    with pytest.raises(UserError, match=r"tcp://b:1 .*: timm is 1\.0, elsewhere absent"):
-        check.settle({"tcp://a:1": answer(), "tcp://b:1": answer(timm="1.0")})
+    def complaint(*others: Answer | Exception) -> str:
+        answers = {f"tcp://{letter}:1": each for letter, each in zip("abc", (answer(), *others), strict=False)}
+        return str(refused(check.settle, answers).got)
+
+    of_b = "tcp://b:1 (somewhere, process 7): "
+    assert complaint(answer(torch="2.14.1"), answer()) == f"{of_b}torch is 2.14.1, elsewhere 2.15.0"
+    assert f"{of_b}device is cuda, elsewhere cpu" in complaint(answer(device="cuda"))
+    assert f"{of_b}timm is 1.0, elsewhere absent" in complaint(answer(timm="1.0"))
+    said = complaint(ModuleNotFoundError("No module named 'cache'"))
+    assert said.startswith("tcp://b:1: ")
+    assert said.endswith("No module named 'cache'); install hoi-distill there")
     assert check.settle({"tcp://a:1": answer(), "tcp://c:1": answer()}).facts == SAME
-
-
-def test_a_worker_without_this_product_is_named(check: WorkerCheck) -> None:
-    answers = {"tcp://a:1": answer(), "tcp://b:1": ModuleNotFoundError("No module named 'cache'")}
-    with pytest.raises(UserError, match=r"got: tcp://b:1: .*No module named 'cache'\); install hoi-distill there · "):
-        check.settle(answers)
 
 
 def test_what_a_worker_writes_must_arrive(check: WorkerCheck, config: PipelineConfig) -> None:
@@ -74,8 +70,8 @@ def test_what_a_worker_writes_must_arrive(check: WorkerCheck, config: PipelineCo
     assert given.written is not None
     check.settle({"tcp://a:1": given})
     (Path(config.cache.folder) / given.written).unlink()
-    with pytest.raises(UserError, match=r"tcp://a:1 .* what it writes into .*/cache does not arrive here"):
-        check.settle({"tcp://a:1": given})
+    complaint = f": what it writes into {config.cache.folder} does not arrive here"
+    assert complaint in str(refused(check.settle, {"tcp://a:1": given}).got)
 
 
 def test_another_folder_under_the_same_name_is_found_out(check: WorkerCheck, config: PipelineConfig) -> None:
@@ -90,22 +86,20 @@ def test_another_folder_under_the_same_name_is_found_out(check: WorkerCheck, con
 
 def test_images_that_only_the_driver_can_read_are_named(check: WorkerCheck, tmp_path: Path) -> None:
     (tmp_path / "images" / "00.png").unlink()
-    [problem] = check.answer(slots=1).problems
-    assert problem == ("it cannot read the first image of split 'test' (unreadable: 00.png, the file is missing)")
+    said = "it cannot read the first image of split 'test' (unreadable: 00.png, the file is missing)"
+    assert check.answer(slots=1).problems == (said,)
 
 
 def test_other_files_under_the_pipelines_names_are_found(check: WorkerCheck, tmp_path: Path) -> None:
-    (tmp_path / "vocabulary.yaml").write_text("[{verb: ride, object: horse}]")
+    vocabulary = tmp_path / "vocabulary.yaml"
+    vocabulary.write_text("[{verb: ride, object: horse}]")
     assert check.answer(slots=1).problems == ("the pipeline names other files there: vocabulary differ",)
-    (tmp_path / "vocabulary.yaml").unlink()
+    vocabulary.unlink()
     [problem] = check.answer(slots=1).problems
     assert "vocabulary.yaml" in problem
     assert f"working directory {os.getcwd()}" in problem
-
-
-def test_a_file_it_may_not_read_is_a_problem(check: WorkerCheck, tmp_path: Path) -> None:
-    (tmp_path / "vocabulary.yaml").unlink()
-    (tmp_path / "vocabulary.yaml").symlink_to("vocabulary.yaml")
+    # Nor need it be a mistake of the user's that a file cannot be read.
+    vocabulary.symlink_to("vocabulary.yaml")
     [problem] = check.answer(slots=1).problems
     assert "Too many levels of symbolic links" in problem
 
@@ -117,13 +111,12 @@ def test_threads_and_slots_are_asked_for(check: WorkerCheck, monkeypatch: pytest
     assert threads == ("numpy would compute with 3 threads, cache.threads is 1; start it with OMP_NUM_THREADS=1")
 
 
-def test_a_gpu_that_is_not_there_is_named(check: WorkerCheck, config: PipelineConfig) -> None:
-    plain = config.model_dump(mode="json")
-    plain["cache"]["device"] = "cuda"
-    on_gpu = PipelineConfig.model_validate(plain, strict=False).model_dump_json()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.cuda.is_available", lambda: False)
-        [problem] = replace(check, config_json=on_gpu).answer(slots=1).problems
+def test_a_gpu_that_is_not_there_is_named(
+    check: WorkerCheck, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = config.model_copy(update={"cache": config.cache.model_copy(update={"device": "cuda"})})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    [problem] = replace(check, config_json=on_gpu.model_dump_json()).answer(slots=1).problems
     assert problem.startswith("no GPU can be used here")
 
 
@@ -131,8 +124,9 @@ def test_a_later_worker_is_held_to_what_was_agreed(check: WorkerCheck) -> None:
     agreed = check.settle({"tcp://a:1": check.answer(slots=1)})
     assert agreed.facts is not None
     other = replace(agreed, facts={**agreed.facts, "h5py": "3.1"})
-    with pytest.raises(UserError, match=r"got: .*, which joined later: h5py is .*, elsewhere 3\.1 · "):
-        other.admit(slots=1)
+    said = str(refused(other.admit, slots=1).got)
+    assert ", which joined later: h5py is " in said
+    assert said.endswith(", elsewhere 3.1")
     agreed.admit(slots=1)
     # It has passed, and is not asked again.
     other.admit(slots=1)
