@@ -76,16 +76,6 @@ class _Scored:
 
 
 @dataclass(frozen=True)
-class _Mirrored:
-    """A mirrored image of the sample, and the rows of its pairs in the split."""
-
-    image_id: str
-    pixels: np.ndarray
-    detections: Detections
-    pairs: np.ndarray
-
-
-@dataclass(frozen=True)
 class _GivenDetections:
     """A detector that returns the detections it was given, by image."""
 
@@ -114,9 +104,8 @@ def measure_quality(config: PipelineConfig, sample: int = 24, branches: bool = F
     candidates = _candidates(config, split, branches)
     extra = sorted({field for each in candidates.values() for field in extra_of(each.scorer)})
     scored = _score(split, candidates, extra)
-    images = _sample(config, split, scored, sample)
-    mirrored = _score_mirrored(config, split, candidates, extra, images) if images else {}
-    rows = np.concatenate([image.pairs for image in images]) if images else np.zeros(0, int)
+    images, mirrored = _score_mirrored(config, split, candidates, extra, sample)
+    rows = np.isin(scored.image, images)
     object_idx, share = most_frequent(scored.labels_o, len(split.vocabulary.objects))
     scorers = {}
     for name, candidate in candidates.items():
@@ -124,7 +113,7 @@ def measure_quality(config: PipelineConfig, sample: int = 24, branches: bool = F
         if name != TEACHER:
             measures["teacher"] = {"rank": agreement(scores, scored.scores[TEACHER], scored.admitted)}
         if images:
-            measures["flip"] = {"rank": agreement(scores[rows], mirrored[name], scored.admitted[rows])}
+            measures["flip"] = {"rank": agreement(scores[rows], np.concatenate(mirrored[name]), scored.admitted[rows])}
         final = scores * (scored.prior**candidate.exponent)[:, None]
         phrases = [each.to_dict() for each in coverage(final, scored.admitted, scored.image)]
         scorers[name] = {"measures": measures, "phrases": phrases}
@@ -185,40 +174,35 @@ def _score(split: CacheSplit, candidates: dict[str, _Candidate], extra: Sequence
     )
 
 
-def _sample(config: PipelineConfig, split: CacheSplit, scored: _Scored, num: int) -> list[_Mirrored]:
-    """Read and mirror images with pairs, evenly spaced over the split; unreadable ones are left out."""
+def _score_mirrored(
+    config: PipelineConfig, split: CacheSplit, candidates: dict[str, _Candidate], extra: Sequence[str], num: int
+) -> tuple[list[int], dict[str, list[np.ndarray]]]:
+    """Mirror images with pairs, evenly spread over the split, and score their pairs; leave unreadable ones out.
+
+    Return the rows of the images, and by candidate the scores [P, K] of each image.
+    """
     if not num:
-        return []
+        return [], {}
     with_pair = np.flatnonzero(np.diff(split.pair_offsets) > 0)
     rows = with_pair[np.unique(np.linspace(0, len(with_pair) - 1, min(num, len(with_pair))).astype(int))]
     source = open_images(config.dataset, config.evaluation.split)
     row_of = {image_id: row for row, image_id in enumerate(source.image_ids)}
-    images = []
-    for row in rows.tolist():
+    given = _GivenDetections({})
+    device = choose_device(config.cache.device, "cache.device").type
+    extractor = Extractor(config, split.vocabulary, device, split.text_bank, few_images=True, detector=given)
+    read: list[int] = []
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
+    for row in tqdm(rows.tolist(), "mirrored", unit="image", disable=None, leave=False):
         image_id = split.image_ids[row]
         try:
             pixels = source.read(row_of[image_id])
         except UnreadableImage:
             continue
+        read.append(row)
         here = slice(*split.detection_offsets[row : row + 2])
         detections = Detections(split.boxes_xyxy[here], split.scores[here], split.labels[here])
-        images.append(_Mirrored(image_id, *mirror(pixels, detections), np.flatnonzero(scored.image == row)))
-    return images
-
-
-def _score_mirrored(
-    config: PipelineConfig,
-    split: CacheSplit,
-    candidates: dict[str, _Candidate],
-    extra: Sequence[str],
-    images: Sequence[_Mirrored],
-) -> dict[str, np.ndarray]:
-    given = _GivenDetections({image.image_id: image.detections for image in images})
-    device = choose_device(config.cache.device, "cache.device").type
-    extractor = Extractor(config, split.vocabulary, device, split.text_bank, few_images=True, detector=given)
-    scores: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
-    for image in tqdm(images, "mirrored", unit="image", disable=None, leave=False):
-        batch = batch_of(extractor.extract([image.image_id], [image.pixels]), extra, split.vocabulary.no_object_idx)
+        pixels, given.by_image[image_id] = mirror(pixels, detections)
+        batch = batch_of(extractor.extract([image_id], [pixels]), extra, split.vocabulary.no_object_idx)
         for name, candidate in candidates.items():
             scores[name].append(candidate.score(batch))
-    return {name: np.concatenate(parts) for name, parts in scores.items()}
+    return read, scores
