@@ -29,6 +29,9 @@ VOCABULARY = Vocabulary(
     ),
 )
 """K = 6. No interaction has a person or a cloud for its object."""
+ADMITTED = torch.from_numpy(VOCABULARY.object_mask)
+REAL = ADMITTED & ~torch.from_numpy(VOCABULARY.is_no_interaction)
+"""bool [O, K]: what each object admits, with and without `no_interaction`."""
 AXES = {"L": 2, "M": 1}
 """Of `make_split` by default."""
 VLM = "coca"
@@ -159,8 +162,7 @@ def with_vlm_fields(split: Split, seed: int = 5) -> Split:
     """
     rng = np.random.default_rng(seed)
     batch, width = split.whole, split.bank.text_embedding.shape[1]
-    admitted = torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
-    asked_pairs = admitted & ~torch.from_numpy(VOCABULARY.is_no_interaction)
+    asked_pairs = REAL[batch.labels_o]
     asked = torch.zeros(batch.num_images, len(VOCABULARY)).index_add(0, batch.pair_image, asked_pairs.float()) > 0
     mask = torch.from_numpy(rng.uniform(size=(batch.num_images, NUM_SENTENCES)) < 0.7)
     mask[:, 0], mask[-1] = True, False

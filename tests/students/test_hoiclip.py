@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from hoi.config import TrainConfig
-from hoi.errors import UserError
 from hoi.matching import LabelTargets, label_targets
+from hoi.records import HoiLabels
 from hoi.students.base import build_student
 from hoi.students.hoiclip.networks import InteractionClassifier, object_texts
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import RegionSums, verb_prototypes
 from hoi.students.layers import focal_loss
 from hoi.training.loop import fit
-from tests.fakes.splits import CHANNELS, VOCABULARY, Split, fresh_hoiclip, make_map_split
+from tests.fakes.pipelines import refused
+from tests.fakes.splits import ADMITTED, CHANNELS, VOCABULARY, Split, fresh_hoiclip, make_map_split
 
 CPU = torch.device("cpu")
 LABELS: dict[str, Any] = {"supervision": "labels", "score": {"fusion": "product"}}
@@ -28,10 +29,7 @@ DEPARTED: dict[str, Any] = {"query_union": "all", "query_boxes": True, "union_re
 
 def targets_of(split: Split, unseen: list[int] | None = None) -> LabelTargets:
     kept = ~np.isin(split.labels.interaction, unseen or [])
-    labels = replace(
-        split.labels,
-        **{name: getattr(split.labels, name)[kept] for name in ("image", "boxes_h", "boxes_o", "interaction")},
-    )
+    labels = HoiLabels(*(column[kept] for column in vars(split.labels).values()))
     hidden = None if unseen is None else np.array(unseen)
     return label_targets([split.whole], labels, VOCABULARY, split.num_images, hidden)
 
@@ -39,12 +37,11 @@ def targets_of(split: Split, unseen: list[int] | None = None) -> LabelTargets:
 def test_interactions_of_other_objects_score_nothing() -> None:
     split = make_map_split()
     student = fresh_hoiclip(split, **DEPARTED)
-    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    admitted = ADMITTED[split.whole.labels_o]
     logits = student(split.whole)
     assert torch.equal(logits == -torch.inf, ~admitted)
-    plain = fresh_hoiclip(split, score={"fusion": "product"}, enhancement_classes=0).branch_scores(split.whole)[
-        "student"
-    ]
+    student = fresh_hoiclip(split, score={"fusion": "product"}, enhancement_classes=0)
+    plain = student.branch_scores(split.whole)["student"]
     assert (plain[~admitted] == 0).all()
     assert (plain[admitted] > 0).all()
 
@@ -57,22 +54,19 @@ def test_a_pairs_score_does_not_depend_on_the_batch(kind: str, settings: dict) -
     together = student(split.batch(np.array([3, 2, 0, 4])))
     alone = torch.cat([student(split.batch(np.array([row]))) for row in (3, 2, 0, 4)])
     assert torch.allclose(together, alone, atol=1e-4)
-    assert student(split.batch(np.array([2]))).shape == (0, len(VOCABULARY))
-
-
-def test_a_batch_without_any_pair_has_a_finite_loss() -> None:
-    split = make_map_split()
-    step = fresh_hoiclip(split).train().losses(split.batch(np.array([2])), None)
-    step.total.backward()
-    assert step.total.item() == 0
+    without_pair = split.batch(np.array([2]))
+    assert student(without_pair).shape == (0, len(VOCABULARY))
+    total = student.train().losses(without_pair, None).total
+    total.backward()
+    assert total.item() == 0
 
 
 def test_every_switch_reaches_the_scores() -> None:
     split = make_map_split()
-    batch = split.whole
 
     def score(**settings: Any) -> torch.Tensor:
-        return fresh_hoiclip(split, **{"score": {"fusion": "product"}, **settings}).branch_scores(batch)["student"]
+        student = fresh_hoiclip(split, **{"score": {"fusion": "product"}, **settings})
+        return student.branch_scores(split.whole)["student"]
 
     plain = score()
     for changed in (
@@ -90,7 +84,7 @@ def test_every_switch_reaches_the_scores() -> None:
         {"width": None},
     ):
         assert not torch.allclose(score(**changed), plain), changed
-    assert "ungated" in fresh_hoiclip(split, gate={"exponent": 1.0}).branch_scores(batch)
+    assert "ungated" in fresh_hoiclip(split, gate={"exponent": 1.0}).branch_scores(split.whole)
 
 
 def test_an_untrained_residual_student_is_the_union_embedding() -> None:
@@ -111,8 +105,7 @@ def test_the_papers_score_by_hand() -> None:
     expected = student(batch).sigmoid() + gain[batch.pair_image] + batch.scores_o[:, None] ** 2
     found = student.branch_scores(batch)["student"]
     assert torch.allclose(found * 2.5, expected.clamp(min=0), atol=1e-6)
-    assert (found >= 0).all()
-    assert (found <= 1).all()
+    assert ((found >= 0) & (found <= 1)).all()
 
 
 def test_scoring_edits_nothing() -> None:
@@ -169,7 +162,7 @@ def test_every_layer_is_taught_by_a_loss_of_its_own() -> None:
 def test_targets_are_scaled_by_class_and_never_above_one() -> None:
     split = make_map_split()
     student, batch = fresh_hoiclip(split, layers=1), split.whole
-    admitted = torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
+    admitted = ADMITTED[batch.labels_o]
     raw = student.targets.raw(batch, admitted, student.is_real & admitted)
     scales = raw.max(0).values / 2
     student.target_scales.copy_(scales.where(scales > 0, 1.0))
@@ -178,12 +171,6 @@ def test_targets_are_scaled_by_class_and_never_above_one() -> None:
     logits = student(batch).masked_fill(~admitted, 0)
     expected = focal_loss(logits, targets, admitted, 2.0, alpha=0.5)
     assert torch.allclose(student.losses(batch, None).total, expected, rtol=1e-5)
-
-
-def test_what_is_frozen_is_no_weight_of_the_student() -> None:
-    student = fresh_hoiclip(make_map_split())
-    kept = {name for name, _ in student.named_parameters()} | set(student.state_dict())
-    assert not [name for name in kept if name.startswith("head.") or "texts" in name]
 
 
 def test_prototypes_are_made_of_first_crops() -> None:
@@ -211,14 +198,13 @@ def test_uncounted_labels_give_exactly_no_gradient() -> None:
     split = make_map_split()
     labels = targets_of(split, unseen=[0, 3])
     student = fresh_hoiclip(split, **LABELS, **DEPARTED)
-    grads = {}
+    grads = []
+    # Labels of hidden classes, were they there, would say nothing.
     for given in (labels, replace(labels, pairs=labels.pairs | torch.tensor([1, 0, 0, 1, 0, 0], dtype=torch.bool))):
         student.zero_grad()
         student.losses(split.whole, given).total.backward()
-        grads[id(given)] = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
-    first, second = grads.values()
-    # Labels of hidden classes, were they there, would say nothing.
-    assert torch.equal(first, second)
+        grads.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("settings", [{}, LABELS])
@@ -255,6 +241,8 @@ def test_what_was_prepared_is_in_the_weights() -> None:
     assert torch.equal(other.classify.verbs, looked.classify.verbs)
     assert not torch.equal(looked.classify.verbs, fresh_hoiclip(split).classify.verbs)
     assert (looked.target_scales < 1).any()
+    # What is frozen is the teacher's.
+    assert not [name for name in looked.state_dict() if name.startswith("head.") or "texts" in name]
 
 
 def test_preparation_does_not_depend_on_the_order_of_images() -> None:
@@ -273,12 +261,12 @@ def test_settings_that_the_cache_cannot_serve_are_refused() -> None:
     split = make_map_split()
     config = HoiclipConfig(method="hoiclip", heads=5)
     axes = {"L": 2, "M": 1, "C": CHANNELS}
-    with pytest.raises(UserError, match=r"no spatial map.*spatial_map: true"):
-        build_student(config, split.bank, VOCABULARY, {"L": 2, "M": 1})
-    with pytest.raises(UserError, match=r"no cell of its map"):
-        build_student(config, replace(split.bank, visual=None), VOCABULARY, axes)
-    with pytest.raises(UserError, match=r"multiple of heads 5.*got: 24"):
-        build_student(config, split.bank, VOCABULARY, axes)
+    error = refused(build_student, config, split.bank, VOCABULARY, {"L": 2, "M": 1})
+    assert ("no spatial map" in error.what, "spatial_map=true" in str(error.fix)) == (True, True)
+    without_head = replace(split.bank, visual=None)
+    assert "no cell of its map" in refused(build_student, config, without_head, VOCABULARY, axes).what
+    error = refused(build_student, config, split.bank, VOCABULARY, axes)
+    assert (error.expected, error.got) == ("a multiple of heads 5", 24)
     with pytest.raises(ValueError, match="width 10 is no multiple of heads 4"):
         HoiclipConfig(method="hoiclip", width=10, heads=4)
     for key in ({"zero_shot": "unseen_verb"}, {"label_fraction": 0.5}):

@@ -29,15 +29,19 @@ from hoi.students.layers import RaggedIndex
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
 from tests.fakes.models import teacher_config
-from tests.fakes.splits import VOCABULARY, make_bank, make_map_split
+from tests.fakes.splits import ADMITTED, VOCABULARY, make_bank, make_map_split
 
 
+@torch.no_grad()
 def copy_attention(own: Attention, torchs: nn.MultiheadAttention) -> None:
-    with torch.no_grad():
-        parts = (own.query, own.key, own.value)
-        torchs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
-        torchs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
-        torchs.out_proj.load_state_dict(own.out.state_dict())
+    parts = (own.query, own.key, own.value)
+    torchs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+    torchs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+    torchs.out_proj.load_state_dict(own.out.state_dict())
+
+
+def of_one_image(num_rows: int) -> RaggedIndex:
+    return RaggedIndex.of(torch.zeros(num_rows).long(), 1)
 
 
 def test_each_memorys_result_is_normalised_before_the_sum() -> None:
@@ -45,15 +49,13 @@ def test_each_memorys_result_is_normalised_before_the_sum() -> None:
     dual, torchs = DualAttention(16, 4, 0.1).eval(), nn.MultiheadAttention(16, 4, batch_first=True)
     copy_attention(dual.attention, torchs)
     queries, positions = torch.randn(3, 16), torch.randn(3, 16)
-    memories = [
-        Memory(torch.randn(n, 16), torch.randn(n, 16), RaggedIndex.of(torch.zeros(n).long(), 1)) for n in (5, 2)
-    ]
+    memories = [Memory(torch.randn(n, 16), torch.randn(n, 16), of_one_image(n)) for n in (5, 2)]
     expected = torch.zeros(3, 16)
     for memory in memories:
         keys = memory.tokens + memory.positions
         found, _ = torchs((queries + positions)[None], keys[None], memory.tokens[None])
         expected += F.layer_norm(queries + found[0], (16,))
-    result = dual(queries, positions, RaggedIndex.of(torch.zeros(3).long(), 1), memories)
+    result = dual(queries, positions, of_one_image(3), memories)
     assert torch.allclose(result, expected, atol=1e-5)
 
 
@@ -67,8 +69,8 @@ def test_a_layer_with_one_memory_is_torchs_decoder_layer() -> None:
     for theirs, own in (*norms, (torchs.linear1, layer.network[0]), (torchs.linear2, layer.network[3])):
         theirs.load_state_dict(own.state_dict())
     queries, tokens = torch.randn(4, 16), torch.randn(6, 16)
-    memory = Memory(tokens, torch.zeros(6, 16), RaggedIndex.of(torch.zeros(6).long(), 1))
-    found = layer(queries, torch.zeros(4, 16), RaggedIndex.of(torch.zeros(4).long(), 1), [memory])
+    memory = Memory(tokens, torch.zeros(6, 16), of_one_image(6))
+    found = layer(queries, torch.zeros(4, 16), of_one_image(4), [memory])
     assert torch.allclose(found, torchs(queries[None], tokens[None])[0], atol=1e-5)
 
 
@@ -143,14 +145,12 @@ def test_sums_are_the_same_to_the_bit_in_any_order_of_shards() -> None:
     features = torch.from_numpy(rng.normal(size=(num, 8))).half().float()
     weights = torch.from_numpy(rng.uniform(size=(num, 6)) ** 4).float()
     labels = torch.from_numpy(rng.integers(0, 4, num))
-    found = []
-    for parts in ([np.arange(num)], np.array_split(rng.permutation(num), 7)):
-        sums = RegionSums.empty(VOCABULARY, 8)
-        for rows in parts:
-            sums.add(weights[rows], features[rows], features[rows].flip(1), labels[rows])
-        found.append(sums)
-    assert torch.equal(found[0].union, found[1].union)
-    assert torch.equal(found[0].object, found[1].object)
+    whole, in_parts = RegionSums.empty(VOCABULARY, 8), RegionSums.empty(VOCABULARY, 8)
+    whole.add(weights, features, features.flip(1), labels)
+    for rows in np.array_split(rng.permutation(num), 7):
+        in_parts.add(weights[rows], features[rows], features[rows].flip(1), labels[rows])
+    assert torch.equal(whole.union, in_parts.union)
+    assert torch.equal(whole.object, in_parts.object)
 
 
 def test_a_class_s_top_pairs_have_the_target_one() -> None:
@@ -171,7 +171,7 @@ def test_a_class_s_top_pairs_have_the_target_one() -> None:
 def test_targets_are_union_scores_times_the_images() -> None:
     split = make_map_split((2, 1))
     batch, scale = split.whole, split.bank.logit_scale
-    admitted = torch.from_numpy(VOCABULARY.object_mask)[batch.labels_o]
+    admitted = ADMITTED[batch.labels_o]
     config = HoiclipConfig(method="hoiclip", targets={"image_exponent": 0.5})
     found = PairTargets(config, split.bank).raw(batch, admitted, admitted)
     union = (scale * batch.union_similarity[:, 0].float() / 2).softmax(-1)
@@ -185,39 +185,36 @@ def test_targets_are_union_scores_times_the_images() -> None:
 VOCABULARY_OF_TEXTS = Vocabulary(("person", "dog"), ("pet",), (("pet", "dog"),))
 
 
+@torch.no_grad()
 def test_a_vits_cells_are_projected_by_its_last_layers(tmp_path: Path) -> None:
     teacher: Any = build_teacher(teacher_config(tmp_path, "vit", spatial_map=True), "cpu")
     visual = teacher._model.visual
-    with torch.no_grad():
-        visual.ln_post.weight.uniform_(0.5, 1.5)
-        visual.ln_post.bias.normal_()
+    visual.ln_post.weight.uniform_(0.5, 1.5)
+    visual.ln_post.bias.normal_()
     head = FrozenHead(teacher.text_bank(VOCABULARY_OF_TEXTS).visual)
     maps = torch.randn(2, 32, 4, 4)
     embedding = F.normalize(torch.randn(2, 16), dim=-1)
     tokens = head.tokens(maps, embedding)
-    with torch.no_grad():
-        expected = visual.ln_post(maps.flatten(2).transpose(1, 2)) @ visual.proj
+    expected = visual.ln_post(maps.flatten(2).transpose(1, 2)) @ visual.proj
     assert torch.allclose(head.project(tokens)[:, 1:], expected, atol=1e-5)
     pooled = head.project(tokens)[:, 0]
     assert torch.allclose(F.normalize(pooled, dim=-1), embedding, atol=1e-4)
     assert torch.allclose(pooled.norm(dim=-1), expected.norm(dim=-1).mean(1), rtol=1e-3)
 
 
+@torch.no_grad()
 def test_a_resnets_cells_are_projected_by_its_pool(tmp_path: Path) -> None:
     teacher: Any = build_teacher(teacher_config(tmp_path, "resnet", spatial_map=True), "cpu")
     pool = teacher._model.visual.attnpool
-    with torch.no_grad():
-        # Without queries and positions the pool attends to its cells, and to their mean, alike.
-        pool.q_proj.weight.zero_()
-        pool.q_proj.bias.zero_()
-        pool.positional_embedding.zero_()
-        pool.v_proj.bias.normal_()
-        pool.c_proj.bias.normal_()
+    # Without queries and positions the pool attends to its cells, and to their mean, alike.
+    for zero in (pool.q_proj.weight, pool.q_proj.bias, pool.positional_embedding):
+        zero.zero_()
+    for bias in (pool.v_proj.bias, pool.c_proj.bias):
+        bias.normal_()
     head = FrozenHead(teacher.text_bank(VOCABULARY_OF_TEXTS).visual)
     maps = torch.randn(2, 256, 2, 2)
     cells = head.project(head.tokens(maps, torch.zeros(2, 16))[:, 1:])
-    with torch.no_grad():
-        assert torch.allclose(cells.mean(1), pool(maps), atol=1e-5)
+    assert torch.allclose(cells.mean(1), pool(maps), atol=1e-5)
 
 
 def test_a_bank_has_a_head_only_where_maps_are_cached(tmp_path: Path) -> None:

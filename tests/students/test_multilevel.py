@@ -9,24 +9,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from hoi.config import TrainConfig
-from hoi.errors import UserError
-from hoi.matching import label_targets
+from hoi.matching import LabelTargets, label_targets
 from hoi.students.base import StepLosses, Student, build_student
 from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.training.loop import fit
-from tests.fakes.splits import AXES, VOCABULARY, Split, make_bank, make_split
+from tests.fakes.pipelines import refused
+from tests.fakes.splits import ADMITTED, AXES, VOCABULARY, Split, make_bank, make_split
 from tests.fakes.splits import fresh_multilevel as fresh
 
-CPU = torch.device("cpu")
 
-
-def trained(split: Split, steps: int = 100, **settings: Any) -> Student:
+def trained(split: Split, labels: LabelTargets | None = None, **settings: Any) -> Student:
     """Overfitted to the whole split as one batch."""
     student = fresh(split, dropout=0.0, **settings)
-    train = TrainConfig(epochs=steps, batch_images=split.num_images, learning_rate=1e-2, weight_decay=0.0)
-    return fit(student, split, train, seed=0, device=CPU)[0]
+    train = TrainConfig(epochs=100, batch_images=split.num_images, learning_rate=1e-2, weight_decay=0.0)
+    return fit(student, split, train, seed=0, device=torch.device("cpu"), labels=labels)[0]
 
 
 @pytest.mark.parametrize("levels", [1, 2])
@@ -60,10 +59,8 @@ def test_losses_are_the_three_divergences_of_the_formula() -> None:
         "union": torch.stack(of_images).mean(),
         "human_object": divergence(t_g, highest).mean(),
     }
-    assert {k: v.item() for k, v in step.losses.items()} == pytest.approx(
-        {k: v.item() for k, v in by_hand.items()}, rel=1e-4
-    )
-    assert step.total.item() == pytest.approx(sum(by_hand.values()).item(), rel=1e-4)
+    torch.testing.assert_close(step.losses, by_hand, rtol=1e-4, atol=0)
+    torch.testing.assert_close(step.total, sum(by_hand.values()), rtol=1e-4, atol=0)
 
 
 def test_image_level_targets_alone_reach_the_human_object_branch() -> None:
@@ -83,11 +80,8 @@ def test_one_batch_can_be_overfitted_to_the_teachers_entropy(aggregation: str) -
     split = make_split((3, 1, 4, 2))
     student = trained(split, aggregation=aggregation)
     losses = student.losses(split.whole, None).losses
-    assert {name: round(loss.item(), 2) for name, loss in losses.items()} == {
-        "global": 0,
-        "union": 0,
-        "human_object": 0,
-    }
+    assert set(losses) == {"global", "union", "human_object"}
+    assert max(losses.values()) < 0.005
 
 
 @pytest.mark.slow
@@ -109,25 +103,7 @@ def test_images_without_pairs_teach_the_global_branch_only() -> None:
     assert student.branch_scores(split.whole)["student"].shape == (0, 6)
 
 
-DEPARTURES = {"targets": {"image": "pairs"}, "gate": {"exponent": 0.5}}
-"""From the paper."""
-
-
-@pytest.mark.parametrize("settings", [{}, DEPARTURES], ids=["faithful", "departures"])
-def test_permuting_images_permutes_scores_and_keeps_losses(settings: dict[str, Any]) -> None:
-    split = make_split((3, 1, 0, 4, 2)).with_pairs(rows_o=torch.tensor([20, 20, 21, 22, 23, 24, 24, 24, 25, 26]))
-    student = trained(split, steps=5, **settings)
-    order = np.array([4, 2, 0, 3, 1])
-    turned = split.batch(order)
-    for name, scores in student.branch_scores(split.whole).items():
-        assert torch.allclose(student.branch_scores(turned)[name], scores[turned.pair_rows], atol=1e-5), name
-    one, other = student.losses(split.whole, None).losses, student.losses(turned, None).losses
-    assert {k: v.item() for k, v in one.items()} == pytest.approx({k: v.item() for k, v in other.items()}, rel=1e-4)
-
-
-def human_object_loss(
-    split: Split, logits: torch.Tensor, logit_bias: float | None = None, **settings: Any
-) -> StepLosses:
+def human_object_loss(split: Split, logits: torch.Tensor, **settings: Any) -> StepLosses:
     """The losses of a student that learns from its pairs and whose human-object branch says these logits."""
     student = fresh(split, targets={"image": "pairs"}, **settings)
     said = replace(student(split.whole), human_object=logits)
@@ -151,7 +127,7 @@ def test_targets_from_pairs_are_the_best_pair_by_interaction(aggregation: str) -
     split = make_split((2, 1, 3))
     targets = targets_by_hand(split)
     logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    admitted = ADMITTED[split.whole.labels_o]
     of_images = (logits / 2).masked_fill(~admitted, -1e9).split((2, 1, 3))
     how = {
         "max": lambda z: z.max(0).values,
@@ -162,34 +138,25 @@ def test_targets_from_pairs_are_the_best_pair_by_interaction(aggregation: str) -
     by_hand = (torch.xlogy(targets, targets) - targets * log_scores).sum(-1).mean()
     found = human_object_loss(split, logits, aggregation=aggregation).losses["human_object"]
     assert found.item() == pytest.approx(by_hand.item(), rel=1e-4)
-
-
-def test_a_student_that_says_the_targets_from_pairs_has_no_loss() -> None:
-    """So they sum to 1 over what the objects admit, whatever the branch says of the rest."""
-    split = make_split((2, 1, 3))
-    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
-    logits = 2 * targets_by_hand(split).log()[split.whole.pair_image]
-    step = human_object_loss(split, logits.where(admitted, torch.tensor(40.0)))
+    # A student that says them has no loss, whatever it says of what the objects do not admit.
+    said = 2 * targets.log()[split.whole.pair_image]
+    step = human_object_loss(split, said.where(admitted, torch.tensor(40.0)))
     assert step.losses["human_object"].item() == pytest.approx(0, abs=1e-6)
     assert step.agreement["human_object"].tolist() == [True] * 3
 
 
 @pytest.mark.parametrize("logit_bias", [None, -5.0])
 @pytest.mark.parametrize("aggregation", ["max", "logsumexp", "softmax_mean"])
-def test_what_an_object_does_not_admit_has_no_gradient(aggregation: str, logit_bias: float | None) -> None:
+def test_what_an_object_does_not_admit_teaches_nothing(aggregation: str, logit_bias: float | None) -> None:
     split = make_split((2, 1, 3), logit_bias=logit_bias)
-    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    admitted = ADMITTED[split.whole.labels_o]
     logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     human_object_loss(split, logits, aggregation=aggregation).losses["human_object"].backward()
     assert logits.grad is not None
     assert not logits.grad[~admitted].any()
     assert logits.grad[admitted].any()
-
-
-@pytest.mark.parametrize("logit_bias", [None, -5.0])
-@pytest.mark.parametrize("aggregation", ["max", "logsumexp", "softmax_mean"])
-def test_pairs_whose_objects_admit_nothing_teach_nothing(aggregation: str, logit_bias: float | None) -> None:
-    split = make_split((2, 1), logit_bias=logit_bias).with_pairs(labels_o=torch.tensor([3, 0, 3]))
+    # Nor does anything where no object admits anything.
+    split = split.with_pairs(labels_o=torch.tensor([3, 0, 3, 3, 0, 0]))
     student = fresh(split, targets={"image": "pairs"}, aggregation=aggregation)
     step = student.losses(split.whole, None)
     assert step.losses["human_object"] == 0
@@ -223,44 +190,35 @@ def test_the_gate_changes_real_interactions_of_the_fused_row() -> None:
     expected = plain["student"].clone()
     expected[0, :2] *= gate[0].sqrt()
     expected[1:3, 3:5] *= gate[1:, None].sqrt()
-    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    admitted = ADMITTED[split.whole.labels_o]
     torch.testing.assert_close(scores["student"][admitted], expected[admitted], rtol=1e-5, atol=0)
     assert torch.isfinite(scores["student"]).all()
-
-
-def test_fusion_is_the_product_and_the_global_factor_is_optional() -> None:
-    split = make_split()
-    scores = fresh(split).branch_scores(split.whole)
-    assert torch.allclose(scores["student"], scores["union"] * scores["human_object"])
-    assert torch.allclose(scores["union"].sum(-1), torch.ones(10))
-    assert torch.equal(scores["global"][0], scores["global"][1])
-    weighted = fresh(split, score={"weights": {"global": 0.5}}).branch_scores(split.whole)
-    assert torch.allclose(weighted["student"], scores["student"] * scores["global"].sqrt())
 
 
 def test_labels_are_learned_where_the_object_admits_them() -> None:
     split = make_split((3, 1, 4, 2))
     targets = label_targets([split.whole], split.labels, VOCABULARY, 4)
-    student = fresh(split, dropout=0.0, supervision="labels")
-    before = student.losses(split.whole, targets).total
-    train = TrainConfig(epochs=100, batch_images=4, learning_rate=1e-2, weight_decay=0.0)
-    student, _ = fit(student, split, train, seed=0, device=CPU, labels=targets)
-    assert student.losses(split.whole, targets).total < 0.05 * before
-    admitted = torch.from_numpy(VOCABULARY.object_mask)[split.whole.labels_o]
+    untrained, student = fresh(split, supervision="labels"), trained(split, targets, supervision="labels")
+    before, after = (each.losses(split.whole, targets).total for each in (untrained, student))
+    assert after < 0.05 * before
     scores = student.branch_scores(split.whole)
-    assert torch.equal((scores["human_object"] > 0.5) & admitted, targets.pairs)
-    assert torch.equal((scores["union"] > 0.5) & admitted, targets.pairs)
+    for branch in ("human_object", "union"):
+        assert torch.equal((scores[branch] > 0.5) & ADMITTED[split.whole.labels_o], targets.pairs)
+    # Before training, one in K is expected.
+    assert untrained.branch_scores(split.whole)["union"].median().item() == pytest.approx(1 / 6, abs=0.1)
 
 
-def test_an_untrained_labelled_student_expects_one_in_k() -> None:
-    split = make_split()
-    scores = fresh(split, supervision="labels").branch_scores(split.whole)
-    assert scores["union"].median().item() == pytest.approx(1 / 6, abs=0.1)
-
-
-def test_sigmoid_scores_without_a_bias_are_refused() -> None:
-    with pytest.raises(UserError, match="the teacher has no logit bias"):
-        build_student(MultiLevelConfig(score={"form": "sigmoid"}), make_bank(), VOCABULARY, AXES)
+def test_settings_that_cannot_be_are_refused() -> None:
+    sigmoid = MultiLevelConfig(score={"form": "sigmoid"})
+    assert "the teacher has no logit bias" in refused(build_student, sigmoid, make_bank(), VOCABULARY, AXES).what
+    without_branch: Any = {"fusion": "early", "score": {"weights": {"human_object": 0.0}}}
+    for settings, problem in (
+        ({"targets": {"pair_teachers": {"clip": 0.0}}}, "every teacher has the weight 0"),
+        (without_branch, "every branch has the weight 0"),
+        ({"score": {"weights": {"union": 0.0, "human_object": 0.0}}}, "every branch has the weight 0"),
+    ):
+        with pytest.raises(ValidationError, match=problem):
+            MultiLevelConfig(**settings)
 
 
 def test_the_seed_alone_decides_the_first_weights() -> None:

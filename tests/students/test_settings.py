@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from hoi.config import parse_student
-from hoi.errors import UserError
 from hoi.students.multilevel.settings import MultiLevelConfig
+from tests.fakes.pipelines import refused
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,9 @@ from hoi.students.multilevel.settings import MultiLevelConfig
     ],
 )
 def test_a_flat_key_is_refused_with_its_new_place(plain: dict[str, Any], old: str, new: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse_student(plain, "file.yaml", "students.mine")
-    assert f"'{old}' is now '{new}'" in caught.value.what
-    assert f"students.mine.{old}" in str(caught.value.where)
+    error = refused(parse_student, plain, "file.yaml", "students.mine")
+    assert f"'{old}' is now '{new}'" in error.what
+    assert f"students.mine.{old}" in str(error.where)
 
 
 def test_keys_are_dotted_in_lists_of_settings() -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,23 +62,19 @@ class Shares:
     def num_images(self) -> int:
         return self.split.num_images
 
-    def batches(
-        self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
-    ) -> Iterator[PairBatch]:
-        for batch in self.split.batches(batch_images, rng, extra):
+    def batches(self, *arguments: Any) -> Iterator[PairBatch]:
+        for batch in self.split.batches(*arguments):
             yield self.split.batch(self.group.own(batch.image_rows.numpy()))
 
 
 class Interrupted(Shares):
     """Shares of one epoch; all processes are interrupted before the next."""
 
-    def batches(
-        self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
-    ) -> Iterator[PairBatch]:
-        object.__setattr__(self, "epochs_begun", getattr(self, "epochs_begun", 0) + 1)
-        if getattr(self, "epochs_begun") == 2:  # noqa: B009
+    def batches(self, *arguments: Any) -> Iterator[PairBatch]:
+        vars(self)["epochs_begun"] = vars(self).get("epochs_begun", 0) + 1
+        if vars(self)["epochs_begun"] == 2:
             raise KeyboardInterrupt
-        return super().batches(batch_images, rng, extra)
+        return super().batches(*arguments)
 
 
 def train(name: str, folder: Path, group: Group, config: TrainConfig = TRAIN, source: Shares | None = None) -> Student:
@@ -197,15 +192,9 @@ def test_processes_go_on_from_the_first_ones_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("work", "said"),
     [
-        (fails_on_the_second, r"error: the second one cannot go on · where: here"),
-        (
-            too_few_images,
-            r"error: a batch has fewer images than there are processes to share it .*next: raise train.batch_images",
-        ),
-        (
-            is_killed,
-            r"error: another process of this training ended without an error message .*process 0 of 2 · .*next:",
-        ),
+        (fails_on_the_second, "error: the second one cannot go on · where: here"),
+        (too_few_images, "error: a batch has fewer images than there are processes to share it · where: process"),
+        (is_killed, "error: another process of this training ended without an error message · where: process 0 of 2"),
     ],
 )
 def test_a_process_that_fails_ends_all_with_one_line(
@@ -214,4 +203,4 @@ def test_a_process_that_fails_ends_all_with_one_line(
     codes = run_processes(2, work, tmp_path)
     assert 0 not in codes
     (line,) = errors(tmp_path, 2)
-    assert re.match(said, line)
+    assert line.startswith(said)
