@@ -111,19 +111,15 @@ def write_vlm(folder: Path, family: str, seed: int = 0, **sizes: Any) -> Path:
     Args:
         sizes: `width`, `layers`, `image_px` in place of the small ones.
     """
+    import transformers
+
     torch.manual_seed(seed)
     with quiet():
-        model, processor = FAMILIES[family](**sizes)
+        model, processor = FAMILIES[family](transformers, **sizes)
         model.generation_config.update(eos_token_id=processor.tokenizer.eos_token_id)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return folder
-
-
-def _transformers() -> Any:
-    import transformers
-
-    return transformers
 
 
 def _tokenizer(special: list[str], eos: str, *, sentencepiece: bool = False, **named: str) -> Any:
@@ -131,89 +127,81 @@ def _tokenizer(special: list[str], eos: str, *, sentencepiece: bool = False, **n
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    tokenizer = Tokenizer(models.BPE(byte_fallback=sentencepiece))
     if sentencepiece:
-        tokenizer = Tokenizer(models.BPE(byte_fallback=True))
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        )
-        alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
-        trainer = trainers.BpeTrainer(
-            vocab_size=700, special_tokens=["<pad>", *special, *alphabet], show_progress=False
-        )
+        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(parts)
+        special, alphabet, size = [*special, *(f"<0x{byte:02X}>" for byte in range(256))], [], 700
         # Word by word: the normaliser puts "▁" before each.
-        tokenizer.train_from_iterator([word for sentence in SENTENCES for word in sentence.split()], trainer)
+        texts = [word for sentence in SENTENCES for word in sentence.split()]
     else:
-        tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=420,
-            special_tokens=["<pad>", *special],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(SENTENCES, trainer)
+        alphabet, size, texts = pre_tokenizers.ByteLevel.alphabet(), 420, SENTENCES
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<pad>", *special], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     extra = {"extra_special_tokens": named} if named else {}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=eos, **extra)
 
 
-def _qwen(kind: str, width: int = WIDTH, layers: int = LAYERS, image_px: int = 112) -> tuple[Any, Any]:
-    """Qwen-VL: position ids follow the image's grid (M-RoPE); of 3.5, every second layer is a recurrent one."""
-    t = _transformers()
+def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return {**TEXT, "vocab_size": len(tokenizer), **ids, **more}
 
+
+def _siglip(image_px: int, **more: Any) -> dict[str, Any]:
+    kind = {"model_type": "siglip_vision_model", "vision_use_head": False}
+    return {**VISION, **kind, "image_size": image_px, "patch_size": 8, **more}
+
+
+def _qwen(kind: str, t: Any, width: int = WIDTH, layers: int = LAYERS, image_px: int = 112) -> tuple[Any, Any]:
+    """Qwen-VL: position ids follow the image's grid (M-RoPE); of 3.5, every second layer is a recurrent one."""
     image, video, start, end = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
     tokenizer = _tokenizer(["<|im_start|>", "<|im_end|>", start, end, image, video], "<|im_end|>")
-    ids = tokenizer.convert_tokens_to_ids
     patch = 14 if kind == "qwen2_vl" else 16
     size = {"shortest_edge": (2 * patch) ** 2, "longest_edge": image_px**2}
     head = width // HEADS
-    text = {**TEXT, "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width}
-    text |= {"num_hidden_layers": layers, "head_dim": head, "eos_token_id": tokenizer.eos_token_id}
-    text |= {"bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
+    wide = {"hidden_size": width, "intermediate_size": 2 * width}
+    text = _text(tokenizer, **wide, num_hidden_layers=layers, head_dim=head, bos_token_id=None)
     section = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [head // 8, head // 8, head // 4]}
     text["rope_parameters"] = section if kind == "qwen2_vl" else {**section, "mrope_interleaved": True}
-    vision = {"patch_size": patch, "depth": layers, "num_heads": HEADS, "initializer_range": SPREAD}
-    vision |= {"hidden_size": width}
-    tokens = {"image_token_id": ids(image), "video_token_id": ids(video)}
-    tokens |= {"vision_start_token_id": ids(start), "vision_end_token_id": ids(end)}
+    vision: dict[str, Any] = {"patch_size": patch, "depth": layers, "num_heads": HEADS, "initializer_range": SPREAD}
+    named = {"image": image, "video": video, "vision_start": start, "vision_end": end}
+    config: dict[str, Any] = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()
+    }
+    config |= {"text_config": text, "vision_config": vision}
+    family = "Qwen2VL" if kind == "qwen2_vl" else "Qwen3VL"
+    images = t.Qwen2VLImageProcessor(size=size, patch_size=patch)
+    videos = getattr(t, f"{family}VideoProcessor")(size=size, patch_size=patch)
     template = CHATML.replace("IMAGE", f"{start}{image}{end}")
-    image_processor = t.Qwen2VLImageProcessor(size=size, patch_size=patch)
+    processor = getattr(t, f"{family}Processor")(images, tokenizer, videos, chat_template=template)
     if kind == "qwen2_vl":
-        config: Any = t.Qwen2VLConfig(
-            text_config=text, vision_config={**vision, "embed_dim": width, "mlp_ratio": 2}, **tokens
-        )
-        videos: Any = t.Qwen2VLVideoProcessor(size=size, patch_size=patch)
-        processor: Any = t.Qwen2VLProcessor(image_processor, tokenizer, videos, chat_template=template)
-        return t.Qwen2VLForConditionalGeneration(config), processor
-    vision |= {"out_hidden_size": width, "intermediate_size": 2 * width, "num_position_embeddings": 64}
-    videos = t.Qwen3VLVideoProcessor(size=size, patch_size=patch)
-    processor = t.Qwen3VLProcessor(image_processor, tokenizer, videos, chat_template=template)
+        vision |= {"hidden_size": width, "embed_dim": width, "mlp_ratio": 2}
+        return t.Qwen2VLForConditionalGeneration(t.Qwen2VLConfig(**config)), processor
+    vision |= {**wide, "out_hidden_size": width, "num_position_embeddings": 64}
     if kind == "qwen3_vl":
-        config = t.Qwen3VLConfig(text_config=text, vision_config={**vision, "deepstack_visual_indexes": [0]}, **tokens)
-        return t.Qwen3VLForConditionalGeneration(config), processor
+        vision["deepstack_visual_indexes"] = [0]
+        return t.Qwen3VLForConditionalGeneration(t.Qwen3VLConfig(**config)), processor
     text |= {"layer_types": ["linear_attention", "full_attention"] * (layers // 2), "head_dim": 32}
     text |= {f"linear_num_{kind}_heads": 2 for kind in ("key", "value")}
     text |= {f"linear_{kind}_head_dim": 16 for kind in ("key", "value")}
-    text["rope_parameters"] = {**text["rope_parameters"], "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
-    config = t.Qwen3_5Config(text_config=text, vision_config=vision, **tokens)
-    return t.Qwen3_5ForConditionalGeneration(config), processor
+    text["rope_parameters"] |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
+    return t.Qwen3_5ForConditionalGeneration(t.Qwen3_5Config(**config)), processor
 
 
-def _llava(image_px: int = 56) -> tuple[Any, Any]:
+def _llava(t: Any, image_px: int = 56) -> tuple[Any, Any]:
     """LLaVA: a CLIP tower before a Llama, whose tokenizer puts a space before every text."""
-    t = _transformers()
-
     tokenizer = _tokenizer(["<s>", "</s>", "<image>"], "</s>", sentencepiece=True)
     vision = t.CLIPVisionConfig(**VISION, image_size=image_px, patch_size=14)
-    text = t.LlamaConfig(**TEXT, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
-    image = tokenizer.convert_tokens_to_ids("<image>")
+    text, image = t.LlamaConfig(**_text(tokenizer)), tokenizer.convert_tokens_to_ids("<image>")
     config = t.LlavaConfig(vision_config=vision, text_config=text, image_token_id=image, vision_feature_layer=-1)
-    image_processor = t.CLIPImageProcessor(
-        size={"shortest_edge": image_px}, crop_size={"height": image_px, "width": image_px}
-    )
+    crop = {"height": image_px, "width": image_px}
     processor = t.LlavaProcessor(
-        image_processor,
+        t.CLIPImageProcessor(size={"shortest_edge": image_px}, crop_size=crop),
         tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
@@ -223,84 +211,62 @@ def _llava(image_px: int = 56) -> tuple[Any, Any]:
     return t.LlavaForConditionalGeneration(config), processor
 
 
-def _idefics3(image_px: int = 32) -> tuple[Any, Any]:
+def _idefics3(t: Any, image_px: int = 32) -> tuple[Any, Any]:
     """Idefics3 (and SmolVLM): an image is cut into tiles."""
-    t = _transformers()
-
     around, end = "<fake_token_around_image>", "<end_of_utterance>"
     places = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
     tokenizer = _tokenizer(["<|im_start|>", "<image>", around, "<global-img>", end, *places], end)
-    vision = {**VISION, "image_size": image_px, "patch_size": 8}
-    text = {**TEXT, "model_type": "llama", "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    text |= {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    config = t.Idefics3Config(vision_config=vision, text_config=text, image_token_id=image, scale_factor=2)
-    image_processor = t.Idefics3ImageProcessor(
-        size={"longest_edge": 2 * image_px}, max_image_size={"longest_edge": image_px}
+    config = t.Idefics3Config(
+        vision_config={**VISION, "image_size": image_px, "patch_size": 8},
+        text_config=_text(tokenizer, model_type="llama", bos_token_id=None),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
     )
-    template = VICUNA.replace("<image>\n", "<image>").replace(
-        "{% endfor %}{% endfor %}", f"{{% endfor %}}{end}\n{{% endfor %}}"
-    )
-    processor = t.Idefics3Processor(
-        image_processor, tokenizer, image_seq_len=(image_px // 8 // 2) ** 2, chat_template=template
-    )
+    tiles, ends = {"longest_edge": image_px}, "{% endfor %}{% endfor %}"
+    images = t.Idefics3ImageProcessor(size={"longest_edge": 2 * image_px}, max_image_size=tiles)
+    template = VICUNA.replace("<image>\n", "<image>").replace(ends, f"{{% endfor %}}{end}\n{{% endfor %}}")
+    number = (image_px // 8 // 2) ** 2
+    processor = t.Idefics3Processor(images, tokenizer, image_seq_len=number, chat_template=template)
     return t.Idefics3ForConditionalGeneration(config), processor
 
 
-def _paligemma(image_px: int = 32) -> tuple[Any, Any]:
+def _paligemma(t: Any, image_px: int = 32) -> tuple[Any, Any]:
     """PaliGemma: no chat template, positions from 1, and a prompt whose tokens all see each other."""
-    t = _transformers()
-
     tokenizer = _tokenizer(["<bos>", "<eos>", "<image>"], "<eos>", image_token="<image>")
     tokenizer.bos_token = "<bos>"
-    image_processor = t.SiglipImageProcessor(size={"height": image_px, "width": image_px})
-    image_processor.image_seq_length = (image_px // 8) ** 2
-    processor = t.PaliGemmaProcessor(image_processor, tokenizer)
-    vision = {**VISION, "model_type": "siglip_vision_model", "image_size": image_px, "patch_size": 8}
-    vision |= {"projection_dim": WIDTH, "vision_use_head": False}
-    text = {**TEXT, "model_type": "gemma", "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    images = t.SiglipImageProcessor(size={"height": image_px, "width": image_px})
+    images.image_seq_length = (image_px // 8) ** 2
+    # Before the config: it adds tokens for places.
+    processor = t.PaliGemmaProcessor(images, tokenizer)
     config = t.PaliGemmaConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=_siglip(image_px, projection_dim=WIDTH),
+        text_config=_text(tokenizer, model_type="gemma", bos_token_id=tokenizer.bos_token_id),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=WIDTH,
     )
     return t.PaliGemmaForConditionalGeneration(config), processor
 
 
-def _gemma3(image_px: int = 32) -> tuple[Any, Any]:
+def _gemma3(t: Any, image_px: int = 32) -> tuple[Any, Any]:
     """Gemma 3: layers that only see the last few tokens, and image tokens that all see each other."""
-    t = _transformers()
-
-    begin, end, image = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
-    tokenizer = _tokenizer(
-        ["<bos>", "<|im_start|>", "<|im_end|>", begin, end, image],
-        "<|im_end|>",
-        boi_token=begin,
-        eoi_token=end,
-        image_token=image,
-    )
+    named = {"boi": "<start_of_image>", "eoi": "<end_of_image>", "image": "<image_soft_token>"}
+    special = ["<bos>", "<|im_start|>", "<|im_end|>", *named.values()]
+    tokenizer = _tokenizer(special, "<|im_end|>", **{f"{name}_token": token for name, token in named.items()})
     tokenizer.bos_token = "<bos>"
-    ids = tokenizer.convert_tokens_to_ids
     number = (image_px // 8 // 2) ** 2
-    vision = {**VISION, "model_type": "siglip_vision_model", "image_size": image_px, "patch_size": 8}
-    text = {**TEXT, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "sliding_window": 8}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    text |= {"layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": WIDTH // HEADS}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
     config = t.Gemma3Config(
-        text_config=text,
-        vision_config={**vision, "vision_use_head": False},
+        text_config=_text(
+            tokenizer, bos_token_id=tokenizer.bos_token_id, query_pre_attn_scalar=WIDTH // HEADS, **layers
+        ),
+        vision_config=_siglip(image_px),
         mm_tokens_per_image=number,
-        boi_token_index=ids(begin),
-        eoi_token_index=ids(end),
-        image_token_index=ids(image),
         initializer_range=SPREAD,
+        **{f"{name}_token_index": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()},
     )
-    image_processor = t.Gemma3ImageProcessor(size={"height": image_px, "width": image_px})
-    processor = t.Gemma3Processor(
-        image_processor, tokenizer, image_seq_length=number, chat_template=CHATML.replace("IMAGE", begin)
-    )
+    images = t.Gemma3ImageProcessor(size={"height": image_px, "width": image_px})
+    template = CHATML.replace("IMAGE", named["boi"])
+    processor = t.Gemma3Processor(images, tokenizer, image_seq_length=number, chat_template=template)
     model = t.Gemma3ForConditionalGeneration(config)
     # Initialised to zero otherwise, and then the image has no influence.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=SPREAD)
@@ -308,9 +274,7 @@ def _gemma3(image_px: int = 32) -> tuple[Any, Any]:
 
 
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {
-    "qwen2_vl": partial(_qwen, "qwen2_vl"),
-    "qwen3_vl": partial(_qwen, "qwen3_vl"),
-    "qwen3_5": partial(_qwen, "qwen3_5"),
+    **{kind: partial(_qwen, kind) for kind in ("qwen2_vl", "qwen3_vl", "qwen3_5")},
     "llava": _llava,
     "idefics3": _idefics3,
     "paligemma": _paligemma,
