@@ -16,6 +16,8 @@ from hoi.records import Detections
 from hoi.registry import load_target
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 
+RAW_DETECTIONS = 1000
+"""Boxes that a model itself may keep: those of classes outside the vocabulary must not use up `max_detections`."""
 OPEN_VOCABULARY = "detector.name open_vocabulary, with pip install 'hoi-distill[open-vocabulary]'"
 
 

@@ -18,14 +18,12 @@ import yaml
 from torch import Tensor
 
 from hoi.config import Detectron2DetectorConfig
-from hoi.detectors import keep_detections, kept_settings, match_classes
+from hoi.detectors import RAW_DETECTIONS, keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary
 from hoi.weights import RANDOM, RANDOM_SEED, load_weights, read_weights, weights_sha256
 
-RAW_DETECTIONS = 1000
-"""Boxes that the model itself may keep: those of classes outside the vocabulary must not use up `max_detections`."""
 INSTALL = (
     "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git (it compiles against the "
     "installed torch; needs a C++ compiler and minutes), or use detector.name torchvision"
@@ -144,11 +142,8 @@ def _read_state(config: Detectron2DetectorConfig) -> dict[str, Tensor]:
     if path.suffix != ".pkl":
         return read_weights(path)
     if not config.trust_pickle:
-        problem, fix = (
-            "a .pkl file may run code when it is read",
-            "set detector.trust_pickle: true if you trust its maker",
-        )
-        raise UserError(problem, where=path, expected="a .safetensors or .pth file", fix=fix)
+        fix, expected = "set detector.trust_pickle: true if you trust its maker", "a .safetensors or .pth file"
+        raise UserError("a .pkl file may run code when it is read", where=path, expected=expected, fix=fix)
     if not path.is_file():
         raise UserError("there is no such weight file", where=path, fix="check the path")
     try:

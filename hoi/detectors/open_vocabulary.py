@@ -60,7 +60,7 @@ class OpenVocabularyDetector:
             "name": "open_vocabulary",
             "kind": self._kind,
             "weights_sha256": self._sha256,
-            **self._model.provenance(),
+            **self._model.asked,
             **kept_settings(self._config),
         }
 
@@ -79,12 +79,13 @@ class Owlv2:
 
     def __init__(self, model: Any, processor: Any, names: Sequence[str], device: str) -> None:
         self._model, self._images, self._device = model, processor.image_processor, device
-        self._texts = [f"a photo of {a_object(name)}" for name in names]
+        texts = [f"a photo of {a_object(name)}" for name in names]
         longest = model.config.text_config.max_position_embeddings
         tokens = processor.tokenizer(
-            self._texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
+            texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
         )
         self._tokens = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+        self.asked = _asked(self._images, texts, tokens["input_ids"])
 
     def read(self, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes [Q, 4] (xyxy, pixels), their best classes' scores [Q] and rows [Q]."""
@@ -93,19 +94,17 @@ class Owlv2:
         scores, classes = found.logits[0].sigmoid().max(-1)
         return _xyxy(found.pred_boxes[0]) * max(image.shape[:2]), scores, classes
 
-    def provenance(self) -> dict[str, object]:
-        return _asked(self._images, self._texts, self._tokens["input_ids"])
-
 
 class GroundingDino:
     """Grounding DINO: one caption of all classes, "person . bicycle .", or several if one is too long."""
 
     def __init__(self, model: Any, processor: Any, names: Sequence[str], device: str) -> None:
         self._model, self._images, self._device = model, processor.image_processor, device
-        tokenizer = processor.tokenizer
-        pieces = [tokenizer(f"{spaced(name).lower()} .", add_special_tokens=False)["input_ids"] for name in names]
+        tokenizer, texts = processor.tokenizer, [spaced(name).lower() for name in names]
+        pieces = [tokenizer(f"{text} .", add_special_tokens=False)["input_ids"] for text in texts]
         self._captions = _captions(pieces, tokenizer.cls_token_id, tokenizer.sep_token_id, model.config.max_text_len)
-        self._texts = [spaced(name).lower() for name in names]
+        ids = torch.tensor([token for tokens, _ in self._captions for token in tokens])
+        self.asked = _asked(self._images, texts, ids)
 
     def read(self, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         prepared = _prepared(self._images, image).to(self._device)
@@ -127,10 +126,6 @@ class GroundingDino:
             scores.append(best)
             classes.append(torch.tensor([row for row, _, _ in spans], device=self._device)[place])
         return torch.cat(boxes), torch.cat(scores), torch.cat(classes)
-
-    def provenance(self) -> dict[str, object]:
-        ids = torch.tensor([token for tokens, _ in self._captions for token in tokens])
-        return _asked(self._images, self._texts, ids)
 
 
 Caption = tuple[list[int], list[tuple[int, int, int]]]

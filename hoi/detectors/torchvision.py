@@ -12,14 +12,11 @@ import torch
 import torchvision
 
 from hoi.config import TorchvisionDetectorConfig
-from hoi.detectors import keep_detections, kept_settings, match_classes
+from hoi.detectors import RAW_DETECTIONS, keep_detections, kept_settings, match_classes
 from hoi.errors import UserError, nearest
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary
 from hoi.weights import RANDOM, RANDOM_SEED, load_weights, read_weights, weights_sha256
-
-RAW_DETECTIONS = 1000
-"""Boxes that the model itself may keep: those of classes outside the vocabulary must not use up `max_detections`."""
 
 
 class TorchvisionDetector:

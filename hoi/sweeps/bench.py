@@ -6,7 +6,6 @@ Every world is a sweep of its own, so what is finished is kept and a failed run 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ class World:
     rows: list[ResultRow]  # baselines, students, and labels on the detections
     comparisons: list[Comparison]  # those of the bench file whose rows were evaluated and whose means have annotations
     ways: list[Headroom]
-    failed: dict[tuple[str, int], str]  # reasons by row and seed
+    table: SweepTable  # of the students
 
     @property
     def title(self) -> str:
@@ -61,13 +60,10 @@ class World:
             f"pairs, {positives} annotated interactions"
         )
 
-    def differences(self) -> Iterator[str]:
-        """Yield a line for each comparison, then one for each headroom."""
-        yield from map(str, self.comparisons)
-        yield from map(str, self.ways)
-
-    def failures(self) -> Iterator[str]:
-        yield from (f"failed: {name} seed {seed}: {text}" for (name, seed), text in self.failed.items())
+    @property
+    def lines(self) -> list[str]:
+        """A line for each comparison, each headroom and each failure."""
+        return [*map(str, self.comparisons), *map(str, self.ways), *self.table.failures()]
 
     def plain_rows(self) -> list[dict[str, Any]]:
         """Return the rows as they go into results.json."""
@@ -84,7 +80,7 @@ class World:
             "means": means_over_seeds(self.rows),
             "comparisons": [found.to_dict() for found in self.comparisons],
             "headroom": [way.to_dict() for way in self.ways],
-            "failed": [{"name": name, "seed": seed, "reason": text} for (name, seed), text in self.failed.items()],
+            "failed": self.table.plain_failures(),
             "config": self.config.model_dump(mode="json"),
             "fingerprint": self.fingerprint,
         }
@@ -100,13 +96,12 @@ class BenchReport:
     @property
     def has_failed(self) -> bool:
         """Whether some row is missing."""
-        return any(world.failed for world in self.worlds)
+        return any(world.table.failed for world in self.worlds)
 
     def __str__(self) -> str:
         parts = ["mean average precision in percent by HICO-DET's official rule, ± sd over seeds"]
         for world in self.worlds:
-            lines = [*world.differences(), *world.failures()]
-            parts += [f"{world.title}\n{format_table(world.rows)}", "\n".join(lines)]
+            parts += [f"{world.title}\n{format_table(world.rows)}", "\n".join(world.lines)]
         return "\n\n".join([*filter(None, parts), "\n".join(f"wrote {file}" for file in self.files)])
 
 
@@ -119,7 +114,12 @@ def run_bench(bench: Bench, factory: ModelFactory | None = None) -> BenchReport:
     for seed, asked in bench.sweeps.items():
         print(build_cache(asked.config, factory), flush=True)
         worlds.append(_world(bench, seed, asked, run_sweep(asked)))
-    return _write(bench, worlds)
+    table, summary, results = files = [bench.output / name for name in ("table.md", "summary.json", "results.json")]
+    write_atomically(table, _markdown(bench, worlds).encode())
+    versions = {"commit": commit(), "versions": library_versions(LIBRARIES)}
+    write_json(summary, {"name": bench.name, "worlds": [world.to_dict() for world in worlds], **versions})
+    write_json(results, [row for world in worlds for row in world.plain_rows()])
+    return BenchReport(worlds, files)
 
 
 def _world(bench: Bench, seed: int, asked: Sweep, table: SweepTable) -> World:
@@ -132,7 +132,7 @@ def _world(bench: Bench, seed: int, asked: Sweep, table: SweepTable) -> World:
     ways = [way for way in bench.headroom if {way.of, way.start, way.goal} <= graded]
     shares = [headroom(rows, way.of, way.start, way.goal) for way in ways]
     numbers = (split.num_images, split.num_pairs, split.fingerprint)
-    return World(seed, asked.config, *numbers, rows, comparisons, shares, table.failed)
+    return World(seed, asked.config, *numbers, rows, comparisons, shares, table)
 
 
 def _ceiling(config: PipelineConfig, fingerprint: str) -> ResultRow:
@@ -147,20 +147,9 @@ def _ceiling(config: PipelineConfig, fingerprint: str) -> ResultRow:
     return from_plain(kept)
 
 
-def _write(bench: Bench, worlds: list[World]) -> BenchReport:
-    files = [bench.output / name for name in ("table.md", "summary.json", "results.json")]
-    table, summary, results = files
-    write_atomically(table, _markdown(bench, worlds).encode())
-    versions = {"commit": commit(), "versions": library_versions(LIBRARIES)}
-    write_json(summary, {"name": bench.name, "worlds": [world.to_dict() for world in worlds], **versions})
-    write_json(results, [row for world in worlds for row in world.plain_rows()])
-    return BenchReport(worlds, files)
-
-
 def _markdown(bench: Bench, worlds: list[World]) -> str:
     parts = [f"# {bench.name}", "Mean average precision in percent by HICO-DET's official rule, ± sd over seeds."]
     for world in worlds:
         table = textwrap.indent(format_table(world.rows), "    ")
-        lines = "\n".join(f"- {line}" for line in (*world.differences(), *world.failures()))
-        parts += [f"## World {world.seed}", f"{world.title}.", table, lines]
+        parts += [f"## World {world.seed}", f"{world.title}.", table, "\n".join(f"- {line}" for line in world.lines)]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -29,8 +29,7 @@ from hoi.labels import has_labels, label_files
 from hoi.machine import choose_device
 from hoi.sweeps.plan import Sweep, SweepRow
 from hoi.sweeps.table import SweepTable
-from hoi.training.runs import RunFolder
-from hoi.training.train import check_annotations, open_source, open_training_split, run_settings, train_run
+from hoi.training.train import check_annotations, open_source, open_training_split, run_folder, run_settings, train_run
 
 
 def train_task(config_json: str, seed: int, folder: str, fingerprint: str) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def train_task(config_json: str, seed: int, folder: str, fingerprint: str) -> di
     """
     try:
         config = PipelineConfig.model_validate_json(config_json)
-        run = run_of(config, seed, Path(folder), fingerprint)
+        run = run_folder(config, only_student(config), seed, fingerprint, Path(folder))
         if run.status() == "finished":
             return {"seconds": None}
         torch.set_num_threads(config.train.threads)
@@ -51,12 +50,6 @@ def train_task(config_json: str, seed: int, folder: str, fingerprint: str) -> di
     except Exception as error:
         return {"error": reason(error)}
     return {"seconds": seconds}
-
-
-def run_of(config: PipelineConfig, seed: int, folder: Path, fingerprint: str) -> RunFolder:
-    """Return the run of a config's only student, in a folder of the sweep's choice."""
-    name = only_student(config)
-    return RunFolder(folder, config.students[name], run_settings(config, name, seed, fingerprint))
 
 
 def only_student(config: PipelineConfig) -> str:
@@ -93,8 +86,8 @@ def grade_task(
     for config_json, file in rows:
         try:
             config = PipelineConfig.model_validate_json(config_json)
-            run, evaluator = run_of(config, seed, Path(folder), fingerprint), _evaluator(_shared(config), digest)
-            split, name = evaluator.split, only_student(config)
+            name, evaluator = only_student(config), _evaluator(_shared(config), digest)
+            run, split = run_folder(config, name, seed, fingerprint, Path(folder)), evaluator.split
             student = run.load_student(split.text_bank, split.vocabulary, split.axes).to(evaluator.device)
             (row,) = evaluator.run(Run(name, seed, run.student, student), with_branches=False)
             write_json(Path(file), to_plain(row))
@@ -198,7 +191,7 @@ def run_sweep(sweep: Sweep) -> SweepTable:
     to_train = [
         jobs[0]
         for folder, jobs in plan.runs.items()
-        if run_of(jobs[0].config, jobs[0].seed, folder, plan.fingerprint).status() != "finished"
+        if run_folder(jobs[0].config, jobs[0].row.name, jobs[0].seed, plan.fingerprint, folder).status() != "finished"
     ]
     if any(job.row.student.supervision == "labels" for job in to_train):
         check_annotations(sweep.config)

@@ -63,6 +63,12 @@ class SweepTable:
         write_atomically(self.folder / "table.md", self.to_markdown().encode())
         write_json(self.folder / "table.json", self.to_dict())
 
+    def failures(self) -> list[str]:
+        return [f"failed: {name} seed {seed}: {text}" for (name, seed), text in self.failed.items()]
+
+    def plain_failures(self) -> list[dict[str, Any]]:
+        return [{"name": name, "seed": seed, "reason": text} for (name, seed), text in self.failed.items()]
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data; figures in percent."""
         means = {record["name"]: record for record in means_over_seeds(self.rows)}
@@ -93,7 +99,7 @@ class SweepTable:
                 {"name": row.name, "seed": row.seed, **zero_shot_of(row, self.zero_shot)}
                 for row in (self.rows if self.zero_shot else [])
             ],
-            "failed": [{"name": name, "seed": seed, "reason": text} for (name, seed), text in self.failed.items()],
+            "failed": self.plain_failures(),
             "config": self.sweep.config.model_dump(mode="json"),
             "fingerprint": self.fingerprint,
             "commit": commit(),
@@ -122,7 +128,7 @@ class SweepTable:
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *self._cells()]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         unseen = "".join(f"\n    {line}" for line in self._unseen())
-        failures = "".join(f"\n{line}\n" for line in self._failures())
+        failures = "".join(f"\n{line}\n" for line in self.failures())
         return f"{self._title()}\n\n{table}\n{unseen and unseen + chr(10)}{failures}"
 
     def __str__(self) -> str:
@@ -132,7 +138,7 @@ class SweepTable:
         wrote = [f"wrote {self.folder / f'table.{kind}'}" for kind in ("csv", "md", "json")]
         unseen = ["", *self._unseen(), ""] if self.zero_shot else []
         table = align(head, list(self._cells()))
-        return "\n".join([self._title(), table, *unseen, runs, *self._failures(), *wrote])
+        return "\n".join([self._title(), table, *unseen, runs, *self.failures(), *wrote])
 
     def _unseen(self) -> list[str]:
         return format_zero_shot(self.rows, self.zero_shot).splitlines() if self.zero_shot else []
@@ -177,9 +183,6 @@ class SweepTable:
             "seconds": (read_json(self.runs[name, seed] / "run.json") or {}).get("seconds"),
             **({} if graded is None else {"means": graded.means, "knobs": graded.settings}),
         }
-
-    def _failures(self) -> list[str]:
-        return [f"failed: {name} seed {seed}: {text}" for (name, seed), text in self.failed.items()]
 
 
 def _percent(found: Comparison) -> list[float]:

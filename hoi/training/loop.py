@@ -75,7 +75,6 @@ def fit(
     """Train a student in place (AdamW, a short linear warm-up, cosine to zero), and return it and where the run stands.
 
     Args:
-        source: The training split, or this process's share of its batches.
         seed: Of order and dropout.
         labels: For `supervision: labels` only.
         quality: Measured of the student in evaluation mode at every checkpoint; the best checkpoint's weights are
@@ -250,12 +249,7 @@ def _save(run: RunFolder, student: Student, optimizer: torch.optim.Optimizer, pr
     tensors |= {f"best/{name}": tensor.clone() for name, tensor in progress.best.items()}
     for row, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{row}/{name}": tensor for name, tensor in state.items()}
-    header = {
-        "epoch": str(progress.epoch),
-        "best_epoch": str(progress.best_epoch),
-        "best_quality": repr(progress.best_quality),
-    }
-    run.save_state(tensors, header)
+    run.save_state(tensors, {name: str(getattr(progress, name)) for name in ("epoch", "best_epoch", "best_quality")})
 
 
 def _resume(

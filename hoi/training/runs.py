@@ -25,6 +25,7 @@ from torch import Tensor
 from hoi.config import StudentSettings
 from hoi.errors import UserError, command
 from hoi.files import append_line, read_json, remove_file, write_atomically, write_json
+from hoi.provenance import flatten
 from hoi.records import TextBank
 from hoi.students.base import Student, build_student
 from hoi.vocabulary import Vocabulary
@@ -113,7 +114,7 @@ class RunFolder:
             raise UserError("a checkpoint is damaged", where=path, got=error, fix=f"rm -r {self.path}") from None
 
     def _refuse_other_settings(self, written: Settings) -> None:
-        have, want = _flat(written), _flat(json.loads(json.dumps(self.settings)))
+        have, want = flatten(written), flatten(json.loads(json.dumps(self.settings)))
         differing = sorted(key for key in have.keys() | want.keys() if have.get(key) != want.get(key))
         if differing:
             raise UserError(
@@ -127,13 +128,6 @@ class RunFolder:
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
 
 
 def check_tensorboard() -> None:

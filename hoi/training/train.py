@@ -137,10 +137,10 @@ def training_of(config: PipelineConfig, settings: StudentSettings, split: CacheS
     return train.model_copy(update={key: value for key, value in changes.items() if value is not None})
 
 
-def run_folder(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> RunFolder:
-    """Return the folder in which a student of the pipeline file is trained on the cache of this fingerprint."""
-    settings = run_settings(config, name, seed, fingerprint)
-    return RunFolder(Path(config.output) / "runs" / name / f"seed-{seed}", config.students[name], settings)
+def run_folder(config: PipelineConfig, name: str, seed: int, fingerprint: str, path: Path | None = None) -> RunFolder:
+    """Return the folder in which a student is trained on the cache of this fingerprint; None for the pipeline's own."""
+    path = path or Path(config.output) / "runs" / name / f"seed-{seed}"
+    return RunFolder(path, config.students[name], run_settings(config, name, seed, fingerprint))
 
 
 def run_settings(config: PipelineConfig, name: str, seed: int, fingerprint: str) -> dict[str, Any]:

@@ -46,8 +46,7 @@ def pool_pairs(
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K D"], Bool[Tensor, "B K"]]:
     """Pool pairs to their image: a_pk = softmax_p(z_pk / temperature + log r_p), Z_k = Σ a z, G_k = Σ a g.
 
-    Returns:
-        Z and G, 0 for an interaction that no pair's object admits, and which some pair's does.
+    Return Z and G, 0 for an interaction that no pair's object admits, and which some pair's does.
     """
     takes_part = index.pad(admitted)
     weights = index.pad(logits / temperature + log_interactive[:, None])

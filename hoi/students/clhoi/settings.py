@@ -43,8 +43,7 @@ class ClhoiConfig(StudentSettings):
     }
     MOVED: ClassVar[dict[str, str]] = {
         "target_temperature": "targets.temperature",
-        "score_form": "score.form",
-        "score_interactiveness_exponent": "score.interactiveness_exponent",
+        **{f"score_{key}": f"score.{key}" for key in ClhoiScore.model_fields},
         **StudentSettings.MOVED,
     }
 

@@ -58,12 +58,7 @@ class HoiclipConfig(StudentSettings):
     MOVED: ClassVar[dict[str, str]] = {
         "score_fusion": "score.fusion",
         "score_union_weight": "score.weights.union",
-        "target_temperature": "targets.temperature",
-        "target_views": "targets.views",
-        "target_image_exponent": "targets.image_exponent",
-        "target_gate_exponent": "targets.gate_exponent",
-        "target_top_share": "targets.top_share",
-        "target_top_least": "targets.top_least",
+        **{f"target_{key}": f"targets.{key}" for key in HoiclipTargets.model_fields},
         **StudentSettings.MOVED,
     }
 

@@ -110,21 +110,12 @@ class MultiLevelConfig(StudentSettings):
     }
     BRANCHES = ("global", "union", "human_object")
     MOVED: ClassVar[dict[str, str]] = {
-        "target_temperature": "targets.temperature",
-        "target_scope": "targets.scope",
-        "image_target": "targets.image",
-        "human_object_target": "targets.human_object",
-        "target_gate_exponent": "targets.gate_exponent",
-        "image_teachers": "targets.image_teachers",
-        "pair_teachers": "targets.pair_teachers",
+        **{f"target_{key}": f"targets.{key}" for key in ("temperature", "scope", "gate_exponent")},
+        **{f"{key}_target": f"targets.{key}" for key in ("image", "human_object")},
+        **{key: f"targets.{key}" for key in ("image_teachers", "pair_teachers")},
         "teacher_pool": "targets.pool",
-        "score_form": "score.form",
-        "score_fusion": "score.fusion",
-        "score_union_weight": "score.weights.union",
-        "score_human_object_weight": "score.weights.human_object",
-        "score_global_weight": "score.weights.global",
-        "score_spatial_weight": "score.weights.spatial",
-        "score_relatedness_weight": "score.weights.relatedness",
+        **{f"score_{key}": f"score.{key}" for key in ("form", "fusion")},
+        **{f"score_{name}_weight": f"score.weights.{name}" for name in BranchWeights().by_branch()},
         **StudentSettings.MOVED,
     }
 
