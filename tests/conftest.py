@@ -47,6 +47,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The cache section of `small_pipeline` with its cache built; for tests that only read it."""
+    from hoi.cache.build.run import build_cache
+    from tests.fakes.extractors import DrawnSignals
+    from tests.fakes.pipelines import small_pipeline
+
+    config = small_pipeline(tmp_path_factory.mktemp("drawn"))
+    build_cache(config, DrawnSignals)
+    return config.cache.model_dump(mode="json")
+
+
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Headless Chromium that keeps its console, every request, and its downloads in the folder `downloads`."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

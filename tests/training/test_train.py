@@ -24,14 +24,6 @@ ROOT = Path(__file__).parents[2]
 STUDENT = {"student": {"width": 32}}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The cache section of a finished cache."""
-    config = small_pipeline(tmp_path_factory.mktemp("world"))
-    build_cache(config, DrawnSignals)
-    return config.cache.model_dump(mode="json")
-
-
 def pipeline(folder: Path, cache: dict[str, Any], **sections: Any) -> PipelineConfig:
     return small_pipeline(folder, cache=cache, **sections)
 
