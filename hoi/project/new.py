@@ -21,7 +21,7 @@ import torch
 from hoi.cache.build.worker import release
 from hoi.cache.plan import splits_of
 from hoi.cache.tools.estimate import ASSUMED_PAIRS, PlanReport, plan
-from hoi.config import FolderDataset, PipelineConfig, TeacherConfig, parse_config
+from hoi.config import FolderDataset, PipelineConfig, parse_config
 from hoi.config.loading import parse_yaml
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.images import SUFFIXES, list_images, read_image
@@ -210,29 +210,21 @@ def _costs(config: PipelineConfig, is_loaded: bool) -> str:
 def _with_seconds(config: PipelineConfig, report: PlanReport) -> PlanReport:
     """Add the time of the same architectures at random weights, which are as fast as any others."""
     device = choose_device(config.cache.device, "cache.device").type
-    seconds = _detector_seconds(config, device) + _teacher_seconds(config.teacher, device)
+    teacher = build_teacher(config.teacher.model_copy(update={"pretrained": RANDOM}), device)
+    side = teacher.crop_style.size_px
+    crops = torch.zeros(TIMED_CROPS, 3, side, side, dtype=torch.uint8, device=device)
+    per_crop = min(repeat(lambda: teacher.encode_crops(crops).cpu(), number=1, repeat=2)) / TIMED_CROPS
+    seconds = per_crop * (1 + CROPS_PER_PAIR * ASSUMED_PAIRS * len(config.teacher.crop.margins))
+    untrained = config.detector.with_random_weights()
+    # None for detectors that only look boxes up, and where the architecture is not here.
+    if untrained is not None:
+        detector = build_detector(untrained, load_vocabulary(config.dataset), device, config.dataset)
+        image = np.full((480, 640, 3), 127, np.uint8)
+        seconds += min(repeat(lambda: detector.detect([image], ["timed"]), number=1, repeat=2))
     source = f"{ASSUMED_PAIRS:g} pairs assumed; time measured here with random weights in place of those to come"
     density = replace(report.density, seconds=seconds, source=source)
     splits = tuple(replace(split, worker_seconds=split.num_missing_images * seconds) for split in report.splits)
     return replace(report, density=density, splits=splits)
-
-
-def _detector_seconds(config: PipelineConfig, device: str) -> float:
-    """Measure one image; 0 for detectors that only look boxes up, and where the architecture is not here."""
-    untrained = config.detector.with_random_weights()
-    if untrained is None:
-        return 0.0
-    model = build_detector(untrained, load_vocabulary(config.dataset), device, config.dataset)
-    image = np.full((480, 640, 3), 127, np.uint8)
-    return min(repeat(lambda: model.detect([image], ["timed"]), number=1, repeat=2))
-
-
-def _teacher_seconds(teacher: TeacherConfig, device: str) -> float:
-    model = build_teacher(teacher.model_copy(update={"pretrained": RANDOM}), device)
-    side = model.crop_style.size_px
-    crops = torch.zeros(TIMED_CROPS, 3, side, side, dtype=torch.uint8, device=device)
-    each = min(repeat(lambda: model.encode_crops(crops).cpu(), number=1, repeat=2)) / TIMED_CROPS
-    return each * (1 + CROPS_PER_PAIR * ASSUMED_PAIRS * len(teacher.crop.margins))
 
 
 def pipeline_text(project: Project, num_images: int) -> str:

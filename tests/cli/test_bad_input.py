@@ -20,7 +20,7 @@ from hoi.errors import run_program
 from hoi.evaluation.evaluate import evaluate
 from hoi.records import ImageSignals
 from hoi.training import train
-from tests.fakes.extractors import DrawnSignals, RandomSignals
+from tests.fakes.extractors import DrawnSignals, FailingSignals, RandomSignals
 from tests.fakes.pipelines import WEIGHTS, photo_pipeline, refused, small_files, small_pipeline, write_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -216,13 +216,10 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, cache: dict[st
 def test_after_an_interruption_in_stage_one_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(2, 0, 13, 1, 3))
 
-    class Interrupted(RandomSignals):
+    class Interrupted(FailingSignals):
         """Ctrl-C in the second shard."""
 
-        def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
-            if any(image[0, 0, 0] == 13 for image in images):
-                raise KeyboardInterrupt
-            return super().extract(image_ids, images)
+        error = KeyboardInterrupt()
 
     def program() -> None:
         teacher_cache.build_cache(config, Interrupted)

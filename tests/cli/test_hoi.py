@@ -34,9 +34,9 @@ def verbs(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[list[str]]:
 VERBS = list(verbs())
 
 
-def hoi(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "hoi", *words],
+        [sys.executable, *words],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -51,8 +51,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         "try: main()\n"
         f"except SystemExit as end: print(end.code, [name for name in {HEAVY} if name in sys.modules])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = python("-c", code, cwd=tmp_path)
     assert done.stdout.splitlines()[-1:] == ["0 []"], done.stderr
 
 
@@ -108,18 +107,18 @@ def test_a_mistake_names_the_nearest(
 
 
 def test_a_mistake_is_one_line_and_the_exit_code_2(tmp_path: Path) -> None:
-    done = hoi("train", "--epochs", "3", cwd=tmp_path)
+    done = python("-m", "hoi", "train", "--epochs", "3", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: there is no option --epochs")
     assert done.stderr.count("\n") == 1
-    silent = hoi("train", "--epochs", "3", cwd=tmp_path, RANK="1")
+    silent = python("-m", "hoi", "train", "--epochs", "3", cwd=tmp_path, RANK="1")
     assert (silent.returncode, silent.stdout, silent.stderr) == (2, "", "")
 
 
 def test_it_runs_beside_modules_of_the_users_own(tmp_path: Path) -> None:
     for name in ("cache", "stages", "tests"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not mine')\n")
-    done = hoi("cache", "plan", "dataset.splits={train: 8, validation: 4, test: 4}", cwd=tmp_path)
+    done = python("-m", "hoi", "cache", "plan", "dataset.splits={train: 8, validation: 4, test: 4}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "train: 8 images" in done.stdout
     assert done.stderr == f"no pipeline.yaml in this folder: {DEFAULTS / 'pipeline.yaml'} is used\n"
@@ -129,7 +128,7 @@ def test_it_runs_beside_modules_of_the_users_own(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_runs_in_an_empty_folder(tmp_path: Path) -> None:
     small = ["dataset.splits={train: 16, validation: 8, test: 8}", "train.seeds=[0]", "train.epochs=1"]
-    done = hoi("demo", *small, cwd=tmp_path)
+    done = python("-m", "hoi", "demo", *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "outputs"]
     assert (tmp_path / "outputs/world/report.html").is_file()

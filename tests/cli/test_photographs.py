@@ -115,7 +115,7 @@ def test_full_size_architectures_give_maps_to_learn_from(
     few = ["pairs.max_humans=1", "pairs.max_objects=1", "dataset.splits={train: 0.5, validation: 0.2, test: 0.3}"]
     names = ["evaluation.split=test", "evaluation.tune_split=validation"]
     settings = ["train.epochs=1", "train.seeds=[0]", "evaluation.bootstrap=5", f"students={json.dumps(HOICLIPS)}"]
-    config = example(tmp_path, monkeypatch, 12, f"teacher={json.dumps(teacher)}", *few, *names, *settings)
+    config = example(tmp_path, monkeypatch, 6, f"teacher={json.dumps(teacher)}", *few, *names, *settings)
     assert all(report.num_failed == 0 for report in teacher_cache.build_cache(config).splits)
     split = CacheSplit.open(config.cache.folder, config.train.split, config=config)
     assert {letter: split.axes[letter] for letter in axes} == axes

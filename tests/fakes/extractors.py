@@ -89,9 +89,11 @@ class RandomSignals:
 class FailingSignals(RandomSignals):
     """Raises on the image whose first pixel is 13."""
 
+    error: BaseException = RuntimeError("thirteen")
+
     def extract(self, image_ids: Sequence[str], images: Sequence[np.ndarray]) -> list[ImageSignals]:
         if any(image[0, 0, 0] == 13 for image in images):
-            raise RuntimeError("thirteen")
+            raise self.error
         return super().extract(image_ids, images)
 
 
