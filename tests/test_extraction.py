@@ -18,6 +18,7 @@ from hoi.boxes import union_boxes
 from hoi.config import PairsConfig, parse_config
 from hoi.crops import crop_windows, cut_crop
 from hoi.extraction import Extractor, pair_detections
+from hoi.provenance import differing_keys
 from hoi.records import Detections, ImageSignals
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
@@ -32,37 +33,26 @@ def detections(*found: tuple[int, float]) -> Detections:
     return Detections(boxes, np.array(scores, np.float32), np.array(labels, np.int64))
 
 
-def pairs(found: Detections, **settings: Any) -> list[list[int]]:
-    return pair_detections(found, PERSON, PairsConfig(**settings)).tolist()
+PEOPLE_AND_DOG = ((PERSON, 0.9), (DOG, 0.8), (PERSON, 0.7))
+MANY = ((PERSON, 0.9), (PERSON, 0.8), (DOG, 0.7), (PERSON, 0.6), (DOG, 0.5))
 
 
-def test_two_people_and_an_object_make_four_pairs() -> None:
-    found = detections((PERSON, 0.9), (DOG, 0.8), (PERSON, 0.7))
-    assert pairs(found) == [[0, 1], [0, 2], [2, 0], [2, 1]]
-
-
-def test_a_person_alone_an_object_alone_and_nothing_make_no_pair() -> None:
-    for found in (detections((PERSON, 0.9)), detections((DOG, 0.9)), detections()):
-        result = pair_detections(found, PERSON, PairsConfig())
-        assert result.shape == (0, 2)
-        assert result.dtype == np.int32
-
-
-def test_each_human_pairs_with_itself_where_that_is_asked_for() -> None:
-    found = detections((PERSON, 0.9), (DOG, 0.8), (PERSON, 0.7))
-    result = pair_detections(found, PERSON, PairsConfig(), with_itself=True)
-    assert result.tolist() == [[0, 0], [0, 1], [0, 2], [2, 0], [2, 1], [2, 2]]
-    assert pair_detections(detections((PERSON, 0.9)), PERSON, PairsConfig(), with_itself=True).tolist() == [[0, 0]]
-
-
-def test_detections_below_min_score_make_no_pair() -> None:
-    found = detections((PERSON, 0.9), (DOG, 0.5), (DOG, 0.25), (PERSON, 0.1))
-    assert pairs(found, min_score=0.25) == [[0, 1], [0, 2]]
-
-
-def test_only_the_best_humans_and_the_best_objects_are_kept() -> None:
-    found = detections((PERSON, 0.9), (PERSON, 0.8), (DOG, 0.7), (PERSON, 0.6), (DOG, 0.5))
-    assert pairs(found, max_humans=2, max_objects=1) == [[0, 1], [0, 2], [1, 0], [1, 2]]
+@pytest.mark.parametrize(
+    ("found", "with_itself", "settings", "expected"),
+    [
+        (PEOPLE_AND_DOG, False, {}, [[0, 1], [0, 2], [2, 0], [2, 1]]),
+        (PEOPLE_AND_DOG, True, {}, [[0, 0], [0, 1], [0, 2], [2, 0], [2, 1], [2, 2]]),
+        (((PERSON, 0.9),), True, {}, [[0, 0]]),
+        *((alone, False, {}, []) for alone in (((PERSON, 0.9),), ((DOG, 0.9),), ())),
+        (((PERSON, 0.9), (DOG, 0.5), (DOG, 0.25), (PERSON, 0.1)), False, {"min_score": 0.25}, [[0, 1], [0, 2]]),
+        (MANY, False, {"max_humans": 2, "max_objects": 1}, [[0, 1], [0, 2], [1, 0], [1, 2]]),
+    ],
+)
+def test_humans_are_paired_with_the_others_within_the_limits(
+    found: Any, with_itself: bool, settings: dict[str, Any], expected: list[list[int]]
+) -> None:
+    result = pair_detections(detections(*found), PERSON, PairsConfig(**settings), with_itself=with_itself)
+    assert (result.tolist(), result.shape, result.dtype) == (expected, (len(expected), 2), np.int32)
 
 
 VOCABULARY = Vocabulary(
@@ -149,17 +139,17 @@ def test_every_image_has_a_record_of_the_announced_shapes(
     for name, record in records.items():
         num_pairs, num = len(record.pairs_ho), len(record.detections)
         assert tuple(record.size_hw) == SIZES_HW[name]
-        assert record.image_embedding.shape == (width,)
-        assert record.image_similarity.shape == (num_k,)
-        assert record.union_embedding.shape == (num_pairs, num_margins, width)
-        assert record.union_similarity.shape == (num_pairs, num_margins, num_k)
-        assert record.detection_feature.shape == (num, num_levels, width)
-        assert record.union_feature.shape == (num_pairs, num_levels, width)
-        assert record.spatial_map is not None
-        assert record.spatial_map.shape == tuple(extractor.axes[letter] for letter in "CHW")
-        assert {getattr(record, array).dtype for array in (*ARRAYS, "union_similarity", "spatial_map")} == {
-            np.dtype(np.float16)
+        shapes = {
+            "image_embedding": (width,),
+            "image_similarity": (num_k,),
+            "union_embedding": (num_pairs, num_margins, width),
+            "union_similarity": (num_pairs, num_margins, num_k),
+            "detection_feature": (num, num_levels, width),
+            "union_feature": (num_pairs, num_levels, width),
+            "spatial_map": tuple(extractor.axes[letter] for letter in "CHW"),
         }
+        assert {name: getattr(record, name).shape for name in shapes} == shapes
+        assert {getattr(record, name).dtype for name in shapes} == {np.dtype(np.float16)}
 
 
 def norms(array: np.ndarray) -> np.ndarray:
@@ -188,22 +178,18 @@ def test_a_detection_left_out_of_the_pairs_moves_no_others_crop(folder: Path, re
     assert not record.detection_feature[[1, 3]].any()
 
 
-def test_crops_are_the_last_level_of_features(folder: Path, records: dict[str, ImageSignals]) -> None:
-    alone = {record.image_id: record for record in build(folder, regions=["crop"]).extract(*images())}
-    for name, record in records.items():
-        assert record.union_feature[:, 2].tobytes() == record.union_embedding[:, 0].tobytes()
-        assert alone[name].union_feature.tobytes() == alone[name].union_embedding[:, :1].tobytes()
-        np.testing.assert_allclose(alone[name].detection_feature, record.detection_feature[:, 2:], atol=5e-4)
-
-
-def test_map_levels_are_the_same_with_and_without_crops(folder: Path, records: dict[str, ImageSignals]) -> None:
+def test_levels_are_the_same_with_the_others_and_without(folder: Path, records: dict[str, ImageSignals]) -> None:
+    """Maps are the first levels of features, crops the last."""
     maps = build(folder, regions=["map"])
     assert not {"C", "H", "W"} & set(maps.axes)
-    for record in maps.extract(*images()):
-        assert record.spatial_map is None
-        both = records[record.image_id]
-        assert record.detection_feature.tobytes() == both.detection_feature[:, :2].tobytes()
-        assert record.union_feature.tobytes() == both.union_feature[:, :2].tobytes()
+    of_maps, of_crops = maps.extract(*images()), build(folder, regions=["crop"]).extract(*images())
+    for of_map, of_crop, both in zip(of_maps, of_crops, records.values(), strict=True):
+        assert of_map.spatial_map is None
+        assert of_map.detection_feature.tobytes() == both.detection_feature[:, :2].tobytes()
+        assert of_map.union_feature.tobytes() == both.union_feature[:, :2].tobytes()
+        assert both.union_feature[:, 2].tobytes() == both.union_embedding[:, 0].tobytes()
+        assert of_crop.union_feature.tobytes() == of_crop.union_embedding[:, :1].tobytes()
+        np.testing.assert_allclose(of_crop.detection_feature, both.detection_feature[:, 2:], atol=5e-4)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -252,13 +238,11 @@ def test_swapping_human_and_object_changes_no_union(records: dict[str, ImageSign
 def test_similarities_are_those_of_the_stored_embeddings(
     extractor: Extractor, records: dict[str, ImageSignals]
 ) -> None:
+    bank = extractor.text_bank.text_embedding
     for record in records.values():
-        bank = extractor.text_bank.text_embedding
-        expected = record.union_embedding.astype(np.float32) @ bank.T
-        np.testing.assert_allclose(record.union_similarity, expected, atol=5e-4)
-        np.testing.assert_allclose(
-            record.image_similarity, record.image_embedding.astype(np.float32) @ bank.T, atol=5e-4
-        )
+        for of in ("union", "image"):
+            expected = getattr(record, f"{of}_embedding").astype(np.float32) @ bank.T
+            np.testing.assert_allclose(getattr(record, f"{of}_similarity"), expected, atol=5e-4)
 
 
 @pytest.mark.parametrize("names", ["a", "edcba", "bd"])
@@ -272,9 +256,7 @@ def test_a_record_does_not_depend_on_its_neighbours(
         np.testing.assert_array_equal(record.pairs_ho, expected.pairs_ho)
         for array in ARRAYS:
             # One step of float16 below 1: float32 results differ by less than 1e-5 and may round to either side.
-            np.testing.assert_allclose(
-                getattr(record, array).astype(np.float32), getattr(expected, array).astype(np.float32), atol=5e-4
-            )
+            np.testing.assert_allclose(getattr(record, array), getattr(expected, array), atol=5e-4)
 
 
 @pytest.mark.parametrize("limits", [{}, {"CHUNK_IMAGES": 2}, {"CHUNK_IMAGES": 1}, {"MAX_CHUNK_BYTES": 60_000}])
@@ -308,18 +290,15 @@ def test_images_are_asked_for_a_few_at_a_time_and_let_go(extractor: Extractor, m
     assert max(held) <= 4
 
 
-def test_nearly_equal_crops_are_encoded_once_if_asked(folder: Path, records: dict[str, ImageSignals]) -> None:
-    merged = build(folder, regions=["crop"], crop={"margins": [1.15, 1.0], "merge_px": 8.0})
-    assert merged.provenance()["teacher"] == {
-        **build(folder, regions=["crop"]).provenance()["teacher"],  # type: ignore[dict-item]
-        "crop_merge_px": 8.0,
-    }
-    num_crops = {}
-    for name, extractor in {"merged": merged, "exact": build(folder, regions=["crop"])}.items():
-        [record] = extractor.extract(*images("a"))
-        num_crops[name] = len(np.unique(record.union_embedding.reshape(-1, 16), axis=0))
+def test_nearly_equal_crops_are_encoded_once_if_asked(folder: Path) -> None:
+    merge = {"crop": {"margins": [1.15, 1.0], "merge_px": 8.0}}
+    merged, exact = (build(folder, regions=["crop"], **keys) for keys in (merge, {}))
+    assert differing_keys(exact.provenance(), merged.provenance()) == [
+        "teacher.crop_merge_px (cache: absent, now: 8.0)"
+    ]
     # Image a has three unions at two margins; those at 1.15 are up to 7 of 64 pixels beyond those at 1.
-    assert num_crops["merged"] < num_crops["exact"]
+    of_merged, of_exact = (each.extract(*images("a"))[0].union_embedding.reshape(-1, 16) for each in (merged, exact))
+    assert len(np.unique(of_merged, axis=0)) < len(np.unique(of_exact, axis=0))
 
 
 def test_no_image_gives_no_record(extractor: Extractor) -> None:

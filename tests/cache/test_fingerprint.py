@@ -14,14 +14,10 @@ from hoi.cache.build.worker import OwnModel, hold, release
 from hoi.cache.plan import fingerprint_parts, refuse_other_settings, request_parts, settings_parts
 from hoi.cache.read.split import open_split
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
 from hoi.files import json_sha256
 from hoi.provenance import differing_keys
 from tests.fakes.extractors import RandomSignals
-from tests.fakes.pipelines import photo_pipeline
-
-ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "hoi" / "world" / "weights"
+from tests.fakes.pipelines import WEIGHTS, flip, photo_pipeline, refused
 
 
 def with_weights(folder: Path, content: bytes, **sections: Any) -> PipelineConfig:
@@ -48,11 +44,13 @@ def test_a_detectron2_config_includes_its_base_configs(tmp_path: Path) -> None:
     assert asked() != before
 
 
-def test_a_moved_data_set_or_weight_file_asks_for_the_same_cache(tmp_path: Path) -> None:
+def test_a_moved_file_asks_for_the_same_cache_a_changed_one_not(tmp_path: Path) -> None:
     before = request_parts(with_weights(tmp_path / "a", b"1"))
     shutil.move(tmp_path / "a", tmp_path / "b")
     assert request_parts(with_weights(tmp_path / "b", b"1")) == before
     assert str(tmp_path) not in str(before)
+    differences = differing_keys(before, request_parts(with_weights(tmp_path / "b", b"2")))
+    assert [text.split(" (")[0] for text in differences] == ["detector.weights", "teacher.model"]
 
 
 def test_what_changes_no_content_is_not_asked_for(tmp_path: Path) -> None:
@@ -79,12 +77,6 @@ def test_what_changes_content_is_named(tmp_path: Path, section: str, change: dic
     assert difference.startswith(key)
 
 
-def test_changed_weights_are_named_for_files_and_folders(tmp_path: Path) -> None:
-    before = request_parts(with_weights(tmp_path, b"1"))
-    differences = differing_keys(before, request_parts(with_weights(tmp_path, b"2")))
-    assert [text.split(" (")[0] for text in differences] == ["detector.weights", "teacher.model"]
-
-
 def test_versions_are_left_out_of_the_fingerprint(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
     old, new = ({"teacher": {"weights": "x"}, "versions": {"torch": version}} for version in ("1", "2"))
@@ -94,12 +86,10 @@ def test_versions_are_left_out_of_the_fingerprint(tmp_path: Path) -> None:
 
 def test_a_refusal_names_keys_and_what_to_run() -> None:
     cached, now = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": "x"}
-    message = (
-        r"this cache was made with other settings · where: F · got: a.b \(cache: 1, now: 3\); "
-        r"a.c \(cache: 2, now: absent\); d \(cache: absent, now: x\) · next: run with another cache.folder"
-    )
-    with pytest.raises(UserError, match=message):
-        refuse_other_settings(Path("F"), cached, now)
+    error = refused(refuse_other_settings, Path("F"), cached, now)
+    assert (error.what, error.where) == ("this cache was made with other settings", Path("F"))
+    assert error.got == "a.b (cache: 1, now: 3); a.c (cache: 2, now: absent); d (cache: absent, now: x)"
+    assert str(error.fix).startswith("run with another cache.folder")
     refuse_other_settings(Path("F"), cached, cached)
 
 
@@ -118,19 +108,24 @@ def test_training_notices_replaced_weights_but_not_missing_ones(tmp_path: Path) 
     build_cache(config, RandomSignals)
     open_split(config, "test", same_images=False)
     (tmp_path / "model" / "weights.safetensors").write_bytes(b"2")
-    with pytest.raises(UserError, match=r"made with other settings .* got: teacher.model \(cache: local-dir:"):
-        open_split(config, "test", same_images=False)
+    assert str(refused(open_split, config, "test", same_images=False).got).startswith(
+        "teacher.model (cache: local-dir:"
+    )
     shutil.rmtree(tmp_path / "model")
     (tmp_path / "detector.pth").unlink()
     open_split(config, "test", same_images=False)
+
+
+def copied_weights(folder: Path) -> None:
+    shutil.copytree(WEIGHTS / "clip", folder / "clip")
+    shutil.copy(WEIGHTS / "detector.safetensors", folder)
 
 
 @pytest.fixture(scope="module")
 def world_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A pipeline with copies of the world's own weights, to say it again with one thing changed."""
     folder = tmp_path_factory.mktemp("world")
-    shutil.copytree(WEIGHTS / "clip", folder / "clip")
-    shutil.copy(WEIGHTS / "detector.safetensors", folder)
+    copied_weights(folder)
 
     def pipeline(**sections: Any) -> PipelineConfig:
         detector = {"name": "world", "weights": str(folder / "detector.safetensors"), **sections.pop("detector", {})}
@@ -176,23 +171,17 @@ def test_the_models_say_their_weights_and_vocabulary(world_models: Any, tmp_path
     def differences(**sections: Any) -> list[str]:
         return [text.split(" (")[0] for text in differing_keys(parts, said_by_models(world_models(**sections))[1])]
 
-    flipped = bytearray((WEIGHTS / "detector.safetensors").read_bytes())
-    flipped[-1] ^= 1
-    (tmp_path / "detector.safetensors").write_bytes(flipped)
+    copied_weights(tmp_path)
+    flip(tmp_path / "detector.safetensors")
     assert differences(detector={"weights": str(tmp_path / "detector.safetensors")}) == ["detector.weights_sha256"]
-    shutil.copytree(WEIGHTS / "clip", tmp_path / "clip")
-    [weights] = (tmp_path / "clip").glob("*.safetensors")
-    flipped = bytearray(weights.read_bytes())
-    flipped[-1] ^= 1
-    weights.write_bytes(flipped)
+    flip(*(tmp_path / "clip").glob("*.safetensors"))
     assert differences(teacher={"model": f"local-dir:{tmp_path / 'clip'}"}) == ["teacher.weights_sha256"]
     (tmp_path / "vocabulary.yaml").write_text("[{verb: ride, object: bicycle}, {verb: pet, object: dog}]")
     assert differences(dataset={"vocabulary": str(tmp_path / "vocabulary.yaml")}) == ["vocabulary"]
 
 
 def test_the_models_say_no_place_and_nothing_of_the_work(world_models: Any, tmp_path: Path) -> None:
-    shutil.copytree(WEIGHTS / "clip", tmp_path / "clip")
-    shutil.copy(WEIGHTS / "detector.safetensors", tmp_path)
+    copied_weights(tmp_path)
     elsewhere = world_models(
         detector={"weights": str(tmp_path / "detector.safetensors")},
         teacher={"model": f"local-dir:{tmp_path / 'clip'}"},

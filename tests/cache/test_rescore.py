@@ -20,12 +20,11 @@ from hoi.cache.tools.rescore import Texts, new_parts, rescore
 from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig, parse_config
 from hoi.datasets.world import WorldImages
-from hoi.errors import UserError
 from hoi.records import TextBank
 from hoi.vocabulary import Vocabulary
 from hoi.world import INTERACTIONS
+from tests.fakes.pipelines import WEIGHTS, flip, refused
 
-ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 6
 FEW = sorted({o for _, o in INTERACTIONS})[:6]
 """Objects of the vocabulary that the tests begin with."""
@@ -49,16 +48,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def old(photos: Path) -> Iterator[PipelineConfig]:
     """The cache that is scored again, built with the world's own models."""
     config = world(photos)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        build_cache(config)
+    build_cache(config)
     yield config
     release()
-
-
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
 
 
 def write_vocabulary(path: Path, entries: list[dict[str, str]]) -> str:
@@ -73,7 +65,7 @@ def world(folder: Path, vocabulary: str | None = None, **sections: Any) -> Pipel
         "output": str(folder / "outputs"),
         "dataset": {"name": "folder", "vocabulary": vocabulary or str(folder / "old.yaml"), **images},
         "detector": {"name": "world"},
-        "teacher": {"model": "local-dir:hoi/world/weights/clip", "batch_size": 16},
+        "teacher": {"model": f"local-dir:{WEIGHTS / 'clip'}", "batch_size": 16},
         "cache": {"folder": str(folder / "cache"), "scheduler": "synchronous", "device": "cpu", "images_per_shard": 4},
         "students": {"student": {}},
     }
@@ -203,12 +195,12 @@ def test_what_needs_images_or_other_weights_is_refused_by_name(
     old: PipelineConfig, photos: Path, tmp_path: Path
 ) -> None:
     unknown = write_vocabulary(tmp_path / "v.yaml", [{"verb": "ride", "object": "unicorn"}])
-    with pytest.raises(UserError, match=r"made without 1 of the vocabulary's objects.* got: unicorn"):
-        rescore(world(photos, unknown), tmp_path / "to")
-    with pytest.raises(UserError, match=r"prompts and vocabulary .* teacher.crop.mode \(cache: square, now: pad\)"):
-        rescore(world(photos, teacher={"crop": {"mode": "pad"}}), tmp_path / "to")
-    with pytest.raises(UserError, match=r"would overwrite the old one"):
-        rescore(old, Path(old.cache.folder))
+    error = refused(rescore, world(photos, unknown), tmp_path / "to")
+    assert (error.what[:40], error.got) == ("this cache was made without 1 of the voc", "unicorn")
+    error = refused(rescore, world(photos, teacher={"crop": {"mode": "pad"}}), tmp_path / "to")
+    assert error.what == "rescoring changes prompts and vocabulary alone"
+    assert error.got == "teacher.crop.mode (cache: square, now: pad)"
+    assert refused(rescore, old, Path(old.cache.folder)).what == "the new cache would overwrite the old one"
     assert not list(tmp_path.glob("to/*/*.h5"))
 
 
@@ -221,16 +213,16 @@ def test_weights_behind_the_same_name_are_told_by_their_hash(tmp_path: Path) -> 
     assert parts == {**cached, "vocabulary": vocabulary.digest(), "teacher": same.provenance}
     # Texts from another device are not to the bit what a fresh build would have, and say so.
     assert new_parts(tmp_path, cached, replace(same, device="cpu")) == {**parts, "text_device": "cpu"}
-    with pytest.raises(UserError, match=r"teacher.weights_sha256 \(cache: a, now: b\)"):
-        new_parts(tmp_path, cached, replace(same, provenance={"weights_sha256": "b", "prompts": ["y"]}))
+    other = replace(same, provenance={"weights_sha256": "b", "prompts": ["y"]})
+    assert refused(new_parts, tmp_path, cached, other).got == "teacher.weights_sha256 (cache: a, now: b)"
 
 
 def test_a_flipped_byte_of_the_old_cache_is_refused(old: PipelineConfig, photos: Path, tmp_path: Path) -> None:
     path = photos / "cache" / "test" / "shard-00000.h5"
     whole = path.read_bytes()
-    path.write_bytes(whole[:-9000] + bytes([whole[-9000] ^ 1]) + whole[-8999:])
+    flip(path)
     try:
-        with pytest.raises(UserError, match=r"differs from what its manifest says .*shard-00000.h5"):
-            rescore(world(photos, teacher={"prompts": ["{phrase}"]}), tmp_path / "to")
+        error = refused(rescore, world(photos, teacher={"prompts": ["{phrase}"]}), tmp_path / "to")
     finally:
         path.write_bytes(whole)
+    assert (error.what, error.where) == ("a file differs from what its manifest says", path)
