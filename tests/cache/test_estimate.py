@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hoi.cache.build.run import build_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.tools.describe import export, info
 from hoi.cache.tools.estimate import axes_of, bytes_per_image, journal_seconds, pair_cap, plan
-from hoi.config import PipelineConfig, TeacherConfig
-from hoi.errors import UserError
 from hoi.teachers import build_teacher
 from tests.fakes.extractors import AXES, RandomSignals, random_signals
 from tests.fakes.models import TOWERS, write_clip
-from tests.fakes.pipelines import photo_pipeline
+from tests.fakes.pipelines import built_photos, photo_pipeline, refused
 
 
 def test_bytes_of_an_image_are_those_of_its_tables() -> None:
@@ -30,15 +28,10 @@ def test_bytes_of_an_image_are_those_of_its_tables() -> None:
     assert bytes_per_image(AXES, 4, 7) == sum(a.nbytes for a in arrays) + detections + bookkeeping
 
 
-def with_teacher(config: PipelineConfig, **changes: Any) -> PipelineConfig:
-    teacher = TeacherConfig.model_validate({**config.teacher.model_dump(), **changes})
-    return config.model_copy(update={"teacher": teacher})
-
-
 @pytest.mark.parametrize("kind", ["resnet", "vit", "timm_convolution"])
 def test_axes_are_known_without_weights(tmp_path: Path, kind: str) -> None:
     changes = {"model": write_clip(tmp_path / kind, kind), "regions": ["map", "crop"], "spatial_map": True}
-    config = with_teacher(photo_pipeline(tmp_path), **changes)
+    config = photo_pipeline(tmp_path, teacher=changes)
     axes = axes_of(config)
     teacher = build_teacher(config.teacher, "cpu")
     assert (axes["K"], axes["D"], axes["M"]) == (3, 16, 1)
@@ -47,8 +40,6 @@ def test_axes_are_known_without_weights(tmp_path: Path, kind: str) -> None:
         assert "C" not in axes
         assert "spatial maps are not counted" in str(plan(config))
     else:
-        import torch
-
         side = TOWERS[kind]["image_size"]
         maps = teacher.encode_images(torch.zeros(1, 3, side, side, dtype=torch.uint8)).maps
         assert [axes[letter] for letter in "CHW"] == list(maps[-1].shape[1:])
@@ -76,9 +67,7 @@ def test_a_plan_says_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_plan_measures_what_is_finished(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path)
-    build_cache(config, RandomSignals)
-    folder = tmp_path / "cache" / "test"
+    config, folder = built_photos(tmp_path)
     assert "test: 5 images, 3 shards: 3 finished" in str(plan(config))
     assert "nothing missing" in str(plan(config))
     (folder / "shard-00002.h5").unlink()
@@ -97,25 +86,31 @@ def test_a_plan_measures_what_is_finished(tmp_path: Path) -> None:
     assert plan(config).splits[0].worker_seconds == 2.0
 
 
-def test_info_says_what_a_cache_is_finished_or_not(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path)
+def test_an_unreadable_image_is_told_by_info_and_export(tmp_path: Path) -> None:
+    config, folder = photo_pipeline(tmp_path), tmp_path / "cache" / "test"
     (tmp_path / "images" / "02.png").write_bytes(b"no image")
     build_cache(config, RandomSignals)
-    text = info(photo_pipeline(tmp_path))
-    assert "test: complete" in text
-    assert "5 of 5 images (1 unreadable)" in text
-    assert "unreadable: 02.png: the file is no image" in text
-    assert "teacher.precision: fp32" in text
-    assert "random 1" in text
-    (tmp_path / "cache" / "test" / "manifest.json").unlink()
-    (tmp_path / "cache" / "test" / "shard-00000.h5").unlink()
-    assert "test: not complete: 2 of 3 shards" in info(photo_pipeline(tmp_path))
+    text = info(config)
+    for line in (
+        "test: complete",
+        "5 of 5 images (1 unreadable)",
+        "unreadable: 02.png: the file is no image",
+        "teacher.precision: fp32",
+        "random 1",
+    ):
+        assert line in text
+    plain = export(config, "02.png", top=3).plain
+    assert (plain["is_readable"], plain["reason"]) == (False, "the file is no image, or of a format that is not read")
+    assert export(config, "01.png", top=3).plain["pairs"] == []
+    (folder / "manifest.json").unlink()
+    (folder / "shard-00000.h5").unlink()
+    assert "test: not complete: 2 of 3 shards" in info(config)
 
 
 def test_detections_pairs_and_scores_are_those_of_the_cache(tmp_path: Path) -> None:
-    build_cache(photo_pipeline(tmp_path), RandomSignals)
-    split = CacheSplit.open(tmp_path / "cache", "test")
-    plain = json.loads(json.dumps(export(photo_pipeline(tmp_path), "03.png", top=2).plain))
+    config, folder = built_photos(tmp_path)
+    split = CacheSplit.open(folder.parent, "test")
+    plain = json.loads(json.dumps(export(config, "03.png", top=2).plain))
     assert (plain["split"], plain["shard"], plain["row"]) == ("test", "shard-00001.h5", 1)
     assert plain["size_hw"] == [100, 120]
     detections = slice(*split.detection_offsets[3:5])
@@ -136,22 +131,12 @@ def test_detections_pairs_and_scores_are_those_of_the_cache(tmp_path: Path) -> N
         np.testing.assert_allclose([i["cosine"] for i in pair["interactions"]], cosine[best], atol=6e-5)
         np.testing.assert_allclose([i["score"] for i in pair["interactions"]], score[best], atol=6e-7)
     assert len(plain["interactions"]) == 2
-    every = export(photo_pipeline(tmp_path), "03.png", top=3).plain["interactions"]
+    every = export(config, "03.png", top=3).plain["interactions"]
     assert sum(i["score"] for i in every) == pytest.approx(1)
 
 
-def test_an_unreadable_image_says_why(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path)
-    (tmp_path / "images" / "02.png").write_bytes(b"no image")
-    build_cache(config, RandomSignals)
-    plain = export(photo_pipeline(tmp_path), "02.png", top=3).plain
-    assert (plain["is_readable"], plain["reason"]) == (False, "the file is no image, or of a format that is not read")
-    assert export(photo_pipeline(tmp_path), "01.png", top=3).plain["pairs"] == []
-
-
 def test_an_unknown_image_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no teacher cache"):
-        export(photo_pipeline(tmp_path), "03.png", top=3)
-    build_cache(photo_pipeline(tmp_path), RandomSignals)
-    with pytest.raises(UserError, match=r"no such image .* the nearest: 03.png.* got: 3.png"):
-        export(photo_pipeline(tmp_path), "3.png", top=3)
+    assert refused(export, photo_pipeline(tmp_path), "03.png").what == "there is no teacher cache"
+    error = refused(export, built_photos(tmp_path)[0], "3.png")
+    assert (error.what, error.got) == ("the cache has no such image", "3.png")
+    assert "the nearest: 03.png" in str(error.expected)
