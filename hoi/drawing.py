@@ -31,22 +31,14 @@ _SMOOTH_UP_TO_PX = 2048  # longest side up to which lines are drawn twice as lar
 
 @dataclass(frozen=True)
 class DrawnPair:
-    """One pair to draw.
-
-    Args:
-        human_xyxy, object_xyxy: Equal for what a person does alone, which is drawn as one box.
-        text: Of the label; empty for none.
-        verdict: Sets colour, line (dashed where missed) and sign.
-        colour: `#rrggbb`, in place of the verdict's or the next of `PAIR_COLOURS`.
-        at_link: Whether the label is placed at the middle of the link, as a short number is.
-    """
+    """One pair to draw."""
 
     human_xyxy: Box
-    object_xyxy: Box
-    text: str
-    verdict: Verdict | None = None
-    colour: str | None = None
-    at_link: bool = False
+    object_xyxy: Box  # the human's again for what a person does alone, which is drawn as one box
+    text: str  # of the label; empty for none
+    verdict: Verdict | None = None  # sets colour, line (dashed where missed) and sign
+    colour: str | None = None  # `#rrggbb`, in place of the verdict's or the next of `PAIR_COLOURS`
+    at_link: bool = False  # whether the label is placed at the middle of the link, as a short number is
 
     def __post_init__(self) -> None:
         if not np.isfinite([*self.human_xyxy, *self.object_xyxy]).all():

@@ -118,9 +118,9 @@ def image_names(config: HicodetDataset, half: Half) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def read_image_list(path: str) -> tuple[str, ...]:
-    """Return the image names of a text file, one a line; empty lines are skipped.
+    """Return the image names of a text file, one a line.
 
-    A UserError if there is no such file, no text, no name in it, a name twice, or one that leaves the image folder.
+    Raises UserError: no such file, no name in it, a name twice, or one that leaves the image folder.
     """
     text = read_text(path, "image names, one a line", "set dataset.image_lists")
     lines = [line.strip() for line in text.splitlines()]

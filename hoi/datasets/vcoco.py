@@ -31,10 +31,7 @@ LAYOUTS = {
 
 @lru_cache(maxsize=1)
 def split_ids() -> dict[str, tuple[int, ...]]:
-    """Return the COCO image ids of V-COCO's splits, ascending: 2,533 `train`, 2,867 `validation`, 4,946 `test`.
-
-    `trainval` is the first two, 5,400.
-    """
+    """Return the COCO image ids of V-COCO's splits, ascending; `trainval` is `train` and `validation`."""
     ids = {name: tuple(rows) for name, rows in json.loads(IDS.read_text()).items() if name != "source"}
     return {**ids, "trainval": tuple(sorted(ids["train"] + ids["validation"]))}
 
@@ -75,10 +72,7 @@ class VcocoImages:
 
 @lru_cache(maxsize=8)
 def read_id_list(path: str) -> frozenset[int]:
-    """Return the COCO image ids of a text file, one a line; empty lines are skipped.
-
-    A UserError if there is no such file, or a line is no id of an image of V-COCO.
-    """
+    """Return the COCO image ids of a text file, one a line. Raises UserError: no such file, or no image of V-COCO's."""
     lines = read_text(path, "COCO image ids, one a line", "set dataset.image_list").splitlines()
     every = set(split_ids()["trainval"]) | set(split_ids()["test"])
     for number, line in enumerate(lines, start=1):

@@ -213,10 +213,7 @@ def rank(matches: Matches, score: np.ndarray, images: np.ndarray | None = None) 
 
 
 def average_precision(ranking: Ranking, num_positives: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Return the mean over `levels` ([11]) of the best precision at that recall or more, float64 [K].
-
-    It is 0 where `num_positives` (int64 [K]) is 0.
-    """
+    """Return the mean over `levels` ([11]) of the best precision at that recall or more, float64 [K]; 0 if no truth."""
     position = np.flatnonzero(ranking.is_true)
     bounds = np.searchsorted(position, ranking.starts)
     num_true = np.diff(bounds)

@@ -39,19 +39,12 @@ _NUMPY_SCALAR = re.compile(r"\bnp\.\w+\(([^()]*)\)")
 
 @dataclass(frozen=True)
 class PredictionReader:
-    """Turns records into arrays, and checks them against the images that they may name.
+    """Turns records into arrays, and checks them against the images that they may name."""
 
-    Args:
-        names: I names or ids; their order decides between equal scores.
-        size_hw: int [I, 2], pixels; None where the annotations do not say.
-        inclusive: Whether corners are pixels that belong to the box; else they are pixel edges.
-        clip: Whether boxes are cut to their image; else one that lies outside is refused.
-    """
-
-    names: Sequence[str] | Sequence[int]
-    size_hw: np.ndarray | None
-    inclusive: bool = True
-    clip: bool = False
+    names: Sequence[str] | Sequence[int]  # I names or ids; their order decides between equal scores
+    size_hw: np.ndarray | None  # int [I, 2], pixels; None where the annotations do not say
+    inclusive: bool = True  # whether corners are pixels that belong to the box; else they are pixel edges
+    clip: bool = False  # whether boxes are cut to their image; else one that lies outside is refused
 
     def image_rows(self, records: Records, key: str) -> np.ndarray:
         """Return the row of each record's image, int64 [R]. Raises UserError: a record names another image."""
@@ -227,11 +220,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_vsrl(path: Path) -> Records:
-    """Read vsrl_eval's pickled rows; a key that a row lacks scores 0.
-
-    Raises UserError: anything but plain numbers, texts, lists and dicts; two objects in a row, or one for some roles
-    only.
-    """
+    """Read vsrl_eval's pickled rows; a key that a row lacks scores 0. Raises UserError: more than plain data."""
     try:
         with open(path, "rb") as file:
             given = _PlainUnpickler(file, encoding="latin1").load()

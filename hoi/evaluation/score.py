@@ -89,15 +89,7 @@ def score(
 ) -> ScoreReport:
     """Score a file of predictions by the dataset's official rule or a named other one (`PROTOCOLS`, but for V-COCO).
 
-    Args:
-        dataset, format: A key of `FORMATS`, and one of that entry.
-        annotations: The dataset's file; of a folder JSON lines, of the world a pipeline file.
-        known_object: HICO's anno.mat, to score the known-object setting (HICO-DET).
-        images: A text file of image names: only those count (HICO-DET).
-        instances: COCO's instances with V-COCO's boxes; None for `instances*.json` beside the annotations.
-        clip: Cut boxes to their image; otherwise one that lies outside is an error.
-        json, save_lines: Where to write the scores, and the predictions as JSON lines.
-
+    `dataset` and `format` are keys of `FORMATS`; the other options are those of the command, see docs/predictions.md.
     Raises UserError: an option, the annotations or a prediction is wrong.
     """
     for option, value, known in (

@@ -45,10 +45,7 @@ class VcocoLabels(LabelReader[VcocoDataset]):
         return files if instances is None else [*files, Path(instances)]
 
     def load(self, split: str) -> HoiLabels:
-        """Return the annotated pairs of a split, without those outside its vocabulary (`unspoken`).
-
-        Raises UserError: there are no annotations, or they are wrong or lack an image.
-        """
+        """Return the annotated pairs of a split that its vocabulary has. Raises UserError: none, or wrong ones."""
         interaction_of = {pair: k for k, pair in enumerate(vcoco_vocabulary(self.settings.vocabulary).interactions)}
         parts = []
         for pairs, row in _pairs_on_rows(self.settings, split):

@@ -68,10 +68,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | Path, overrides: Sequence[str] = ()) -> Checkpoint:
-        """Read a checkpoint's folder.
-
-        An override, `section.key=value` of detector, pairs or teacher, such as `teacher.model=local-dir:FOLDER`, names
-        a CLIP that was too large to be copied.
+        """Read a checkpoint's folder; an override is a `section.key=value` of detector, pairs or teacher.
 
         Raises UserError: no checkpoint, another version, a missing or damaged file, or a wrong override.
         """

@@ -34,13 +34,7 @@ Models = Literal["auto", "copy", "refer"]
 
 @dataclass(frozen=True)
 class CheckpointParts:
-    """What a checkpoint is made of.
-
-    Args:
-        models: Provenance of detector and CLIP, as `Extractor.provenance` gives it.
-        trained: Images, pairs, versions and commit of the training, for the card.
-        figures: Metrics from stage three, or None.
-    """
+    """What a checkpoint is made of."""
 
     config: PipelineConfig
     name: str
@@ -49,9 +43,9 @@ class CheckpointParts:
     bank: TextBank
     vocabulary: Vocabulary
     axes: Mapping[str, int]
-    models: Mapping[str, Any]
-    trained: dict[str, Any]
-    figures: dict[str, Any] | None = None
+    models: Mapping[str, Any]  # provenance of detector and CLIP, as `Extractor.provenance` gives it
+    trained: dict[str, Any]  # images, pairs, versions and commit of the training, for the card
+    figures: dict[str, Any] | None = None  # metrics from stage three
 
 
 @dataclass(frozen=True)
@@ -76,11 +70,8 @@ def make_checkpoint(
 ) -> CheckpointReport:
     """Write a finished training run as a checkpoint; an equal one that is there already is left alone.
 
-    Args:
-        student, seed: None for `choose_student`'s, and for the first of `train.seeds`.
-        out: The folder; None for `OUTPUT/checkpoints/STUDENT`.
-        models: Whether detector and CLIP are copied; `auto` copies files of one's own up to `MAX_COPIED_BYTES`.
-        onnx: Whether to write the student as an ONNX file, too.
+    It is the student of `choose_student` with the first of `train.seeds`, in `OUTPUT/checkpoints/STUDENT`, if no others
+    are named. `models="auto"` copies detector and CLIP where they are files of one's own up to `MAX_COPIED_BYTES`.
 
     Raises UserError: no cache, no such run, a folder that holds something else, or a student without an ONNX form.
     """

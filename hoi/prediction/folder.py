@@ -155,9 +155,8 @@ class PredictionFolder:
     ) -> Iterator[PredictionFolder]:
         """Start a folder of results, or continue one, and keep other runs out of it meanwhile.
 
-        Args:
-            settings: Everything that decides the results, as plain data.
-            inclusive: Whether box corners are pixels that belong to the box, as in HICO-DET's predictions.
+        `settings` is all that decides the results, as plain data. With `inclusive`, box corners are pixels that belong
+        to the box, as in HICO-DET's predictions.
 
         Raises UserError: the folder holds results of other settings, or something else, or another run writes there.
         """

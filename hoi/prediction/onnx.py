@@ -42,15 +42,10 @@ class ScoringStudent(nn.Module):
     """A student followed by detection prior and object mask: the scores of `score_triplets`, [P, K].
 
     A padding pair, with detections of its own, is added to each batch and its scores are dropped: onnxruntime aborts
-    the process at operators that get no row.
-
-    Args:
-        object_mask: bool [O, K].
-        exponent: γ of the prior.
-        extra: Names of the extra fields that the student scores with.
+    the process at operators that get no row. `exponent` is γ of the prior, `extra` the names of extra fields.
     """
 
-    object_mask: Tensor
+    object_mask: Tensor  # bool [O, K]
 
     def __init__(self, student: Student, object_mask: Tensor, exponent: float, extra: Sequence[str]) -> None:
         super().__init__()

@@ -42,28 +42,19 @@ PAIR_FIELDS = ("union_embedding", "union_similarity", "union_feature")
 
 @dataclass(frozen=True, slots=True)
 class HoiTriplet:
-    """One scored ⟨human, verb, object⟩.
+    """One scored ⟨human, verb, object⟩."""
 
-    Args:
-        human_xyxy, object_xyxy: Pixel edges of the upright image; equal for what a person does alone.
-        human_score, object_score: The detector's confidence.
-        phrase: The interaction in words.
-        score: The student's, detection prior included.
-        teacher_score: Direct CLIP's, as in the row `direct_clip` of stage three.
-        human_idx, object_idx: Rows of the image's detections.
-    """
-
-    human_xyxy: BoxXyxy
-    object_xyxy: BoxXyxy
-    human_score: float
+    human_xyxy: BoxXyxy  # pixel edges of the upright image
+    object_xyxy: BoxXyxy  # the human's again for what a person does alone
+    human_score: float  # the detector's confidence
     object_score: float
     verb: str
     object: str
-    phrase: str
+    phrase: str  # the interaction in words
     interaction_idx: int
-    score: float
-    teacher_score: float
-    human_idx: int
+    score: float  # the student's, detection prior included
+    teacher_score: float  # direct CLIP's, as in the row `direct_clip` of stage three
+    human_idx: int  # row of the image's detections
     object_idx: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,9 +105,8 @@ class ExtraFields(dict[str, Tensor]):
 def batch_of(signals: Sequence[ImageSignals], extra: Sequence[str], no_object_idx: int | None) -> PairBatch:
     """Collate signals of B ≥ 1 images to a float32 batch on the CPU, equal to `CacheSplit.batch` of the same images.
 
-    Args:
-        extra: Extra fields that a student names; one that the signals lack raises when it is read.
-        no_object_idx: Object label of a pair of a human with itself; None where there are no such pairs.
+    A field of `extra` that the signals lack raises when it is read. `no_object_idx` is the object label of a human with
+    itself; None where there are no such pairs.
     """
     num_pairs = [len(each.pairs_ho) for each in signals]
     first_row = np.cumsum([0, *(len(each.detections) for each in signals)])[:-1]
@@ -199,8 +189,7 @@ def random_signals(checkpoint: Checkpoint, num_pairs: int, rng: np.random.Genera
 class Predictor:
     """A checkpoint, ready to predict. Calls change nothing in it, so several threads may share one.
 
-    Raises UserError: models that cannot be loaded or are not the checkpoint's, or a student that reads what a single
-    image does not have.
+    Raises UserError: other models than the checkpoint's, or a student that reads what a single image does not have.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto") -> None:

@@ -38,20 +38,13 @@ OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
 
 @dataclass(frozen=True)
 class PredictReport:
-    """What a prediction run did.
+    """What a prediction run did."""
 
-    Args:
-        num_images, num_videos: Read, those of earlier runs included.
-        num_now: Files read by this run.
-        unreadable: Names and reasons.
-        ignored: Files in the folders that are not named like images.
-    """
-
-    num_images: int
+    num_images: int  # read, those of earlier runs included; as are videos
     num_videos: int
-    num_now: int
-    unreadable: list[tuple[str, str]]
-    ignored: list[str]
+    num_now: int  # files read by this run
+    unreadable: list[tuple[str, str]]  # names and reasons
+    ignored: list[str]  # files in the folders that are not named like images
     files: list[Path]
 
     @property
@@ -88,12 +81,8 @@ def predict(
 ) -> PredictReport:
     """Predict files, write the results to a folder, and draw them; a stopped run continues where it was.
 
-    Args:
-        images: Image files, folders, glob patterns and videos.
-        out: The folder of results; of an earlier run only with the same settings.
-        top, threshold: Triplets kept of each image: so many at most, that score so much at least.
-        batch: Images that are predicted together.
-        shown: Pairs drawn in a picture, at most.
+    `images` are image files, folders, glob patterns and videos. Of each image the `top` triplets that score at least
+    `threshold` are kept, and `shown` pairs drawn at most; `batch` images are predicted together.
 
     Raises UserError: no such path, results of other settings in `out`, other models than the checkpoint's, a full disk.
     """

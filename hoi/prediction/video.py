@@ -112,8 +112,8 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-PredictFrames = Callable[[Sequence[np.ndarray], Sequence[str]], list[ImageResult]]
-DrawFrame = Callable[[np.ndarray, ImageResult, bool], Image.Image]
+PredictFrames = Callable[[Sequence[np.ndarray], Sequence[str]], list[ImageResult]]  # frames and their names
+DrawFrame = Callable[[np.ndarray, ImageResult, bool], Image.Image]  # and whether a legend may be added below
 
 
 def predict_video(
@@ -126,12 +126,7 @@ def predict_video(
 ) -> None:
     """Write a video's results to `videos/NAME.jsonl`, draw `videos/NAME.mp4`, and record it in the journal.
 
-    A video that breaks off keeps nothing and counts as unreadable.
-
-    Args:
-        predict: Takes frames and their names.
-        draw: Takes a frame, its result, and whether a legend may be added below; None to draw nothing.
-        batch_size: Frames predicted together.
+    A video that breaks off keeps nothing and counts as unreadable. Without `draw` nothing is drawn.
     """
     drawn = folder.video_of(source.name, ".mp4")
     part = drawn.with_name(f".{drawn.name}.part")

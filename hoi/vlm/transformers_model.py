@@ -41,7 +41,7 @@ Inputs = Mapping[str, Tensor]
 class TransformersModel:
     """Reads images one after another, and the candidates of an image together.
 
-    A UserError says that it cannot be loaded (`load_model`), overflows, or says the same of two pictures.
+    Raises UserError: it cannot be loaded (`load_model`), overflows, or says the same of two pictures.
     """
 
     def __init__(self, config: VlmConfig, device: str) -> None:
