@@ -30,30 +30,25 @@ TUNED = ["direct_clip_tuned", "direct_clip_gated"]
 BASELINES = ["detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", *TUNED]
 
 
-def plain_config(folder: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
+    """A pipeline whose cache and students are there."""
     students = {
         "student": {"width": 16, "score_exponent": 0.7, "targets": {"image": "pairs"}, "gate": {"exponent": 0.5}},
         "supervised": {"width": 16, "supervision": "labels"},
         "other": {"width": 16, "aggregation": "logsumexp"},
     }
     dataset = {"name": "world", "splits": {"train": 8, "validation": 6, "test": 8}}
-    train = {"seeds": [0, 3], "epochs": 1}
-    return small_world(folder, dataset=dataset, students=students, train=train).model_dump(mode="json")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A pipeline whose cache and students are there; tests change copies of it."""
-    plain = plain_config(tmp_path_factory.mktemp("world"))
-    config = parse_config(plain, "test")
+    seeds = {"seeds": [0, 3], "epochs": 1}
+    config = small_world(tmp_path_factory.mktemp("world"), dataset=dataset, students=students, train=seeds)
     teacher_cache.build_cache(config)
     train.train_students(config)
-    return plain
+    return config
 
 
-@pytest.fixture(scope="module")
-def config(plain: dict[str, Any]) -> PipelineConfig:
-    return parse_config(plain, "test")
+@pytest.fixture
+def plain(config: PipelineConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +166,8 @@ def test_what_cannot_be_evaluated_is_refused(
     assert what in refused(evaluate, parse_config(changed, "test")).what
 
 
-def test_without_annotations_only_agreement_is_reported(tmp_path: Path, plain: dict[str, Any]) -> None:
-    world = parse_config(plain, "test").dataset
-    scenes, names = open_images(world, "test"), load_vocabulary(world).interactions
+def test_without_annotations_only_agreement_is_reported(tmp_path: Path, config: PipelineConfig) -> None:
+    scenes, names = open_images(config.dataset, "test"), load_vocabulary(config.dataset).interactions
     (tmp_path / "images").mkdir()
     for row in range(6):
         Image.fromarray(scenes.read(row)).save(tmp_path / f"images/{row}.png")

@@ -8,9 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hoi.datasets.hicodet import unseen
 from hoi.evaluation.bootstrap import ResampledMap
-from hoi.evaluation.hico import HicoResult, zero_shot_means
 from hoi.evaluation.rows import (
     Evaluator,
     ResultRow,
@@ -127,19 +125,6 @@ def test_a_mean_over_no_interaction_is_a_dash() -> None:
     assert row.to_dict(3)["rare"] is None
     assert row.to_dict(3)["full"] == 0
     assert format_table([row]).splitlines()[1].split() == ["nothing", "–", "0.00", "–", "0.00", "0.00", "0.00"]
-
-
-def test_means_over_unseen_and_seen_interactions_with_truth() -> None:
-    ids, nothing = unseen("unseen_verb"), np.zeros(600, bool)
-    ap, positives = np.full(600, 0.25), np.ones(600, np.int64)
-    ap[ids] = 0.5
-    ap[ids[0]], positives[ids[0]] = 0, 0
-    means = zero_shot_means(HicoResult(ap, positives, nothing, nothing), {"unseen_verb": ids, "none": ids[:1]})
-    of_verbs = means["unseen_verb"]
-    assert (of_verbs["unseen"], of_verbs["seen"]) == (0.5, 0.25)
-    assert (of_verbs["num_unseen"], of_verbs["num_unseen_instances"]) == (83, 83)
-    assert of_verbs["full"] == pytest.approx((83 * 0.5 + 516 * 0.25) / 599)
-    assert (means["none"]["unseen"], means["none"]["num_unseen"]) == (None, 0)
 
 
 def test_zero_shot_means_are_printed_over_seeds() -> None:

@@ -106,12 +106,13 @@ def test_only_named_images_and_their_classes_count(golden: Path) -> None:
 def test_zero_shot_means_and_provenance_are_written(golden: Path) -> None:
     out = scored(golden)
     assert set(out["zero_shot"]) == set(UNSEEN_SHA256)
-    present = np.array(out["num_positives"]) > 0
+    ap, num_positives = np.array(out["ap"]), np.array(out["num_positives"])
     for split, means in out["zero_shot"].items():
-        is_unseen = np.isin(np.arange(600), unseen(split))
-        assert means["seen"] == pytest.approx(np.mean(np.array(out["ap"])[present & ~is_unseen]))
+        is_unseen, present = np.isin(np.arange(600), unseen(split)), num_positives > 0
+        assert (means["full"], means["seen"]) == pytest.approx((out["full"], np.mean(ap[present & ~is_unseen])))
         assert means["num_unseen"] == (present & is_unseen).sum()
-        assert (means["unseen"] is None) == (means["num_unseen"] == 0)
+        assert means["num_unseen_instances"] == num_positives[is_unseen].sum()
+        assert means["unseen"] == (pytest.approx(np.mean(ap[present & is_unseen])) if means["num_unseen"] else None)
     assert out["zero_shot"]["rare_first"]["num_unseen"] > 0
     assert len(out["inputs"]["predictions"]["sha256"]) == 64
     assert out["versions"]["hoi-distill"]

@@ -25,7 +25,7 @@ from hoi.evaluation.score import score
 from hoi.prediction import Checkpoint, Predictor
 from hoi.prediction import run as predict_module
 from hoi.prediction.run import PredictReport, predict
-from tests.fakes.pipelines import refused, write_pipeline
+from tests.fakes.pipelines import contents, refused, write_pipeline
 
 Run = Callable[..., PredictReport]
 
@@ -52,10 +52,6 @@ def run(trained: PipelineConfig) -> Run:
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def write(path: Path, data: bytes) -> Path:

@@ -61,18 +61,18 @@ def hostile_config(folder: Path) -> PipelineConfig:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     """A pipeline whose three stages are done."""
     config = hostile_config(tmp_path_factory.mktemp("report"))
     teacher_cache.build_cache(config)
     train.train_students(config)
     evaluate(config)
+    return config
+
+
+@pytest.fixture
+def plain(config: PipelineConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
-
-
-@pytest.fixture(scope="module")
-def config(plain: dict[str, Any]) -> PipelineConfig:
-    return parse_config(plain, "test")
 
 
 @pytest.fixture(scope="module")
