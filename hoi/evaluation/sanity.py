@@ -225,13 +225,8 @@ def teacher_gate(
     """
     present = _present(labels, len(is_readable), vocabulary)[is_readable]
     logits = logit_scale * similarity[is_readable].astype(np.float64)
-    figure, best, by_reading = _rank_images({"softmax": _log_softmax(logits), "cosine": logits}, present)
-    plain = {
-        "image_level_map": {**asdict(figure), "by_reading": by_reading},
-        "published": {"value": PUBLISHED, "source": SOURCE},
-        "num_images": len(present),
-        "num_interactions": int(present.any(0).sum()),
-    }
+    figure, best, plain = _rank_images({"softmax": _log_softmax(logits), "cosine": logits}, present)
+    plain["published"] = {"value": PUBLISHED, "source": SOURCE}
     said = (
         f"image-level mAP {100 * figure.value:.1f} ({best}) over {plain['num_interactions']} interactions, by chance "
         f"{100 * figure.chance:.1f}; published for HICO-DET: {100 * PUBLISHED:.1f} ({SOURCE})"
@@ -262,13 +257,9 @@ def vlm_gate(
     confidence = np.where(asked, scores[is_readable][:, columns].astype(np.float64), NOT_ASKED)
     clip = np.exp(_log_softmax(logit_scale * similarity[is_readable].astype(np.float64)))[:, columns]
     readings = {name: confidence, "clip": clip, "clip_where_asked": np.where(asked, clip, NOT_ASKED)}
-    figure, _, by_reading = _rank_images(readings, present, judged=name)
-    plain = {
-        "image_level_map": {**asdict(figure), "by_reading": by_reading},
-        "num_images": len(present),
-        "num_interactions": int(present.any(0).sum()),
-        "num_candidates": float(asked.sum(1).mean()),
-    }
+    figure, _, plain = _rank_images(readings, present, judged=name)
+    plain["num_candidates"] = float(asked.sum(1).mean())
+    by_reading = plain["image_level_map"]["by_reading"]
     said = (
         f"image-level mAP {100 * figure.value:.1f} over {plain['num_interactions']} interactions that it was asked, "
         f"{plain['num_candidates']:.1f} of an image, by chance {100 * figure.chance:.1f}; CLIP on the same "
@@ -289,14 +280,16 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def _rank_images(
     readings: dict[str, np.ndarray], present: np.ndarray, judged: str | None = None
-) -> tuple[Figure, str, dict[str, float]]:
-    """Return the figure of the judged reading (None for the best one), its name, and the mean AP of every reading."""
+) -> tuple[Figure, str, dict[str, Any]]:
+    """Return the figure of the judged reading (None for the best one), its name, and all as it is written."""
     orders = {name: np.argsort(-scores, axis=0, kind="stable") for name, scores in readings.items()}
     by_reading = {name: mean_ap(order, present) for name, order in orders.items()}
     name = judged or max(by_reading, key=lambda name: by_reading[name])
     rng = np.random.default_rng(0)
     chance = max(mean_ap(orders[name], rng.permutation(present)) for _ in range(NUM_SHUFFLES))
-    return Figure(by_reading[name], chance, TEACHER_FLOOR), name, by_reading
+    figure = Figure(by_reading[name], chance, TEACHER_FLOOR)
+    counts = {"num_images": len(present), "num_interactions": int(present.any(0).sum())}
+    return figure, name, {"image_level_map": {**asdict(figure), "by_reading": by_reading}, **counts}
 
 
 def mean_ap(order: np.ndarray, present: np.ndarray) -> float:
