@@ -107,16 +107,6 @@ def test_a_link_to_nothing_and_a_lost_image_are_recorded(tmp_path: Path) -> None
     assert failed == [["04.png", "the file is missing"], ["05.png", "the file is missing"]]
 
 
-def test_images_without_a_person_cannot_be_learned_from(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path, num_pairs=(0, 0, 0), train={"split": "test"})
-    assert teacher_cache.build_cache(config, RandomSignals).splits[0].num_pairs == 0
-    assert CacheSplit.open(config.cache.folder, "test").is_readable.all()
-    error = refused(train.train_students, config)
-    assert "no image of the training split has a pair" in error.what
-    assert "pairs.min_score" in str(error.fix)
-    assert not Path(config.output).exists()
-
-
 def test_boxes_of_a_pixel_and_less_have_finite_features(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path, num_pairs=(1,))
     names = {"person": 1, "bicycle": 2, "dog": 3}
@@ -138,14 +128,6 @@ def test_boxes_of_a_pixel_and_less_have_finite_features(tmp_path: Path) -> None:
     batch = split.batch(np.arange(1))
     for features in (batch.union_feature, batch.human_feature, batch.object_feature):
         assert abs(features.norm(dim=-1) - 1).max() < 2e-3
-
-
-def test_the_vocabularys_file_is_named(tmp_path: Path) -> None:
-    config = photo_pipeline(tmp_path)
-    (tmp_path / "vocabulary.yaml").write_text("[{verb: ride, object: horse}, {verb: ride, object: horse}]")
-    error = refused(teacher_cache.build_cache, config, RandomSignals)
-    assert "'ride horse' is there twice" in error.what
-    assert "vocabulary.yaml, entry 1" in str(error.where)
 
 
 def test_absent_labels_stop_all_before_anything_is_trained(tmp_path: Path, cache: dict[str, Any]) -> None:

@@ -114,6 +114,7 @@ def test_a_split_that_cannot_train_or_tune_is_refused(tmp_path: Path, cache: dic
     error = refused(train_students, config)
     assert "no image of the training split has a pair" in error.what
     assert "pairs.min_score" in str(error.fix)
+    assert not (tmp_path / "outputs").exists()
     tuned_on_test = pipeline(tmp_path, cache, evaluation={"tune_split": "test"})
     assert refused(train_students, tuned_on_test).where == "evaluation.tune_split"
 
