@@ -236,11 +236,8 @@ def _classes(entries: Entries, usual: Callable[[str], str]) -> dict[str, str]:
         if entry.detector_class is not None:
             seen, first = said.setdefault(entry.object, (entry.detector_class, where))
             if seen != entry.detector_class:
-                problem, got = (
-                    f"the object '{entry.object}' has two detector classes",
-                    f"{seen} and {entry.detector_class}",
-                )
-                raise UserError(problem, where=f"{first} and {where}", got=got, fix="keep one of the two")
+                what, got = f"'{entry.object}' has two detector classes", f"{seen} and {entry.detector_class}"
+                raise UserError(what, where=f"{first} and {where}", got=got, fix="keep one of the two")
     class_of: dict[str, str] = {}
     for name in dict.fromkeys(entry.object for entry in entries.values()):
         seen = name if name == NO_OBJECT else said[name][0] if name in said else usual(name)

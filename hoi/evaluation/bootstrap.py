@@ -125,7 +125,7 @@ def _weighted_maps(
 def _weigh(weights: np.ndarray, image: np.ndarray, column: np.ndarray, num_columns: int) -> np.ndarray:
     # Summed weights of the rows, each of an image and for a column, in every resample: int64 [S, num_columns].
     counts = coo_array((np.ones(len(image), np.int64), (column, image)), (num_columns, weights.shape[1]))
-    return (counts @ weights.T).T
+    return np.ascontiguousarray((counts @ weights.T).T)
 
 
 def _restarting_sums(values: np.ndarray, is_first: np.ndarray) -> np.ndarray:

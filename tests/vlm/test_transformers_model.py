@@ -245,17 +245,11 @@ def test_models_of_other_kinds_are_refused(tmp_path: Path, kind: str, what: str)
     assert error.got == kind.lower()
 
 
-def test_a_folder_without_an_image_processor_is_refused(broken: Path) -> None:
+def test_what_is_not_there_is_named(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("processor_config.json", "preprocessor_config.json"):
         (broken / name).unlink(missing_ok=True)
     assert refusal(broken).what == "the model's processor cannot be read"
-
-
-def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "gone").what == "there is no such model folder"
-
-
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     error = refusal("owner/name")
     assert error.what == "the package transformers is not installed"
