@@ -62,6 +62,7 @@ def test_an_object_unknown_to_the_detector_is_refused() -> None:
     error = refused(match_classes, ["person", "sports ball", "kite"], VOCABULARY, "here")
     assert "not know 1 of the vocabulary's 3 objects" in error.what
     assert (error.where, error.expected) == ("here", "dog (nothing like it)")
+    assert "open_vocabulary" in str(error.fix)
 
 
 SLOTS_OF_HICO = np.array(

@@ -115,14 +115,6 @@ def test_absent_weights_are_not_downloaded_and_time_is_measured(place: Path, mon
     assert not (place / "hub").exists()
 
 
-def test_an_object_that_the_detector_lacks_is_an_error(place: Path) -> None:
-    (place / "phrases.txt").write_text("riding a bicycle\nriding a bicicle taxi\n")
-    (error,) = [finding for finding in run(place).findings if finding.level == "error"]
-    assert error.what == "the detector does not know 1 of the vocabulary's 3 objects"
-    assert "bicicle_taxi" in str(error)
-    assert "open_vocabulary" in str(error)
-
-
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
