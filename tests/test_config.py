@@ -94,6 +94,7 @@ def test_overrides_are_typed_like_the_file_and_1e_4_is_a_number(good: Path) -> N
     assert config.train.seeds == [7]
     assert "override is not understood" in refused(load_config, good, ["train.epochs"]).what
     assert "holds no section" in refused(load_config, good, ["name.first=1"]).what
+    assert refused(load_config, good.with_name("nowhere.yaml")).what == "there is no such file"
 
 
 def test_the_environment_fills_in_what_is_set(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +102,6 @@ def test_the_environment_fills_in_what_is_set(good: Path, monkeypatch: pytest.Mo
     assert load_config(good, ["output=${PLACE}/out"]).output == "/data/out"
     monkeypatch.delenv("PLACE")
     assert "PLACE is not set" in refused(load_config, good, ["output=${PLACE}/out"]).what
-
-
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    assert refused(load_config, tmp_path / "nowhere.yaml").what == "there is no such file"
 
 
 def test_regions_have_one_order_and_no_doubles(good: Path) -> None:

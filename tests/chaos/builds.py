@@ -10,7 +10,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,18 @@ def check_content(cache: Path, expected: dict[str, str]) -> None:
     assert not problems, "; ".join(map(str, problems))
 
 
+class NotHere(Exception):
+    """A case that this machine does not permit; the text says why."""
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(0.002)
+
+
 @dataclass
 class Driver:
     """A run of stage one that was started; the file `report` will hold its report, or the user's mistake."""
@@ -94,20 +106,18 @@ class Driver:
                 self.code = os.waitstatus_to_exitcode(status)
         return self.code
 
-    def wait(self, timeout_s: float = 120) -> int:
-        deadline = time.monotonic() + timeout_s
-        while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
-                self.kill()
-                raise TimeoutError(f"stage one runs for more than {timeout_s:g} s")
-            time.sleep(0.002)
-        return code
+    def wait(self) -> int:
+        try:
+            wait_for(lambda: self.poll() is not None, "stage one to end")
+        except TimeoutError:
+            os.kill(self.process, signal.SIGKILL)
+            raise
+        return self.code or 0
 
     def wait_for(self, cache: Path, pattern: str) -> None:
         """Return once the cache holds such a file."""
-        while not list(cache.glob(pattern)):
-            assert self.poll() is None, self.report.read_text()
-            time.sleep(0.01)
+        wait_for(lambda: list(cache.glob(pattern)) or self.poll() is not None, f"stage one to write {pattern}")
+        assert self.poll() is None, self.report.read_text()
 
     def kill(self) -> None:
         if self.poll() is None:

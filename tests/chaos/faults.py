@@ -22,15 +22,11 @@ from hoi.cache.tools.repair import set_aside
 from hoi.cache.tools.verify import verify_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
-from tests.chaos.builds import SlowSignals, build, check_content, content_of, small_build, start
+from tests.chaos.builds import NotHere, SlowSignals, build, check_content, content_of, small_build, start
 from tests.fakes.pipelines import photo_pipeline
 
 ROOT = Path(__file__).parents[2]
 SHARD = "shard-00007.h5"
-
-
-class NotHere(Exception):
-    """A fault that cannot be made on this machine; the text says why."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Stage one on a cluster of three machines that share a folder and nothing else, when one of them goes.
 
 The machines are network namespaces on one bridge, each with its own processes, /tmp and /dev/shm. They need root and
-the `ip` program; `NoNodes` says why where these are not given. A case takes an empty folder and returns what it found.
+the `ip` program; `NotHere` says why where these are not given. A case takes an empty folder and returns what it found.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,15 +19,11 @@ from pathlib import Path
 
 from hoi.cache.build.run import build_cache
 from hoi.config import load_config
-from tests.chaos.builds import content_of
+from tests.chaos.builds import NotHere, content_of, wait_for
 
 Case = Callable[[Path], str]
 ROOT = Path(__file__).parents[2]
 PORT = 8786
-
-
-class NoNodes(Exception):
-    """Why this machine makes no network namespaces."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ def power_off(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def bridged_nodes(folder: Path, number: int) -> Iterator[list[Node]]:
-    """Yield nodes that reach one another and nothing else; raise `NoNodes` where namespaces are not permitted."""
+    """Yield nodes that reach one another and nothing else; raise `NotHere` where namespaces are not permitted."""
     prefix = f"hoi{uuid.uuid4().hex[:6]}"
     nodes = [Node(f"{prefix}-{n}", f"10.77.0.{n + 1}", folder / f"node-{n}") for n in range(number)]
     with ExitStack() as stack:
@@ -104,9 +99,9 @@ def _ip(*arguments: str) -> None:
     try:
         done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise NoNodes("there is no program `ip` here") from None
+        raise NotHere("there is no program `ip` here") from None
     if done.returncode:
-        raise NoNodes(f"ip {' '.join(arguments)}: {' '.join(done.stderr.split())}")
+        raise NotHere(f"ip {' '.join(arguments)}: {' '.join(done.stderr.split())}")
 
 
 @contextmanager
@@ -125,14 +120,6 @@ def cluster(nodes: Sequence[Node], private: Sequence[Path] = ()) -> Iterator[lis
         for program in programs:
             if program.poll() is None:
                 power_off(program)
-
-
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout_s:g} s for {what}")
-        time.sleep(0.02)
 
 
 def settings(cache: Path) -> list[str]:
