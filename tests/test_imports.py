@@ -42,9 +42,9 @@ BY_NAME = {
 HOMES = {"h5py": "hoi/cache/shard.py", "dask": "hoi/cache/build/pool.py", "distributed": "hoi/cache/build/pool.py"}
 
 
-def reached_from(module: str, *kinds: str) -> set[str]:
-    """Return what running a module may import: by imports of these kinds, and by any kind from there on."""
-    first, later = import_graph(*kinds), import_graph("eager", "typing", "lazy")
+def reached_from(module: str, *kinds: str, then: tuple[str, ...] = ("eager", "typing", "lazy")) -> set[str]:
+    """Return what running a module may import: by imports of these kinds, and by others from there on."""
+    first, later = import_graph(*kinds), import_graph(*then)
     reached, ahead = {module}, list(first[module])
     while ahead:
         name = ahead.pop()
@@ -113,12 +113,7 @@ def test_stage_two_reaches_labels_by_name_alone() -> None:
     trainers = [name for name in modules() if name.startswith(("hoi.training", "hoi.students"))]
     lazy = {name for name in trainers for other, kind in imports(name) if other.startswith("hoi.labels")}
     for trainer in trainers:
-        eager = import_graph("eager")
-        reached, ahead = {trainer}, [trainer]
-        while ahead:
-            new = eager[ahead.pop()] - reached
-            reached |= new
-            ahead += new
+        reached = reached_from(trainer, "eager", then=("eager",))
         assert {name for name in reached if name.startswith("hoi.labels")} == set(), trainer
     # `supervision: labels` imports them in a function.
     assert lazy == {"hoi.training.train"}

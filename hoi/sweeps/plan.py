@@ -1,17 +1,7 @@
-"""Sweep files and bench files, checked. A bench is one sweep for each of its worlds, and differences to be shown:
+"""Sweep files (as examples/ablation.yaml) and bench files (as examples/bench.yaml), checked.
 
-    name: bench
-    base: pipeline.yaml            # of data set `world`
-    output: outputs/bench
-    worlds:                        # by seed; each has an output and a cache of its own, unless a cache is named
-      - {seed: 0, cache: cache/world}
-      - {seed: 1}
-    differences:
-      - {better: best, than: direct_clip_tuned, means: [full, rare]}
-    headroom:
-      - {of: best, start: direct_clip_tuned, goal: labels_on_detections}
-
-The other keys are a sweep file's: `SweepSection`.
+A bench is one sweep for each of its worlds, which has an output and a cache of its own unless a cache is named, and
+differences to be shown.
 """
 
 from __future__ import annotations
@@ -112,9 +102,8 @@ def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) ->
 def _read(kind: type[AnySection], path: str | Path) -> AnySection:
     plain = read_yaml(path)
     if not isinstance(plain, dict):
-        raise UserError(
-            "this is no sweep or bench file", where=path, expected="keys and values", got=type(plain).__name__
-        )
+        got = type(plain).__name__
+        raise UserError("this is no sweep or bench file", where=path, expected="keys and values", got=got)
     return parse_section(kind, plain, str(path))
 
 

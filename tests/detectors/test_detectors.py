@@ -35,22 +35,17 @@ def test_detections_are_clipped_thresholded_and_sorted() -> None:
     assert found.labels.tolist() == [0, 1, 0]
     assert found.boxes_xyxy.tolist() == [[1, 0, 11, 10], [0, 30, 8, 50], [0, 0, 10, 10]]
     assert (found.boxes_xyxy.dtype, found.scores.dtype, found.labels.dtype) == (np.float32, np.float32, np.int64)
-
-
-def test_suppression_comes_before_the_limit() -> None:
+    # Suppression comes before the limit.
     found = keep_detections(BOXES, SCORES, LABELS, (50, 50), settings(max_detections=2), nms=True)
     assert found.labels.tolist() == [0, 1]
+    none = keep_detections(BOXES[:0], SCORES[:0], LABELS[:0], (9, 9), settings(), nms=True)
+    assert len(none) == 0
 
 
 def test_equal_scores_keep_their_order() -> None:
     boxes = np.array([[i * 10, 0, i * 10 + 5, 5] for i in range(20)])
     found = keep_detections(boxes, np.ones(20), np.zeros(20, np.int64), (9, 300), settings(), nms=True)
     assert found.boxes_xyxy[:, 0].tolist() == boxes[:, 0].tolist()
-
-
-def test_nothing_found_is_a_valid_result() -> None:
-    none = np.zeros((0, 4))
-    assert len(keep_detections(none, np.zeros(0), np.zeros(0, np.int64), (9, 9), settings(), nms=True)) == 0
 
 
 def test_classes_match_by_name_whatever_their_spelling_of_spaces() -> None:
