@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from hoi.config import TrainConfig
+from hoi.matching import LabelTargets
 from hoi.records import HoiLabels, PairBatch, TextBank, Triplets, VisualHead
 from hoi.students.base import Student, build_student
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.multilevel.settings import MultiLevelConfig
+from hoi.training.loop import fit
 from hoi.vocabulary import Vocabulary
 from tests.fakes.extractors import unit
 
@@ -223,3 +226,11 @@ def fresh_multilevel(split: Split, **settings: Any) -> Student:
     axes = {"L": split.whole.union_feature.shape[1], "M": split.whole.union_similarity.shape[1]}
     config = MultiLevelConfig(**{"width": 64, **settings})
     return build_student(config, split.bank, VOCABULARY, axes, seed=3).eval()
+
+
+def overfitted(
+    student: Student, split: Split, steps: int, learning_rate: float, labels: LabelTargets | None = None
+) -> Student:
+    """Train a student on the whole split as one batch, and return it."""
+    train = TrainConfig(epochs=steps, batch_images=split.num_images, learning_rate=learning_rate, weight_decay=0.0)
+    return fit(student, split, train, seed=0, device=torch.device("cpu"), labels=labels)[0]

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from hoi.config import TrainConfig
 from hoi.records import PairBatch
 from hoi.scoring import competition_gate
 from hoi.students.base import Student, build_student
@@ -19,9 +18,18 @@ from hoi.students.clhoi.model import interaction_contrast, pool_pairs
 from hoi.students.clhoi.networks import context_loss, union_cover
 from hoi.students.clhoi.settings import ClhoiConfig
 from hoi.students.layers import RaggedIndex
-from hoi.training.loop import fit
 from tests.fakes.pipelines import refused
-from tests.fakes.splits import ADMITTED, REAL, VLM, VOCABULARY, Split, make_split, make_vlm_split, with_vlm_fields
+from tests.fakes.splits import (
+    ADMITTED,
+    REAL,
+    VLM,
+    VOCABULARY,
+    Split,
+    make_split,
+    make_vlm_split,
+    overfitted,
+    with_vlm_fields,
+)
 
 AXES = {"L": 2, "M": 1, "C": 5, "H": 3, "W": 4}
 
@@ -180,8 +188,7 @@ def test_it_learns_the_teachers_scores_of_images() -> None:
     split.whole.extra[f"{VLM}/vlm_scores"] = scores * asked
     student = fresh(split, union_weight=0.0)
     before = student.losses(split.whole, None).losses["interaction"]
-    train = TrainConfig(epochs=150, batch_images=4, learning_rate=3e-3, weight_decay=0.0)
-    student, _ = fit(student, split, train, seed=0, device=torch.device("cpu"))
+    student = overfitted(student, split, 150, 3e-3)
     step = student.losses(split.whole, None)
     assert step.losses["interaction"] < 0.02 * before
     assert step.agreement["interaction"].all()

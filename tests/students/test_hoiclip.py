@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hoi.config import TrainConfig
 from hoi.matching import LabelTargets, label_targets
 from hoi.records import HoiLabels
 from hoi.students.base import build_student
@@ -18,11 +17,9 @@ from hoi.students.hoiclip.networks import InteractionClassifier, object_texts
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.students.hoiclip.targets import RegionSums, verb_prototypes
 from hoi.students.layers import focal_loss
-from hoi.training.loop import fit
 from tests.fakes.pipelines import refused
-from tests.fakes.splits import ADMITTED, CHANNELS, VOCABULARY, Split, fresh_hoiclip, make_map_split
+from tests.fakes.splits import ADMITTED, CHANNELS, VOCABULARY, Split, fresh_hoiclip, make_map_split, overfitted
 
-CPU = torch.device("cpu")
 LABELS: dict[str, Any] = {"supervision": "labels", "score": {"fusion": "product"}}
 DEPARTED: dict[str, Any] = {"query_union": "all", "query_boxes": True, "union_residual": True}
 
@@ -224,8 +221,7 @@ def test_one_batch_can_be_overfitted() -> None:
     labels = targets_of(split)
     student = fresh_hoiclip(split, **LABELS, layers=1)
     student.prepare([split.whole], labels)
-    train = TrainConfig(epochs=40, batch_images=5, learning_rate=2e-2, weight_decay=0.0)
-    student, _ = fit(student, split, train, seed=0, device=CPU, labels=labels)
+    student = overfitted(student, split, 40, 2e-2, labels)
     scores = student(split.whole).sigmoid()
     positive = labels.pairs
     assert scores[positive].min() > 2 * scores[~positive & torch.isfinite(student(split.whole))].max()

@@ -11,21 +11,16 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from hoi.config import TrainConfig
 from hoi.matching import LabelTargets, label_targets
 from hoi.students.base import StepLosses, Student, build_student
 from hoi.students.multilevel.settings import MultiLevelConfig
-from hoi.training.loop import fit
 from tests.fakes.pipelines import refused
-from tests.fakes.splits import ADMITTED, AXES, VOCABULARY, Split, make_bank, make_split
+from tests.fakes.splits import ADMITTED, AXES, VOCABULARY, Split, make_bank, make_split, overfitted
 from tests.fakes.splits import fresh_multilevel as fresh
 
 
 def trained(split: Split, labels: LabelTargets | None = None, **settings: Any) -> Student:
-    """Overfitted to the whole split as one batch."""
-    student = fresh(split, dropout=0.0, **settings)
-    train = TrainConfig(epochs=100, batch_images=split.num_images, learning_rate=1e-2, weight_decay=0.0)
-    return fit(student, split, train, seed=0, device=torch.device("cpu"), labels=labels)[0]
+    return overfitted(fresh(split, dropout=0.0, **settings), split, 100, 1e-2, labels)
 
 
 @pytest.mark.parametrize("levels", [1, 2])

@@ -10,13 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hoi.config import TrainConfig
 from hoi.matching import label_targets
 from hoi.scoring import competition_gate
 from hoi.students.base import Student
 from hoi.students.multilevel.targets import from_pairs, related, with_none
-from hoi.training.loop import fit
-from tests.fakes.splits import ADMITTED, REAL, VOCABULARY, Split, make_split
+from tests.fakes.splits import ADMITTED, REAL, VOCABULARY, Split, make_split, overfitted
 from tests.fakes.splits import fresh_multilevel as fresh
 
 EVERYTHING = {
@@ -201,8 +199,7 @@ def test_all_losses_of_the_best_student_fall() -> None:
     split = rivals()
     student = fresh(split, dropout=0.0, **BEST)
     before = student.losses(split.whole, None).losses
-    train = TrainConfig(epochs=200, batch_images=split.num_images, learning_rate=3e-3, weight_decay=0.0)
-    after = fit(student, split, train, seed=0, device=torch.device("cpu"))[0].losses(split.whole, None).losses
+    after = overfitted(student, split, 200, 3e-3).losses(split.whole, None).losses
     assert set(after) == {"global", "union", "human_object", "spatial"}
     assert all(after[name] < 0.2 * before[name] + 1e-3 for name in after)
 
