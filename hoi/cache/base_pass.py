@@ -163,13 +163,9 @@ def bank_tables(bank: TextBank, vocabulary: Vocabulary) -> tuple[dict[str, np.nd
 def pack_tables(
     image_ids: Sequence[str], outcomes: Sequence[ImageSignals | str], axes: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Pack images, in the order of the shard, into its tables: ragged rows laid flat, with offsets.
+    """Pack the signals of images, or why one could not be read, into a shard's tables: rows laid flat, with offsets.
 
-    Args:
-        outcomes: Per image its signals, or the reason why it could not be read: its slot stays, with zero rows.
-
-    Raises:
-        ValueError: a signal's shape differs from `axes`, or an id from its record's.
+    Raises a ValueError if a signal's shape differs from `axes`, or an id from its record's.
     """
     from hoi.records import Detections
 

@@ -150,11 +150,9 @@ def read_manifest(folder: Path, of: Pass = BASE) -> Manifest | None:
 
 
 def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
-    """Return the manifest that `write_manifest` made plain.
+    """Return the manifest that `write_manifest` made plain; a UserError for another schema version.
 
-    Raises:
-        UserError: it is of another schema version.
-        ValueError, KeyError, TypeError, AttributeError: it is damaged.
+    Raises a ValueError, KeyError, TypeError or AttributeError where it is damaged.
     """
     version = plain["schema_version"]
     if plain["format"] != FORMAT_NAME or version != SCHEMA_VERSION:

@@ -192,11 +192,9 @@ class PassKind(Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over a split: the base pass, or an extra pass over its shards, whose files have its name in front.
+    """One pass over a split: the base pass, without a name, or an extra pass over its shards, named in its files.
 
-    Args:
-        name: Empty for the base pass.
-        kind: A name of `hoi.registry.PASSES`.
+    The kind is a name of `hoi.registry.PASSES`.
     """
 
     name: str = ""

@@ -48,10 +48,8 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 class MappedFile:
     """A whole file, mapped read-only, without an open descriptor, for as long as a table of it is in use.
 
-    Python's own `mmap` keeps a descriptor for every mapping, and a process may often have 1,024 of them.
-
-    Raises:
-        UserError: the process has as many mappings as it may have, or no address space left.
+    Python's own `mmap` keeps a descriptor for every mapping, and a process may often have 1,024 of them. Raises a
+    UserError where the process has as many mappings as it may have, or no address space left.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,9 +102,8 @@ class Header:
 def encode_file(tables: Mapping[str, np.ndarray], attributes: Mapping[str, Any], consume: bool = False) -> bytes:
     """Return the bytes of an HDF5 file; equal content gives equal bytes.
 
-    Args:
-        consume: Whether `tables` is a dict that each table is dropped from once it is in the file: a large file then
-            takes its size in memory twice, not three times.
+    `consume` drops each table from `tables`, a dict, once it is in the file: a large file then takes its size in memory
+    twice, not three times.
     """
     total = sum(table.nbytes for table in tables.values())
     # v110: a file cut short then fails at opening; older formats can open with rows missing.
@@ -181,11 +178,9 @@ SHARD_ATTRIBUTES = (
 
 
 def inspect_shard(path: Path, table: Sequence[Field]) -> Header:
-    """Return a shard's header, checked against the schema.
+    """Return a shard's header, checked against the schema; a UserError for another schema version.
 
-    Raises:
-        FileNotFoundError, BrokenFile: as `read_header`, or it is no shard.
-        UserError: it is of another schema version.
+    Raises a FileNotFoundError or BrokenFile as `read_header`, or where it is no shard.
     """
     header = read_header(path)
     version = header.attributes.get("schema_version")

@@ -94,11 +94,8 @@ def build_cache(
 ) -> CacheReport:
     """Build the cache of every split of a config's data set; what is there already is not computed again.
 
-    Args:
-        factory: Makes what extracts signals from images; None for the product's own. `extra_factory`: of extra passes.
-
-    Raises:
-        UserError: settings that differ from the cache's, too many unreadable images, a full disk, failed shards.
+    The factories make the models of the base pass and of extra ones; None for the product's own. Raises a UserError for
+    settings that differ from the cache's, too many unreadable images, a full disk, failed shards.
     """
     start = time.monotonic()
     request = BASE.content.request(config)

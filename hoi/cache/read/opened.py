@@ -76,9 +76,8 @@ class OpenedPass:
 def open_extra(folder: Path, name: str, base: Manifest, config: PipelineConfig | None) -> OpenedPass:
     """Open an extra pass of a split, beside its complete base pass.
 
-    Raises:
-        UserError: there is no such pass, or it is not complete, over other base shards, or of other settings than those
-            of the pipeline file that is run now, if there is one and it names the pass.
+    Raises a UserError where there is none, or it is not complete, over other base shards, or of other settings than
+    those of the pipeline file that is run now, if there is one and it names the pass.
     """
     known = {of.name: of for of in passes_in(folder)}
     if name not in known:

@@ -87,10 +87,8 @@ class CacheSplit:
     ) -> CacheSplit:
         """Open a split without a look at its settings; extra passes must be of those of `config`, if there is one.
 
-        A shard is checked to be the manifest's when a row of it is first touched, which raises the same errors.
-
-        Raises:
-            UserError: there is no cache, it is not complete, damaged, of another schema version or fingerprint.
+        Raises a UserError where there is no cache, or it is not complete, damaged, of another schema version or
+        fingerprint; so does the first touch of a row, if its shard is damaged or not the manifest's.
         """
         path, fix = Path(folder) / split, command("teacher-cache")
         if not path.is_dir():

@@ -116,10 +116,8 @@ def export(config: PipelineConfig, image_id: str, top: int = 5, split: str | Non
     """Return what was detected and paired in an image of the config's cache, and what the teacher says of it.
 
     Scores are the teacher's own: softmax over all interactions of `logit_scale * cosine`, or the sigmoid where it was
-    trained with one. Raises a UserError where no complete split, or not the given one, has the image.
-
-    Args:
-        top: Number of interactions listed per image and pair; those of a pair are of its object.
+    trained with one. Per image and pair the `top` interactions are listed; those of a pair are of its object. Raises a
+    UserError where no complete split, or not the given one, has the image.
     """
     manifest, header, row = find_image(Path(config.cache.folder), image_id, split)
     axes = header.attributes["axes"]

@@ -52,9 +52,7 @@ class Density:
 class SplitEstimate:
     """What a split has and lacks; `bytes_at_caps` is with every image at the limits of detections and pairs."""
 
-    split: str
-    of: Pass
-    num_images: int
+    plan: SplitPlan
     num_shards: int
     num_finished: int
     num_missing_images: int
@@ -214,9 +212,7 @@ def estimate_split(
     each = bytes_per_image(axes, density.detections, density.pairs, plan.of)
     most = bytes_per_image(axes, config.detector.max_detections, pair_cap(config), plan.of)
     return SplitEstimate(
-        plan.split,
-        plan.of,
-        plan.num_images,
+        plan,
         num_shards,
         len(finished),
         missing,
@@ -252,7 +248,8 @@ class PlanReport:
     def __str__(self) -> str:
         lines = []
         for s in self.splits:
-            have = f"{s.of.label(s.split)}: {s.num_images} images, {s.num_shards} shards: {s.num_finished} finished"
+            name = s.plan.of.label(s.plan.split)
+            have = f"{name}: {s.plan.num_images} images, {s.num_shards} shards: {s.num_finished} finished"
             have += f" ({size_text(s.bytes_finished)})" if s.num_finished else ""
             lack = f", {s.num_shards - s.num_finished} missing: about {size_text(s.bytes_missing)}"
             lack += f" (with every image at the limits {size_text(s.bytes_at_caps)})"
@@ -269,7 +266,7 @@ class PlanReport:
     def _time(self) -> str:
         if not any(s.num_missing_images for s in self.splits):
             return "none"
-        untimed = [s.of for s in self.splits if s.num_missing_images and s.worker_seconds is None]
+        untimed = [s.plan.of for s in self.splits if s.num_missing_images and s.worker_seconds is None]
         if BASE in untimed:
             return "unknown: no shard of this cache was timed (--sample 8 times some images)"
         if untimed:

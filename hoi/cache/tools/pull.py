@@ -81,14 +81,9 @@ def files_of(manifest: Manifest, split: str, of: Pass = BASE) -> list[RemoteFile
 def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], object], of: Pass = BASE) -> Pulled:
     """Fetch a finished pass over a split into a folder of the same name here.
 
-    Files that are here with the right hash are kept, so an interrupted pull goes on where it was.
-
-    Args:
-        url: Of the cache's folder, in any form that fsspec knows.
-
-    Raises:
-        UserError: nothing is there, it cannot be reached, its manifest is damaged or of another schema version, a file
-            differs from it, another cache is in the way, or the disk is too small.
+    Files that are here with the right hash are kept, so an interrupted pull goes on where it was. `url` is the cache's
+    folder, in any form that fsspec knows. Raises a UserError where nothing is there, it cannot be reached, its manifest
+    is damaged or of another schema version, a file differs from it, another cache is in the way, or the disk is small.
     """
     place, here = f"{url.rstrip('/')}/{split}", folder / split
     where = f"{place}/{of.manifest_name}"

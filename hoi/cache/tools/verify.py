@@ -282,13 +282,9 @@ class VerifyReport:
 def verify(
     config: PipelineConfig, recompute: int | None = None, seed: int = 0, factory: ModelFactory | None = None
 ) -> VerifyReport:
-    """Check every file of a cache against manifest and schema; on request a few images against the models, too.
+    """Check every file of a cache against manifest and schema, and `recompute` random images per split by the models.
 
-    Args:
-        recompute: Random images per split that go through the models again; None for none.
-
-    Raises:
-        UserError: there is no cache, it is of another schema version, or the models to recompute with are others.
+    Raises a UserError where there is no cache, it is of another schema version, or the models are others.
     """
     start, folder = time.monotonic(), Path(config.cache.folder)
     splits = list(dict.fromkeys([*splits_of(config), *cached_splits(folder)]))
