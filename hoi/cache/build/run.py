@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +29,6 @@ from hoi.cache.manifest import (
     write_manifest,
 )
 from hoi.cache.plan import (
-    ShardPlan,
     SplitPlan,
     begun_with,
     finished_receipt,
@@ -41,7 +39,7 @@ from hoi.cache.plan import (
 )
 from hoi.cache.schema import BASE, Pass, extra_passes
 from hoi.config import PipelineConfig
-from hoi.datasets import ImageSource, UnreadableImage, open_images
+from hoi.datasets import UnreadableImage, open_images
 from hoi.errors import UserError
 from hoi.files import append_line, remove_file
 from hoi.provenance import commit
@@ -206,21 +204,15 @@ class SplitBuild:
         sealed = read_manifest(self.plan.folder, self.plan.of) is not None
         for shard in self.plan.shards:
             receipt = finished_receipt(self.plan.folder, shard, self.bank.fingerprint, self.bank.parts)
-            if receipt is not None and (sealed or not self._is_mended(shard, receipt)):
+            if receipt is None:
+                continue
+            if sealed or not (self._reads_images and receipt.failed and self._mended(receipt)):
                 self.receipts[shard.index] = receipt
         return self.num_images_done
 
-    def _is_mended(self, shard: ShardPlan, receipt: Receipt) -> bool:
-        if not (receipt.failed and self._reads_images):
-            return False
-        source, given = self._source_and_given
-        row_of = {source.image_ids[row]: row for row in range(shard.start, shard.stop)}
-        return bool(mended_of(receipt, source, row_of, given))
-
     @cached_property
-    def _source_and_given(self) -> tuple[ImageSource, set[str]]:
-        source = open_images(self._config.dataset, self.plan.split)
-        return source, unreadable_in_base(self.plan.folder, self.plan.of)
+    def _mended(self) -> Callable[[Receipt], list[str]]:
+        return mending(self._config, self.plan)
 
     @property
     def is_finished(self) -> bool:
@@ -310,21 +302,23 @@ class SplitBuild:
         write_manifest(plan.folder, Manifest(plan.split, self.bank, receipts, made_with, index, plan.of))
 
 
-def mended_of(receipt: Receipt, source: ImageSource, row_of: Mapping[str, int], given: AbstractSet[str]) -> list[str]:
-    """Return the images of one shard that could not be read when it was built, and can be now.
+def mending(config: PipelineConfig, plan: SplitPlan) -> Callable[[Receipt], list[str]]:
+    """Return what lists a shard's images that could not be read when it was built, and can be now.
 
-    Those that are not in `row_of` any more stay unreadable, and so do the `given` ones, which the base pass lacks.
+    Those that the base pass of an extra pass lacks stay unreadable.
     """
-    mended = []
-    for image_id, _ in receipt.failed:
-        if image_id in row_of and image_id not in given:
-            with suppress(UnreadableImage):
-                source.read(row_of[image_id])
-                mended.append(image_id)
+    source = open_images(config.dataset, plan.split)
+    base = read_manifest(plan.folder) if plan.of.name else None
+    lacking = {image_id for image_id, _ in base.failed} if base is not None else set()
+
+    def mended(receipt: Receipt) -> list[str]:
+        shard, images = plan.shards[plan.of.shard_index(receipt.name)], list[str]()
+        row_of = {source.image_ids[row]: row for row in range(shard.start, shard.stop)}
+        for image_id, _ in receipt.failed:
+            if image_id not in lacking:
+                with suppress(UnreadableImage):
+                    source.read(row_of[image_id])
+                    images.append(image_id)
+        return images
+
     return mended
-
-
-def unreadable_in_base(folder: Path, of: Pass) -> set[str]:
-    """Return the ids of the images that the pass below an extra pass could not read."""
-    base = read_manifest(folder) if of.name else None
-    return {image_id for image_id, _ in base.failed} if base is not None else set()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hoi.cache.build.run import build_missing, mended_of, unreadable_in_base
+from hoi.cache.build.run import build_missing, mending
 from hoi.cache.manifest import (
     Manifest,
     complete_manifest,
@@ -24,7 +24,6 @@ from hoi.cache.plan import SplitPlan, begun_with, is_complete, plan_over, plan_s
 from hoi.cache.schema import BASE, Pass, extra_passes
 from hoi.cache.tools.verify import Problem, verify_pass, verify_split
 from hoi.config import PipelineConfig
-from hoi.datasets import open_images
 from hoi.files import append_line, sync_folder, write_json
 
 if TYPE_CHECKING:
@@ -138,11 +137,10 @@ def _repair_pass(
     elif not {of.bank_name, of.bank_receipt_name} & {problem.name for problem in problems}:
         begun_with(plan, request)
     if manifest is not None:
-        source, given = open_images(config.dataset, plan.split), unreadable_in_base(folder, of)
-        row_of = {image_id: row for row, image_id in enumerate(source.image_ids)}
+        mended = mending(config, plan)
         for receipt in manifest.shards:
-            if mended := mended_of(receipt, source, row_of, given):
-                text = f"unreadable when it was built, and readable now: {', '.join(mended)}"
+            if receipt.failed and (images := mended(receipt)):
+                text = f"unreadable when it was built, and readable now: {', '.join(images)}"
                 problems.append(Problem(plan.split, receipt.name, "failed", text))
     if not problems:
         return []
