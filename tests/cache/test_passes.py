@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,16 +229,15 @@ def test_names_of_the_base_pass_are_refused(tmp_path: Path) -> None:
 
 
 def answers(image_id: str, num_pairs: int, axes: dict[str, int]) -> VlmSignals:
-    rng = np.random.default_rng(num_pairs)
+    rng, answer = np.random.default_rng(num_pairs), VlmSignals(image_id, "two men. one dog")
     k, s, d, q = (axes.get(letter, 0) for letter in "KSDQ")
-    context = (rng.normal(size=(s, d)).astype(np.float16), np.ones(s, np.uint8)) if s else (None, None)
-    scores = (
-        (rng.uniform(size=k).astype(np.float16), np.ones(k, np.uint8), rng.normal(size=k).astype(np.float32))
-        if k
-        else (None, None, None)
-    )
-    of_pairs = rng.uniform(size=(num_pairs, q)).astype(np.float16) if q else None
-    return VlmSignals(image_id, "two men. one dog", *context, *scores, of_pairs)
+    if s:
+        context = rng.normal(size=(s, d)).astype(np.float16)
+        answer = replace(answer, context_embedding=context, context_mask=np.ones(s, np.uint8))
+    if k:
+        scores, sums = rng.uniform(size=k).astype(np.float16), rng.normal(size=k).astype(np.float32)
+        answer = replace(answer, vlm_scores=scores, vlm_asked=np.ones(k, np.uint8), vlm_log_likelihood=sums)
+    return replace(answer, vlm_pair_scores=rng.uniform(size=(num_pairs, q)).astype(np.float16)) if q else answer
 
 
 def packed(
