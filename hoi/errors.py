@@ -56,12 +56,7 @@ def nearest(name: str, names: Iterable[str], number: int = 5) -> str:
 
 @contextmanager
 def called_with(config: str | None = None, overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Let `command` name this pipeline file and these overrides until the block ends.
-
-    Args:
-        config: The pipeline file as its user named it; None where it is the default one.
-        overrides: `section.key=value` texts.
-    """
+    """Let `command` name this pipeline file (None for the default one) and these overrides until the block ends."""
     before = os.environ.get(CALLED_WITH)
     os.environ[CALLED_WITH] = json.dumps([config, *overrides])
     try:

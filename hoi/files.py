@@ -33,8 +33,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     It is written under a temporary name in the same folder, flushed, fsynced and renamed; then the folder is fsynced.
 
-    Raises:
-        UserError: the disk is full or the folder cannot be written; the temporary file is gone, the old file untouched.
+    Raises UserError: the disk is full or the folder not writable; the temporary file is gone, the old one untouched.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     with _explained(path):
@@ -146,8 +145,7 @@ def json_sha256(plain: Any) -> str:
 def locked(path: Path, what: str, fix: str) -> Iterator[None]:
     """Hold the lock that a file stands for; it ends with the process, so a killed one leaves none behind.
 
-    Raises:
-        UserError: another process holds it (told by `what` and `fix`), or the file system has no locks.
+    Raises UserError: another process holds it (told by `what` and `fix`), or the file system has no locks.
     """
     from filelock import FileLock, Timeout
 

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 def choose_device(name: str, where: str = "train.device") -> torch.device:
     """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` names; processes of torchrun get a GPU each.
 
-    Raises:
-        UserError: the name is unknown, or there is no such GPU; `where` is the key or option that asks.
+    Raises UserError: the name is unknown, or there is no such GPU; `where` is the key or option that asks.
     """
     import torch
 

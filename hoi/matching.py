@@ -82,11 +82,9 @@ def label_targets(
     num_images: int,
     unseen_ids: np.ndarray | None = None,
 ) -> LabelTargets:
-    """Return the targets of a split from all of its images, each once.
+    """Return the targets of a split from all of its images, each once, and from its labels.
 
-    Args:
-        labels: Of the same split; `image` is its row.
-        unseen_ids: int64, interactions that are hidden; a ValueError if `labels` hold one.
+    `labels.image` is a row of the split. `unseen_ids`, int64, are hidden; a ValueError if `labels` hold one of them.
     """
     seen = np.ones(len(vocabulary), bool)
     if unseen_ids is not None:

@@ -54,8 +54,7 @@ def interaction_prompts(
     `no_interaction` has its own templates. A phrase of the vocabulary replaces `{phrase}`, or `{verb_ing} {a_object}`
     in a template without it. A verb without object has its -ing form as phrase.
 
-    Raises:
-        UserError: A template uses an unknown field, or has no place for a phrase.
+    Raises UserError: a template uses an unknown field, or has no place for a phrase.
     """
     for key, group in (("prompts", templates), ("no_interaction_prompts", no_interaction_templates)):
         if not group:

@@ -32,11 +32,8 @@ def competition_gate(
     The mass of a pair is the sum of its scores over real interactions. Its share of the mass of its object's pairs,
     times the share of what then remains among its human's pairs, is the gate.
 
-    Args:
-        scores: Non-negative.
-        is_real: What the pair's object admits, `no_interaction` left out.
-        rows_h, rows_o: Detections of the pairs; equal rows are the same human or object.
-        rivals: As the setting `gate.kind`.
+    Scores are not negative; real is what the pair's object admits, `no_interaction` left out; equal rows are the same
+    detection; `rivals` is the setting `gate.kind`.
     """
     mass = (scores * is_real).sum(1)
     if rivals == "object":
@@ -86,11 +83,7 @@ def extra_of(scorer: Scorer) -> tuple[str, ...]:
 def score_triplets(
     batch: PairBatch, pair_scores: Float[Tensor, "P K"], vocabulary: Vocabulary, exponent: float
 ) -> Triplets:
-    """Return a triplet for every pair and interaction that its object admits, with score (s_h · s_o)^γ · pair score.
-
-    Args:
-        exponent: γ.
-    """
+    """Return a triplet for every pair and interaction that its object admits: (s_h · s_o)^exponent · pair score."""
     admitted = torch.from_numpy(vocabulary.object_mask).to(batch.labels_o.device)[batch.labels_o]
     pair, interaction = admitted.nonzero(as_tuple=True)
     prior = (batch.scores_h * batch.scores_o).double() ** exponent

@@ -34,8 +34,7 @@ def weights_sha256(module: nn.Module) -> str:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the state dict of a `.safetensors` file, or of a `.pt` or `.pth` of tensors alone.
 
-    Raises:
-        UserError: The file is missing, or has no weights that can be read safely.
+    Raises UserError: the file is missing, or has no weights that can be read safely.
     """
     if not path.is_file():
         raise UserError("there is no such weight file", where=path, fix="check the path")

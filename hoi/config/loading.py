@@ -65,8 +65,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
     """Read a pipeline file, with `section.key=value` overrides.
 
-    Raises:
-        UserError: the file is missing or no YAML, or a key is unknown, missing, duplicate or mistyped.
+    Raises UserError: the file is missing or no YAML, or a key is unknown, missing, duplicate or mistyped.
     """
     plain = read_yaml(path)
     if not isinstance(plain, dict):
@@ -105,8 +104,7 @@ def parse_config(plain: dict[str, Any], where: str) -> PipelineConfig:
 def parse_section(kind: type[AnySection], plain: dict[str, Any], where: str, under: str = "") -> AnySection:
     """Check plain data of a file, at a key or of all of it, as a section.
 
-    Raises:
-        UserError: a key is unknown, missing or mistyped; every such key is named in one line.
+    Raises UserError: a key is unknown, missing or mistyped; every such key is named in one line.
     """
     try:
         return TypeAdapter(kind).validate_python(plain)

@@ -103,7 +103,6 @@ def kept_settings(config: DetectorSettings) -> dict[str, object]:
 def build_detector(config: DetectorSettings, vocabulary: Vocabulary, device: str, dataset: DatasetSettings) -> Detector:
     """Return the detector of a pipeline file, ready to run on `cpu` or `cuda`; annotated boxes come from `dataset`.
 
-    Raises:
-        UserError: an unknown model, weights that are missing or do not fit, or objects that the model does not know.
+    Raises UserError: an unknown model, weights that are missing or do not fit, or objects that the model does not know.
     """
     return load_target(config.IMPLEMENTATION)(config, vocabulary, device, dataset)

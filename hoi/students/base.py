@@ -101,11 +101,9 @@ def build_student(
 ) -> Student:
     """Return an untrained student on the CPU; torch's own random state is left as it was.
 
-    Args:
-        axes: Sizes of the cache's axes (`CacheSplit.axes`).
+    `axes` are the sizes of the cache's axes (`CacheSplit.axes`).
 
-    Raises:
-        UserError: the settings ask for what the teacher or the cache does not have.
+    Raises UserError: the settings ask for what the teacher or the cache does not have.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

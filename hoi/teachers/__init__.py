@@ -63,7 +63,6 @@ class Teacher(Protocol):
 def build_teacher(config: TeacherConfig, device: str) -> Teacher:
     """Return the teacher of a pipeline file, ready to run on `cpu` or `cuda`.
 
-    Raises:
-        UserError: an unknown model, weights that are missing or do not fit, or a precision that is too low.
+    Raises UserError: an unknown model, weights that are missing or do not fit, or a precision that is too low.
     """
     return load_target(config.IMPLEMENTATION)(config, device)

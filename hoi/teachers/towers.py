@@ -40,8 +40,7 @@ def open_tower(visual: Any, image_size_px: int, own_size_px: int) -> ResNetTower
     embedding [R, D] (any norm) per level of rois [R, 5] in input pixels; `head` gives the layers from a cell of the
     last map to the joint space, or None if cells do not go one by one.
 
-    Raises:
-        UserError: the size does not suit the tower, or the tower is of none of the three kinds.
+    Raises UserError: the size does not suit the tower, or the tower is of none of the three kinds.
     """
     kind: type[ResNetTower | TimmTower | ViTTower]
     if hasattr(visual, "attnpool") and hasattr(visual, "layer4"):

@@ -82,8 +82,7 @@ def fit(
         run: Where metrics and checkpoints go, and where an interrupted run is resumed from; None keeps nothing.
         title: Of the progress bar; empty for no bar.
 
-    Raises:
-        UserError: the loss is no longer finite.
+    Raises UserError: the loss is no longer finite.
     """
     student.to(device)
     optimizer = torch.optim.AdamW(

@@ -59,8 +59,7 @@ class TrainReport:
 def train_students(config: PipelineConfig) -> TrainReport:
     """Train what is not trained yet; a run of other settings in the way is refused before anything starts.
 
-    Raises:
-        UserError: no cache, a cache or a run of other settings, a split without pairs, wrong annotations.
+    Raises UserError: no cache, a cache or a run of other settings, a split without pairs, wrong annotations.
     """
     torch.set_num_threads(config.train.threads)
     if config.train.tensorboard:
