@@ -108,7 +108,7 @@ class Records:
         values = self.of_type(key, (list,), expected)
         flat = list(chain.from_iterable(values))
         if set(map(len, values)) - {4} or not set(map(type, flat)) <= {int, float}:
-            self._refuse(key, lambda box: not _is_box(box), "is no box", expected)
+            self._refuse(key, lambda box: len(box) != 4 or not {*map(type, box)} <= {int, float}, "is no box", expected)
         numbers = _as_floats(flat)
         if not np.isfinite(numbers).all():
             self._refuse(key, lambda box: not all(map(_is_finite, box)), "is not finite", expected)
@@ -181,7 +181,3 @@ def _as_floats(values: list[Any]) -> np.ndarray:
 
 def _is_finite(value: Any) -> bool:
     return bool(np.isfinite(_as_floats([value])).all())
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(type(edge) in (int, float) for edge in value)

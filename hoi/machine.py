@@ -57,14 +57,11 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
 
     Files that the system keeps in memory count as free. (psutil tells what is free whatever a job's limit is.)
     """
-    return max(0, min([_of_machine(root), *_of_groups(root)]))
-
-
-def _of_machine(root: Path) -> int:
     try:
-        return _named(root / "proc/meminfo", "MemAvailable:") << 10
+        of_machine = _named(root / "proc/meminfo", "MemAvailable:") << 10
     except (OSError, KeyError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        of_machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(0, min([of_machine, *_of_groups(root)]))
 
 
 def _of_groups(root: Path) -> Iterator[int]:

@@ -205,8 +205,7 @@ WORKERS_NAME = ".workers"
 def sole_builder(folder: Path) -> Iterator[None]:
     """Keep other builders out of a cache folder, and clear what killed processes left there.
 
-    Raises:
-        UserError: another process builds in this folder now, or its file system has no locks to tell.
+    Raises UserError: another process builds in this folder now, or its file system has no locks to tell.
     """
     fix = "wait for it, or set another cache.folder"
     with locked(folder / ".lock", "another process is building this cache", fix):

@@ -71,8 +71,7 @@ def read_candidates(path: Path, vocabulary: Vocabulary | None = None, *, inclusi
         vocabulary: Names the `interaction` of lines without `verb` and `object`; None where all have them.
         inclusive: Whether box corners are pixels that belong to the box, as in HICO-DET's predictions.
 
-    Raises:
-        UserError: no such file, no prediction in it, or a wrong one, named by its line.
+    Raises UserError: no such file, no prediction in it, or a wrong one, named by its line.
     """
     records = read_json_lines(path)
     pairs = _interactions(records, vocabulary)
@@ -253,8 +252,7 @@ class Session:
     def mark(self, row: int, verdict: Verdict) -> None:
         """Keep a verdict, on disk first; it replaces an earlier one on the same triplet.
 
-        Raises:
-            ValueError: the triplet is not in the sample.
+        Raises ValueError: the triplet is not in the sample.
         """
         if row not in self.sample.asked:
             raise ValueError(f"triplet {row} is not in the sample")

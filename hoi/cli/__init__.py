@@ -21,8 +21,7 @@ def main() -> None:
 def run_verb(arguments: Sequence[str]) -> int:
     """Run a verb with its options and return the exit code.
 
-    Raises:
-        UserError: the arguments are not understood, or what the verb raises.
+    Raises UserError: the arguments are not understood, or what the verb raises.
     """
     # Imported here, so that an interruption of the imports is one line, too.
     from hoi.cli import program

@@ -46,7 +46,13 @@ class TorchvisionDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        return [self._detect(image) for image in images]
+        detections = []
+        for image in images:
+            pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1).float() / 255
+            found = {name: value.cpu().numpy() for name, value in self._model([pixels])[0].items()}
+            kept = (found["boxes"], found["scores"], self._labels[found["labels"]], image.shape[:2])
+            detections.append(keep_detections(*kept, self._config, nms=True))
+        return detections
 
     def provenance(self) -> dict[str, object]:
         return {
@@ -55,12 +61,6 @@ class TorchvisionDetector:
             "weights_sha256": self._sha256,
             **kept_settings(self._config),
         }
-
-    def _detect(self, image: np.ndarray) -> Detections:
-        pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1).float() / 255
-        found = {name: value.cpu().numpy() for name, value in self._model([pixels])[0].items()}
-        labels = self._labels[found["labels"]]
-        return keep_detections(found["boxes"], found["scores"], labels, image.shape[:2], self._config, nms=True)
 
 
 def _weights(name: str, published: Any, where: str) -> tuple[dict[str, torch.Tensor] | None, list[str]]:

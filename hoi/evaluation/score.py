@@ -110,22 +110,23 @@ def score(
     rule = cast(ProtocolName, protocol)
     options = _Options(annotations, predictions, format, rule, known_object, images, instances, clip, save_lines)
     report = RULES[dataset](options)
+    inputs: dict[str, Path | None]
     inputs = {"annotations": annotations, "predictions": predictions, "known_object": known_object, "images": images}
     inputs["instances"] = report.content.pop("instances", instances)
     report.content |= {
         "dataset": dataset,
         "notices": report.notices,
-        "inputs": {name: _hashed(Path(path)) for name, path in inputs.items() if path is not None},
+        "inputs": {
+            name: {"path": str(path)} | ({} if path.is_dir() else {"sha256": file_sha256(path)})
+            for name, path in inputs.items()
+            if path is not None
+        },
         "versions": library_versions(("numpy", "scipy")),
         "commit": commit(),
     }
     if json is not None:
         write_json(Path(json), report.content)
     return report
-
-
-def _hashed(path: Path) -> dict[str, str]:
-    return {"path": str(path)} if path.is_dir() else {"path": str(path), "sha256": file_sha256(path)}
 
 
 def _score_hicodet(options: _Options) -> ScoreReport:

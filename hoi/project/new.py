@@ -230,8 +230,7 @@ def _with_seconds(config: PipelineConfig, report: PlanReport) -> PlanReport:
 def pipeline_text(project: Project, num_images: int) -> str:
     """Return the pipeline file of a project, with a comment at each key that its owner may want to change.
 
-    Raises:
-        UserError: detector or CLIP are not understood, or a path is none that the file could name.
+    Raises UserError: detector or CLIP are not understood, or a path is none that the file could name.
     """
     _refuse_unwritable(project)
     path, name = f"{project.name}.yaml", project.name

@@ -54,8 +54,7 @@ def run_published(config: PipelineConfig, *, heeds_gates: bool = True) -> None:
     Args:
         heeds_gates: Whether a figure at chance ends the run before anything is trained.
 
-    Raises:
-        UserError: the doctor found an error, the disk is too small, a figure is at chance, or what a stage raises.
+    Raises UserError: the doctor found an error, the disk is too small, a figure is at chance, or what a stage raises.
     """
     from hoi.training import train
 

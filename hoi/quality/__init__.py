@@ -1,1 +1,1 @@
-"""What can be said of students without labels: agreement with CLIP, consistency under mirroring, coverage."""
+"""What can be said of students without labels: consistency under mirroring, coverage."""

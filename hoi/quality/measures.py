@@ -24,19 +24,13 @@ MIN_PAIRS = 5
 THRESHOLDS = (0.01, 0.1, 0.3)
 """Of the final score."""
 FEW_IMAGES = 5
-MOST = 0.5
-"""Share of a phrase's score above which one image is said to hold most of it."""
-TOP = 20
-"""Best pairs of a phrase over which that share is taken."""
 LIMITS = (
     "None of this is accuracy. A scorer may agree with its teacher, score mirrored images alike, and be wrong each "
     "time: mistakes of the teacher and of the detector are not seen here.",
-    "Agreement falls where a student corrects its teacher as well as where it fails to learn.",
-    "On a world with labels (docs/own-photographs.md) 'mirrored' ordered methods much as average precision did, and "
-    "agreement hardly; neither said which phrases are good, and the best score of a phrase said a little.",
+    "On a world with labels (docs/own-photographs.md) 'mirrored' ordered methods much as average precision did, but "
+    "did not say which phrases are good; the best score of a phrase said a little.",
     "To know, mark pairs as right or wrong: hoi check-page.",
 )
-MEASURE_NAMES = {"teacher": "with CLIP", "flip": "mirrored"}
 
 
 def agreement(
@@ -73,14 +67,12 @@ class PhraseCoverage:
     Args:
         num_images, num_pairs: With its object.
         above: Of these, pairs with a final score of at least each of `THRESHOLDS`.
-        top_image_share: Largest share that one image has of the score of the `TOP` best pairs.
     """
 
     num_images: int
     num_pairs: int
     above: tuple[int, ...]
     best_score: float
-    top_image_share: float
 
     @property
     def notes(self) -> list[str]:
@@ -90,8 +82,6 @@ class PhraseCoverage:
         notes = []
         if self.num_images < FEW_IMAGES:
             notes.append(f"in {self.num_images} image{'s' if self.num_images > 1 else ''} only")
-        elif self.top_image_share > MOST:
-            notes.append(f"one image holds {100 * self.top_image_share:.0f} % of its score")
         if not self.above[0]:
             notes.append(f"no pair reaches {THRESHOLDS[0]:g}")
         return notes
@@ -108,42 +98,29 @@ def coverage(
     covered = []
     for k in range(scores.shape[1]):
         rows = np.flatnonzero(admitted[:, k])
-        of_pairs, of_images = scores[rows, k], image[rows]
-        best = np.argsort(-of_pairs, kind="stable")[:TOP]
-        mass = np.bincount(of_images[best], of_pairs[best]) if len(best) else np.zeros(1)
+        of_pairs = scores[rows, k]
         covered.append(
             PhraseCoverage(
-                num_images=len(np.unique(of_images)),
+                num_images=len(np.unique(image[rows])),
                 num_pairs=len(rows),
                 above=tuple(int((of_pairs >= threshold).sum()) for threshold in THRESHOLDS),
                 best_score=float(of_pairs.max(initial=0.0)),
-                top_image_share=float(mass.max() / mass.sum()) if mass.sum() > 0 else 0.0,
             )
         )
     return covered
 
 
-def most_frequent(labels_o: Int[np.ndarray, " P"], num_objects: int) -> tuple[int, float]:
-    """Return the most frequent object of the pairs and its share of them; (0, 0) without a pair."""
-    counts = np.bincount(labels_o, minlength=num_objects)
-    return (int(counts.argmax()), float(counts.max() / counts.sum())) if counts.sum() else (0, 0.0)
-
-
 def format_quality(content: dict[str, Any]) -> str:
     """Format the content of quality.json: overall, then each phrase by the first student, then the limits."""
-    scorers = content["scorers"]
-    largest, num_mirrored = content["largest_object"], content["num_images_looked_at_again"]
+    scorers, num_mirrored = content["scorers"], content["num_images_looked_at_again"]
     head = (
         f"{content['name']}, split {content['split']} (evaluation.split=NAME for another): "
         f"{content['num_images']} images, "
         f"{content['num_readable']} readable, {content['num_images_with_pair']} with a pair, "
-        f"{content['num_pairs']} pairs, "
-        f"{100 * largest['share_of_pairs']:.0f} % of them with {largest['name']}"
+        f"{content['num_pairs']} pairs"
     )
-    overall = []
-    for name, of in scorers.items():
-        ranks = [of["measures"].get(key, {}).get("rank") for key in MEASURE_NAMES]
-        overall.append([name, *("–" if rank is None else f"{rank:.2f}" for rank in ranks)])
+    ranks = {name: of["measures"].get("flip", {}).get("rank") for name, of in scorers.items()}
+    overall = [[name, "–" if rank is None else f"{rank:.2f}"] for name, rank in ranks.items()]
     student = next(iter(scorers))
     lines, notes = [], ["note"]
     for phrase, of in zip(content["phrases"], scorers[student]["phrases"], strict=True):
@@ -158,7 +135,7 @@ def format_quality(content: dict[str, Any]) -> str:
         head,
         "rank correlation over the pairs of each phrase, mean over phrases (1: the same order, 0: none); "
         + (f"{num_mirrored} images were mirrored" if num_mirrored else "no image was mirrored"),
-        indent(align(["", *MEASURE_NAMES.values()], overall), "  "),
+        indent(align(["", "mirrored"], overall), "  "),
         f"each phrase, by {student}: pairs of its object, and those of at least so high a final score",
         "\n".join(noted),
         "limits\n" + "\n".join(f"  {limit}" for limit in content["limits"]),

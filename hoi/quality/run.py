@@ -1,7 +1,7 @@
-"""Measure students without labels: agreement with CLIP, consistency under mirroring, and coverage of the phrases.
+"""Measure students without labels: consistency under mirroring, and coverage of the phrases.
 
-Agreement and coverage are of all pairs of `evaluation.split`, from the cache. Consistency is measured on a sample of
-its images, whose mirrored copies go through teacher and student with the same boxes. No label is read.
+Coverage is of all pairs of `evaluation.split`, from the cache. Consistency is measured on a sample of its images, whose
+mirrored copies go through teacher and student with the same boxes. No label is read.
 
 Shapes: P pairs, K interactions.
 """
@@ -26,7 +26,7 @@ from hoi.extraction import Extractor
 from hoi.files import write_json
 from hoi.machine import choose_device
 from hoi.prediction.predictor import batch_of
-from hoi.quality.measures import LIMITS, agreement, coverage, format_quality, mirror, most_frequent
+from hoi.quality.measures import LIMITS, agreement, coverage, format_quality, mirror
 from hoi.records import Detections, PairBatch
 from hoi.scoring import Scorer, extra_of
 from hoi.training.train import run_folder
@@ -72,7 +72,6 @@ class _Scored:
     prior: np.ndarray
     admitted: np.ndarray
     image: np.ndarray
-    labels_o: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,7 @@ class _GivenDetections:
 
 
 def measure_quality(config: PipelineConfig, sample: int = 24, branches: bool = False) -> QualityReport:
-    """Measure every student of the teacher, first seed, and the teacher itself; write `quality.json`.
-
-    Args:
-        sample: Images that are mirrored; 0 for none.
-        branches: Whether each branch of a student is measured as well.
-    """
+    """Measure every student (and its `branches`), first seed, and the teacher itself, with `sample` images mirrored."""
     if sample < 0:
         raise UserError("this number is too small", where="--sample", expected="0 or more", got=sample)
     torch.set_num_threads(config.train.threads)
@@ -106,12 +100,9 @@ def measure_quality(config: PipelineConfig, sample: int = 24, branches: bool = F
     scored = _score(split, candidates, extra)
     images, mirrored = _score_mirrored(config, split, candidates, extra, sample)
     rows = np.isin(scored.image, images)
-    object_idx, share = most_frequent(scored.labels_o, len(split.vocabulary.objects))
     scorers = {}
     for name, candidate in candidates.items():
         scores, measures = scored.scores[name], {}
-        if name != TEACHER:
-            measures["teacher"] = {"rank": agreement(scores, scored.scores[TEACHER], scored.admitted)}
         if images:
             measures["flip"] = {"rank": agreement(scores[rows], np.concatenate(mirrored[name]), scored.admitted[rows])}
         final = scores * (scored.prior**candidate.exponent)[:, None]
@@ -125,7 +116,6 @@ def measure_quality(config: PipelineConfig, sample: int = 24, branches: bool = F
         "num_images_with_pair": int((np.diff(split.pair_offsets) > 0).sum()),
         "num_pairs": split.num_pairs,
         "num_images_looked_at_again": len(images),
-        "largest_object": {"name": split.vocabulary.objects[object_idx], "share_of_pairs": share},
         "phrases": split.vocabulary.names,
         "scorers": scorers,
         "limits": list(LIMITS),
@@ -144,34 +134,27 @@ def _candidates(config: PipelineConfig, split: CacheSplit, branches: bool) -> di
         if settings.supervision == "teacher":
             folder = run_folder(config, name, config.train.seeds[0], split.fingerprint)
             student = folder.load_student(split.text_bank, split.vocabulary, split.axes).to(device)
-            candidates[name] = _Candidate(student, STUDENT, settings.score_exponent, device)
-            if branches:
-                batch = next(split.batches(1, extra=student.extra_fields)).to(device)
-                with torch.inference_mode():
-                    rows = [row for row in student.branch_scores(batch) if row != STUDENT]
-                for row in rows:
-                    candidates[f"{name}/{row}"] = _Candidate(student, row, settings.score_exponent, device)
+            batch = next(split.batches(1, extra=student.extra_fields)).to(device)
+            with torch.inference_mode():
+                rows = student.branch_scores(batch) if branches else [STUDENT]
+            for row in rows:
+                part = name if row == STUDENT else f"{name}/{row}"
+                candidates[part] = _Candidate(student, row, settings.score_exponent, device)
     plain = DirectClip(split.text_bank, split.vocabulary, direct_settings(split.text_bank, split.axes["M"])[0], TEACHER)
     return {**candidates, TEACHER: _Candidate(plain, TEACHER, 1.0, device)}
 
 
 def _score(split: CacheSplit, candidates: dict[str, _Candidate], extra: Sequence[str]) -> _Scored:
     scores: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
-    prior, image, labels = [], [], []
+    prior, image, admitted = [], [], []
     for batch in split.batches(BATCH_IMAGES, extra=extra):
         for name, candidate in candidates.items():
             scores[name].append(candidate.score(batch))
         prior.append((batch.scores_h * batch.scores_o).double().numpy())
         image.append(batch.image_rows[batch.pair_image].numpy())
-        labels.append(batch.labels_o.numpy())
-    labels_o = np.concatenate(labels)
-    return _Scored(
-        {name: np.concatenate(parts) for name, parts in scores.items()},
-        np.concatenate(prior),
-        split.vocabulary.object_mask[labels_o],
-        np.concatenate(image),
-        labels_o,
-    )
+        admitted.append(split.vocabulary.object_mask[batch.labels_o.numpy()])
+    joined = {name: np.concatenate(parts) for name, parts in scores.items()}
+    return _Scored(joined, np.concatenate(prior), np.concatenate(admitted), np.concatenate(image))
 
 
 def _score_mirrored(

@@ -227,7 +227,9 @@ def _render(page: dict[str, Any]) -> str:
     options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=PackageLoader(PACKAGE, "."), autoescape=True, **options)
     environment.filters.update(
-        signed=_signed, percent=lambda value: "–" if value is None else f"{value:.2f}", minus=_minus
+        signed=lambda value: "0.00" if abs(value) < 0.005 else _minus(f"{value:+.2f}"),
+        percent=lambda value: "–" if value is None else f"{value:.2f}",
+        minus=_minus,
     )
     style, script = (files(PACKAGE).joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     # The hash is of the very characters between the tags.
@@ -235,11 +237,6 @@ def _render(page: dict[str, Any]) -> str:
     return environment.get_template("template.html").render(
         page=page, columns=COLUMNS, style=Markup(style), script=Markup(script), script_hash=digest
     )
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.2f}"
-    return "0.00" if float(text) == 0 else _minus(text)
 
 
 def _minus(text: str) -> str:

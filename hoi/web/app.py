@@ -87,8 +87,7 @@ def serve_app(
 ) -> None:
     """Serve the predictor's page until it is stopped; by default for this machine only.
 
-    Raises:
-        UserError: a limit, the models or the address is wrong.
+    Raises UserError: a limit, the models or the address is wrong.
     """
     for option, limit in (("--max-upload-mb", max_upload_mb), ("--max-megapixels", max_megapixels)):
         if not 0 < limit < float("inf"):

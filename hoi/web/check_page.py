@@ -191,8 +191,7 @@ def check_page(
         out: Of marks and results; marks of an earlier call continue there.
         number, seed: Of the triplets to mark.
 
-    Raises:
-        UserError: an option, a prediction or the folder of marks is wrong.
+    Raises UserError: an option, a prediction or the folder of marks is wrong.
     """
     session, read = open_session(predictions, images, config, split, out, number, seed)
     if open_page:

@@ -95,11 +95,6 @@ def _article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def _does(verb: str) -> str:
-    first, *rest = verb.split("_")
-    return " ".join([first + ("es" if first.endswith("sh") else "s"), *rest])
-
-
 def _person(look: Look, rng: Rng) -> str:
     noun = rng.choose(PEOPLE[look.kind])
     if rng.percent(16):
@@ -128,7 +123,9 @@ def _doing(scene: Scene, interaction: Interaction, rng: Rng) -> str:
     first = rng.choose(verbs)
     rest = [verb for verb in verbs if verb != first]
     if not rest or rng.percent(35):
-        return f"{who} {_does(first) if rng.percent(18) else rng.choose(DOING[first])} {what}"
+        base, *words = first.split("_")
+        does = " ".join([base + ("es" if base.endswith("sh") else "s"), *words])
+        return f"{who} {does if rng.percent(18) else rng.choose(DOING[first])} {what}"
     if rest == ["hold"] or (first != "hold" and "hold" in rest and rng.percent(50)):
         if obj.name in GRIPS and rng.percent(35):
             return f"{who} {rng.choose(DOING[first])} {what}, {rng.choose(GRIPS[obj.name])}"

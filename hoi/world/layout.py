@@ -95,8 +95,7 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
         split: One of SPLITS or TRAINING_SPLITS.
         index: 0 or more; may exceed the split's usual size.
 
-    Raises:
-        ValueError: The split is unknown, or the index negative.
+    Raises ValueError: The split is unknown, or the index negative.
     """
     if split not in SPLITS and split not in TRAINING_SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {(*SPLITS, *TRAINING_SPLITS)}")

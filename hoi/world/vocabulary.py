@@ -51,13 +51,13 @@ _WEIGHTED: dict[str, str] = {
     "box": "hold 3, lift 3, hold+lift 4, throw 5, kick 5, pull 5, push 5, sit_on 3, sit_on+hold 3, jump_over 5",
 }
 
-
-def _parse(text: str) -> tuple[tuple[tuple[str, ...], int], ...]:
-    entries = (entry.split() for entry in text.split(","))
-    return tuple((tuple(sorted(verbs.split("+"), key=VERBS.index)), int(weight)) for verbs, weight in entries)
-
-
-COMBINATIONS = {name: _parse(text) for name, text in _WEIGHTED.items()}
+COMBINATIONS = {
+    name: tuple(
+        (tuple(sorted(verbs.split("+"), key=VERBS.index)), int(weight))
+        for verbs, weight in map(str.split, text.split(","))
+    )
+    for name, text in _WEIGHTED.items()
+}
 """Per object: (verbs in the order of VERBS, weight). `no_interaction` is always possible and never listed."""
 
 OBJECTS: tuple[str, ...] = ("person", *COMBINATIONS)

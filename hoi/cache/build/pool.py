@@ -96,8 +96,7 @@ class Pool(Protocol):
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Yield outcomes as they come. A task that fails is tried `RETRIES` times more, then given up.
 
-        Raises:
-            UserError: a task met a user's mistake; no further task is begun.
+        Raises UserError: a task met a user's mistake; no further task is begun.
         """
         ...
 
@@ -295,12 +294,9 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
 
 
 def _close(started: Any, kind: type[BaseException] | None, error: object, trace: object) -> None:
-    # Errors of the closing hide no other error; after Ctrl-C it has little time.
-    if kind is None:
-        started.close()
-        return
+    # Errors of the closing hide no other error, and a worker that is slow to end spoils no finished work.
     with contextlib.suppress(Exception):
-        if issubclass(kind, Exception):
+        if kind is None or issubclass(kind, Exception):
             started.close()
         else:
             # At the end of this process dask would wait for workers that are still starting; they end with it anyway.

@@ -46,8 +46,7 @@ def open_split(
             row; they must be here then. Without them only weight files that are here are looked at.
         mode: `memory`, `mapped`, or `auto` by size.
 
-    Raises:
-        UserError: there is no such split or cache, it is not complete, damaged, or of other settings or images.
+    Raises UserError: there is no such split or cache, it is not complete, damaged, or of other settings or images.
     """
     plan = plan_split(config, name) if same_images else None
     split = CacheSplit.open(config.cache.folder, name, fingerprint, mode, config)

@@ -281,8 +281,7 @@ class PlanReport:
 def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
     """Return what a build would take; `sample` images go through the real models to measure pairs and seconds.
 
-    Raises:
-        UserError: the folder holds a cache of other settings, or the data set or the teacher is unknown.
+    Raises UserError: the folder holds a cache of other settings, or the data set or the teacher is unknown.
     """
     request, folder = BASE.content.request(config), Path(config.cache.folder)
     plans = [plan_split(config, split) for split in splits_of(config)]

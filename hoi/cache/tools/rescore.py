@@ -235,9 +235,8 @@ def rescore(config: PipelineConfig, to: Path) -> RescoreReport:
         config: The new prompts or vocabulary; its `cache.folder` is the old cache.
         to: Folder of the new one. A pipeline file with these settings and this `cache.folder` accepts it.
 
-    Raises:
-        UserError: the old cache is not complete or not of this teacher, the config differs in more than texts, or the
-            vocabulary has objects that the cache was made without.
+    Raises UserError: the old cache is not complete or not of this teacher, the config differs in more than texts, or
+    the vocabulary has objects that the cache was made without.
     """
     import torch
 
