@@ -73,7 +73,7 @@ def test_hicodet_can_be_planned_without_weights(name: str, monkeypatch: pytest.M
     write_rehearsal(tmp_path / "tree", made_up(5), 3, 2)
     config = load(EXAMPLES / f"{name}.yaml", monkeypatch, tmp_path / "tree", f"cache.folder={tmp_path / 'cache'}")
     estimate = plan(config)
-    assert sum(split.num_images for split in estimate.splits) == 5
+    assert sum(split.plan.num_images for split in estimate.splits) == 5
     assert (estimate.axes["K"], estimate.axes["D"]) == (600, 512 if name == "hicodet-hoiclip" else 1024)
     # ViT-B/32 at 224 px: 7 x 7 cells, 75 KB an image.
     assert estimate.axes.get("C") == (768 if name == "hicodet-hoiclip" else None)

@@ -198,8 +198,8 @@ def _costs(config: PipelineConfig, is_loaded: bool) -> str:
         return f"costs: not known, {error.what}"
     finally:
         release()
-    images = sum(split.num_images for split in report.splits)
-    in_training = next((s.num_images for s in report.splits if s.split == config.train.split), 0)
+    images = sum(split.plan.num_images for split in report.splits)
+    in_training = next((s.plan.num_images for s in report.splits if s.plan.split == config.train.split), 0)
     steps = config.train.epochs * -(-in_training // config.train.batch_images)
     return (
         f"stage one: {images} images, about {images * report.density.pairs:,.0f} pairs\n{report}\n"
