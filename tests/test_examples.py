@@ -85,7 +85,7 @@ def test_vcoco_can_be_planned_without_weights(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "images" / "val2014").mkdir(parents=True)
     config = load(EXAMPLES / "vcoco.yaml", monkeypatch, tmp_path, f"cache.folder={tmp_path / 'cache'}")
     estimate = plan(config)
-    assert {s.split: s.num_images for s in estimate.splits} == {
+    assert {s.plan.split: s.plan.num_images for s in estimate.splits} == {
         name: len(split_ids()[name]) for name in ("train", "validation", "test")
     }
     assert estimate.axes["K"] == 370
