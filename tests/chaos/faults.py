@@ -63,21 +63,38 @@ def mended_by_repair(cache: Sealed, pattern: str) -> str:
     return said
 
 
-def spoiled_shard(folder: Path) -> str:
-    """A shard that lost its end, is gone, or is half-written under a temporary name: it alone is built again."""
+def truncated_shard(folder: Path) -> str:
+    """A shard that lost its last byte: it alone is built again."""
+    cache = sealed(folder)
+    shard = cache.split / SHARD
+    shard.write_bytes(shard.read_bytes()[:-1])
+    return rebuilt_alone(cache, rf"{SHARD}: truncated")
+
+
+def deleted_shard(folder: Path) -> str:
+    """A shard that is gone: it alone is built again."""
+    cache = sealed(folder)
+    (cache.split / SHARD).unlink()
+    return rebuilt_alone(cache, rf"{SHARD}: missing")
+
+
+def half_written_shard(folder: Path) -> str:
+    """A shard that is half-written under a temporary name: it alone is built again, and the half is gone."""
     cache = sealed(folder)
     shard, half = cache.split / SHARD, cache.split / f".{SHARD}.0123abcd.part"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-1])
-    said = [said_by_verify(cache, rf"{SHARD}: truncated")]
-    assert build(cache.config).splits[0].num_built == 1
+    half.write_bytes(shard.read_bytes()[:1000])
     shard.unlink()
-    half.write_bytes(whole[:1000])
-    said.append(said_by_verify(cache, rf"(?s)(?=.*{SHARD}: missing)(?=.*\.part: stray)"))
-    assert build(cache.config).splits[0].num_built == 1
+    said = rebuilt_alone(cache, rf"(?s)(?=.*{SHARD}: missing)(?=.*\.part: stray)")
     assert not half.exists()
+    return said
+
+
+def rebuilt_alone(cache: Sealed, pattern: str) -> str:
+    """Return what verify says of a bad shard, after a build made that one again."""
+    said = said_by_verify(cache, pattern)
+    assert build(cache.config).splits[0].num_built == 1
     cache.check()
-    return "; ".join(said)
+    return said
 
 
 def flipped_byte(folder: Path) -> str:
@@ -218,7 +235,9 @@ def mounted(folder: Path, mount: str, code: str) -> str:
 
 Fault = Callable[[Path], str]
 FAULTS: tuple[Fault, ...] = (
-    spoiled_shard,
+    truncated_shard,
+    deleted_shard,
+    half_written_shard,
     flipped_byte,
     foreign_shard,
     read_only_folder,
