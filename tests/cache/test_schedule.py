@@ -25,6 +25,7 @@ from hoi.cache.build.pool import (
     Pool,
     SynchronousPool,
     Task,
+    _close,
     default_workers,
     give_up_slot,
     giving_up,
@@ -242,3 +243,11 @@ def test_a_cpu_worker_reads_images_in_its_own_thread(device: str, keeps: bool, i
     assert found[1][1] == "torn"
     assert (found[2][1] == 2).all()
     assert (source.threads == {threading.get_ident()}) == in_own
+
+
+def test_a_worker_that_is_slow_to_end_spoils_no_finished_build() -> None:
+    class Slow:
+        def close(self) -> None:
+            raise TimeoutError
+
+    _close(Slow(), None, None, None)
