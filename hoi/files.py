@@ -7,19 +7,36 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import gzip
 import hashlib
 import json
 import os
+import stat
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+import msgspec
 
 from hoi.errors import UserError
+
 
 TEMPORARY_SUFFIX = ".part"
 LOCAL_DIR = "local-dir:"
 """How a setting names a folder of weights, after open_clip."""
+
+MAX_BYTES = 2 << 30
+"""Of a file that is read as a whole, unpacked."""
+GZIP = b"\x1f\x8b"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Finite = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+"""Kinds of values in records, as `read_json` checks them."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -99,16 +116,67 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_text(path: str | Path, expected: str, fix: str = "check the path", encoding: str = "utf-8") -> str:
-    """Return the content of a user's text file; a UserError where it is missing, a folder, or no text."""
+@contextlib.contextmanager
+def open_file(path: str | Path, expected: str, fix: str | None = "check the path") -> Iterator[IO[bytes]]:
+    """Open a user's file to read its bytes.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is no regular file: a pipe could wait, and a device never end.
+    """
     try:
-        return Path(path).read_text(encoding=encoding)
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError("there is no such file", where=path, expected=expected, fix=fix) from None
-    except IsADirectoryError:
-        raise UserError("this is a folder", where=path, expected=f"a file: {expected}", fix=fix) from None
+    except (OSError, ValueError) as error:
+        raise UserError("this file cannot be read", where=path, expected=expected, got=error, fix=fix) from None
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            what = "this is a folder" if stat.S_ISDIR(mode) else "this is no regular file"
+            raise UserError(what, where=path, expected=f"a file: {expected}", fix=fix)
+        yield file
+
+
+@contextlib.contextmanager
+def open_unpacked(path: str | Path, expected: str, fix: str | None = "check the path") -> Iterator[IO[bytes]]:
+    """Open a user's file, gzipped or not, to read its bytes without a byte order mark.
+
+    Raises:
+        UserError: as `open_file`, or the gzip is damaged or larger than `MAX_BYTES` when unpacked.
+    """
+    with open_file(path, expected, fix) as packed:
+        is_packed = packed.read(2) == GZIP
+        packed.seek(0)
+        file: IO[bytes] = gzip.GzipFile(fileobj=packed) if is_packed else packed  # type: ignore[assignment]
+        try:
+            if file.read(3) != BYTE_ORDER_MARK:
+                file.seek(0)
+            yield file
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            what, fix = "this gzip file is truncated or damaged", "copy or write it again"
+            raise UserError(what, where=path, got=error, fix=fix) from None
+
+
+def read_bytes(path: str | Path, expected: str, fix: str | None = "check the path") -> bytes:
+    """Return a user's file, unpacked if it is gzipped; a UserError as `open_unpacked`, or if it is too large."""
+    with open_unpacked(path, expected, fix) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError("this file is too large", where=path, expected=f"at most {MAX_BYTES >> 30} GiB unpacked")
+    return data
+
+
+def read_text(path: str | Path, expected: str, fix: str | None = "check the path", errors: str = "strict") -> str:
+    """Return the content of a user's text file in UTF-8; a UserError as `read_bytes`, or if it is no text."""
+    try:
+        return read_bytes(path, expected, fix).decode("utf-8", errors)
     except UnicodeDecodeError:
-        raise UserError("this is not a text file", where=path, expected=f"{expected}, in UTF-8") from None
+        raise UserError("this is not a text file", where=path, expected=f"{expected}, in UTF-8", fix=fix) from None
+
+
+def read_lines(path: str | Path, expected: str, fix: str | None = "check the path") -> list[str]:
+    """Return the lines of a user's text file without their ends; only a line feed ends one, after it CR is dropped."""
+    return [line.removesuffix("\r") for line in read_text(path, expected, fix).split("\n")]
 
 
 def write_json(path: Path, plain: Any, sort_keys: bool = True) -> None:
@@ -119,12 +187,58 @@ def write_json(path: Path, plain: Any, sort_keys: bool = True) -> None:
     write_atomically(path, (json.dumps(plain, indent=1, sort_keys=sort_keys) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Return a JSON file's data, or None where there is no such file; a ValueError where it is no JSON."""
+@functools.cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def parse_json(data: bytes, kind: Any = Any) -> Any:
+    """Return JSON as plain data, or as `kind`: a dataclass or another type that msgspec knows, checked strictly.
+
+    Plain data may hold NaN and infinity, as Python writes them; `kind` may not.
+
+    Raises:
+        ValueError: this is no JSON, or not of the kind; the text says where.
+    """
+    data = data.removeprefix(BYTE_ORDER_MARK)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        return _decoder(kind).decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        # What msgspec is too strict for: a file name that is no UTF-8, escaped, and what plain data may hold.
+        if kind is not Any and b"\\ud" not in data:
+            raise ValueError(_short(error)) from None
+    try:
+        plain = json.loads(data, parse_constant=None if kind is Any else _refuse_constant)
+        return plain if kind is Any else msgspec.convert(plain, kind)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except msgspec.MsgspecError as error:
+        raise ValueError(_short(error)) from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _short(error: BaseException) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def read_json(path: Path, kind: Any = Any, what: str = "this file", fix: str | None = None) -> Any:
+    """Return a JSON file, plain or as `kind` (see `parse_json`), or None where there is no such file.
+
+    Args:
+        what: The file's name in messages.
+
+    Raises:
+        UserError: it is no regular file, too large, no JSON, or not of the kind.
+    """
+    if not os.path.lexists(path):
         return None
+    try:
+        return parse_json(read_bytes(path, "JSON", fix), kind)
+    except ValueError as error:
+        raise UserError(f"{what} is damaged", where=path, got=str(error)[:300], fix=fix) from None
 
 
 def file_sha256(path: Path) -> str:

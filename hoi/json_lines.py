@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,17 @@ from typing import Any
 import numpy as np
 
 from hoi.errors import UserError
+from hoi.files import MAX_BYTES, open_unpacked, parse_json, read_bytes
 
-GZIP = b"\x1f\x8b"
-
-
-def read_bytes(path: Path, what: str, fix: str | None = None) -> bytes:
-    """Return a file's content, unpacked if it is gzipped. Raises UserError: it is not there (`fix`), or damaged."""
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"there is no such file of {what}", where=path, fix=fix) from None
-    except IsADirectoryError:
-        raise UserError("this is a folder", where=path, expected=f"a file of {what}", fix=fix) from None
-    if not raw.startswith(GZIP):
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, OSError, zlib.error) as error:
-        what, fix = "this gzip file is truncated or damaged", "copy or write it again"
-        raise UserError(what, where=path, got=error, fix=fix) from None
+MAX_LINES, MAX_LINE_BYTES, MAX_RATIO = 20_000_000, 256 << 20, 200
+"""Of a file of JSON lines, blank ones included; the last is what gzip may gain, from 64 MiB on."""
 
 
 def read_json_file(path: Path, what: str, expected: str | None = None) -> Any:
     """Return the content of a JSON file, gzipped or not. Raises UserError: no such file, a damaged gzip, or no JSON."""
+    data = read_bytes(path, f"a file of {what}")
     try:
-        return json.loads(read_bytes(path, what))
+        return parse_json(data)
     except ValueError as error:
         raise UserError("this file is no JSON", where=path, expected=expected, got=error) from None
 
@@ -136,21 +121,25 @@ def read_json_lines(path: Path, noun: str = "a prediction", fix: str | None = No
 
     Raises UserError: no such file, a damaged gzip, no UTF-8, or a line that is no JSON object.
     """
-    try:
-        text = read_bytes(path, f"{noun.split(' ', 1)[-1]}s", fix).decode("utf-8")
-    except UnicodeDecodeError:
-        expected = "JSON lines in UTF-8, or .gz of them"
-        raise UserError("this is not a text file", where=path, expected=expected, fix=fix) from None
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    with _no_collection():
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line or line.isspace():
+    expected = f"JSON lines of {noun.split(' ', 1)[-1]}s in UTF-8, or .gz of them"
+    num_bytes = 0
+    with _no_collection(), open_unpacked(path, expected, fix) as file:
+        most = min(MAX_BYTES, max(64 << 20, MAX_RATIO * path.stat().st_size))
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
+            num_bytes += len(line)
+            if num_bytes > most or number > MAX_LINES or len(line) > MAX_LINE_BYTES:
+                expected = f"at most {most >> 20} MiB unpacked, {MAX_LINES} lines and {MAX_LINE_BYTES >> 20} MiB a line"
+                raise UserError("this file is too large", where=f"{path}, line {number}", expected=expected, fix=fix)
+            if line.isspace():
                 continue
             where = f"{path}, line {number}"
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                row: Any = parse_json(line)
+            except ValueError as error:
+                if isinstance(error, UnicodeDecodeError) or b"\0" in line:
+                    raise UserError("this is not a text file", where=where, expected=expected, fix=fix) from None
                 raise UserError("a line is no JSON", where=where, expected="one JSON object", got=error) from None
             if not isinstance(row, dict):
                 expected, got = '{"key": value, ...}', f"{type(row).__name__} of JSON"

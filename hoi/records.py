@@ -119,6 +119,10 @@ class VisualHead:
                 raise ValueError(f"VisualHead: {name} has shape {matrix.shape}, expected {shape}")
 
 
+MAX_LOGIT = 1e4
+"""CLIP's scale ends at 100, SigLIP's near 120 with a bias of -17."""
+
+
 @dataclass(frozen=True)
 class TextBank:
     """The interaction texts in the teacher's joint space, and how the teacher turns cosine into a score.
@@ -136,6 +140,21 @@ class TextBank:
     logit_bias: float | None
     prompts: tuple[tuple[str, ...], ...]
     visual: VisualHead | None = None
+
+    def check(self, num_interactions: int) -> None:
+        """Raise a ValueError unless all of it is finite float32 of one width, for this number of interactions."""
+        scale, bias = self.logit_scale, self.logit_bias or 0.0
+        if not all(isinstance(value, float) and abs(value) <= MAX_LOGIT for value in (scale, bias)):
+            raise ValueError(f"logit_scale {scale} and logit_bias {bias} are no numbers up to {MAX_LOGIT:g}")
+        embedding = self.text_embedding
+        if embedding.ndim != 2 or len(embedding) != num_interactions or len(self.prompts) != num_interactions:
+            got = f"texts of shape {embedding.shape} and {len(self.prompts)} prompts"
+            raise ValueError(f"{got} for {num_interactions} interactions")
+        tables = [embedding, *(vars(self.visual).values() if self.visual else ())]
+        if any(table is not None and table.dtype != np.float32 for table in tables):
+            raise ValueError("a table of texts is not of float32")
+        if not all(np.isfinite(table).all() for table in tables if table is not None):
+            raise ValueError("a table of texts is not finite")
 
 
 @dataclass(frozen=True)

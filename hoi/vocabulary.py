@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from msgspec import ValidationError, convert
 
 from hoi.errors import UserError
 
@@ -50,7 +52,7 @@ class Vocabulary:
         for name, values in (("objects", self.objects), ("verbs", self.verbs), ("interactions", self.interactions)):
             if not values:
                 raise UserError(f"the vocabulary has no {name}")
-            doubled = sorted({str(v) for v in values if values.count(v) > 1})
+            doubled = sorted(str(value) for value, number in Counter(values).items() if number > 1)
             if doubled:
                 raise UserError(f"the vocabulary has duplicate {name}", got=", ".join(doubled))
         if PERSON not in self.objects:
@@ -128,15 +130,12 @@ class Vocabulary:
         return plain
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Sequence]) -> Vocabulary:
-        return cls(
-            tuple(plain["objects"]),
-            tuple(plain["verbs"]),
-            tuple((v, o) for v, o in plain["interactions"]),
-            tuple(plain["phrases"]),
-            tuple(tuple(texts) for texts in plain.get("synonyms", ())),
-            tuple((name, seen) for name, seen in plain.get("seen_as", ())),
-        )
+    def from_dict(cls, plain: Any) -> Vocabulary:
+        """Return the vocabulary that `to_dict` made plain; a UserError where it is none."""
+        try:
+            return convert(plain, cls)
+        except ValidationError as error:
+            raise UserError("this is no vocabulary", expected="objects, verbs and interactions", got=error) from None
 
     def digest(self) -> str:
         """Return the SHA-256 over all names and phrases in their order."""

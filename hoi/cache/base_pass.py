@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from hoi.records import ImageSignals, TextBank
     from hoi.vlm import VlmSignals
 
+MAX_SIDE = 1 << 24
+"""Pixels."""
 Record = TypeVar("Record", bound="ImageSignals | VlmSignals")
 
 FIELDS = (
@@ -269,6 +271,9 @@ def check_base_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int])
     rows = tables["pairs_ho"]
     if (rows < 0).any() or (rows >= detections_of_pair[:, None]).any():
         raise ValueError("pairs_ho names a detection outside its image")
+    is_read, sizes = tables["status"] == READABLE, tables["size_hw"]
+    if (tables["status"] > UNREADABLE).any() or (sizes[is_read] < 1).any() or (sizes > MAX_SIDE).any():
+        raise ValueError(f"status is neither 0 nor 1, or a readable image has no side of 1 to {MAX_SIDE} pixels")
 
 
 def check_detections(tables: Mapping[str, np.ndarray], num_objects: int) -> None:

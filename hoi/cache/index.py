@@ -16,7 +16,16 @@ import numpy as np
 
 from hoi.cache.manifest import IndexReceipt, Manifest, Receipt, hash_of_shards
 from hoi.cache.schema import BASE, INDEX_FIELDS, SCHEMA_VERSION, Field, Pass, fields_of, shape_of
-from hoi.cache.shard import BrokenFile, Header, Location, encode_file, inspect_shard, read_header
+from hoi.cache.shard import (
+    BrokenFile,
+    Header,
+    Location,
+    check_axes,
+    check_header,
+    encode_file,
+    inspect_shard,
+    read_header,
+)
 from hoi.errors import UserError, command
 from hoi.files import write_atomically
 
@@ -26,7 +35,17 @@ INDEX_ATTRIBUTES = ("schema_version", "fingerprint", "split", "shards_sha256", "
 def write_index(
     folder: Path, split: str, fingerprint: str, receipts: Sequence[Receipt], of: Pass = BASE
 ) -> IndexReceipt:
-    """Write the index of finished shards of one split and fingerprint beside them; equal shards give equal bytes."""
+    """Write the index of finished shards of one split and fingerprint beside them."""
+    data = encode_index(folder, split, fingerprint, receipts, of)
+    write_atomically(folder / of.index_name, data)
+    return IndexReceipt(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def encode_index(folder: Path, split: str, fingerprint: str, receipts: Sequence[Receipt], of: Pass = BASE) -> bytes:
+    """Return the bytes of the index of finished shards; equal shards give equal bytes.
+
+    Raises UserError or ValueError: a shard is missing, damaged, or of other axes than the others.
+    """
     fields = of.content.fields
     headers = (checked_header(folder, split, fingerprint, receipt, fields) for receipt in receipts)
     axes, tables = index_tables(headers, sum(receipt.num_images for receipt in receipts), fields)
@@ -37,9 +56,7 @@ def write_index(
         "shards_sha256": hash_of_shards(receipts),
         "axes": axes,
     }
-    data = encode_file(tables, attributes, consume=True)
-    write_atomically(folder / of.index_name, data)
-    return IndexReceipt(hashlib.sha256(data).hexdigest(), len(data))
+    return encode_file(tables, attributes, consume=True)
 
 
 def index_tables(
@@ -133,7 +150,7 @@ def checked_header(folder: Path, split: str, fingerprint: str, receipt: Receipt,
     except FileNotFoundError:
         raise UserError("a shard is missing", where=path, fix=command("teacher-cache")) from None
     except BrokenFile as error:
-        raise UserError("a shard is damaged", where=path, got=error, fix=_rebuild(path)) from None
+        raise UserError("a shard is damaged", where=path, got=error, fix=rebuild_shard(path)) from None
     expected = (fingerprint, split, receipt.image_ids_sha256)
     got = tuple(header.attributes[name] for name in ("fingerprint", "split", "image_ids_sha256"))
     if got != expected:
@@ -145,10 +162,10 @@ def checked_header(folder: Path, split: str, fingerprint: str, receipt: Receipt,
 
 def foreign_shard(path: Path, expected: str, got: str) -> UserError:
     what = "a shard does not belong to this cache"
-    return UserError(what, where=path, expected=expected, got=got, fix=_rebuild(path))
+    return UserError(what, where=path, expected=expected, got=got, fix=rebuild_shard(path))
 
 
-def _rebuild(path: Path) -> str:
+def rebuild_shard(path: Path) -> str:
     return f"delete {path}, then {command('teacher-cache')}"
 
 
@@ -158,9 +175,11 @@ def open_index(folder: Path, manifest: Manifest) -> SplitIndex:
     try:
         header = read_header(path)
         attributes = {name: header.attributes[name] for name in INDEX_ATTRIBUTES}
+        _check_index(header, manifest)
         index = SplitIndex(attributes["axes"], header.tables(index_fields(table)), table)
-    except (BrokenFile, FileNotFoundError, KeyError) as error:
-        raise UserError("this index is damaged", where=path, got=error, fix=_rebuild(path)) from None
+        _check_offsets(index, manifest)
+    except (BrokenFile, FileNotFoundError, KeyError, ValueError) as error:
+        raise UserError("this index is damaged", where=path, got=error, fix=rebuild_shard(path)) from None
     expected = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": manifest.bank.fingerprint,
@@ -171,5 +190,35 @@ def open_index(folder: Path, manifest: Manifest) -> SplitIndex:
     for name in INDEX_ATTRIBUTES:
         if attributes[name] != expected[name]:
             what = f"this index is of other shards than the manifest: {name}"
-            raise UserError(what, where=path, expected=expected[name], got=attributes[name], fix=_rebuild(path))
+            raise UserError(what, where=path, expected=expected[name], got=attributes[name], fix=rebuild_shard(path))
     return index
+
+
+def _check_index(header: Header, manifest: Manifest) -> None:
+    fields = manifest.of.content.fields
+    axes = check_axes(header.attributes["axes"])
+    num_shards, num_fields = len(manifest.shards), len(fields_of(axes, fields))
+    header.attributes["axes"] = {**axes, "F": num_fields}
+    num_rows = {"image": manifest.num_images, "shard": num_shards, "shard offset": num_shards + 1, "field": num_fields}
+    try:
+        check_header(header, index_fields(fields), num_rows)
+    finally:
+        header.attributes["axes"] = axes
+
+
+def _check_offsets(index: SplitIndex, manifest: Manifest) -> None:
+    # Rows of images, detections and pairs are read where these say.
+    ends = {
+        "shard_offsets": [shard.num_images for shard in manifest.shards],
+        "detection_offsets": [shard.num_detections for shard in manifest.shards],
+        "pair_offsets": [shard.num_pairs for shard in manifest.shards],
+    }
+    at_shards = index.columns["shard_offsets"]
+    for name, numbers in ends.items():
+        offsets = index.columns.get(name)
+        if offsets is None:
+            continue
+        expected = np.cumsum([0, *numbers])
+        got = offsets if name == "shard_offsets" else offsets[at_shards]
+        if not np.array_equal(got, expected) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{name} do not rise from 0 to the numbers of the manifest")

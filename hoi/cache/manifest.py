@@ -6,21 +6,24 @@ A manifest is a JSON file, written last, that lists every shard with its hash: s
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-from hoi.cache.schema import BASE, SCHEMA_VERSION, Pass
+from msgspec import Meta, Struct, convert, field
+
+from hoi.cache.schema import BASE, SCHEMA_VERSION, Axes, Pass
 from hoi.errors import UserError, command
-from hoi.files import TEMPORARY_SUFFIX, locked, read_json, write_json
+from hoi.files import TEMPORARY_SUFFIX, Count, locked, parse_json, read_bytes, read_json, write_json
 
 FORMAT_NAME = "hoi-distill teacher cache"
 
-_SHARD_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]*-)?shard-\d{5,}\.h5")
+ShardName = Annotated[str, Meta(pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9_.-]{0,80}-)?shard-[0-9]{5,9}\.h5\Z")]
+SplitName = Annotated[str, Meta(pattern=r"^[^/\\\0]+\Z", max_length=200)]
+PassName = Annotated[str, Meta(pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9_.-]{0,80})?\Z")]
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,16 @@ class Receipt:
         base_sha256: Of an extra pass: hash of the base shard that it was made over. None of the base pass.
     """
 
-    name: str
+    name: ShardName
     fingerprint: str
     image_ids_sha256: str
-    num_images: int
-    num_detections: int
-    num_pairs: int
-    num_bytes: int
+    num_images: Count
+    num_detections: Count
+    num_pairs: Count
+    num_bytes: Count
     sha256: str
     failed: tuple[tuple[str, str], ...]
     base_sha256: str | None = None
-
-    def __post_init__(self) -> None:
-        if not _SHARD_NAME.fullmatch(self.name):
-            raise ValueError(f"'{self.name}' is no name of a shard")
 
     def to_dict(self) -> dict[str, Any]:
         plain = {**asdict(self), "failed": [list(pair) for pair in self.failed]}
@@ -53,7 +52,30 @@ class Receipt:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Receipt:
-        return cls(**{**plain, "failed": tuple((image_id, reason) for image_id, reason in plain["failed"])})
+        return convert(plain, cls)
+
+
+class _Teacher(TypedDict, total=False):
+    precision: str
+    weights_sha256: str | None
+    levels: list[str]
+    crop_margins: list[float]
+
+
+class _Parts(TypedDict, total=False):
+    # What is read again of a pass's parts; the others are only compared.
+    teacher: _Teacher
+    base: str
+
+
+class _Rescored(TypedDict):
+    fingerprint: str
+
+
+class _MadeWith(TypedDict, total=False):
+    versions: dict[str, str]
+    device: str
+    rescored_from: _Rescored
 
 
 @dataclass(frozen=True)
@@ -68,13 +90,17 @@ class BankReceipt:
     fingerprint: str
     parts: dict[str, Any]
     request: dict[str, Any]
-    images_per_shard: int
+    images_per_shard: Annotated[int, Meta(ge=1, le=1 << 40)]
     image_ids_sha256: str
-    num_images: int
-    axes: dict[str, int]
+    num_images: Count
+    axes: Axes
     sha256: str
-    num_bytes: int
+    num_bytes: Count
     made_with: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        convert(self.parts, _Parts)
+        convert(self.made_with, _MadeWith)
 
     @property
     def num_shards(self) -> int:
@@ -84,7 +110,7 @@ class BankReceipt:
 @dataclass(frozen=True)
 class IndexReceipt:
     sha256: str
-    num_bytes: int
+    num_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -132,53 +158,69 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / manifest.of.manifest_name, plain)
 
 
+class _Version(Struct):
+    format: str
+    schema_version: Any
+
+
+class _Plain(Struct):
+    # A manifest as it is written; the sums in it are for people.
+    split: SplitName
+    bank: BankReceipt
+    index: IndexReceipt
+    shards: tuple[Receipt, ...]
+    made_with: dict[str, Any]
+    name: PassName = field(default="", name="pass")
+
+
 def read_manifest(folder: Path, of: Pass = BASE) -> Manifest | None:
     """Return a pass's manifest, None where it is not complete; a UserError for a damaged one or another schema."""
     path = folder / of.manifest_name
+    if not path.exists():
+        return None
+    fix = f"delete {of.clearing(folder)} and run {command('teacher-cache')}, or use the release that made it"
     try:
-        plain = read_json(path)
-        if plain is None:
-            return None
-        fix = f"delete {of.clearing(folder)} and run {command('teacher-cache')}, or use the release that made it"
-        manifest = parse_manifest(plain, path, fix)
+        manifest = parse_manifest(read_bytes(path, "a manifest"), path, fix)
         if manifest.of != of:
             raise ValueError(f"it is the manifest of the {manifest.of.title}")
         return manifest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         fix = f"delete {path} and run {command('teacher-cache')}: finished shards are kept"
-        raise UserError("this manifest is damaged", where=path, got=repr(error), fix=fix) from None
+        raise UserError("this manifest is damaged", where=path, got=error, fix=fix) from None
 
 
-def parse_manifest(plain: Any, where: object, fix: str) -> Manifest:
-    """Return the manifest that `write_manifest` made plain; a UserError for another schema version.
+def parse_manifest(data: bytes, where: object, fix: str) -> Manifest:
+    """Return the manifest that `write_manifest` wrote; a UserError for another schema version.
 
-    Raises a ValueError, KeyError, TypeError or AttributeError where it is damaged.
+    Raises a ValueError where it is damaged.
     """
-    version = plain["schema_version"]
-    if plain["format"] != FORMAT_NAME or version != SCHEMA_VERSION:
+    version: _Version = parse_json(data, _Version)
+    if version.format != FORMAT_NAME or version.schema_version != SCHEMA_VERSION:
         what = "this cache has another schema version"
-        raise UserError(what, where=where, expected=SCHEMA_VERSION, got=version, fix=fix)
-    bank = BankReceipt(**plain["bank"])
-    shards, index = tuple(map(Receipt.from_dict, plain["shards"])), IndexReceipt(**plain["index"])
-    return Manifest(plain["split"], bank, shards, plain["made_with"], index, Pass(plain.get("pass", "")))
+        raise UserError(what, where=where, expected=SCHEMA_VERSION, got=version.schema_version, fix=fix)
+    plain: _Plain = parse_json(data, _Plain)
+    if not isinstance(plain.made_with.get("config"), dict):
+        raise ValueError("made_with lacks its config")
+    return Manifest(plain.split, plain.bank, plain.shards, plain.made_with, plain.index, Pass(plain.name))
 
 
 def read_bank_receipt(folder: Path, of: Pass = BASE) -> BankReceipt | None:
     """Return what a pass was begun with, or None where nothing whole is there."""
     try:
-        receipt = BankReceipt(**read_json(folder / of.bank_receipt_name))
-    except (ValueError, TypeError):
+        receipt: BankReceipt | None = read_json(folder / of.bank_receipt_name, BankReceipt)
+    except UserError:
         return None
-    return receipt if has_size(folder / of.bank_name, receipt.num_bytes) else None
+    return receipt if receipt is not None and has_size(folder / of.bank_name, receipt.num_bytes) else None
 
 
 def read_receipt(shard: Path) -> Receipt | None:
     """Return the receipt beside a shard, or None where there is none that fits the file's name and size."""
     try:
-        receipt = Receipt.from_dict(read_json(shard.with_suffix(".json")))
-    except (ValueError, TypeError, KeyError):
+        receipt: Receipt | None = read_json(shard.with_suffix(".json"), Receipt)
+    except UserError:
         return None
-    return receipt if receipt.name == shard.name and has_size(shard, receipt.num_bytes) else None
+    fits = receipt is not None and receipt.name == shard.name and has_size(shard, receipt.num_bytes)
+    return receipt if fits else None
 
 
 def has_size(path: Path, num_bytes: int) -> bool:

@@ -77,7 +77,8 @@ def refuse_replaced_files(folder: Path, request: dict[str, Any], config: dict[st
         name: {key: _hash_of(value) for key, value in config[name].items() if _is_here(value)}
         for name in ("detector", "teacher")
     }
-    cached = {name: {key: request[name].get(key) for key in values} for name, values in here.items()}
+    parts = {name: part if isinstance(part := request.get(name), dict) else {} for name in here}
+    cached = {name: {key: parts[name].get(key) for key in values} for name, values in here.items()}
     refuse_other_settings(folder, cached, here)
 
 
@@ -114,6 +115,17 @@ def refuse_other_settings(folder: Path, cached: dict[str, Any], wanted: dict[str
         got=got,
         fix=f"{content.another}, or delete {whole} and run {command('teacher-cache')} to build it anew",
     )
+
+
+def refuse_other_config(folder: Path, manifest: Manifest, config: PipelineConfig) -> None:
+    """Raise a UserError that names every differing key if a pass was made with another config than this one."""
+    settings = manifest.of.content.settings
+    try:
+        made_with = settings(manifest.made_with["config"], manifest.split)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        path, fix = folder / manifest.of.manifest_name, f"{command('teacher-cache')} after deleting it"
+        raise UserError("the config in this manifest is damaged", where=path, got=repr(error), fix=fix) from None
+    refuse_other_settings(folder, made_with, settings(config.model_dump(mode="json"), manifest.split), manifest.of)
 
 
 def fingerprint_parts(config: PipelineConfig, vocabulary_digest: str, provenance: dict[str, Any]) -> dict[str, Any]:

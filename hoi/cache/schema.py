@@ -15,10 +15,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
 
 import numpy as np
+from msgspec import Meta, Struct
 
+from hoi.errors import UserError
 from hoi.files import read_json
 from hoi.registry import PASSES
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+Axes = dict[Annotated[str, Meta(pattern=r"^[A-Z]\Z")], Annotated[int, Meta(ge=0, le=1 << 24)]]
+"""Letter → its size in this cache."""
 Rows = Literal["image", "detection", "pair", "offset", "shard", "shard offset", "field"]
 
 READABLE = 0
@@ -106,6 +110,13 @@ def check_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int], tabl
             raise ValueError(f"{field.name} has dtype {value.dtype}, expected {field.dtype}")
     if len(np.unique(tables["image_id"])) != num_images:
         raise ValueError("image_id holds duplicates")
+
+
+def check_finite(tables: Mapping[str, np.ndarray]) -> None:
+    """Raise a ValueError that names the field if a table holds NaN or infinity."""
+    for name, table in tables.items():
+        if table.dtype.kind == "f" and not np.isfinite(table).all():
+            raise ValueError(f"{name} is not finite")
 
 
 def text_table(values: Sequence[str]) -> np.ndarray:
@@ -267,10 +278,14 @@ def passes_in(folder: Path) -> list[Pass]:
 def _kind_of(folder: Path, name: str) -> str:
     # What the request of the begun pass names; nothing where that cannot be read.
     try:
-        request = read_json(folder / Pass(name).bank_receipt_name)["request"]
-    except (ValueError, TypeError, KeyError):
+        begun = read_json(folder / Pass(name).bank_receipt_name, _Begun)
+    except UserError:
         return ""
-    return next((kind for kind in request if kind in PASSES and kind != "base"), "")
+    return next((kind for kind in begun.request if kind in PASSES and kind != "base"), "") if begun else ""
+
+
+class _Begun(Struct):
+    request: dict[str, Any]
 
 
 def of_file(name: str) -> Pass | None:

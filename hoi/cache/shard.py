@@ -10,18 +10,22 @@ import ctypes
 import json
 import mmap
 import os
+import stat
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from msgspec import ValidationError, convert
 
-from hoi.cache.schema import SCHEMA_VERSION, Field, fields_of
+from hoi.cache.schema import SCHEMA_VERSION, Axes, Field, fields_of, shape_of
 from hoi.errors import UserError, command
+from hoi.files import parse_json
 
 ALIGNMENT_BYTES = 64
 
@@ -95,8 +99,7 @@ class Header:
         return MappedFile(self.path)
 
     def json(self, name: str) -> Any:
-        with h5py.File(self.path, "r", locking=False) as file:
-            return json.loads(file[name][()])
+        return parse_json(self.table(name).tobytes().rstrip(b"\0"))
 
 
 def encode_file(tables: Mapping[str, np.ndarray], attributes: Mapping[str, Any], consume: bool = False) -> bytes:
@@ -133,34 +136,53 @@ def encode_file(tables: Mapping[str, np.ndarray], attributes: Mapping[str, Any],
 def read_header(path: Path) -> Header:
     """Return a file's attributes and the places of its tables; FileNotFoundError or BrokenFile where it has none."""
     try:
+        if not stat.S_ISREG((size := os.stat(path)).st_mode):
+            raise BrokenFile("it is no regular file")
         with h5py.File(path, "r", locking=False) as file:
             # By h5py's low-level names, in half the time: a cache may have many thousand files.
             attributes = dict(_attribute(file.id, number) for number in range(h5py.h5a.get_num_attrs(file.id)))
-            datasets = {name.decode(): h5py.h5d.open(file.id, name) for name in file.id}
-            locations = {
-                name: Location(np.dtype(dataset.dtype.str), dataset.shape, dataset.get_offset())
-                for name, dataset in datasets.items()
-            }
-    except FileNotFoundError:
+            locations = {name.decode(): _location(file.id, name, size.st_size) for name in file.id}
+    except (FileNotFoundError, BrokenFile):
         raise
-    except (OSError, KeyError, AttributeError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, AttributeError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise BrokenFile(" ".join(str(error).split())) from error
-    for name, location in locations.items():
-        if location.offset is None and 0 not in location.shape:
-            raise BrokenFile(f"dataset {name} is not contiguous")
     return Header(path, attributes, locations)
+
+
+def _location(file: h5py.h5f.FileID, name: bytes, file_bytes: int) -> Location:
+    # A link may lead to another file, and only plain numbers and texts of one length may be mapped.
+    shown = name.decode()
+    if file.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+        raise BrokenFile(f"{shown} is a link")
+    dataset = h5py.h5d.open(file, name)
+    layout, kind = dataset.get_create_plist().get_layout(), dataset.get_type()
+    is_text = kind.get_class() == h5py.h5t.STRING and not kind.is_variable_str()
+    if not is_text and kind.get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT):
+        raise BrokenFile(f"dataset {shown} holds neither numbers nor texts of one length")
+    if layout == h5py.h5d.VIRTUAL or dataset.get_create_plist().get_external_count():
+        raise BrokenFile(f"dataset {shown} lies in another file")
+    dtype, shape, offset = np.dtype(dataset.dtype.str), dataset.shape, dataset.get_offset()
+    if shape is None or (offset is None and 0 not in shape):
+        raise BrokenFile(f"dataset {shown} is not contiguous")
+    if offset is not None and offset + dtype.itemsize * prod(shape) > file_bytes:
+        raise BrokenFile(f"dataset {shown} ends beyond the file")
+    return Location(dtype, shape, offset)
 
 
 def _attribute(file: h5py.h5f.FileID, number: int) -> tuple[str, Any]:
     attribute = h5py.h5a.open(file, index=number)
+    name = attribute.name.decode()
+    is_plain = not attribute.dtype.hasobject or h5py.check_string_dtype(attribute.dtype) is not None
+    if attribute.shape not in ((), (1,)) or not is_plain:
+        raise BrokenFile(f"attribute {name} is neither a number nor a text")
     cell = np.empty(attribute.shape, attribute.dtype)
     attribute.read(cell)
     value = cell.item()
     if isinstance(value, bytes):
         value = value.decode()
     if isinstance(value, str) and value[:1] in ("{", "["):
-        value = json.loads(value)
-    return attribute.name.decode(), value
+        value = parse_json(value.encode())
+    return name, value
 
 
 def read_text(table: np.ndarray) -> list[str]:
@@ -171,10 +193,17 @@ def json_table(plain: Any) -> np.ndarray:
     return np.array(json.dumps(plain, ensure_ascii=False).encode(), dtype="S")
 
 
-SHARD_ATTRIBUTES = (
-    *("schema_version", "fingerprint", "fingerprint_parts", "split"),
-    *("index", "start", "num_images", "image_ids_sha256", "axes"),
-)
+SHARD_ATTRIBUTES: dict[str, type] = {
+    "schema_version": int,
+    "fingerprint": str,
+    "fingerprint_parts": dict,
+    "split": str,
+    "index": int,
+    "start": int,
+    "num_images": int,
+    "image_ids_sha256": str,
+    "axes": dict,
+}
 
 
 def inspect_shard(path: Path, table: Sequence[Field]) -> Header:
@@ -192,10 +221,37 @@ def inspect_shard(path: Path, table: Sequence[Field]) -> Header:
             got=version,
             fix=f"delete {path.parent} and run {command('teacher-cache')}, or use the release that made it",
         )
-    for name in SHARD_ATTRIBUTES:
+    for name, kind in SHARD_ATTRIBUTES.items():
         if name not in header.attributes:
             raise BrokenFile(f"attribute {name} is missing")
-    for field in fields_of(header.attributes["axes"], table):
-        if field.name not in header.locations:
-            raise BrokenFile(f"field {field.name} is missing")
+        if not isinstance(header.attributes[name], kind):
+            raise BrokenFile(f"attribute {name} is no {kind.__name__}")
+    check_header(header, table, {"image": header.attributes["num_images"]})
     return header
+
+
+def check_axes(axes: object) -> dict[str, int]:
+    """Return the sizes of a file's letters; BrokenFile where they are none."""
+    try:
+        return convert(axes, Axes)
+    except ValidationError as error:
+        raise BrokenFile(f"its axes: {error}") from None
+
+
+def check_header(header: Header, table: Sequence[Field], num_rows: Mapping[str, int]) -> None:
+    """Raise BrokenFile if dtype or shape of a dataset is not its field's, or fields with equal rows differ in number.
+
+    Args:
+        num_rows: What is known of the number of rows, by kind of row.
+    """
+    axes = check_axes(header.attributes["axes"])
+    known = {**num_rows, **({"offset": num_rows["image"] + 1} if "image" in num_rows else {})}
+    for field in fields_of(axes, table):
+        location = header.locations.get(field.name)
+        if location is None:
+            raise BrokenFile(f"field {field.name} is missing")
+        if location.dtype.kind != "S" if field.is_text else location.dtype != np.dtype(field.dtype):
+            raise BrokenFile(f"field {field.name} has dtype {location.dtype}, expected {field.dtype}")
+        rows = known.setdefault(field.rows, location.shape[0] if location.shape else -1)
+        if location.shape != (expected := shape_of(field, rows, axes)):
+            raise BrokenFile(f"field {field.name} has shape {location.shape}, expected {expected}")

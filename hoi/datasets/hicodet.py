@@ -22,7 +22,7 @@ from hoi.config import HicodetDataset
 from hoi.datasets import Dataset
 from hoi.datasets.images import ImageFiles, hash_point, list_images
 from hoi.errors import UserError
-from hoi.files import read_text
+from hoi.files import read_lines
 from hoi.vocabulary import Vocabulary
 
 Half = Literal["train2015", "test2015"]
@@ -122,8 +122,7 @@ def read_image_list(path: str) -> tuple[str, ...]:
 
     Raises UserError: no such file, no name in it, a name twice, or one that leaves the image folder.
     """
-    text = read_text(path, "image names, one a line", "set dataset.image_lists")
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in read_lines(path, "image names, one a line", "set dataset.image_lists")]
     for number, name in enumerate(lines, start=1):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             where = f"{path}, line {number}"

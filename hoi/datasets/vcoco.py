@@ -14,7 +14,7 @@ from hoi.datasets import Dataset
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.images import hash_point, read_image
 from hoi.errors import UserError
-from hoi.files import read_text
+from hoi.files import read_lines
 from hoi.prompts import a_object
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 
@@ -73,7 +73,7 @@ class VcocoImages:
 @lru_cache(maxsize=8)
 def read_id_list(path: str) -> frozenset[int]:
     """Return the COCO image ids of a text file, one a line. Raises UserError: no such file, or no image of V-COCO's."""
-    lines = read_text(path, "COCO image ids, one a line", "set dataset.image_list").splitlines()
+    lines = read_lines(path, "COCO image ids, one a line", "set dataset.image_list")
     every = set(split_ids()["trainval"]) | set(split_ids()["test"])
     for number, line in enumerate(lines, start=1):
         if line.strip() and not (line.strip().isdecimal() and int(line) in every):

@@ -26,7 +26,7 @@ from hoi.config.section import Section
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.errors import UserError, nearest
-from hoi.files import read_text
+from hoi.files import read_lines
 from hoi.prompts import a_object, spaced, verb_ing
 from hoi.vocabulary import NO_OBJECT, PERSON, Vocabulary
 
@@ -256,7 +256,7 @@ def _classes(entries: Entries, usual: Callable[[str], str]) -> dict[str, str]:
 def _read_lines(path: str) -> Entries:
     plain: dict[str, dict[str, Any]] = {}
     classes: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(read_text(path, "phrases, one a line", encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, "phrases, one a line"), start=1):
         text, where = line.partition("#")[0].strip(), f"{path}, line {number}"
         if "=" in text:
             name, seen = (" ".join(part.split()).replace(" ", "_").lower() for part in text.split("=", 1))

@@ -8,19 +8,19 @@ Source of the training data: torchvision's and detectron2's model cards, open_cl
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from hoi.config import PipelineConfig, parse_config
 from hoi.datasets import dataset_of, open_images
 from hoi.errors import UserError, command
 from hoi.evaluation.rows import align
-from hoi.files import read_json, write_json
-from hoi.json_lines import read_bytes
+from hoi.files import parse_json, read_bytes, read_json, write_json
 
 UNKNOWN = "unknown"
 LISTED = "COCO instances, {images: [{file_name}]}, or image names, one a line"
@@ -108,10 +108,7 @@ def run_audit(config: PipelineConfig, training_images: Path | None = None) -> Au
 
 def read_result(path: Path) -> Any:
     """Return the content of a JSON file that stage three wrote. Raises UserError: it is not there, or no JSON."""
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise UserError("this result file is no JSON", where=path, got=error, fix=command("eval")) from None
+    content = read_json(path, what="this result file", fix=command("eval"))
     if content is None:
         raise UserError("there are no results", where=path, expected="what stage three writes", fix=command("eval"))
     return content
@@ -198,17 +195,24 @@ def _warnings(config: PipelineConfig, detector: dict[str, str], teacher: dict[st
     return warnings
 
 
+class _Image(Struct):
+    file_name: str
+
+
+class _Listed(Struct):
+    images: list[_Image]
+
+
 def _overlap(config: PipelineConfig, path: Path) -> dict[str, Any]:
     """Count the evaluated images that a list of training images holds; COCO's file names join by their number."""
-    text = read_bytes(path, "training images").decode("utf-8", "replace")
-    if not text.lstrip().startswith(("{", "[")):
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+    data = read_bytes(path, "a list of training images")
+    if not data.lstrip().startswith((b"{", b"[")):
+        names = [line.strip() for line in data.decode("utf-8", "replace").split("\n") if line.strip()]
     else:
         try:
-            names = [image["file_name"] for image in json.loads(text)["images"]]
-        except (ValueError, KeyError, TypeError) as error:
-            got = f"no {error}" if isinstance(error, KeyError) else error
-            raise UserError("this is no list of training images", where=path, expected=LISTED, got=got) from None
+            names = [image.file_name for image in parse_json(data, _Listed).images]
+        except ValueError as error:
+            raise UserError("this is no list of training images", where=path, expected=LISTED, got=error) from None
     if not names:
         # A list that is misread would pass for a result without a leak.
         raise UserError("this list names no image", where=path, expected=LISTED)

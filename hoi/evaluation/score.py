@@ -27,8 +27,8 @@ from hoi.evaluation.hico import (
 from hoi.evaluation.predictions import FORMATS, PredictionReader
 from hoi.evaluation.vcoco import VcocoPredictions
 from hoi.evaluation.vcoco import evaluate as evaluate_vcoco
-from hoi.files import file_sha256, write_atomically, write_json
-from hoi.json_lines import Records, read_bytes
+from hoi.files import file_sha256, read_lines, write_atomically, write_json
+from hoi.json_lines import Records
 from hoi.labels import load_labels, rare_mask
 from hoi.labels.folder import read_annotation_lines
 from hoi.labels.hicodet_files import read_annotations, read_image_labels
@@ -159,8 +159,7 @@ def _score_hicodet(options: _Options) -> ScoreReport:
 def _counted_images(path: Path, names: Sequence[str]) -> np.ndarray:
     row_of = {name: row for row, name in enumerate(names)}
     counts = np.zeros(len(names), bool)
-    lines = read_bytes(path, "image names").decode("utf-8", "replace").split("\n")
-    for number, name in enumerate(map(str.strip, lines), start=1):
+    for number, name in enumerate(map(str.strip, read_lines(path, "image names, one a line")), start=1):
         if name and name not in row_of:
             where = f"{path}, line {number}"
             raise UserError("an image is not in the annotations", where=where, expected=nearest(name, names), got=name)

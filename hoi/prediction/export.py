@@ -94,7 +94,9 @@ def make_checkpoint(
             "num_pairs": split.num_pairs,
             "fingerprint": split.fingerprint,
             "settings": record["settings"],
-            **{key: record[key] for key in ("chosen_epoch", "versions", "commit")},
+            "chosen_epoch": record["chosen_epoch"],
+            "versions": record["versions"],
+            "commit": record["commit"],
         },
         _figures(config, name, seed),
     )
@@ -203,7 +205,7 @@ def _figures(config: PipelineConfig, name: str, seed: int) -> dict[str, Any] | N
     output = Path(config.output)
     try:
         rows, summary = read_json(output / "results.json") or [], read_json(output / "summary.json") or {}
-    except ValueError:
+    except UserError:
         return None
     settings = config.students[name].model_dump(mode="json")
     settings.pop("score_exponent", None)  # Stage three may have tuned it.

@@ -234,7 +234,7 @@ class PredictionFolder:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         try:
             earlier = read_json(self.path / SETTINGS)
-        except ValueError:
+        except UserError:
             earlier = {"settings": "damaged"}
         if earlier is None:
             write_json(self.path / SETTINGS, settings)

@@ -42,8 +42,8 @@ class Progress:
 
     def _steps(self) -> dict[str, str]:
         try:
-            return read_json(self._path) or {}
-        except ValueError:
+            return read_json(self._path, dict[str, str]) or {}
+        except UserError:
             # Whoever edited it: steps are done again.
             return {}
 

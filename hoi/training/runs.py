@@ -16,21 +16,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hoi.config import StudentSettings
 from hoi.errors import UserError, command
-from hoi.files import append_line, read_json, remove_file, write_atomically, write_json
+from hoi.files import Finite, append_line, read_json, remove_file, write_atomically, write_json
 from hoi.provenance import flatten
 from hoi.records import TextBank
 from hoi.students.base import Student, build_student
 from hoi.vocabulary import Vocabulary
 
 Settings = dict[str, Any]
+
+
+class RunRecord(TypedDict):
+    """What is read again of run.json."""
+
+    settings: Settings
+    seconds: Finite
+    chosen_epoch: Annotated[int, Meta(ge=1)]
+    versions: dict[str, str]
+    commit: str | None
 
 
 @dataclass(frozen=True)
@@ -51,13 +62,10 @@ class RunFolder:
             return "started"
         return "new"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RunRecord:
         """Return what `finish` wrote; a UserError if there is no finished run, or its record is damaged."""
-        path = self.path / "run.json"
-        try:
-            record: dict[str, Any] | None = read_json(path)
-        except ValueError:
-            raise UserError("the record of a training run is damaged", where=path, fix=f"rm -r {self.path}") from None
+        path, what = self.path / "run.json", "the record of a training run"
+        record: RunRecord | None = read_json(path, RunRecord, what, fix=f"rm -r {self.path}")
         if record is None:
             raise UserError("there is no finished training run", where=self.path, fix=command("train"))
         return record

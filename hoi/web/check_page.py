@@ -248,7 +248,7 @@ def open_session(
     session = Session(candidates, key, partial(write_json, file))
     try:
         earlier = read_json(file)
-    except ValueError:
+    except UserError:
         earlier = {}
     if earlier is not None:
         session.resume(earlier, file)

@@ -91,7 +91,7 @@ class WorkerCheck:
         resolved = folder.absolute()
         try:
             found = read_json(folder / WORKERS_NAME / TOKEN_NAME)
-        except (OSError, ValueError) as error:
+        except (OSError, UserError) as error:
             found = str(error)
         if found != self.token:
             problems.append(

@@ -4,20 +4,73 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import ValidationError, convert
 
-from hoi.cache.index import checked_header, foreign_shard, open_index
-from hoi.cache.manifest import Manifest, complete_manifest
-from hoi.cache.plan import is_over, plan_over, refuse_other_settings
+from hoi.cache.index import checked_header, foreign_shard, open_index, rebuild_shard
+from hoi.cache.manifest import BankReceipt, Manifest, complete_manifest
+from hoi.cache.plan import is_over, plan_over, refuse_other_config
 from hoi.cache.read.batches import JoinedTables, Kind, MappedTables, Tables, Template
-from hoi.cache.schema import BASE, Field, Pass, pass_and_name, passes_in, shape_of
-from hoi.cache.shard import MappedFile
+from hoi.cache.schema import BASE, Field, Pass, fields_of, pass_and_name, passes_in, shape_of
+from hoi.cache.shard import BrokenFile, Header, MappedFile, read_header
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
+from hoi.records import TextBank, VisualHead
+from hoi.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The bank of a pass, opened and checked: its vocabulary, and of the base pass its texts."""
+
+    header: Header
+    vocabulary: Vocabulary
+
+    @classmethod
+    def open(cls, folder: Path, begun: BankReceipt, of: Pass = BASE) -> Bank:
+        """Open the bank that a pass was begun with; a UserError where it is missing, damaged or another one."""
+        path = folder / of.bank_name
+        try:
+            header = read_header(path)
+            vocabulary = Vocabulary.from_dict(header.json("vocabulary"))
+            expected, texts = of.content.bank_shape(begun.axes, vocabulary), header.locations[of.content.bank_key]
+            if texts.shape != expected or len(vocabulary) != begun.axes.get("K", len(vocabulary)):
+                got = f"{texts.shape} and {len(vocabulary)} interactions"
+                raise ValueError(f"texts of shape {got}, expected {expected}")
+            if header.attributes.get("fingerprint") != begun.fingerprint:
+                raise ValueError("it was made with another fingerprint")
+            bank = cls(header, vocabulary)
+            if not of.name:
+                bank._check()
+            return bank
+        except (BrokenFile, FileNotFoundError, KeyError, ValueError, UserError) as error:
+            fix = command("cache repair")
+            raise UserError("a bank of texts is missing or damaged", where=path, got=error, fix=fix) from None
+
+    @cached_property
+    def texts(self) -> TextBank:
+        """The interaction texts of the base pass."""
+        attributes = self.header.attributes
+        names = [part.name for part in fields(VisualHead) if f"visual_{part.name}" in self.header.locations]
+        head = {name: self.header.table(f"visual_{name}") for name in names}
+        return TextBank(
+            self.header.table("text_embedding"),
+            attributes["logit_scale"],
+            attributes.get("logit_bias"),
+            convert(self.header.json("prompts"), tuple[tuple[str, ...], ...]),
+            VisualHead(**head) if head else None,
+        )
+
+    def _check(self) -> None:
+        try:
+            self.texts.check(len(self.vocabulary))
+        except (ValidationError, TypeError) as error:
+            raise ValueError(str(error)) from None
 
 
 class OpenedPass:
@@ -29,6 +82,8 @@ class OpenedPass:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.index = open_index(folder, manifest)
+        self.bank = Bank.open(folder, manifest.bank, manifest.of)
+        self._num_objects = None if manifest.of.name else len(self.bank.vocabulary.objects)
         self._files: dict[int, MappedFile] = {}
 
     @cached_property
@@ -53,7 +108,22 @@ class OpenedPass:
             if got != expected:
                 at = [f"{name} {place.dtype} {place.shape} at byte {place.offset}" for place in (expected, got)]
                 raise foreign_shard(header.path, *at)
-        return MappedFile(header.path)
+        try:
+            # A row that is out of range would read another image's data, or memory that is nobody's.
+            self._check_offsets(header, shard)
+            manifest.of.content.check(header.tables(fields_of(index.axes, index.table)), index.axes, self._num_objects)
+        except ValueError as error:
+            fix = rebuild_shard(header.path)
+            raise UserError("a shard is damaged", where=header.path, got=error, fix=fix) from None
+        return header.file
+
+    def _check_offsets(self, header: Header, shard: int) -> None:
+        start, stop = self.index.columns["shard_offsets"][shard : shard + 2].tolist()
+        for name in ("detection_offsets", "pair_offsets"):
+            if name in header.locations:
+                of_split = self.index.columns[name][start : stop + 1]
+                if not np.array_equal(of_split - of_split[0], header.table(name, mapped=True)):
+                    raise ValueError(f"its {name} are not those of the index")
 
     def template(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
         field = self.fields[name]
@@ -92,9 +162,7 @@ def open_extra(folder: Path, name: str, base: Manifest, config: PipelineConfig |
         what = f"{of.title} was made over other shards of the base pass"
         raise UserError(what, where=folder, fix=command("cache repair"))
     if config is not None and name in config.vlms:
-        made_with, now = manifest.made_with["config"], config.model_dump(mode="json")
-        settings = of.content.settings
-        refuse_other_settings(folder, settings(made_with, manifest.split), settings(now, manifest.split), of)
+        refuse_other_config(folder, manifest, config)
     return OpenedPass(folder, manifest)
 
 

@@ -6,7 +6,7 @@ Shapes: n images, N detections and P pairs of a split; B images of a batch; K in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from hoi.cache.manifest import Manifest, complete_manifest
-from hoi.cache.plan import plan_split, refuse_other_request, refuse_other_settings, refuse_replaced_files
+from hoi.cache.plan import plan_split, refuse_other_config, refuse_other_request, refuse_replaced_files
 from hoi.cache.read.batches import FEATURES, BatchMaker
 from hoi.cache.read.opened import SHARE_OF_GPU, OpenedPass, SplitTables
 from hoi.cache.schema import BASE, READABLE
-from hoi.cache.shard import Header, read_header, read_text
+from hoi.cache.shard import read_text
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.machine import free_memory_bytes
-from hoi.records import PairBatch, TextBank, VisualHead
+from hoi.records import PairBatch, TextBank
 from hoi.vocabulary import Vocabulary
 
 Mode = Literal["auto", "memory", "mapped"]
@@ -54,10 +54,8 @@ def open_split(
     if plan is not None:
         refuse_other_request(plan, bank, BASE.content.request(config))
     else:
-        made_with, now = split.manifest.made_with["config"], config.model_dump(mode="json")
-        settings = BASE.content.settings
-        refuse_other_settings(split.folder, settings(made_with, name), settings(now, name))
-        refuse_replaced_files(split.folder, bank.request, now)
+        refuse_other_config(split.folder, split.manifest, config)
+        refuse_replaced_files(split.folder, bank.request, config.model_dump(mode="json"))
     return split
 
 
@@ -71,6 +69,7 @@ class CacheSplit:
         size = sum(shard.num_bytes for shard in manifest.shards)
         self.is_mapped = mode == "mapped" or (mode == "auto" and size > SHARE_OF_MEMORY * free_memory_bytes())
         base = OpenedPass(folder, manifest)
+        self._bank = base.bank
         self._index = base.index
         self._tables = SplitTables(base, self.is_mapped, config)
         self._makers: dict[torch.device | None, BatchMaker] = {}
@@ -178,22 +177,13 @@ class CacheSplit:
         """
         return self._tables.whole(name)
 
-    @cached_property
+    @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary.from_dict(self._bank.json("vocabulary"))
+        return self._bank.vocabulary
 
-    @cached_property
+    @property
     def text_bank(self) -> TextBank:
-        bank = self._bank
-        names = [part.name for part in fields(VisualHead) if f"visual_{part.name}" in bank.locations]
-        head = {name: bank.table(f"visual_{name}") for name in names}
-        return TextBank(
-            bank.table("text_embedding"),
-            bank.attributes["logit_scale"],
-            bank.attributes.get("logit_bias"),
-            tuple(tuple(texts) for texts in bank.json("prompts")),
-            VisualHead(**head) if head else None,
-        )
+        return self._bank.texts
 
     def batch(self, image_rows: np.ndarray, extra: Sequence[str] = (), device: torch.device | None = None) -> PairBatch:
         """Return a batch of the pairs of some readable images, int [B], in float32.
@@ -240,10 +230,6 @@ class CacheSplit:
                 self.size_hw, self.detection_offsets, self.pair_offsets, here, there, self.vocabulary.no_object_idx
             )
         return self._makers[device]
-
-    @cached_property
-    def _bank(self) -> Header:
-        return read_header(self.folder / BASE.bank_name)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import numpy as np
 
 from hoi.cache.base_pass import unpack_image
 from hoi.cache.manifest import Manifest, cached_splits, read_bank_receipt, read_manifest, read_receipt
+from hoi.cache.read.opened import Bank
 from hoi.cache.schema import BASE, UNREADABLE, Pass, fields_of, of_file, passes_in
-from hoi.cache.shard import Header, inspect_shard, read_header, read_text
+from hoi.cache.shard import Header, inspect_shard, read_text
 from hoi.cache.tools.estimate import journal_seconds, size_text
 from hoi.cache.tools.repair import QUARANTINE_NAME
 from hoi.cache.vlm_pass import unpack_signals
@@ -133,9 +134,8 @@ def export(config: PipelineConfig, image_id: str, top: int = 5, split: str | Non
     }
     if not isinstance(record, ImageSignals):
         return ImageReport({**plain, "reason": record})
-    bank = read_header(header.path.parent / BASE.bank_name)
-    vocabulary = Vocabulary.from_dict(bank.json("vocabulary"))
-    scale, bias = bank.attributes["logit_scale"], bank.attributes.get("logit_bias")
+    bank = Bank.open(header.path.parent, manifest.bank)
+    vocabulary, scale, bias = bank.vocabulary, bank.texts.logit_scale, bank.texts.logit_bias
     labels = record.detections.labels
     names = [vocabulary.objects[label] for label in labels]
 

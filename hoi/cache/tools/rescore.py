@@ -19,8 +19,9 @@ from hoi.cache.build.run import SplitBuild
 from hoi.cache.build.worker import LIBRARIES, device_name, write_bank, write_shard
 from hoi.cache.manifest import BankReceipt, Manifest, Receipt, complete_manifest, sole_builder
 from hoi.cache.plan import ShardPlan, plan_over, refuse_other_settings, splits_of
+from hoi.cache.read.opened import Bank
 from hoi.cache.schema import BASE, fields_of
-from hoi.cache.shard import inspect_shard, read_header, read_text
+from hoi.cache.shard import inspect_shard, read_text
 from hoi.cache.tools.repair import config_with_cache
 from hoi.config import PairsConfig, PipelineConfig
 from hoi.datasets import load_vocabulary
@@ -124,7 +125,7 @@ def rescore_split(
     progress: Callable[[int], object],
 ) -> Rescored:
     """Make a complete split with other texts out of a complete one."""
-    old_vocabulary = Vocabulary.from_dict(read_header(source / BASE.bank_name).json("vocabulary"))
+    old_vocabulary = Bank.open(source, manifest.bank).vocabulary
     rows = object_rows(old_vocabulary, texts.vocabulary, source)
     dropped = tuple(name for name, row in zip(old_vocabulary.objects, rows, strict=True) if row < 0)
     folder = Path(config.cache.folder) / manifest.split
