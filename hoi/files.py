@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import stat
 import uuid
 import zlib
@@ -22,7 +23,6 @@ from typing import IO, Annotated, Any
 import msgspec
 
 from hoi.errors import UserError
-
 
 TEMPORARY_SUFFIX = ".part"
 LOCAL_DIR = "local-dir:"
@@ -221,7 +221,9 @@ def _refuse_constant(name: str) -> float:
 
 
 def _short(error: BaseException) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    # msgspec shows the pattern of a name, which says little to a reader.
+    text = re.sub(r"`str` matching regex '.*'", "a plain name", str(error))
+    return "it is nested too deeply" if isinstance(error, RecursionError) else text
 
 
 def read_json(path: Path, kind: Any = Any, what: str = "this file", fix: str | None = None) -> Any:

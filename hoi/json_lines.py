@@ -138,8 +138,8 @@ def read_json_lines(path: Path, noun: str = "a prediction", fix: str | None = No
             try:
                 row: Any = parse_json(line)
             except ValueError as error:
-                if isinstance(error, UnicodeDecodeError) or b"\0" in line:
-                    raise UserError("this is not a text file", where=where, expected=expected, fix=fix) from None
+                if b"\0" in line or not _is_utf8(line):
+                    raise UserError("this is not a text file", where=path, expected=expected, fix=fix) from None
                 raise UserError("a line is no JSON", where=where, expected="one JSON object", got=error) from None
             if not isinstance(row, dict):
                 expected, got = '{"key": value, ...}', f"{type(row).__name__} of JSON"
@@ -147,6 +147,14 @@ def read_json_lines(path: Path, noun: str = "a prediction", fix: str | None = No
             rows.append(row)
             lines.append(number)
     return Records(path, rows, lines, noun=noun)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -51,8 +51,8 @@ class Student(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.by_labels = config.supervision == "labels"
-        self.register_buffer("admitted", torch.from_numpy(vocabulary.object_mask), persistent=False)
-        self.register_buffer("is_real", torch.from_numpy(~vocabulary.is_no_interaction), persistent=False)
+        self.register_buffer("admitted", torch.as_tensor(vocabulary.object_mask), persistent=False)
+        self.register_buffer("is_real", torch.as_tensor(~vocabulary.is_no_interaction), persistent=False)
 
     @property
     def extra_fields(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
+import torch
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -100,18 +101,8 @@ class RunFolder:
         """Return the trained student, in evaluation mode on the CPU; a UserError if there is none."""
         if self.status() != "finished":
             self.record()
-        student = build_student(self.student, bank, vocabulary, axes)
-        path = self.path / "model.safetensors"
-        try:
-            student.load_state_dict(load_file(path))
-        except (SafetensorError, FileNotFoundError, RuntimeError) as error:
-            raise UserError(
-                "the weights of a training run are missing or damaged",
-                where=path,
-                got=str(error).splitlines()[0],
-                fix=f"rm -r {self.path}, then {command('train')}",
-            ) from None
-        return student.eval()
+        fix = f"rm -r {self.path}, then {command('train')}"
+        return load_student(self.path / "model.safetensors", self.student, bank, vocabulary, axes, fix).eval()
 
     def _state_header(self) -> dict[str, str]:
         path = self.path / "state.safetensors"
@@ -132,6 +123,44 @@ class RunFolder:
                 got=", ".join(f"{key} = {have.get(key)}" for key in differing),
                 fix=f"rm -r {self.path}, or set another output",
             )
+
+
+def load_student(
+    path: Path,
+    settings: StudentSettings,
+    bank: TextBank,
+    vocabulary: Vocabulary,
+    axes: Mapping[str, int],
+    fix: str | None = None,
+) -> Student:
+    """Return a student with the weights of a safetensors file.
+
+    Names and shapes are compared with the file's header before anything of their size is allocated.
+
+    Raises:
+        UserError: the file is missing, damaged, not finite, or of another student.
+    """
+    what = "the weights of a student are missing or damaged"
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        with torch.device("meta"):
+            wanted = build_student(settings, bank, vocabulary, axes).state_dict()
+        expected = {name: tuple(value.shape) for name, value in wanted.items()}
+        if shapes != expected:
+            name = min(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+            got = f"{name} of shape {shapes.get(name, 'none')}, expected {expected.get(name, 'none')}"
+            raise UserError("the weights do not fit the student's settings", where=path, got=got, fix=fix)
+        state = load_file(path)
+        infinite = next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
+        if infinite is not None:
+            raise UserError("the weights of a student are not finite", where=path, got=infinite, fix=fix)
+        student = build_student(settings, bank, vocabulary, axes)
+        student.load_state_dict(state)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        got = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(what, where=path, got=got, fix=fix) from None
+    return student
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from hoi.cache.index import index_tables, write_index
 from hoi.cache.manifest import Manifest, read_manifest, write_manifest
 from hoi.cache.read.opened import OpenedPass
 from hoi.cache.read.split import CacheSplit
-from hoi.cache.schema import INDEX_FIELDS, shape_of
+from hoi.cache.schema import INDEX_FIELDS, SCHEMA_VERSION, shape_of
 from hoi.cache.shard import SHARD_ATTRIBUTES, Header, MappedFile, encode_file, inspect_shard, read_header
 from hoi.config import PipelineConfig
 from tests.fakes.extractors import AXES, RandomSignals, random_signals
@@ -184,7 +184,11 @@ def test_ids_of_any_length_fit_and_other_counts_are_refused(tmp_path: Path) -> N
         path = tmp_path / f"shard-{number:05d}.h5"
         signals = [random_signals(image_id, number, number) for image_id in ids]
         path.write_bytes(
-            encode_file(pack_tables(ids, signals, AXES), dict.fromkeys(SHARD_ATTRIBUTES, 1) | {"axes": AXES})
+            encode_file(
+                pack_tables(ids, signals, AXES),
+                {name: kind() for name, kind in SHARD_ATTRIBUTES.items()}
+                | {"schema_version": SCHEMA_VERSION, "num_images": len(ids), "axes": AXES},
+            )
         )
         shards.append(inspect_shard(path, FIELDS))
     _, tables = index_tables(shards, 4, FIELDS)

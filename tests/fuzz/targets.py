@@ -96,7 +96,8 @@ def targets(root: Path) -> list[Target]:
         *of_results(root),
         *of_predictions(root),
         *of_annotations(root),
-    ] + [*of_settings(root)]
+        *of_settings(root),
+    ]
 
 
 def of_checkpoints(root: Path) -> list[Target]:
@@ -281,8 +282,8 @@ def of_predictions(root: Path) -> list[Target]:
     for line in lines:
         _photograph(folder / "images" / str(line["file_name"]))
     session, _ = open_session(folder / "predictions.jsonl", folder / "images", None, None, folder / "check", 10, 0)
-    for number in range(10):
-        session.mark(number, ("right", "wrong", "skipped")[number % 3])
+    for number, row in enumerate(session.sample.asked.tolist()):
+        session.mark(row, ("right", "wrong", "skip")[number % 3])
 
     def results(here: Path) -> None:
         score("folder", here / "annotations.jsonl", here / "predictions.jsonl")

@@ -113,10 +113,10 @@ class ClhoiStudent(Student):
             )
         self.logit_scale, self.logit_bias = bank.logit_scale, bank.logit_bias or 0.0
         self.form = ScoreForm("softmax" if bank.logit_bias is None else "sigmoid", config.targets.temperature)
-        texts = torch.from_numpy(bank.text_embedding).float()
+        texts = torch.as_tensor(bank.text_embedding).float()
         joint, width, dropout = texts.shape[1], config.width, config.dropout
         self.register_buffer("text_embedding", texts)
-        self.register_buffer("object_of", torch.from_numpy(vocabulary.object_of), persistent=False)
+        self.register_buffer("object_of", torch.as_tensor(vocabulary.object_of), persistent=False)
 
         features = (2 * axes["L"] + axes["M" if config.union_views == "all" else "L"]) * joint
         self.norm_features, self.norm_spatial = nn.LayerNorm(features), nn.LayerNorm(NUM_TERMS)

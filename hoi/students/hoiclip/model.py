@@ -99,7 +99,7 @@ class HoiclipStudent(Student):
     @torch.no_grad()
     def prepare(self, batches: Iterable[PairBatch], labels: LabelTargets | None) -> None:
         """Fill the verb classifier by visual semantic arithmetic, and set the scale of each class's soft target."""
-        texts = torch.from_numpy(self.bank.text_embedding)
+        texts = torch.as_tensor(self.bank.text_embedding)
         sums = RegionSums.empty(self.vocabulary, texts.shape[1])
         scales = ClassScales(self.config.targets.top_share, self.config.targets.top_least)
         for batch in batches:

@@ -188,12 +188,12 @@ class FrozenHead(nn.Module):
 
     def __init__(self, head: VisualHead) -> None:
         super().__init__()
-        projection = torch.from_numpy(head.projection).float()
+        projection = torch.as_tensor(head.projection).float()
         self.register_buffer("projection", projection, persistent=False)
         self.register_buffer("inverse", torch.linalg.pinv(projection[:-1].double()).float(), persistent=False)
         for name in ("value", "norm"):
             part = getattr(head, name)
-            self.register_buffer(name, None if part is None else torch.from_numpy(part).float(), persistent=False)
+            self.register_buffer(name, None if part is None else torch.as_tensor(part).float(), persistent=False)
 
     @property
     def width(self) -> int:
@@ -272,9 +272,9 @@ class InteractionClassifier(nn.Module):
 
     def __init__(self, bank: TextBank, vocabulary: Vocabulary, verb_weight: float, offset: float | None) -> None:
         super().__init__()
-        texts = torch.from_numpy(bank.text_embedding).float()
+        texts = torch.as_tensor(bank.text_embedding).float()
         self.register_buffer("texts", texts, persistent=False)
-        self.register_buffer("verb_of", torch.from_numpy(vocabulary.verb_of), persistent=False)
+        self.register_buffer("verb_of", torch.as_tensor(vocabulary.verb_of), persistent=False)
         scale = LOGIT_SCALE if offset is None else bank.logit_scale / offset
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.reference = None if offset is None else nn.Parameter(texts.mean(0))
@@ -302,8 +302,8 @@ class InteractionClassifier(nn.Module):
 
 def object_texts(bank: TextBank, vocabulary: Vocabulary) -> Float[Tensor, "O D"]:
     """Return a unit vector per object class: the mean text of its interactions, or of all if it has none."""
-    texts = torch.from_numpy(bank.text_embedding).float()
-    mask = torch.from_numpy(vocabulary.object_mask).float()
+    texts = torch.as_tensor(bank.text_embedding).float()
+    mask = torch.as_tensor(vocabulary.object_mask).float()
     sums = torch.where(mask.any(1, keepdim=True), mask @ texts, texts.sum(0))
     return F.normalize(sums, dim=-1)
 

@@ -57,7 +57,7 @@ def verb_prototypes(
     A verb gets the mean of d_k = norm(union of k) − norm(object of k) over its interactions that were seen. One that
     was never seen gets the same arithmetic over (unit) texts: that of k minus the mean text of k's object.
     """
-    object_of, verb_of = torch.from_numpy(vocabulary.object_of), torch.from_numpy(vocabulary.verb_of)
+    object_of, verb_of = torch.as_tensor(vocabulary.object_of), torch.from_numpy(vocabulary.verb_of)
     num_verbs = len(vocabulary.verbs)
     was_seen = sums.union.any(1)
     visual = F.normalize(sums.union, dim=-1) - F.normalize(sums.object, dim=-1)[object_of]

@@ -155,10 +155,10 @@ class MultiLevelStudent(Student):
         self.form = score_form(config, bank)
         self.logit_bias = (bank.logit_bias or 0.0) if self.form.kind == "sigmoid" and not self.by_labels else 0.0
 
-        text_embedding = torch.from_numpy(bank.text_embedding).float()
+        text_embedding = torch.as_tensor(bank.text_embedding).float()
         joint, width, dropout = text_embedding.shape[1], config.width, config.dropout
         self.register_buffer("text_embedding", text_embedding)
-        self.register_buffer("object_of", torch.from_numpy(vocabulary.object_of), persistent=False)
+        self.register_buffer("object_of", torch.as_tensor(vocabulary.object_of), persistent=False)
         self.adapt_text = Adapter(joint, width, joint, dropout)
         self.adapt_image = Adapter(joint, width, joint, dropout)
         views = axes["M"] if config.union_views == "all" else axes["L"]
