@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from hoi.config.section import Count, FolderName, Section, Share
+from hoi.config.section import Count, FolderName, Section, Seed, Share
 
 
 class DatasetSettings(Section):
@@ -50,7 +50,7 @@ class WorldDataset(DatasetSettings):
     CHECK = "hoi.project.dataset_checks:check_world"
 
     name: Literal["world"]
-    seed: int = 0
+    seed: Seed = 0
     """World seed; 0 is the committed world, any other a fresh one of the same distribution."""
     splits: dict[str, Count] = {"train": 800, "validation": 300, "test": 500}
     """Number of scenes of each split."""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hoi.config.section import Count, Section, Share
+from hoi.config.section import Section, Share, Size
 from hoi.registry import load_target
 
 COCO_2017 = "COCO train2017: boxes and classes"
@@ -28,7 +28,7 @@ class DetectorSettings(Section):
     """Whether the boxes are annotated ones of the dataset."""
 
     min_score: Share = 0.05
-    max_detections: Count = 100
+    max_detections: Size = 100
     nms_iou: Share = 0.5
     """Class-wise non-maximum suppression."""
     name: str
@@ -155,5 +155,5 @@ class PairsConfig(Section):
     """Which detections pair up: every kept human with every other kept detection, itself excepted."""
 
     min_score: Share = 0.2
-    max_humans: Count = 15
-    max_objects: Count = 15
+    max_humans: Size = 15
+    max_objects: Size = 15

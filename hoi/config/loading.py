@@ -38,6 +38,7 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: b
     return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
 
 
+MAX_DEPTH = 20
 _EXPONENT = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 _UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789."))
@@ -48,10 +49,20 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         loader = _UniqueKeyLoader(text)
         loader.name = name
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
+        return _shallow(loader.get_single_data())
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         got = str(error).replace("\n", " ")
         raise UserError("this is not valid YAML", where=name, got=got, fix="mend the line") from None
+
+
+def _shallow(plain: Any, depth: int = 0) -> Any:
+    """Return the data; a ValueError where it is nested deeply, or in itself by an alias."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+    children = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list | set) else ()
+    for child in children:
+        _shallow(child, depth + 1)
+    return plain
 
 
 def read_yaml(path: str | Path) -> Any:

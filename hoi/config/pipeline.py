@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import SerializeAsAny, ValidationInfo, field_validator
 
 from hoi.config.datasets import DatasetSettings
 from hoi.config.detectors import DetectorSettings, PairsConfig
-from hoi.config.section import Count, Section, Seeds, Share, StudentName, StudentSettings, looked_up
+from hoi.config.section import (
+    Count,
+    Place,
+    Rate,
+    Section,
+    Seeds,
+    Share,
+    Size,
+    StudentName,
+    StudentSettings,
+    Temperature,
+    Weight,
+    looked_up,
+)
 from hoi.config.teachers import PassName, TeacherConfig, VlmConfig
 from hoi.registry import DATASETS, DETECTORS, METHODS, TEACHERS
 
@@ -16,14 +29,14 @@ from hoi.registry import DATASETS, DETECTORS, METHODS, TEACHERS
 class CacheConfig(Section):
     """Where the cache is written and what computes it. Only `images_per_shard` and `threads` change the files."""
 
-    folder: str
+    folder: Place
     """Where the shards are written."""
     images_per_shard: Count = 64
     scheduler: str = "local"
     """`local` starts a dask LocalCluster, `synchronous` runs without dask, an address (`tcp://…`) joins a cluster."""
-    workers: Count | None = None
+    workers: Size | None = None
     """Worker processes of `local`; null for one per GPU, or one per CPU core up to 8."""
-    threads: Count = 1
+    threads: Size = 1
     """CPU threads of a worker. They change the last bits of what is cached, so they enter the fingerprint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The workers' device; `auto` takes a GPU if there is one."""
@@ -42,9 +55,9 @@ class TrainConfig(Section):
     epochs: Count = 20
     batch_images: Count = 32
     """Images per step, over all processes that train together."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    clip_gradient: Annotated[float, Field(gt=0)] = 1.0
+    learning_rate: Rate = 1e-3
+    weight_decay: Weight = 1e-4
+    clip_gradient: Temperature = 1.0
     """Largest norm of the gradient."""
     checkpoint_every: Count = 5
     """Epochs between checkpoints. An interrupted run resumes from the last one; `supervision: labels` keeps the one
@@ -54,7 +67,7 @@ class TrainConfig(Section):
     resident: Literal["auto", "never", "always"] = "auto"
     """Whether the cached features are kept on the device, where batches are then made. `auto`: on a GPU, if they take
     at most half of its free memory. The batches are the same."""
-    threads: Count = 1
+    threads: Size = 1
     """CPU threads. Small matrices gain nothing from more, and the last bits of the weights depend on them."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
     """Precision of the layers; weights, similarities and losses stay in fp32. `auto`: bf16 on a GPU that has it."""

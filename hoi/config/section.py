@@ -15,10 +15,15 @@ from hoi.errors import nearest
 from hoi.registry import METHODS, Registry
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
-Exponent = Annotated[float, Field(ge=0)]
-Temperature = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Size = Annotated[int, Field(ge=1, le=8192)]
+"""Of a layer, or how many layers there are."""
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Exponent = Annotated[float, Field(ge=0, le=100)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Place = Annotated[str, Field(min_length=1, max_length=4096)]
+"""A file or folder."""
 
 
 def _folder_name(name: str) -> str:
@@ -49,7 +54,8 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 """Of a split, or of a student."""
 StudentName = Annotated[FolderName, AfterValidator(_own_row)]
 TeacherWeights = Annotated[dict[FolderName, Weight], AfterValidator(_with_weight)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 BASELINE_ROWS = frozenset(
     {"detector_prior", "direct_clip", "direct_clip_image", "direct_clip_product", "direct_clip_tuned"}
     | {"direct_clip_gated", "vlm_image", "vlm_pairs", "labels_on_detections"}
@@ -65,7 +71,7 @@ def reserved_rows() -> frozenset[str]:
 class Section(BaseModel):
     """A strict part of the pipeline file: unknown keys, and numbers written as strings, are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_max_length=10_000)
     MOVED: ClassVar[dict[str, str]] = {}
     """Keys of earlier versions → where they are now."""
 
@@ -161,7 +167,7 @@ class StudentSettings(Section):
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """With `supervision: labels`: share of the training images that are learned from, the first of one shuffled order,
     as `train.max_images`; null for all. Checkpoints are chosen by all labels of `evaluation.tune_split` even so."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Rate | None = None
     """null for `train.learning_rate`."""
     epochs: Count | None = None
     """null for `train.epochs`."""

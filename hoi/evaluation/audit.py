@@ -18,9 +18,10 @@ from msgspec import Struct
 
 from hoi.config import PipelineConfig, parse_config
 from hoi.datasets import dataset_of, open_images
-from hoi.errors import UserError, command
+from hoi.errors import UserError
 from hoi.evaluation.rows import align
-from hoi.files import parse_json, read_bytes, read_json, write_json
+from hoi.evaluation.written import check_together, read_written
+from hoi.files import parse_json, read_bytes, write_json
 
 UNKNOWN = "unknown"
 LISTED = "COCO instances, {images: [{file_name}]}, or image names, one a line"
@@ -92,10 +93,11 @@ def run_audit(config: PipelineConfig, training_images: Path | None = None) -> Au
     `training_images` lists what the detector was trained on. Raises UserError: no results, or no such list.
     """
     folder = Path(config.output)
-    rows, summary = (read_result(folder / name) for name in ("results.json", "summary.json"))
+    rows, summary = (read_written(folder / name) for name in ("results.json", "summary.json"))
+    check_together(folder, summary, rows)
     made_by = parse_config(summary["config"], str(folder / "summary.json"))
     content = audit(made_by, rows, summary.get("zero_shot_dropped", {}))
-    gates = read_json(folder / "sanity.json")
+    gates = read_written(folder / "sanity.json", required=False)
     if gates is not None:
         # They choose nothing, but may have ended a run.
         levels = {gate["name"]: gate["level"] for gate in gates["gates"]}
@@ -104,14 +106,6 @@ def run_audit(config: PipelineConfig, training_images: Path | None = None) -> Au
         content["seen_in_training"] = _overlap(made_by, training_images)
     write_json(folder / "audit.json", content)
     return AuditReport(content, folder / "audit.json")
-
-
-def read_result(path: Path) -> Any:
-    """Return the content of a JSON file that stage three wrote. Raises UserError: it is not there, or no JSON."""
-    content = read_json(path, what="this result file", fix=command("eval"))
-    if content is None:
-        raise UserError("there are no results", where=path, expected="what stage three writes", fix=command("eval"))
-    return content
 
 
 def audit(config: PipelineConfig, rows: Sequence[dict[str, Any]], dropped: dict[str, Any]) -> dict[str, Any]:

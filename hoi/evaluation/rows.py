@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from msgspec import Struct, ValidationError, convert
 
 from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig
+from hoi.errors import UserError
 from hoi.evaluation.bootstrap import Difference, ResampledMap, Resamples, paired_difference, resample_map
 from hoi.evaluation.hico import HicoResult, match, score_matches, zero_shot_means
+from hoi.files import read_json
 from hoi.records import HoiLabels, Triplets
 from hoi.vocabulary import Vocabulary
 
@@ -225,6 +229,41 @@ def to_plain(row: ResultRow) -> dict[str, Any]:
             mean: {"observed": m.observed, "resampled": m.resampled.tolist()} for mean, m in row.resampled_means.items()
         },
     }
+
+
+class _Resampled(Struct):
+    observed: float
+    resampled: list[float]
+
+
+class _Plain(Struct):
+    name: str
+    seed: int | None
+    means: dict[str, float | None]
+    ap: list[float]
+    num_positives: list[int]
+    is_rare: list[bool]
+    is_no_interaction: list[bool]
+    observed: float
+    resampled: list[float]
+    knobs: dict[str, Any]
+    further: dict[str, Any]
+    resampled_means: dict[str, _Resampled]
+
+
+def read_rows(path: Path) -> list[ResultRow] | None:
+    """Return the rows of a file that `to_plain` filled, one or a list; None where there is no such file.
+
+    Raises:
+        UserError: the file is damaged; it can be removed and made again.
+    """
+    fix = f"rm {path}, then run the same command again"
+    plain = read_json(path, what="a result of this sweep", fix=fix)
+    try:
+        rows = plain if isinstance(plain, list) else [plain]
+        return None if plain is None else [from_plain(convert(row, _Plain) and row) for row in rows]
+    except ValidationError as error:
+        raise UserError("a result of this sweep is damaged", where=path, got=error, fix=fix) from None
 
 
 def from_plain(plain: dict[str, Any]) -> ResultRow:

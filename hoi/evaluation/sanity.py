@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import Struct
 
 from hoi.cache.plan import splits_of
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig
-from hoi.errors import command
+from hoi.errors import UserError, command
 from hoi.evaluation.hico import PROTOCOLS, Ranking, average_precision, match
 from hoi.files import read_json, write_json
 from hoi.labels import has_labels, load_labels
@@ -129,8 +130,15 @@ def check_sanity(config: PipelineConfig) -> SanityReport:
 
 
 def read_sanity(file: Path) -> SanityReport:
-    content = read_json(file)
-    return SanityReport(content["labels_read"], tuple(SanityGate(**gate) for gate in content["gates"]), file)
+    content: _Written | None = read_json(file, _Written, fix=f"rm {file}, then run the same command again")
+    if content is None:
+        raise UserError("there is no such file of gates", where=file)
+    return SanityReport(content.labels_read, content.gates, file)
+
+
+class _Written(Struct):
+    labels_read: str | None
+    gates: tuple[SanityGate, ...]
 
 
 def _judge(split: CacheSplit, labels: HoiLabels, passes: list[str]) -> list[SanityGate]:

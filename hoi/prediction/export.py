@@ -16,7 +16,8 @@ from safetensors.torch import save as save_tensors
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.evaluation.audit import detector_training_data, teacher_training_data
-from hoi.files import LOCAL_DIR, find_local, read_json, remove_file, write_atomically
+from hoi.evaluation.written import read_written
+from hoi.files import LOCAL_DIR, find_local, remove_file, write_atomically
 from hoi.prediction.checkpoint import FORMAT, MODELS, RECORD_NAME, STUDENT_NAME, TEXT_NAME, VERSION
 from hoi.prediction.onnx import export_student
 from hoi.records import TextBank
@@ -204,7 +205,8 @@ def _figures(config: PipelineConfig, name: str, seed: int) -> dict[str, Any] | N
     # The metrics that stage three found for this very student.
     output = Path(config.output)
     try:
-        rows, summary = read_json(output / "results.json") or [], read_json(output / "summary.json") or {}
+        rows = read_written(output / "results.json", required=False) or []
+        summary = read_written(output / "summary.json", required=False) or {}
     except UserError:
         return None
     settings = config.students[name].model_dump(mode="json")

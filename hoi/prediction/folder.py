@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, ValidationError, convert
 
 from hoi.datasets.images import SUFFIXES
 from hoi.errors import UserError
-from hoi.files import locked, read_json, replacing, write_json
+from hoi.files import Finite, locked, parse_json, read_json, replacing, write_json
 from hoi.prediction.predictor import ImageResult
 from hoi.provenance import flatten
 from hoi.vocabulary import Vocabulary
@@ -136,6 +138,26 @@ def _below(folder: Path, root: Path, leave_out: Path | None, listed: SourceList)
             else:
                 listed.ignored.append(name_of(path))
     yield from sorted(sources, key=lambda source: source.name)
+
+
+Box = tuple[Finite, Finite, Finite, Finite]
+Row = Annotated[int, Meta(ge=0)]
+
+
+class _Image(Struct):
+    # An image's result in the journal; the numbers of a triplet are human, object, interaction, score, teacher's score.
+    size_hw: tuple[Row, Row]
+    boxes: list[Box]
+    scores: list[Finite]
+    labels: list[Row]
+    triplets: list[tuple[Row, Row, Row, Finite, Finite | None]]
+
+
+class _Entry(Struct):
+    name: str
+    stamp: list[int]
+    kind: Kind
+    content: Any
 
 
 class PredictionFolder:
@@ -256,18 +278,35 @@ class PredictionFolder:
         with self._journal.open("rb+") as file:
             for line in iter(file.readline, b""):
                 try:
-                    plain = json.loads(line if line.endswith(b"\n") else b"")
-                    name, entry = plain["name"], (self._end, plain["stamp"], plain["kind"])
-                except (ValueError, TypeError, KeyError):
+                    entry: _Entry = parse_json(line if line.endswith(b"\n") else b"", _Entry)
+                    self._check(entry)
+                except ValueError:
                     break
-                self._entries[name] = entry
+                self._entries[entry.name] = (self._end, entry.stamp, entry.kind)
                 self._end += len(line)
             file.truncate(self._end)
+
+    def _check(self, entry: _Entry) -> None:
+        # Raises a ValueError. What `record` was given passes.
+        try:
+            if entry.kind == "image":
+                image = convert(entry.content, _Image)
+                boxes, interactions = len(image.boxes), len(self.vocabulary)
+                if not boxes == len(image.scores) == len(image.labels):
+                    raise ValueError("boxes, scores and labels differ in number")
+                if max(image.labels, default=0) >= len(self.vocabulary.objects):
+                    raise ValueError("a label is outside the vocabulary")
+                if any(max(h, o) >= boxes or k >= interactions for h, o, k, *_ in image.triplets):
+                    raise ValueError("a triplet is of no box or interaction")
+            elif entry.kind == "unreadable":
+                convert(entry.content, str)
+        except ValidationError as error:
+            raise ValueError(str(error)) from None
 
     def _read(self, name: str) -> Any:
         with self._journal.open("rb") as file:
             file.seek(self._entries[name][0])
-            return json.loads(file.readline())["content"]
+            return parse_json(file.readline())["content"]
 
     def _triplet_rows(self, name: str, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:
         boxes = [[edge - by for edge, by in zip(box, self._shift, strict=True)] for box in plain["boxes"]]

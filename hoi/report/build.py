@@ -25,10 +25,10 @@ from markupsafe import Markup
 
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
-from hoi.evaluation.audit import read_result
 from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference, resample_map
 from hoi.evaluation.hico import Matches
 from hoi.evaluation.rows import COLUMNS
+from hoi.evaluation.written import check_together, read_written
 from hoi.files import write_atomically
 from hoi.machine import choose_device
 from hoi.report.finished import (
@@ -76,10 +76,11 @@ def write_report(config: PipelineConfig, out: Path | None = None, sweeps: Sequen
     Raises UserError: there are no results, or settings, cache or a student are not those that they were made with.
     """
     folder = Path(config.output)
-    summary = read_result(folder / "summary.json")
+    summary = read_written(folder / "summary.json")
     _refuse_other_settings(config, summary["config"], folder / "summary.json")
     torch.set_num_threads(config.train.threads)
-    results = read_result(folder / "results.json") if summary["means"] else []
+    results = read_written(folder / "results.json") if summary["means"] else []
+    check_together(folder, summary, results)
     finished = open_finished(config, summary, results, choose_device(config.train.device))
     with_labels = _with_labels(finished, summary, results, folder) if results else None
     gallery = make_gallery(finished)
@@ -150,10 +151,15 @@ def _with_labels(
     finished: FinishedEvaluation, summary: dict[str, Any], results: list[dict[str, Any]], folder: Path
 ) -> dict[str, Any]:
     """Return the part of the page that only labels can tell."""
-    per_class, audit = (read_result(folder / name) for name in ("per_class.json", "audit.json"))
+    per_class, audit = (read_written(folder / name) for name in ("per_class.json", "audit.json"))
     student, teacher, matches = finished.student.name, finished.teacher.name, finished.matches
     assert matches is not None
     lines, vocabulary = result_lines(summary, results), finished.split.vocabulary
+    if [record["interaction"] for record in per_class] != vocabulary.names or not all(
+        {*finished.columns} <= {row["name"] for row in record["ap"]} for record in per_class
+    ):
+        what, where = "these results are of another vocabulary or other students", folder / "per_class.json"
+        raise UserError(what, where=where, fix=command("eval"))
     classes = class_lines(per_class, vocabulary, finished.columns)
     ahead, behind = largest_differences(classes, student, teacher, NUM_DIFFERENCES)
     calibration = [(m.name, calibration_of(matches, m.triplets.score)) for m in (finished.teacher, finished.student)]

@@ -16,11 +16,11 @@ import torch
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig, parse_student
 from hoi.errors import UserError
-from hoi.evaluation.audit import read_result
 from hoi.evaluation.baselines import ABOUT, PLAIN, TUNED, DetectorPrior, DirectClip, DirectSetting, direct_settings
 from hoi.evaluation.evaluate import BATCH_IMAGES, STUDENT, labels_of
 from hoi.evaluation.hico import Matches, match
 from hoi.evaluation.rows import COLUMNS
+from hoi.evaluation.written import read_written
 from hoi.records import HoiLabels, Triplets
 from hoi.scoring import Scorer, extra_of, score_split
 from hoi.students.base import Student
@@ -209,7 +209,7 @@ def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
 
 def sweep_lines(path: Path, summary: Plain) -> SweepLines:
     """Return the table of a sweep's table.json. Raises UserError: the file is none."""
-    sweep = read_result(path)
+    sweep = read_written(path)
     try:
         lines = []
         for row in (*sweep["baselines"], *sweep["rows"]):

@@ -24,12 +24,11 @@ from hoi.evaluation.rows import (
     ResultRow,
     compare,
     format_table,
-    from_plain,
     headroom,
     means_over_seeds,
     to_plain,
 )
-from hoi.files import read_json, write_atomically, write_json
+from hoi.files import write_atomically, write_json
 from hoi.machine import choose_device
 from hoi.matching import CEILING
 from hoi.provenance import commit, library_versions
@@ -138,13 +137,13 @@ def _world(bench: Bench, seed: int, asked: Sweep, table: SweepTable) -> World:
 def _ceiling(config: PipelineConfig, fingerprint: str) -> ResultRow:
     # Labels on the cached pairs, kept like a sweep's rows.
     file = sweeps_folder(config) / CEILING / f"{grading_digest(config, fingerprint)}.json"
-    kept = read_json(file)
+    kept = read_rows(file)
     if kept is None:
         torch.set_num_threads(config.train.threads)
         split, device = open_split(config, config.evaluation.split), choose_device(config.train.device)
-        kept = to_plain(RunEvaluator(config, split, device).labels_on_detections())
-        write_json(file, kept)
-    return from_plain(kept)
+        kept = [RunEvaluator(config, split, device).labels_on_detections()]
+        write_json(file, to_plain(kept[0]))
+    return kept[0]
 
 
 def _markdown(bench: Bench, worlds: list[World]) -> str:

@@ -23,8 +23,8 @@ from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.evaluation.evaluate import Run, RunEvaluator, zero_shot_splits
-from hoi.evaluation.rows import ResultRow, from_plain, to_plain
-from hoi.files import file_sha256, json_sha256, read_json, write_json
+from hoi.evaluation.rows import ResultRow, to_plain
+from hoi.files import file_sha256, json_sha256, write_json
 from hoi.labels import has_labels, label_files
 from hoi.machine import choose_device
 from hoi.sweeps.plan import Sweep, SweepRow
@@ -272,18 +272,18 @@ def _grade_tasks(plan: Plan, errors: dict[Path, str]) -> list[Task]:
 
 
 def _gather(plan: Plan, errors: dict[Path, str], num_trained: int) -> SweepTable:
-    baselines: list[ResultRow] = [from_plain(row) for row in read_json(plan.baselines) or []]
+    baselines: list[ResultRow] = read_rows(plan.baselines) or []
     graded: dict[tuple[str, int], ResultRow] = {}
     failed: dict[tuple[str, int], str] = {}
     if plan.baselines in errors:
         failed[BASELINES, 0] = errors[plan.baselines]
     for job in plan.jobs:
-        plain = read_json(job.grade)
-        if plain is None:
+        rows = read_rows(job.grade)
+        if rows is None:
             failed[job.row.name, job.seed] = errors.get(job.grade) or errors.get(job.folder) or "not graded"
         else:
             # It may have been evaluated under another row's name.
-            graded[job.row.name, job.seed] = from_plain({**plain, "name": job.row.name})
+            graded[job.row.name, job.seed] = replace(rows[0], name=job.row.name)
     sweep, runs = plan.sweep, {(job.row.name, job.seed): job.folder for job in plan.jobs}
     folder = sweeps_folder(sweep.config) / sweep.name
     splits = zero_shot_splits(sweep.config.model_copy(update={"students": {r.name: r.student for r in sweep.rows}}))

@@ -23,7 +23,7 @@ from hoi.evaluation.rows import (
     means_over_seeds,
     zero_shot_of,
 )
-from hoi.files import read_json, write_atomically, write_json
+from hoi.files import write_atomically, write_json
 from hoi.provenance import commit, library_versions
 from hoi.sweeps.plan import Sweep
 
@@ -180,7 +180,7 @@ class SweepTable:
         return {
             "seed": seed,
             "folder": str(self.runs[name, seed]),
-            "seconds": (read_json(self.runs[name, seed] / "run.json") or {}).get("seconds"),
+            "seconds": seconds_of(self.runs[name, seed]),
             **({} if graded is None else {"means": graded.means, "knobs": graded.settings}),
         }
 

@@ -125,6 +125,12 @@ class RunFolder:
             )
 
 
+def seconds_of(folder: Path) -> float | None:
+    """Return how long a run took; None for one that is not finished."""
+    record: RunRecord | None = read_json(folder / "run.json", RunRecord, "the record of a training run")
+    return None if record is None else record["seconds"]
+
+
 def load_student(
     path: Path,
     settings: StudentSettings,

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz [--cases 20000] [--seed 0] [--only TEXT] [--list]
 
-Cases are drawn evenly over the kinds of files, and run in forked processes of two managers. The exit code is 1 if a case
-ended in anything but a result or one clear line.
+Cases are drawn evenly over the kinds of files, and run in forked processes of two managers. The exit code is 1 if a
+case ended in anything but a result or one clear line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def draw(known: list[Target], number: int, seed: int) -> list[tuple[int, int]]:
     left = [rng.permutation(len(target.variants)).tolist() for target in known]
     drawn: list[tuple[int, int]] = []
     while len(drawn) < number and any(left):
-        drawn += [(row, variants.pop()) for row, variants in enumerate(left) if variants]
+        takes = rng.random(len(known)) < [target.share for target in known]
+        drawn += [(row, variants.pop()) for row, variants in enumerate(left) if variants and takes[row]]
     return [drawn[row] for row in rng.permutation(min(number, len(drawn)))]
 
 
@@ -69,14 +70,18 @@ def _manage(known: list[Target], drawn: list[tuple[int, int]], work: Path, queue
 def table(known: list[Target], drawn: list[tuple[int, int]], outcomes: list[Outcome]) -> str:
     """Return the counts of outcomes by what was read."""
     counts: dict[str, Counter[str]] = {}
+    sums: dict[str, float] = {}
     for (row, _), outcome in zip(drawn, outcomes, strict=True):
         target = known[row]
-        counts.setdefault(f"{target.name}: {target.file}", Counter())[outcome.kind] += 1
+        name = f"{target.name}: {target.file}"
+        counts.setdefault(name, Counter())[outcome.kind] += 1
+        sums[name] = sums.get(name, 0.0) + outcome.seconds
     total = sum(counts.values(), Counter())
     width = max(map(len, counts))
-    lines = [f"{'file':{width}}  {'cases':>6}  " + "  ".join(f"{kind:>13}" for kind in KINDS)]
+    lines = [f"{'file':{width}}  {'cases':>6}  " + "  ".join(f"{kind:>13}" for kind in KINDS) + "  seconds"]
     for name, count in [*sorted(counts.items()), ("all", total)]:
-        lines.append(f"{name:{width}}  {count.total():6}  " + "  ".join(f"{count[kind]:13}" for kind in KINDS))
+        cells = "  ".join(f"{count[kind]:13}" for kind in KINDS)
+        lines.append(f"{name:{width}}  {count.total():6}  {cells}  {sums.get(name, sum(sums.values())):7.1f}")
     return "\n".join(lines)
 
 
@@ -105,11 +110,10 @@ def main() -> int:
         print(f"{len(cases):5}  {kind}: {text} · such as {cases[0]}")
         if given.list:
             print(*(f"         {case}" for case in cases), sep="\n")
-    slowest = max(outcomes, key=lambda outcome: outcome.seconds).seconds
     seconds = f"{time.monotonic() - ready:.0f} s after {ready - start:.0f} s of making sound files"
-    print(
-        f"{len(drawn)} cases of {sum(len(t.variants) for t in known)}, seed {given.seed}: {seconds}, longest {slowest:.1f} s"
-    )
+    longest = max(outcome.seconds for outcome in outcomes)
+    possible = sum(len(target.variants) for target in known)
+    print(f"{len(drawn)} of {possible} cases, seed {given.seed}: {seconds}, the longest {longest:.1f} s")
     return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""What reads files: each target is a folder of sound files, which of them are spoiled and how, and a public entry point."""
+"""What reads files: each target is a folder of sound files, one of which is spoiled, and a public entry point."""
 
 from __future__ import annotations
 
@@ -69,16 +69,19 @@ class Target:
     variants: list[Variant]
     call: Callable[[Path], object]
     seal: Callable[[Path], object] | None = None
+    share: float = 1.0
+    """Of the cases that other targets get; a report takes seconds."""
 
     def case(self, number: int, work: Path) -> Callable[[], object]:
         """Return a case: one variant in a fresh copy of the folder."""
         name, spoil = self.variants[number]
-        here = work / "case"
+        # A name of its own: what is read once and kept is kept by its path.
+        here = work / f"case-{number}"
 
         def run() -> object:
-            shutil.rmtree(here, ignore_errors=True)
+            for before in work.glob("case-*"):
+                shutil.rmtree(before)
             shutil.copytree(self.folder, here)
-            # What cannot be spoiled in this way is no case of its own.
             spoil(here / self.file)
             if self.seal is not None:
                 self.seal(here)
@@ -214,47 +217,24 @@ def of_results(root: Path) -> list[Target]:
         run_audit(there(here))
         write_report(there(here))
 
+    def judge(here: Path) -> None:
+        run_audit(there(here))
+
     def export(here: Path) -> None:
         make_checkpoint(there(here), out=here / "exported", models="refer")
 
-    found = []
-    for file in ("results.json", "summary.json"):
-        found.append(
-            Target("results, report and audit", output, file, json_variants((output / file).read_bytes()), read)
-        )
-    found.append(
-        Target(
-            "results, checkpoint", output, "results.json", json_variants((output / "results.json").read_bytes()), export
-        )
-    )
-    found.append(
-        Target(
-            "run, checkpoint",
-            output,
-            f"{run}/run.json",
-            json_variants((output / run / "run.json").read_bytes()),
-            export,
-        )
-    )
-    found.append(
-        Target(
-            "run, checkpoint",
-            output,
-            f"{run}/model.safetensors",
-            tensors_variants(output / run / "model.safetensors"),
-            export,
-        )
-    )
-    found.append(
-        Target(
-            "run, report",
-            output,
-            f"{run}/metrics.jsonl",
-            lines_variants((output / run / "metrics.jsonl").read_bytes()),
-            read,
-        )
-    )
-    return found
+    of_json = {name: json_variants((output / name).read_bytes()) for name in ("results.json", "summary.json")}
+    lines = lines_variants((output / run / "metrics.jsonl").read_bytes())
+    record = json_variants((output / run / "run.json").read_bytes())
+    tensors = tensors_variants(output / run / "model.safetensors")
+    return [
+        *(Target("results, audit", output, name, variants, judge) for name, variants in of_json.items()),
+        *(Target("results, report", output, name, variants, read, share=0.05) for name, variants in of_json.items()),
+        *(Target("results, checkpoint", output, name, variants, export) for name, variants in of_json.items()),
+        Target("run, checkpoint", output, f"{run}/run.json", record, export),
+        Target("run, checkpoint", output, f"{run}/model.safetensors", tensors, export),
+        Target("run, report", output, f"{run}/metrics.jsonl", lines, read, share=0.02),
+    ]
 
 
 def of_predictions(root: Path) -> list[Target]:
@@ -412,8 +392,8 @@ def of_settings(root: Path) -> list[Target]:
     calls: dict[str, tuple[Callable[[bytes], list[Variant]], Callable[[Path], object]]] = {
         "pipeline.yaml": (yaml_variants, lambda here: load_config(here / "pipeline.yaml")),
         "base.yaml": (yaml_variants, lambda here: load_config(here / "base.yaml")),
-        "vocabulary.yaml": (yaml_variants, lambda here: read_vocabulary.__wrapped__(str(here / "vocabulary.yaml"))),
-        "phrases.txt": (raw_variants, lambda here: read_vocabulary.__wrapped__(str(here / "phrases.txt"))),
+        "vocabulary.yaml": (yaml_variants, lambda here: read_vocabulary(str(here / "vocabulary.yaml"))),
+        "phrases.txt": (raw_variants, lambda here: read_vocabulary(str(here / "phrases.txt"))),
         "ablation.yaml": (yaml_variants, lambda here: load_sweep(here / "ablation.yaml")),
         "bench.yaml": (yaml_variants, lambda here: load_bench(here / "bench.yaml")),
         "instances.json": (json_variants, looked_up),

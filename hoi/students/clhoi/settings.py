@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hoi.config.section import Count, Exponent, FolderName, GateSettings, Section, StudentSettings, Temperature, Weight
+from hoi.config.section import Exponent, FolderName, GateSettings, Section, Size, StudentSettings, Temperature, Weight
 
 
 class ClhoiTargets(Section):
@@ -53,17 +53,17 @@ class ClhoiConfig(StudentSettings):
     vlm: FolderName = "coca"
     """The pass of `vlms` that is the teacher."""
 
-    width: Count = 512
+    width: Size = 512
     """Of every token."""
-    heads: Count = 8
+    heads: Size = 8
     """Of every attention."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     translator: bool = True
     """Whether there is a Visual Linguistic Translator, which turns the map into words; without it pairs see the map
     alone and no caption is learned."""
-    translator_queries: Count = 8
-    translator_layers: Count = 2
-    cognition_layers: Count = 2
+    translator_queries: Size = 8
+    translator_layers: Size = 2
+    cognition_layers: Size = 2
     start: Literal["union", "none"] = "union"
     """What a pair's vector is before training: frozen CLIP's of the union crop, which the network then corrects, or
     nothing."""

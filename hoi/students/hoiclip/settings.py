@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hoi.config.section import Count, Exponent, GateSettings, Section, Share, StudentSettings, Temperature, Weight
+from hoi.config.section import Count, Exponent, GateSettings, Section, Share, Size, StudentSettings, Temperature, Weight
 
 
 class HoiclipTargets(Section):
@@ -63,13 +63,13 @@ class HoiclipConfig(StudentSettings):
     }
 
     method: Literal["hoiclip"]
-    width: Count | None = None
+    width: Size | None = None
     """Of the interaction decoder; null for that of the teacher's map, as in the paper. Any other puts a learned layer
     before and after it. [choice]"""
-    layers: Annotated[int, Field(ge=0)] = 3
+    layers: Annotated[int, Field(ge=0, le=100)] = 3
     """Of the interaction decoder; 0 for none: then queries go straight to the joint space."""
-    heads: Count = 8
-    feedforward: Count = 2048
+    heads: Size = 8
+    feedforward: Size = 2048
     """Hidden width of each layer's feed-forward network."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     memories: Literal["both", "clip", "instances"] = "both"
@@ -85,7 +85,7 @@ class HoiclipConfig(StudentSettings):
     first for `none`), with a reference text and a bias for the sigmoids. Departs from the paper."""
     verb_weight: Weight = 0.5
     """λ of the verb classifier; 0 for none. The paper's: 0.5 on HICO-DET, 0.1 on V-COCO."""
-    enhancement_classes: Annotated[int, Field(ge=0)] = 10
+    enhancement_classes: Annotated[int, Field(ge=0, le=10_000)] = 10
     """How many of the image's classes the training-free enhancement raises; 0 for none."""
     focal_alpha: Share = 0.5
     """Weight of positives in the focal loss; negatives have the rest."""

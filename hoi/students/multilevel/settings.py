@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_serializer, model_validator
 
 from hoi.config.section import (
-    Count,
     Exponent,
     GateSettings,
     Section,
+    Size,
     StudentSettings,
     TeacherWeights,
     Temperature,
@@ -120,7 +120,7 @@ class MultiLevelConfig(StudentSettings):
     }
 
     method: Literal["multilevel"] = "multilevel"
-    width: Count = 256
+    width: Size = 256
     """Hidden width of the adapters and of the human-object network. [choice]"""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """In the hidden layers. [choice]"""
