@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 
 INTERRUPTED = "interrupted: finished parts are kept; run the same command again to go on"
+MAX_PART = 600
+"""Characters of a part of a message: a file may hold a value of any length."""
 CALLED_BY, CALLED_WITH = "HOI_CALLED_BY", "HOI_CALLED_WITH"
 """Environment variables, so that processes which this one starts speak of the same commands."""
 
@@ -38,11 +40,15 @@ class UserError(Exception):
     ) -> None:
         named = (("where", where), ("expected", expected), ("got", got), ("next", fix))
         parts = [what, *(f"{name}: {value}" for name, value in named if value is not None)]
-        super().__init__(" · ".join(" ".join(part.split()) for part in parts))
+        super().__init__(" · ".join(_clipped(" ".join(part.split())) for part in parts))
         self.what, self.where, self.expected, self.got, self.fix = what, where, expected, got, fix
 
     def __reduce__(self) -> tuple[Callable[..., UserError], tuple[object, ...]]:
         return partial(type(self), self.what, where=self.where, expected=self.expected, got=self.got, fix=self.fix), ()
+
+
+def _clipped(part: str) -> str:
+    return part if len(part) <= MAX_PART else f"{part[: MAX_PART - 3]}..."
 
 
 def nearest(name: str, names: Iterable[str], number: int = 5) -> str:

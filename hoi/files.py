@@ -209,9 +209,15 @@ def parse_json(data: bytes, kind: Any = Any) -> Any:
             raise ValueError(_short(error)) from None
     try:
         plain = json.loads(data, parse_constant=None if kind is Any else _refuse_constant)
-        return plain if kind is Any else msgspec.convert(plain, kind)
+        return plain if kind is Any else convert(plain, kind)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def convert(plain: Any, kind: Any) -> Any:
+    """Return plain data as `kind`; a ValueError where it is none, and the text says where."""
+    try:
+        return msgspec.convert(plain, kind)
     except msgspec.MsgspecError as error:
         raise ValueError(_short(error)) from None
 

@@ -47,6 +47,8 @@ class Registry(Generic[T]):
         return iter(self._targets)
 
     def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
         if name not in self._targets:
             load_plugins()
         return name in self._targets

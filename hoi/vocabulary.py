@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from msgspec import ValidationError, convert
 
 from hoi.errors import UserError
+from hoi.files import convert
 
 NO_INTERACTION = "no_interaction"
 PERSON = "person"
@@ -134,7 +134,7 @@ class Vocabulary:
         """Return the vocabulary that `to_dict` made plain; a UserError where it is none."""
         try:
             return convert(plain, cls)
-        except ValidationError as error:
+        except ValueError as error:
             raise UserError("this is no vocabulary", expected="objects, verbs and interactions", got=error) from None
 
     def digest(self) -> str:

@@ -25,10 +25,12 @@ from hoi.cache.shard import (
     encode_file,
     inspect_shard,
     read_header,
+    read_text,
 )
 from hoi.errors import UserError, command
 from hoi.files import write_atomically
 
+MAX_ROW_BYTES = (1 << 31) - 1
 INDEX_ATTRIBUTES = ("schema_version", "fingerprint", "split", "shards_sha256", "axes")
 
 
@@ -125,7 +127,7 @@ class SplitIndex:
     @cached_property
     def fields(self) -> dict[str, tuple[int, Field]]:
         known = {field.name: field for field in fields_of(self.axes, self.table)}
-        names = [name.decode() for name in self.columns["field"].tolist()]
+        names = read_text(self.columns["field"])
         return {name: (column, known[name]) for column, name in enumerate(names) if name in known}
 
     def location(self, shard: int, name: str) -> Location:
@@ -213,7 +215,9 @@ def _check_offsets(index: SplitIndex, manifest: Manifest) -> None:
         "detection_offsets": [shard.num_detections for shard in manifest.shards],
         "pair_offsets": [shard.num_pairs for shard in manifest.shards],
     }
-    at_shards = index.columns["shard_offsets"]
+    at_shards, row_bytes = index.columns["shard_offsets"], index.columns["row_bytes"]
+    if (row_bytes < 1).any() or (row_bytes > MAX_ROW_BYTES).any() or (index.columns["byte_offset"] < 0).any():
+        raise ValueError(f"a row of a field takes no 1 to {MAX_ROW_BYTES} bytes, or lies before the file")
     for name, numbers in ends.items():
         offsets = index.columns.get(name)
         if offsets is None:

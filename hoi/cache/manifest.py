@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from msgspec import Meta, Struct, convert, field
+from msgspec import Meta, Struct, field
 
 from hoi.cache.schema import BASE, SCHEMA_VERSION, Axes, Pass
 from hoi.errors import UserError, command
-from hoi.files import TEMPORARY_SUFFIX, Count, locked, parse_json, read_bytes, read_json, write_json
+from hoi.files import TEMPORARY_SUFFIX, Count, convert, locked, parse_json, read_bytes, read_json, write_json
 
 FORMAT_NAME = "hoi-distill teacher cache"
 

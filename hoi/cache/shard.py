@@ -21,11 +21,10 @@ from typing import Any
 
 import h5py
 import numpy as np
-from msgspec import ValidationError, convert
 
 from hoi.cache.schema import SCHEMA_VERSION, Axes, Field, fields_of, shape_of
 from hoi.errors import UserError, command
-from hoi.files import parse_json
+from hoi.files import convert, parse_json
 
 ALIGNMENT_BYTES = 64
 
@@ -186,7 +185,7 @@ def _attribute(file: h5py.h5f.FileID, number: int) -> tuple[str, Any]:
 
 
 def read_text(table: np.ndarray) -> list[str]:
-    return [value.decode() for value in table.tolist()]
+    return [value.decode(errors="backslashreplace") for value in table.tolist()]
 
 
 def json_table(plain: Any) -> np.ndarray:
@@ -234,7 +233,7 @@ def check_axes(axes: object) -> dict[str, int]:
     """Return the sizes of a file's letters; BrokenFile where they are none."""
     try:
         return convert(axes, Axes)
-    except ValidationError as error:
+    except ValueError as error:
         raise BrokenFile(f"its axes: {error}") from None
 
 

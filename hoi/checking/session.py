@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from msgspec import Struct
 
 from hoi.checking.estimates import MIN_MARKS, estimate, rank_share
 from hoi.errors import UserError
+from hoi.files import convert
 from hoi.json_lines import Records, read_json_lines
 from hoi.vocabulary import NO_INTERACTION, NO_OBJECT, Vocabulary
 
@@ -207,6 +209,16 @@ class SessionKey:
     seed: int
 
 
+class _Mark(Struct):
+    row: int
+    verdict: Verdict
+
+
+class _Marks(Struct):
+    asked: SessionKey
+    marks: list[_Mark]
+
+
 class Session:
     """One person's marks on a sample of predictions; `save` writes them, whole or not at all, after every one."""
 
@@ -222,9 +234,9 @@ class Session:
         try:
             if (plain["format"], plain["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"{plain['format']} {plain['version']}")
-            key = SessionKey(**plain["asked"])
-            marks = [(int(mark["row"]), mark["verdict"]) for mark in plain["marks"]]
-            if key == self._key and any(row not in rows or verdict not in VERDICTS for row, verdict in marks):
+            given = convert(plain, _Marks)
+            key, marks = given.asked, [(mark.row, mark.verdict) for mark in given.marks]
+            if key == self._key and any(row not in rows for row, _ in marks):
                 raise ValueError("a mark on a triplet that is not in the sample")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from msgspec import Struct, ValidationError, convert
+from msgspec import Struct
 
 from hoi.cache.read.split import CacheSplit
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.evaluation.bootstrap import Difference, ResampledMap, Resamples, paired_difference, resample_map
 from hoi.evaluation.hico import HicoResult, match, score_matches, zero_shot_means
-from hoi.files import read_json
+from hoi.files import convert, read_json
 from hoi.records import HoiLabels, Triplets
 from hoi.vocabulary import Vocabulary
 
@@ -262,7 +262,7 @@ def read_rows(path: Path) -> list[ResultRow] | None:
     try:
         rows = plain if isinstance(plain, list) else [plain]
         return None if plain is None else [from_plain(convert(row, _Plain) and row) for row in rows]
-    except ValidationError as error:
+    except ValueError as error:
         raise UserError("a result of this sweep is damaged", where=path, got=error, fix=fix) from None
 
 

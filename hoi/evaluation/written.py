@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from msgspec import Struct, ValidationError, convert, defstruct
+from msgspec import Struct, defstruct
 
 from hoi.errors import UserError, command
 from hoi.evaluation.rows import COLUMNS, MEANS
-from hoi.files import Count, Finite, read_json
+from hoi.files import Count, Finite, convert, read_json
 
 
 class _Mean(Struct):
@@ -168,7 +168,7 @@ def read_written(path: Path, *, required: bool = True) -> Any:
     try:
         if content is not None:
             convert(content, KINDS[path.name])
-    except ValidationError as error:
+    except ValueError as error:
         raise UserError("this result file is damaged", where=path, got=error, fix=made_by) from None
     return content
 

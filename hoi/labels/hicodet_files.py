@@ -25,6 +25,7 @@ import numpy as np
 from hoi.datasets.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from hoi.datasets.hicodet import Half, hicodet_vocabulary
 from hoi.errors import UserError
+from hoi.files import convert
 from hoi.json_lines import read_json_file
 from hoi.prompts import spaced
 
@@ -140,7 +141,7 @@ def _read_instances(plain: dict[str, Any], path: Path) -> _Parsed:
         try:
             for human, obj, hoi in zip(record["boxes_h"], record["boxes_o"], record["hoi"], strict=True):
                 rows.append([row, *map(float, human), *map(float, obj), index(hoi)])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _wrong_record(where, "boxes_h, boxes_o and hoi of one length", error) from None
         if rows and len(rows[-1]) != 10:
             raise _wrong_record(where, "boxes of four numbers", "another number")
@@ -148,7 +149,7 @@ def _read_instances(plain: dict[str, Any], path: Path) -> _Parsed:
     if sizes is not None:
         try:
             size_hw = np.array(sizes, np.int32).reshape(len(sizes), 2)[:, ::-1].copy()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError("a size is not understood", where=path, expected="[width, height] of each image") from None
     return _Parsed(names, size_hw, _table(rows, path), first_pixel=1)
 
@@ -177,7 +178,7 @@ def _read_ppdm(plain: list[Any], path: Path) -> _Parsed:
     for row, record in enumerate(plain):
         where = f"{path}, entry {row}"
         try:
-            names.append(record["file_name"])
+            names.append(convert(record["file_name"], str))
             where = f"{where} ({record['file_name']})"
             boxes = [[float(edge) for edge in box["bbox"]] for box in record["annotations"]]
             # Some of these files hold numbers as text with a line feed, which int() reads.
@@ -188,7 +189,7 @@ def _read_ppdm(plain: list[Any], path: Path) -> _Parsed:
                     dropped.append(f"{where}: a pair of boxes {human} and {obj}, there are {len(boxes)}")
                     continue
                 rows.append([row, *boxes[human], *boxes[obj], _interaction(pair, objects[obj], row_of, where)])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _wrong_record(where, expected, error) from None
         if any(len(box) != 4 for box in boxes):
             raise _wrong_record(where, "boxes of four numbers", "another number")

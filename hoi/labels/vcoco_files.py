@@ -81,7 +81,7 @@ def read_labels(path: Path) -> VcocoLabelFile:
     actions = read_json_file(path, "annotations", LABELS)
     keys = {"action_name", "role_name", "image_id", "ann_id", "label", "role_object_id"}
     is_labels = isinstance(actions, list) and all(isinstance(a, dict) and keys <= a.keys() for a in actions)
-    if not is_labels or {action["action_name"] for action in actions} != set(ACTIONS):
+    if not is_labels or sorted(str(action["action_name"]) for action in actions) != sorted(ACTIONS):
         raise UserError("this is no V-COCO label file", where=path, expected=LABELS, got=_keys_of(actions))
     for action in actions:
         columns = [action[key] for key in ("ann_id", "image_id", "label", "role_name", "role_object_id")]

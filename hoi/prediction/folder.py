@@ -18,11 +18,11 @@ from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, ValidationError, convert
+from msgspec import Meta, Struct
 
 from hoi.datasets.images import SUFFIXES
 from hoi.errors import UserError
-from hoi.files import Finite, locked, parse_json, read_json, replacing, write_json
+from hoi.files import Finite, convert, locked, parse_json, read_json, replacing, write_json
 from hoi.prediction.predictor import ImageResult
 from hoi.provenance import flatten
 from hoi.vocabulary import Vocabulary
@@ -288,20 +288,17 @@ class PredictionFolder:
 
     def _check(self, entry: _Entry) -> None:
         # Raises a ValueError. What `record` was given passes.
-        try:
-            if entry.kind == "image":
-                image = convert(entry.content, _Image)
-                boxes, interactions = len(image.boxes), len(self.vocabulary)
-                if not boxes == len(image.scores) == len(image.labels):
-                    raise ValueError("boxes, scores and labels differ in number")
-                if max(image.labels, default=0) >= len(self.vocabulary.objects):
-                    raise ValueError("a label is outside the vocabulary")
-                if any(max(h, o) >= boxes or k >= interactions for h, o, k, *_ in image.triplets):
-                    raise ValueError("a triplet is of no box or interaction")
-            elif entry.kind == "unreadable":
-                convert(entry.content, str)
-        except ValidationError as error:
-            raise ValueError(str(error)) from None
+        if entry.kind == "image":
+            image = convert(entry.content, _Image)
+            boxes, interactions = len(image.boxes), len(self.vocabulary)
+            if not boxes == len(image.scores) == len(image.labels):
+                raise ValueError("boxes, scores and labels differ in number")
+            if max(image.labels, default=0) >= len(self.vocabulary.objects):
+                raise ValueError("a label is outside the vocabulary")
+            if any(max(h, o) >= boxes or k >= interactions for h, o, k, *_ in image.triplets):
+                raise ValueError("a triplet is of no box or interaction")
+        elif entry.kind == "unreadable":
+            convert(entry.content, str)
 
     def _read(self, name: str) -> Any:
         with self._journal.open("rb") as file:

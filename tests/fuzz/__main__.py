@@ -23,7 +23,7 @@ import numpy as np
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TQDM_DISABLE"] = "1"
 
-from tests.fuzz.forked import Outcome, run_forked
+from tests.fuzz.forked import Outcome, outcome_of, run_forked
 from tests.fuzz.targets import Target, targets
 
 MANAGERS = 2
@@ -96,6 +96,10 @@ def main() -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         known = [each for each in targets(Path(folder)) if given.only in f"{each.name}: {each.file}"]
+        for target in known:
+            sound = outcome_of(target.case(-1, Path(folder) / "sound"))
+            if sound.kind != "read":
+                raise SystemExit(f"{target.name}, {target.file} is not sound: {sound.text}")
         ready = time.monotonic()
         drawn = draw(known, given.cases, given.seed)
         outcomes = run(known, drawn, Path(folder) / "work")

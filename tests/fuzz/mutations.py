@@ -226,8 +226,8 @@ def _in_place(name: str, value: Any, where: str) -> Callable[[Path], None]:
             flat = table.reshape(-1)
             rows = {"first": slice(0, 1), "last": slice(-1, None), "all": slice(None)}[where]
             with np.errstate(over="ignore"):
-                flat[rows] = np.array(value).astype(flat.dtype)
-            dataset[()] = flat.reshape(table.shape)
+                flat[rows] = np.array(value).astype(np.dtype(flat.dtype.str))
+            dataset.id.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(flat), dataset.id.get_type())
 
     return writer
 

@@ -19,6 +19,7 @@ from hoi.cache.tools.describe import info
 from hoi.cache.tools.verify import verify
 from hoi.config import PipelineConfig, load_config
 from hoi.config.detectors import PrecomputedDetectorConfig
+from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.datasets.vcoco import KEYS
 from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.detectors.looked_up import PrecomputedDetector
@@ -73,8 +74,8 @@ class Target:
     """Of the cases that other targets get; a report takes seconds."""
 
     def case(self, number: int, work: Path) -> Callable[[], object]:
-        """Return a case: one variant in a fresh copy of the folder."""
-        name, spoil = self.variants[number]
+        """Return a case: one variant in a fresh copy of the folder; the sound files for -1."""
+        name, spoil = self.variants[number] if number >= 0 else ("as it is", lambda path: None)
         # A name of its own: what is read once and kept is kept by its path.
         here = work / f"case-{number}"
 
@@ -329,7 +330,12 @@ def of_annotations(root: Path) -> list[Target]:
         "hoi_prediction": [{"subject_id": 0, "object_id": 1, "category_id": 245, "score": 0.5}],
     }
     (folder / "gen-vlkt.json").write_text(json.dumps({"preds": [image] * 2}))
-    (folder / "qpic.json").write_text(json.dumps([image] * 2))
+    # Its own numbers: COCO's classes from 0, and the verb instead of the interaction.
+    verb = hicodet_vocabulary().verbs.index("sit_on")
+    pair = {"subject_id": 0, "object_id": 1, "category_id": verb, "score": 0.5}
+    boxes = [{"bbox": [0, 5, 18, 28], "category_id": 0}, {"bbox": [4, 24, 39, 43], "category_id": 13}]
+    qpic = {"filename": hicodet.NAMES[0], "predictions": boxes, "hoi_prediction": [pair]}
+    (folder / "qpic.json").write_text(json.dumps([qpic] * 2))
     line = {"file_name": hicodet.NAMES[0], "human_xyxy": [0, 5, 18, 28], "object_xyxy": [4, 24, 39, 43]}
     (folder / "lines.jsonl").write_text(json.dumps({**line, "interaction": 245, "score": 0.5}) + "\n")
     vcoco.write_annotations(folder / "vcoco")
@@ -371,7 +377,9 @@ def of_settings(root: Path) -> list[Target]:
     write_pipeline(photo_pipeline(root / "photographs"), folder / "pipeline.yaml")
     shutil.copy(EXAMPLES / "pipeline.yaml", folder / "base.yaml")
     (folder / "vocabulary.yaml").write_text(VOCABULARY_YAML)
-    (folder / "phrases.txt").write_text("riding a bicycle\nholding a cup | gripping a cup\nscooter = motorcycle\n")
+    (folder / "phrases.txt").write_text(
+        "riding a bicycle\nholding a cup | gripping a cup\nriding a scooter\nscooter = motorcycle\n"
+    )
     for name in ("ablation", "bench"):
         (folder / f"{name}.yaml").write_bytes((EXAMPLES / "examples" / f"{name}.yaml").read_bytes())
     boxes = {

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from msgspec import ValidationError, convert
 
 from hoi.cache.index import checked_header, foreign_shard, open_index, rebuild_shard
 from hoi.cache.manifest import BankReceipt, Manifest, complete_manifest
@@ -20,6 +19,7 @@ from hoi.cache.schema import BASE, Field, Pass, fields_of, pass_and_name, passes
 from hoi.cache.shard import BrokenFile, Header, MappedFile, read_header
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
+from hoi.files import convert
 from hoi.records import TextBank, VisualHead
 from hoi.vocabulary import Vocabulary
 
@@ -69,7 +69,7 @@ class Bank:
     def _check(self) -> None:
         try:
             self.texts.check(len(self.vocabulary))
-        except (ValidationError, TypeError) as error:
+        except TypeError as error:
             raise ValueError(str(error)) from None
 
 
