@@ -26,6 +26,7 @@ from hoi.evaluation.rows import (
     format_table,
     headroom,
     means_over_seeds,
+    read_rows,
     to_plain,
 )
 from hoi.files import write_atomically, write_json

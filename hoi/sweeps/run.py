@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.evaluation.evaluate import Run, RunEvaluator, zero_shot_splits
-from hoi.evaluation.rows import ResultRow, to_plain
+from hoi.evaluation.rows import ResultRow, read_rows, to_plain
 from hoi.files import file_sha256, json_sha256, write_json
 from hoi.labels import has_labels, label_files
 from hoi.machine import choose_device

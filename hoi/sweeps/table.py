@@ -26,6 +26,7 @@ from hoi.evaluation.rows import (
 from hoi.files import write_atomically, write_json
 from hoi.provenance import commit, library_versions
 from hoi.sweeps.plan import Sweep
+from hoi.training.runs import seconds_of
 
 LIBRARIES = ("torch", "numpy", "safetensors", "h5py", "distributed")
 RowSeed = tuple[str, int]
