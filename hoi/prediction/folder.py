@@ -27,7 +27,31 @@ from hoi.prediction.predictor import ImageResult
 from hoi.provenance import flatten
 from hoi.vocabulary import Vocabulary
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".qt",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".vob",
+        ".mts",
+        ".m2ts",
+        ".m2t",
+        ".ts",
+        ".3gp",
+        ".3g2",
+        ".wmv",
+        ".asf",
+        ".flv",
+        ".f4v",
+        ".ogv",
+    }
+)
 SETTINGS, JOURNAL, LOCK = "settings.json", "journal.jsonl", ".lock"
 PREDICTIONS, DETECTIONS, UNREADABLE = "predictions.jsonl", "detections.json", "unreadable.jsonl"
 PICTURES, VIDEOS = "pictures", "videos"
@@ -153,6 +177,11 @@ class _Image(Struct):
     triplets: list[tuple[Row, Row, Row, Finite, Finite | None]]
 
 
+class _Video(Struct):
+    frames: Row
+    damage: str | None = None
+
+
 class _Entry(Struct):
     name: str
     stamp: list[int]
@@ -220,7 +249,7 @@ class PredictionFolder:
         self.record(source, "image", plain)
 
     def record(self, source: Source, kind: Kind, content: Any) -> None:
-        """Add a line to the journal: an image's result, a video's number of frames, or why a file is unreadable."""
+        """Add a line to the journal: an image's result, a video's frames and damage, or why a file is unreadable."""
         stamp = source.stamp()
         line = _line({"name": source.name, "stamp": stamp, "kind": kind, "content": content})
         with self._journal.open("ab") as file:
@@ -233,6 +262,10 @@ class PredictionFolder:
     def reason(self, name: str) -> str | None:
         """Return why a file could not be read; None for any other file."""
         return self._read(name) if self.kind(name) == "unreadable" else None
+
+    def damage(self, name: str) -> str | None:
+        """Return what could not be read of a video; None for any other file."""
+        return convert(self._read(name), _Video).damage if self.kind(name) == "video" else None
 
     def kind(self, name: str) -> str | None:
         """Return the kind of a file's entry; None for a file that is not in the journal."""
@@ -248,7 +281,10 @@ class PredictionFolder:
             for part in self._coco(images):
                 file.write(part)
         with replacing(self.path / UNREADABLE) as file:
-            for name, reason in [*refused, *((source.name, self.reason(source.name)) for source in sources)]:
+            for name, reason in [
+                *refused,
+                *((each.name, self.reason(each.name) or self.damage(each.name)) for each in sources),
+            ]:
                 if reason is not None:
                     file.write(_line({"file_name": name, "reason": reason}))
         return [self.path / name for name in (PREDICTIONS, DETECTIONS, UNREADABLE)]
@@ -297,8 +333,8 @@ class PredictionFolder:
                 raise ValueError("a label is outside the vocabulary")
             if any(max(h, o) >= boxes or k >= interactions for h, o, k, *_ in image.triplets):
                 raise ValueError("a triplet is of no box or interaction")
-        elif entry.kind == "unreadable":
-            convert(entry.content, str)
+        else:
+            convert(entry.content, str if entry.kind == "unreadable" else _Video)
 
     def _read(self, name: str) -> Any:
         with self._journal.open("rb") as file:

@@ -44,6 +44,7 @@ class PredictReport:
     num_videos: int
     num_now: int  # files read by this run
     unreadable: list[tuple[str, str]]  # names and reasons
+    damaged: list[tuple[str, str]]  # videos that were read in part, and what is lost
     ignored: list[str]  # files in the folders that are not named like images
     files: list[Path]
 
@@ -57,10 +58,10 @@ class PredictReport:
         if self.ignored:
             some = ", ".join(map(printable, self.ignored[:3]))
             lines.append(f"{len(self.ignored)} files ignored that are not named like images, such as {some}")
-        if self.unreadable:
-            lines.append(f"{len(self.unreadable)} files could not be read:")
-            lines += [f"  {printable(name)}: {reason}" for name, reason in self.unreadable[:MAX_LISTED]]
-            more = len(self.unreadable) - MAX_LISTED
+        for listed, what in ((self.unreadable, "files could not be read"), (self.damaged, "videos are damaged")):
+            lines += [f"{len(listed)} {what}:"] if listed else []
+            lines += [f"  {printable(name)}: {reason}" for name, reason in listed[:MAX_LISTED]]
+            more = len(listed) - MAX_LISTED
             lines += [f"  and {more} more, in {self.files[-1]}"] if more > 0 else []
         videos = f", {self.num_videos} videos" if self.num_videos else ""
         lines.append(f"{self.num_images} images{videos} read, {self.num_now} of them now")
@@ -111,9 +112,12 @@ def predict(
         files = folder.finish(listed.sources, listed.refused)
         reasons = [(source.name, folder.reason(source.name)) for source in listed.sources]
         unreadable = [*listed.refused, *((name, reason) for name, reason in reasons if reason is not None)]
+        losses = [(source.name, folder.damage(source.name)) for source in listed.sources]
+        damaged = [(name, loss) for name, loss in losses if loss is not None]
         kinds = [folder.kind(source.name) for source in listed.sources]
         num_now = sum(folder.reason(source.name) is None for source in ahead)
-    return PredictReport(kinds.count("image"), kinds.count("video"), num_now, unreadable, listed.ignored, files)
+    num_images, num_videos = kinds.count("image"), kinds.count("video")
+    return PredictReport(num_images, num_videos, num_now, unreadable, damaged, listed.ignored, files)
 
 
 def _model_settings(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -263,11 +263,21 @@ def test_a_video_comes_out_drawn_with_a_line_a_frame(trained: PipelineConfig, ru
             container.mux(stream.encode(av.VideoFrame.from_ndarray(source.read(row), format="rgb24")))
         container.mux(stream.encode(None))
     cut, out = write(tmp_path / "cut.mp4", clip.read_bytes()[:2000]), tmp_path / "out"
-    report = run([clip, cut], out, batch=3, top=5)
-    assert (report.num_images, report.num_videos, report.exit_code) == (0, 1, 0)
-    [(name, reason)] = report.unreadable
-    assert name == "cut.mp4"
+    with av.open(str(clip)) as whole, av.open(str(tmp_path / "end.mkv"), "w") as copy:
+        copied = copy.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copied
+                copy.mux(packet)
+    end = write(tmp_path / "end.mkv", (tmp_path / "end.mkv").read_bytes()[: clip.stat().st_size // 2])
+    report = run([clip, cut, end], out, batch=3, top=5)
+    assert (report.num_images, report.num_videos, report.exit_code) == (0, 2, 0)
+    [(name, reason)], [(cut_name, loss)] = report.unreadable, report.damaged
+    assert (name, cut_name) == ("cut.mp4", "end.mkv")
     assert "video" in reason
+    assert "frames were read, but" in loss
+    assert "1 videos are damaged" in str(report)
+    assert [each["reason"] for each in lines(out / "unreadable.jsonl")] == [reason, loss]
     frames = lines(out / "videos" / "clip.mp4.jsonl")
     assert [(each["frame"], each["time_s"]) for each in frames] == [(n, n / 5) for n in range(7)]
     assert all(len(each["triplets"]) <= 5 for each in frames)
