@@ -74,9 +74,9 @@ def peak_here(num_images: int, images_per_shard: int) -> int:
     return peak
 
 
-def anonymous_bytes() -> int:
-    """Return this process's resident memory that no file backs."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def anonymous_bytes(process: int | str = "self") -> int:
+    """Return the resident memory of a process that no file backs."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("this kernel does not tell anonymous memory")

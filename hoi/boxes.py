@@ -45,19 +45,15 @@ def suppress(
 
     A box that overlaps a kept box of its class by more than `max_iou` is dropped.
     """
-    kept: list[int] = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        if len(rows) == 1:
-            kept.append(int(rows[0]))
-            continue
-        overlap = box_iou(boxes_xyxy[rows], boxes_xyxy[rows])
-        alive = np.ones(len(rows), bool)
-        for position in range(len(rows)):
-            if alive[position]:
-                kept.append(int(rows[position]))
-                alive[position + 1 :] &= overlap[position, position + 1 :] <= max_iou
-    return np.sort(np.array(kept, dtype=np.int64))
+    # Imported where it is needed: to score predictions takes no torch.
+    import torch
+    from torchvision.ops import nms
+
+    boxes, by_rank = torch.from_numpy(boxes_xyxy), torch.arange(len(labels), 0, -1, dtype=torch.float32)
+    # One class at a time: `batched_nms` moves classes apart, which rounds. The limit is float32, like the overlaps.
+    of_classes = [torch.from_numpy(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    kept = [rows[nms(boxes[rows], by_rank[rows], float(np.float32(max_iou)))].numpy() for rows in of_classes]
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *kept]))
 
 
 def row_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hoi.config.section import Section, Share, Size
 from hoi.registry import load_target
 
+MAX_PAIRS = 100_000
+"""Of one image."""
 COCO_2017 = "COCO train2017: boxes and classes"
 
 
@@ -157,3 +159,9 @@ class PairsConfig(Section):
     min_score: Share = 0.2
     max_humans: Size = 15
     max_objects: Size = 15
+
+    @model_validator(mode="after")
+    def _bounded(self) -> PairsConfig:
+        if self.max_humans * (self.max_humans + self.max_objects) > MAX_PAIRS:
+            raise ValueError(f"max_humans x (max_humans + max_objects) is above {MAX_PAIRS} pairs of one image")
+        return self

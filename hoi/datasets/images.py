@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
-from io import BytesIO
+from io import SEEK_CUR, BytesIO
 from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
@@ -33,7 +35,17 @@ SUFFIXES = frozenset(
 )
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names. HEIF is read where the package pillow-heif is installed."""
+MAX_ASPECT = 100
+"""Times that one side may be the other: models resize the short side, so the long one would grow as much."""
+PNG_START, JPEG_START, JPEG_SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", 0xDA
+PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+JPEG_COLOURS = {0xE0: 16, 0xEE: 14}  # marker → least length
+MAX_JPEG_BLOCKS, MAX_TAKEN_APART_BYTES = 2000, 256 << 20
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+class Damaged(UnreadableImage):
+    """It might be read without its metadata."""
 
 
 def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
@@ -41,7 +53,8 @@ def read_image(path: Path, max_image_pixels: int) -> np.ndarray:
 
     Animated files give their first frame, deep grey is scaled to 8 bits, transparency is laid on white, and colour
     profiles are not applied. Raises UnreadableImage: missing, no regular file, empty, no image, truncated, or larger
-    (width × height), before it is decoded; and OSError where the system fails to read it for the time being.
+    (width × height) or longer than allowed, before it is decoded; and OSError where the system fails to read it for the
+    time being. Damaged or oversized metadata is left out.
     """
     try:
         # Asked first, since opening a pipe would wait for whoever writes into it.
@@ -71,20 +84,37 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
 def decode_image(data: bytes | BinaryIO, max_image_pixels: int) -> np.ndarray:
     """Return the same for an open image file or its bytes, such as an upload; raises `UnreadableImage` alike."""
     file = BytesIO(data) if isinstance(data, bytes) else data
+    reason = f"the file is corrupt (more than {MAX_JPEG_BLOCKS} blocks of metadata)"
+    try:
+        # Some decoders take time that grows with the square of the number of blocks.
+        if _num_jpeg_blocks(file) <= MAX_JPEG_BLOCKS:
+            return _decode(file, max_image_pixels)
+    except Damaged as error:
+        reason = str(error)
+    # What a file says about its pixels cannot cost them: without its metadata they may be whole.
+    for with_orientation in (True, False):
+        with suppress(Damaged, struct.error, IndexError):
+            return _decode(BytesIO(_without_metadata(file, with_orientation)), max_image_pixels)
+    raise UnreadableImage(reason)
+
+
+def _decode(file: BinaryIO, max_image_pixels: int) -> np.ndarray:
+    file.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file, formats=_formats()) as image:
-                if image.width * image.height > max_image_pixels:
-                    raise UnreadableImage(
-                        f"{image.width} x {image.height} pixels, more than the limit of {max_image_pixels}"
-                    )
+                width, height = image.size
+                if width * height > max_image_pixels:
+                    raise UnreadableImage(f"{width} x {height} pixels, more than the limit of {max_image_pixels}")
+                if max(width, height) > MAX_ASPECT * min(width, height):
+                    raise UnreadableImage(f"{width} x {height} pixels: one side is over {MAX_ASPECT} times the other")
                 image.load()
                 return upright_rgb(image)
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise UnreadableImage(_foreign(file)) from None
+        raise Damaged(_foreign(file)) from None
     except Image.DecompressionBombError:
         limit = min(max_image_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_image_pixels))
         raise UnreadableImage(f"more pixels than the limit of {limit}") from None
@@ -92,7 +122,55 @@ def decode_image(data: bytes | BinaryIO, max_image_pixels: int) -> np.ndarray:
         # Decoders fail on damaged files with whatever their code stumbles over; a failing disk is not the file's fault.
         if isinstance(error, OSError) and error.errno in TRANSIENT:
             raise
-        raise UnreadableImage(f"the file is corrupt ({' '.join(str(error).split()) or type(error).__name__})") from None
+        raise Damaged(f"the file is corrupt ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def _num_jpeg_blocks(file: BinaryIO) -> int:
+    """Return the number of blocks before a JPEG's pixels, at most one more than `MAX_JPEG_BLOCKS`; 0 of others."""
+    file.seek(0)
+    if file.read(2) != JPEG_START:
+        return 0
+    for number in range(MAX_JPEG_BLOCKS + 1):
+        marker, length = file.read(2), file.read(2)
+        if len(length) < 2 or marker[0] != 0xFF or marker[1] == JPEG_SCAN:
+            return number
+        file.seek(int.from_bytes(length, "big") - 2, SEEK_CUR)
+    return MAX_JPEG_BLOCKS + 1
+
+
+def _without_metadata(file: BinaryIO, with_orientation: bool) -> bytes:
+    """Return a PNG or JPEG file without what its pixels do not need; raises Damaged where nothing can be left out."""
+    file.seek(0)
+    data = file.read(MAX_TAKEN_APART_BYTES)
+    if data.startswith(PNG_START):
+        kept, place = [PNG_START], len(PNG_START)
+        while place < len(data):
+            (length,), kind = struct.unpack_from(">I", data, place), data[place + 4 : place + 8]
+            chunk = data[place : place + length + 12]
+            turns = kind == b"eXIf" or chunk[8:].startswith(PNG_ORIENTATION)
+            is_whole = chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
+            # A kind that begins in upper case is needed to read the image; tRNS is transparency.
+            if kind[:1].isupper() or kind == b"tRNS" or (with_orientation and turns and is_whole):
+                kept.append(chunk)
+            place += len(chunk)
+    elif data.startswith(JPEG_START):
+        kept, place, has_exif = [JPEG_START], len(JPEG_START), False
+        while data[place] == 0xFF and data[place + 1] != JPEG_SCAN:
+            (length,) = struct.unpack_from(">H", data, place + 2)
+            block, marker = data[place : place + length + 2], data[place + 1]
+            is_exif = with_orientation and block[4:10] == b"Exif\0\0" and not has_exif
+            # JFIF's and Adobe's blocks say how colours are kept, in no fewer bytes than these.
+            if not 0xE0 <= marker <= 0xFE or is_exif or length >= JPEG_COLOURS.get(marker, len(data)):
+                kept.append(block)
+            has_exif |= is_exif
+            place += len(block)
+        kept.append(data[place:])
+    else:
+        raise Damaged("metadata of this format is not taken apart")
+    joined = b"".join(kept)
+    if len(joined) == len(data):
+        raise Damaged("there is nothing to leave out")
+    return joined
 
 
 @lru_cache(maxsize=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +20,8 @@ from hoi.vocabulary import NO_OBJECT, Vocabulary
 
 RAW_DETECTIONS = 1000
 """Boxes that a model itself may keep: those of classes outside the vocabulary must not use up `max_detections`."""
+MAX_CANDIDATES = 10_000
+"""Boxes of one image that suppression compares, best first, so that no image makes it work without end."""
 OPEN_VOCABULARY = "detector.name open_vocabulary, with pip install 'hoi-distill[open-vocabulary]'"
 
 
@@ -81,11 +85,15 @@ def keep_detections(
 ) -> Detections:
     """Return the Detections of one image: clipped, thresholded, suppressed class by class if `nms`, best first.
 
+    Of more than `MAX_CANDIDATES` boxes the best are looked at, with a notice.
     Labels [N] are rows of the vocabulary's objects, of which negative ones are dropped; equal scores [N] keep their
     order; boxes [N, 4] are in pixels.
     """
     order = np.argsort(-scores, kind="stable")
     order = order[(scores[order] >= config.min_score) & (labels[order] >= 0)]
+    if len(order) > MAX_CANDIDATES:
+        _tell_of_cut(config.min_score)
+        order = order[:MAX_CANDIDATES]
     found = Detections(
         clip_boxes(boxes_xyxy[order].astype(np.float32), size_hw),
         scores[order].astype(np.float32),
@@ -94,6 +102,13 @@ def keep_detections(
     if nms:
         found = found.select(suppress(found.boxes_xyxy, found.labels, config.nms_iou))
     return found.select(np.arange(min(len(found), config.max_detections)))
+
+
+@lru_cache(maxsize=1)
+def _tell_of_cut(min_score: float) -> None:
+    # Once: whatever gives so many boxes for one image does so for many.
+    most = f"detector.min_score ({min_score:g}): the best {MAX_CANDIDATES} are looked at"
+    print(f"note: an image has more than {MAX_CANDIDATES} boxes of at least {most}", file=sys.stderr)
 
 
 def kept_settings(config: DetectorSettings) -> dict[str, object]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hoi.config import WorldDetectorConfig
-from hoi.detectors import keep_detections, kept_settings, match_classes
+from hoi.detectors import MAX_CANDIDATES, keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
 from hoi.files import find_local
 from hoi.records import Detections
@@ -46,7 +46,8 @@ class WorldDetector:
     def __init__(self, config: WorldDetectorConfig, vocabulary: Vocabulary, device: str, *_: object) -> None:
         self._config, self._device = config, device
         net = load_detector(find_local(config.weights))
-        self._labels = match_classes(net.class_names, vocabulary, f"detector world, weights {config.weights}")
+        labels = match_classes(net.class_names, vocabulary, f"detector world, weights {config.weights}")
+        self._labels, self._classes = labels[labels >= 0], torch.from_numpy(np.flatnonzero(labels >= 0)).to(device)
         self._sha256 = weights_sha256(net)
         self._net = net.to(device).to(memory_format=torch.channels_last)
 
@@ -72,7 +73,8 @@ class WorldDetector:
         logits, distances = self._net(padded)
         results = []
         for image_logits, image_distances in zip(logits, distances, strict=True):
-            raw = peaks(image_logits, image_distances, self._net.group_of, size_hw, self._config.min_score)
+            of_classes = image_logits[self._classes], image_distances, self._net.group_of[self._classes]
+            raw = peaks(*of_classes, size_hw, self._config.min_score)
             boxes, scores, classes = (value.cpu().numpy() for value in raw)
             results.append(keep_detections(boxes, scores, self._labels[classes], size_hw, self._config, nms=True))
         return results
@@ -164,6 +166,8 @@ def peaks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return one image's boxes xyxy float [N, 4], scores [N] and class rows int64 [N], neither clipped nor suppressed.
 
+    An even picture has peaks everywhere: of more than `MAX_CANDIDATES`, the best are returned and one more.
+
     Logits are [C, h, w], distances [G, 4, h, w], `group_of` is int64 [C], and `size_hw` of the image without padding.
     """
     scores = logits.sigmoid()
@@ -176,8 +180,11 @@ def peaks(
     x, y = _cell_centres(scores.shape[1], scores.shape[2], scores.device)
     chosen &= (x < size_hw[1]) & (y < size_hw[0])[:, None]
     classes, rows, columns = torch.where(chosen)
-    boxes = boxes_at(distances)[group_of[classes], :, rows, columns]
-    return boxes, scores[classes, rows, columns], classes
+    found = scores[classes, rows, columns]
+    if len(found) > MAX_CANDIDATES:
+        best_rows = found.sort(descending=True, stable=True).indices[: MAX_CANDIDATES + 1].sort().values
+        classes, rows, columns, found = (each[best_rows] for each in (classes, rows, columns, found))
+    return boxes_at(distances)[group_of[classes], :, rows, columns], found, classes
 
 
 def load_detector(path: Path) -> DetectorNet:

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 from hoi.datasets import UnreadableImage
 from hoi.datasets.images import decode_image
 from hoi.errors import UserError
+from hoi.machine import free_memory_bytes
 from hoi.prediction import Checkpoint, Predictor
 from hoi.web.server import (
     HOST,
@@ -31,6 +32,8 @@ from hoi.web.server import (
 
 MAX_UPLOAD_MB = 25.0
 MAX_MEGAPIXELS = 50.0
+WORK_BYTES_PER_PIXEL = 120
+"""Of the detector whose work grows most with an image, the world's."""
 
 
 class PredictPage:
@@ -64,13 +67,22 @@ class PredictPage:
                 return JSONResponse(await run_in_threadpool(self._predict, data, name))
 
     def _predict(self, data: bytes, name: str) -> dict[str, Any]:
+        too_much = Refused(413, "this image needs more memory than there is: try a smaller one")
         try:
             pixels = decode_image(data, int(self._max_megapixels * 1e6))
+            # Asked first: a system that is out of memory ends the process instead of telling it.
+            if pixels.shape[0] * pixels.shape[1] * WORK_BYTES_PER_PIXEL > free_memory_bytes():
+                raise too_much
+            result = self._predictor.predict([pixels], [name])[0]
         except UnreadableImage as error:
             raise Refused(415, f"this cannot be read as an image: {error}") from None
         except MemoryError:
-            raise Refused(413, "this image needs more memory than there is") from None
-        result = self._predictor.predict([pixels], [name])[0]
+            raise too_much from None
+        except RuntimeError as error:
+            # As torch says it, of a CPU's memory and a GPU's.
+            if "memory" not in str(error):
+                raise
+            raise too_much from None
         picture = base64.b64encode(as_jpeg(pixels)).decode()
         return {"result": result.to_dict(), "picture": f"data:image/jpeg;base64,{picture}"}
 

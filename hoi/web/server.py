@@ -11,7 +11,8 @@ import socket
 import sys
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from io import BytesIO
 from ipaddress import ip_address
 from typing import Any
@@ -22,12 +23,13 @@ import uvicorn
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import hoi
 from hoi.errors import UserError
@@ -46,7 +48,9 @@ SAFE_METHODS = frozenset({"GET", "HEAD"})
 PACKAGE = "hoi.web"
 HOST, PORT = "127.0.0.1", 8008
 STOP_S = 5
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS, MAX_OF_CLIENT = 64, 24
+HEADER_TIMEOUT_S, REQUEST_TIMEOUT_S = 10.0, 600.0
+LINGER_S, LINGER_BYTES = 5.0, 32_000_000
 MEGABYTE = 1_000_000
 UPLOAD_TIMEOUT_S = 60.0
 MAX_WAITING = 4
@@ -65,8 +69,108 @@ class Refused(Exception):
         self.status, self.reason = status, reason
 
 
+class Refusal(JSONResponse):
+    """An answer that may come before the request was read to its end; the connection closes after it.
+
+    Closed at once, a client that still sends would see a broken connection instead of the answer. So what it sends is
+    thrown away for a while.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_throw_away(receive), LINGER_S)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _throw_away(receive: Receive) -> None:
+    num_bytes, more = 0, True
+    while more and num_bytes < LINGER_BYTES:
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        more = message.get("more_body", False)
+
+
+class Connection(H11Protocol):
+    """A connection that may not be slow, nor one of too many, and whose own answers have the security headers, too.
+
+    One that has no request under way gives its place to a new one, so half-sent requests shut nobody out.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+    _is_reading = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # In the order in which they came: `connections` is a set.
+        self.opened = self.loop.time()
+        host = self.client and self.client[0]
+        others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+        of_client = [each for each in others if each.client and each.client[0] == host]
+        for crowd, most in ((of_client, MAX_OF_CLIENT), (others, MAX_CONNECTIONS)):
+            if len(crowd) >= most:
+                idle = [each for each in crowd if each.is_idle and not each.transport.is_closing()]
+                if not idle:
+                    self._refuse(503, "the server is busy with other connections: try again in a moment")
+                    return
+                min(idle, key=lambda each: each.opened).transport.abort()
+        self._set_deadline()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way: its header has not come yet, or its answer is sent."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def data_received(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            super().data_received(data)
+            self._set_deadline()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "this is no HTTP request")
+
+    def _set_deadline(self) -> None:
+        """Let a header, and a request as a whole, have their time; bytes that trickle in do not lengthen it."""
+        if self._deadline is None or self._is_reading != self.is_idle:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self._is_reading = self.is_idle
+            seconds = HEADER_TIMEOUT_S if self._is_reading else REQUEST_TIMEOUT_S
+            self._deadline = self.loop.call_later(seconds, self._end)
+
+    def _end(self) -> None:
+        if not self.is_idle:
+            self.transport.abort()
+        elif self.conn.trailing_data[0]:
+            self._refuse(408, f"the header of the request took longer than {HEADER_TIMEOUT_S:g} s")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answer without the application, and close."""
+        body = JSONResponse({"error": reason}).body
+        headers = {**HEADERS, "Content-Type": "application/json", "Content-Length": len(body), "Connection": "close"}
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            *(f"{key}: {value}" for key, value in headers.items()),
+        ]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + bytes(body))
+        self.transport.close()
+
+
 class Guard:
-    """Wraps the application: refuses foreign hosts and origins, and adds the security headers to every answer.
+    """Wraps the application: refuses foreign hosts and origins.
 
     Allowed are `localhost`, the names given, and any numeric address, which unlike a name cannot be pointed elsewhere.
     """
@@ -81,16 +185,9 @@ class Guard:
                 await self._app(scope, receive, send)
             return
 
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
         reason = self._refusal(scope["method"], Headers(scope=scope), scope["scheme"])
-        answer = self._app if reason is None else JSONResponse({"error": reason}, 403)
-        await answer(scope, receive, send_guarded)
+        answer = self._app if reason is None else Refusal({"error": reason}, 403)
+        await answer(scope, receive, send)
 
     def _refusal(self, method: str, headers: Headers, scheme: str) -> str | None:
         hosts = headers.getlist("host")
@@ -143,14 +240,12 @@ def make_app(
     static = Mount("/static", StaticFiles(packages=[(PACKAGE, "static")]))
     pages = [Route("/", predict), Route("/check", check), static]
     handlers = dict.fromkeys((Refused, UserError, Exception), _answer_error)
-    # The guard is outermost, so that answers to errors have its headers, too.
     return Guard(Starlette(routes=[*pages, *routes], exception_handlers=handlers), allow_hosts)
 
 
 async def _answer_error(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Refused):
-        # Closed, since the rest of a body that was not read would be taken for the next request.
-        return JSONResponse({"error": error.reason}, error.status, headers={"Connection": "close"})
+        return Refusal({"error": error.reason}, error.status)
     failed = "this failed; the terminal that serves the page has the reason"
     return JSONResponse({"error": str(error) if isinstance(error, UserError) else failed}, 500)
 
@@ -260,11 +355,13 @@ def make_server(app: Callable) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            log_level="warning",
+            http=Connection,
+            # Of every answer: the application's, and those that the server gives without asking it.
+            headers=list(HEADERS.items()),
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=STOP_S,
             timeout_graceful_shutdown=STOP_S,
             ws="none",
