@@ -10,7 +10,8 @@ from benchmarks.house import ROOT, cycles, folder_graph, folder_of, import_graph
 LAYERS = [
     "hoi",
     "errors records boxes drawing provenance",
-    "files json_lines machine vocabulary weights crops registry",
+    "files",
+    "json_lines matlab machine vocabulary weights crops registry",
     "prompts config",
     "world",
     "datasets",

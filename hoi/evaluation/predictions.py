@@ -26,7 +26,7 @@ from hoi.datasets.vcoco import KEYS
 from hoi.errors import UserError, nearest
 from hoi.evaluation.vcoco import VcocoPredictions
 from hoi.json_lines import Records, read_json_file, read_json_lines
-from hoi.labels.hicodet_files import load_mat
+from hoi.matlab import load_mats
 from hoi.records import Triplets
 
 MAX_BEYOND = 1.0
@@ -193,17 +193,18 @@ def _read_pvic(folder: Path, names: Sequence[str]) -> Records:
     vocabulary = hicodet_vocabulary()
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
-    for obj in range(len(vocabulary.objects)):
-        path = folder / f"detections_{obj + 1:02d}.mat"
+    paths = [folder / f"detections_{obj + 1:02d}.mat" for obj in range(len(vocabulary.objects))]
+    for obj, (path, content) in enumerate(zip(paths, load_mats(paths, ["all_boxes"]), strict=True)):
         interactions = np.flatnonzero(vocabulary.object_of == obj)
-        cells = load_mat(path, ["all_boxes"])["all_boxes"]
-        if cells.shape != (len(interactions), len(names)):
+        cells = content["all_boxes"]
+        if cells.shape != (len(interactions), len(names)) or cells.dtype != object:
             shape = f"{len(interactions)} x {len(names)} (interactions of {vocabulary.objects[obj]})"
             raise UserError("a file has another shape", where=path, expected=f"all_boxes of {shape}", got=cells.shape)
         for k, image in zip(*np.nonzero(np.vectorize(np.size, otypes=[int])(cells)), strict=True):
-            for values in cells[k, image].tolist():
-                if len(values) != 9:
-                    raise UserError("a row has not 9 numbers", where=f"{path}, image {image + 1}", got=len(values))
+            cell = np.asarray(cells[k, image])
+            if cell.ndim != 2 or cell.shape[1] != 9 or cell.dtype == object:
+                raise UserError("a row has not 9 numbers", where=f"{path}, image {image + 1}", got=cell.shape)
+            for values in cell.tolist():
                 row = (names[image], values[:4], values[4:8], int(interactions[k]), values[8])
                 rows.append(dict(zip(TRIPLET_KEYS, row, strict=True)))
                 numbers.append(int(image) + 1)

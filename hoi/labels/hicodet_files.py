@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
@@ -27,6 +26,7 @@ from hoi.datasets.hicodet import Half, hicodet_vocabulary
 from hoi.errors import UserError
 from hoi.files import convert
 from hoi.json_lines import read_json_file
+from hoi.matlab import load_mat
 from hoi.prompts import spaced
 
 FORMATS = "fredzzhang's instances JSON, PPDM's JSON, or anno_bbox.mat"
@@ -220,7 +220,7 @@ def _read_mat(path: Path, half: Half) -> _Parsed:
     sizes: list[tuple[int, int]] = []
     rows: list[list[float]] = []
     dropped: list[str] = []
-    content = load_mat(path, [key], squeeze_me=True, struct_as_record=False)
+    content = load_mat(path, [key], plain=True)
     for image, record in enumerate(np.atleast_1d(content[key])):
         where = f"{path}, {key} {image + 1}"
         try:
@@ -263,32 +263,10 @@ def read_image_labels(path: str | Path, half: Half = "test2015") -> ImageLabels:
     """Read `anno.mat`, by which the known-object setting chooses its images. Raises UserError, as `load_mat`."""
     path = Path(path)
     split = half.removesuffix("2015")
-    content = load_mat(path, [f"list_{split}", f"anno_{split}"], squeeze_me=True, struct_as_record=False)
+    content = load_mat(path, [f"list_{split}", f"anno_{split}"], plain=True)
     names = tuple(str(name) for name in np.atleast_1d(content[f"list_{split}"]))
     labels = np.atleast_2d(content[f"anno_{split}"])
     if labels.shape != (NUM_INTERACTIONS, len(names)):
         where, expected = f"{path}, anno_{split}", (NUM_INTERACTIONS, len(names))
         raise UserError("the image-level labels have another shape", where=where, expected=expected, got=labels.shape)
     return ImageLabels(names, labels.T == 1)
-
-
-def load_mat(path: Path, keys: list[str], **options: bool) -> dict[str, Any]:
-    """Return some variables of a MATLAB file; `options` go to `scipy.io.loadmat`.
-
-    Raises UserError: no such file, no MATLAB file, a damaged one, or one without these variables.
-    """
-    # Imported here: scipy.io takes a moment that no other format needs.
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    expected = f"a MATLAB file with {' and '.join(keys)}"
-    if not path.is_file():
-        raise UserError("there is no such file", where=path, expected=expected)
-    try:
-        content = loadmat(path, variable_names=keys, **options)
-    except (MatReadError, NotImplementedError, ValueError, TypeError, IndexError, zlib.error, OSError) as error:
-        raise UserError("this MATLAB file cannot be read", where=path, expected=expected, got=error) from None
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise UserError("this MATLAB file holds something else", where=path, expected=expected, got=f"no {missing[0]}")
-    return content
