@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import json
 import os
+import select
 import shlex
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import TextIO
 
 INTERRUPTED = "interrupted: finished parts are kept; run the same command again to go on"
 MAX_PART = 600
@@ -103,21 +110,92 @@ def command(verb: str, *words: str, **options: object) -> str:
     return shlex.join(parts)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a program as Ctrl-C does."""
+
+
+TERMINATED = 128 + signal.SIGTERM
+UNREAD = 141
+"""Exit code where nobody reads what is printed, as in `hoi ... | head`: what a shell says of SIGPIPE."""
+SAME_SIGNAL_S = 5.0
+"""A second SIGTERM within this time is no second wish: `timeout` and job schedulers send it to a process twice."""
+
+
 def run_program(main: Callable[[], int | None]) -> None:
-    """Run a program's main function and exit: code 2 and one line on stderr for a user's mistake."""
+    """Run a program's main function and exit; what ends it early is at most one line on stderr.
+
+    The exit code is 2 after a user's mistake, 130 after Ctrl-C, 143 after SIGTERM and 141 where the output is closed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # In UTF-8 a broken file name alone cannot be written: there the escapes of stderr say more.
+        is_escaped = stream is sys.stderr and stream.encoding.lower() == "utf-8"
+        if isinstance(stream, io.TextIOWrapper) and not is_escaped:
+            stream.reconfigure(errors="replace")
     line = None
+    with _sigterm_as_interruption() as received:
+        try:
+            code = main() or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except UserError as error:
+            code, line = 2, f"error: {error}"
+        except KeyboardInterrupt:
+            code, line = 130, INTERRUPTED
+        except OSError as error:
+            if error.errno is None:
+                raise
+            if isinstance(error, BrokenPipeError) and any(map(_is_closed, (sys.stdout, sys.stderr))):
+                code = UNREAD
+            else:
+                fix = "free space or mend the permissions, then run the same command again"
+                where = error.filename or "writing a file"
+                code, line = 2, f"error: {UserError(str(error.strerror), where=where, fix=fix)}"
+        if received and code in (0, 130):
+            code = TERMINATED
+        with contextlib.suppress(OSError):
+            if line is not None:
+                print(line, file=sys.stderr)
+        _drop_unwritten()
+        sys.exit(code)
+
+
+@contextmanager
+def _sigterm_as_interruption() -> Iterator[list[float]]:
+    """Let SIGTERM raise `Terminated` in the main thread; yield when it came."""
+    received: list[float] = []
+
+    def terminate(*_: object) -> None:
+        now = time.monotonic()
+        if not received or now - received[-1] > SAME_SIGNAL_S:
+            received.append(now)
+            raise Terminated
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield received
+        return
+    signal.signal(signal.SIGTERM, terminate)
     try:
-        code = main()
-    except UserError as error:
-        code, line = 2, f"error: {error}"
-    except KeyboardInterrupt:
-        code, line = 130, INTERRUPTED
-    except OSError as error:
-        if error.errno is None:
-            raise
-        fix = "free space or mend the permissions, then run the same command again"
-        code = 2
-        line = f"error: {UserError(str(error.strerror), where=error.filename or 'writing a file', fix=fix)}"
-    if line is not None:
-        print(line, file=sys.stderr)
-    sys.exit(code or 0)
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _is_closed(stream: TextIO | None) -> bool:
+    """Return whether a stream is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream, 0)  # type: ignore[arg-type]
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _drop_unwritten() -> None:
+    # Else the interpreter, which writes it at its end, would complain of it and change the exit code.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

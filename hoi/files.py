@@ -99,6 +99,23 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, within: str = "") -> None:
+    """Remove what killed processes left half-written in a folder that this one alone writes into.
+
+    Below it, too, where `within` is `*/` (one level) or `**/` (all).
+    """
+    for path in list(folder.glob(f"{within}.*{TEMPORARY_SUFFIX}")):
+        remove_file(path)
+
+
+def size_text(num_bytes: float, digits: int = 1) -> str:
+    """Return a number of bytes for a reader, in the unit that leaves digits before the point."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.{digits}f} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a log that one process writes; a UserError where the disk is full or forbids it."""
     with _explained(path):

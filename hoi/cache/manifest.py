@@ -17,7 +17,7 @@ from msgspec import Meta, Struct, field
 
 from hoi.cache.schema import BASE, SCHEMA_VERSION, Axes, Pass
 from hoi.errors import UserError, command
-from hoi.files import TEMPORARY_SUFFIX, Count, convert, locked, parse_json, read_bytes, read_json, write_json
+from hoi.files import Count, convert, locked, parse_json, read_bytes, read_json, remove_leftovers, write_json
 
 FORMAT_NAME = "hoi-distill teacher cache"
 
@@ -258,8 +258,7 @@ def sole_builder(folder: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    for leftover in folder.glob(f"*/.*{TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+    remove_leftovers(folder, "*/")
     shutil.rmtree(folder / WORKERS_NAME, ignore_errors=True)
 
 

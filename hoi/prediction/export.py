@@ -17,7 +17,7 @@ from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.evaluation.audit import detector_training_data, teacher_training_data
 from hoi.evaluation.written import read_written
-from hoi.files import LOCAL_DIR, find_local, remove_file, write_atomically
+from hoi.files import LOCAL_DIR, find_local, remove_file, size_text, write_atomically
 from hoi.prediction.checkpoint import FORMAT, MODELS, RECORD_NAME, STUDENT_NAME, TEXT_NAME, VERSION
 from hoi.prediction.onnx import export_student
 from hoi.records import TextBank
@@ -58,7 +58,7 @@ class CheckpointReport:
 
     def __str__(self) -> str:
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return "\n".join([f"{self.name} seed {self.seed} · {self.folder} · {size / 1e6:.1f} MB", *self.notes])
+        return "\n".join([f"{self.name} seed {self.seed} · {self.folder} · {size_text(size)}", *self.notes])
 
 
 def make_checkpoint(

@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 
 from hoi.datasets.images import SUFFIXES
 from hoi.errors import UserError
-from hoi.files import Finite, convert, locked, parse_json, read_json, replacing, write_json
+from hoi.files import Finite, convert, locked, parse_json, read_json, remove_leftovers, replacing, write_json
 from hoi.prediction.predictor import ImageResult
 from hoi.provenance import flatten
 from hoi.vocabulary import Vocabulary
@@ -219,6 +219,7 @@ class PredictionFolder:
         folder = cls(path, vocabulary, inclusive)
         with locked(path / LOCK, "another run writes into this folder", "wait for it, or give another --out"):
             folder._check_settings(json.loads(json.dumps(settings)))
+            remove_leftovers(path, "**/")
             folder._read_journal()
             yield folder
 

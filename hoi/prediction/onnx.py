@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hoi.config import StudentSettings
 from hoi.errors import UserError
+from hoi.files import size_text
 from hoi.prediction.checkpoint import Checkpoint
 from hoi.prediction.predictor import IMAGE_FIELDS, PAIR_FIELDS, ExtraFields, batch_of, random_signals
 from hoi.records import PairBatch
@@ -107,7 +108,7 @@ def export_student(folder: Path) -> tuple[bytes, str]:
     data = _export(scoring, _inputs(_random_batch(checkpoint, 2, 5, seed=0), scoring.extra), names)
     difference, share = _compare(data, scoring, checkpoint, names)
     return data, (
-        f"{len(data) / 1e6:.1f} MB, at most {difference:.1e} from torch, {share:.1e} of the largest score, "
+        f"{size_text(len(data))}, at most {difference:.1e} from torch, {share:.1e} of the largest score, "
         f"in {len(CHECKED)} batches of different sizes"
     )
 

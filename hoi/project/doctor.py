@@ -14,6 +14,7 @@ from hoi.config import DatasetSettings, DetectorSettings, PipelineConfig, Teache
 from hoi.datasets import load_vocabulary, open_images
 from hoi.detectors import ListsImages, build_detector
 from hoi.errors import UserError, command
+from hoi.files import size_text
 from hoi.project.dataset_checks import Finding, check_dataset, collect, first_of
 from hoi.teachers import build_teacher
 from hoi.vocabulary import Vocabulary
@@ -117,7 +118,7 @@ def _check_disk(config: PipelineConfig) -> Iterator[Finding]:
     needed = max(0, len(_image_ids(config)) * per_image - there)
     disk = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(disk).free
-    what = f"cache: about {needed / 1e9:.1f} GB to come, {free / 1e9:.1f} GB free"
+    what = f"cache: about {size_text(needed)} to come, {size_text(free)} free"
     if free < needed:
         fix = "free space, or set cache.folder to a larger disk"
         yield Finding("error", "the cache will not fit on the disk", str(disk), what, fix=fix)

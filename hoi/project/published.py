@@ -10,7 +10,7 @@ from hoi.cache.tools.estimate import plan
 from hoi.config import PipelineConfig
 from hoi.errors import UserError
 from hoi.evaluation.audit import run_audit
-from hoi.files import file_sha256, json_sha256, read_json, write_atomically, write_json
+from hoi.files import file_sha256, json_sha256, read_json, size_text, write_atomically, write_json
 from hoi.labels import label_files
 from hoi.project import doctor
 from hoi.provenance import commit
@@ -108,9 +108,10 @@ def _estimate(config: PipelineConfig) -> None:
         release()
     print(estimate, flush=True)
     if not estimate.fits:
-        needed, got = sum(s.bytes_missing for s in estimate.splits) / 1e9, f"{estimate.free / 1e9:.1f} GB free"
+        missing = sum(split.bytes_missing for split in estimate.splits)
         what, fix = "the disk is too small for the teacher cache", "free space, or set cache.folder to a larger disk"
-        raise UserError(what, where=config.cache.folder, expected=f"{needed:.1f} GB", got=got, fix=fix)
+        sizes = {"expected": f"{size_text(missing, 3)} free", "got": size_text(estimate.free, 3)}
+        raise UserError(what, where=config.cache.folder, **sizes, fix=fix)
 
 
 def _judge(config: PipelineConfig, progress: Progress, heeds_gates: bool) -> str:

@@ -29,7 +29,7 @@ from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference,
 from hoi.evaluation.hico import Matches
 from hoi.evaluation.rows import COLUMNS
 from hoi.evaluation.written import check_together, read_written
-from hoi.files import write_atomically
+from hoi.files import size_text, write_atomically
 from hoi.machine import choose_device
 from hoi.report.finished import (
     FinishedEvaluation,
@@ -67,7 +67,7 @@ class HtmlReport:
     notes: list[str]  # what had to be left out
 
     def __str__(self) -> str:
-        return "\n".join([*self.notes, f"wrote {self.file} ({self.num_bytes / 1e6:.1f} MB)"])
+        return "\n".join([*self.notes, f"wrote {self.file} ({size_text(self.num_bytes)})"])
 
 
 def write_report(config: PipelineConfig, out: Path | None = None, sweeps: Sequence[Path] | None = None) -> HtmlReport:

@@ -1,5 +1,6 @@
 """The folder of one training run: checkpoint while it lasts, weights and record when it is done.
 
+    .lock               held by the process that trains
     metrics.jsonl       one line per epoch
     tensorboard/        the same figures, if `train.tensorboard` is set
     state.safetensors   the last checkpoint; gone when the run is done
@@ -12,7 +13,8 @@ A run is identified by its settings: a folder made with others is refused, never
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +28,16 @@ from torch import Tensor
 
 from hoi.config import StudentSettings
 from hoi.errors import UserError, command
-from hoi.files import Finite, append_line, read_json, remove_file, write_atomically, write_json
+from hoi.files import (
+    Finite,
+    append_line,
+    locked,
+    read_json,
+    remove_file,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+)
 from hoi.provenance import flatten
 from hoi.records import TextBank
 from hoi.students.base import Student, build_student
@@ -62,6 +73,15 @@ class RunFolder:
             self._refuse_other_settings(json.loads(self._state_header()["settings"]))
             return "started"
         return "new"
+
+    @contextmanager
+    def sole_writer(self) -> Iterator[None]:
+        """Keep other processes from training this run, and clear what killed ones left half-written."""
+        with locked(
+            self.path / ".lock", "another process is training this student", "wait for it, or set another output"
+        ):
+            remove_leftovers(self.path)
+            yield
 
     def record(self) -> RunRecord:
         """Return what `finish` wrote; a UserError if there is no finished run, or its record is damaged."""

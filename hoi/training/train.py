@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,53 +174,62 @@ def train_run(
     *,
     with_bar: bool = True,
     group: Group = ALONE,
-) -> float:
-    """Train one student and seed into its folder, going on from its last checkpoint, and return the seconds it took."""
-    start = time.monotonic()
-    settings = config.students[name]
-    labels, quality, hidden = None, None, None
-    if settings.supervision == "labels":
-        labels, quality, hidden = _supervision(config, settings, split, device)
-    train = training_of(config, settings, split)
-    if train.max_images != config.train.max_images:
-        source = open_source(config.model_copy(update={"train": train}), split, device, group)
-    student = build_student(settings, split.text_bank, split.vocabulary, split.axes, seed)
-    if group.ask_first(folder.status) == "new":
-        # Every process looks at all images; `source` may be its share of the batches only.
-        everything = FirstImages(split, train.max_images).batches(BATCH_IMAGES, extra=student.extra_fields)
-        student.prepare(everything, labels)
-    student, progress = fit(
-        student,
-        source,
-        train,
-        seed=seed,
-        device=device,
-        labels=labels,
-        quality=quality,
-        run=folder,
-        title=f"{name} seed {seed}" if with_bar else "",
-        group=group,
-    )
-    seconds = time.monotonic() - start
-    if not group.is_first:
+) -> float | None:
+    """Train one student and seed into its folder, going on from its last checkpoint.
+
+    Return the seconds it took; None if another process finished it meanwhile.
+
+    Raises UserError: as `train_students`, or another process trains it now.
+    """
+    with folder.sole_writer() if group.is_first else nullcontext():
+        status = group.ask_first(folder.status)
+        if status == "finished":
+            return None
+        start = time.monotonic()
+        settings = config.students[name]
+        labels, quality, hidden = None, None, None
+        if settings.supervision == "labels":
+            labels, quality, hidden = _supervision(config, settings, split, device)
+        train = training_of(config, settings, split)
+        if train.max_images != config.train.max_images:
+            source = open_source(config.model_copy(update={"train": train}), split, device, group)
+        student = build_student(settings, split.text_bank, split.vocabulary, split.axes, seed)
+        if status == "new":
+            # Every process looks at all images; `source` may be its share of the batches only.
+            everything = FirstImages(split, train.max_images).batches(BATCH_IMAGES, extra=student.extra_fields)
+            student.prepare(everything, labels)
+        student, progress = fit(
+            student,
+            source,
+            train,
+            seed=seed,
+            device=device,
+            labels=labels,
+            quality=quality,
+            run=folder,
+            title=f"{name} seed {seed}" if with_bar else "",
+            group=group,
+        )
+        seconds = time.monotonic() - start
+        if not group.is_first:
+            return seconds
+        folder.finish(
+            student,
+            {
+                "name": name,
+                "seconds": round(seconds, 2),
+                "chosen_epoch": progress.best_epoch or progress.epoch,
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                "precision": choose_precision(config.train.precision, device),
+                "num_processes": group.size,
+                **({} if hidden is None else {"zero_shot": hidden}),
+                "versions": library_versions(LIBRARIES),
+                "commit": commit(),
+                "fingerprint": split.fingerprint,
+                "config": config.model_dump(mode="json"),
+            },
+        )
         return seconds
-    folder.finish(
-        student,
-        {
-            "name": name,
-            "seconds": round(seconds, 2),
-            "chosen_epoch": progress.best_epoch or progress.epoch,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "precision": choose_precision(config.train.precision, device),
-            "num_processes": group.size,
-            **({} if hidden is None else {"zero_shot": hidden}),
-            "versions": library_versions(LIBRARIES),
-            "commit": commit(),
-            "fingerprint": split.fingerprint,
-            "config": config.model_dump(mode="json"),
-        },
-    )
-    return seconds
 
 
 def _supervision(

@@ -241,7 +241,7 @@ def test_a_split_is_kept_on_a_gpu_if_half_of_it_is_enough(split: CacheSplit) -> 
     assert is_resident(1000, 1000, "always")
     assert not is_resident(1, 1000, "never")
     error = refused(is_resident, 10**9, 10**9 - 1, "always")
-    assert (error.where, error.expected) == ("train.resident", "1.0 GB free")
+    assert (error.where, error.expected) == ("train.resident", "1.000 GB free")
 
 
 def test_a_cuda_device_is_where_batches_are_made(split: CacheSplit) -> None:

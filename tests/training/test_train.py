@@ -45,7 +45,12 @@ def test_every_student_is_trained_once_to_the_same_bytes(tmp_path: Path, cache: 
     report = train_students(config)
     assert [(run.name, run.seed) for run in report.runs] == [(n, s) for n in ("student", "supervised") for s in (0, 1)]
     for run in report.runs:
-        assert sorted(p.name for p in run.folder.iterdir()) == ["metrics.jsonl", "model.safetensors", "run.json"]
+        assert sorted(p.name for p in run.folder.iterdir()) == [
+            ".lock",
+            "metrics.jsonl",
+            "model.safetensors",
+            "run.json",
+        ]
         record = record_of(run.folder)
         assert record["settings"]["seed"] == run.seed
         assert record["fingerprint"] == record["settings"]["cache"]
@@ -179,7 +184,7 @@ def test_two_processes_under_torchrun_train_what_one_does(tmp_path: Path, cache:
     assert done.stdout.count("student seed 0: trained in") == 1
     for name in students:
         one, two = (Path(config.output) / "runs" / name / "seed-0" for config in (alone, together))
-        assert sorted(p.name for p in two.iterdir()) == ["metrics.jsonl", "model.safetensors", "run.json"]
+        assert sorted(p.name for p in two.iterdir()) == [".lock", "metrics.jsonl", "model.safetensors", "run.json"]
         assert [record_of(folder)["num_processes"] for folder in (one, two)] == [1, 2]
         expected = load_file(one / "model.safetensors")
         for key, found in load_file(two / "model.safetensors").items():

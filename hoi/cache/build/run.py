@@ -41,7 +41,7 @@ from hoi.cache.schema import BASE, Pass, extra_passes
 from hoi.config import PipelineConfig
 from hoi.datasets import UnreadableImage, open_images
 from hoi.errors import UserError
-from hoi.files import append_line, remove_file
+from hoi.files import append_line, remove_file, size_text
 from hoi.provenance import commit
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class SplitReport:
         manifest = complete_manifest(plan.folder, plan.of)
         shards, num_failed = manifest.shards, len(manifest.failed)
         num_pairs, num_bytes = sum(shard.num_pairs for shard in shards), sum(shard.num_bytes for shard in shards)
-        files = f"{num_bytes / 1e6:.1f} MB in {len(shards)} shards, {num_built} built now · {plan.folder}"
+        files = f"{size_text(num_bytes)} in {len(shards)} shards, {num_built} built now · {plan.folder}"
         return cls(plan.split, plan.of, manifest.num_images, num_failed, num_pairs, num_built, files)
 
 

@@ -22,6 +22,7 @@ from hoi.cache.schema import BASE, READABLE
 from hoi.cache.shard import read_text
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
+from hoi.files import size_text
 from hoi.machine import free_memory_bytes
 from hoi.records import PairBatch, TextBank
 from hoi.vocabulary import Vocabulary
@@ -262,8 +263,8 @@ def is_resident(num_bytes: int, free_bytes: int | None, resident: Literal["auto"
         raise UserError(
             "the GPU has no room for the cached features",
             where="train.resident",
-            expected=f"{num_bytes / 1e9:.1f} GB free",
-            got=f"{free_bytes / 1e9:.1f} GB",
+            expected=f"{size_text(num_bytes, 3)} free",
+            got=size_text(free_bytes, 3),
             fix="set train.resident: auto",
         )
     fits = free_bytes is not None and num_bytes <= SHARE_OF_GPU * free_bytes

@@ -14,11 +14,12 @@ from hoi.cache.manifest import Manifest, cached_splits, read_bank_receipt, read_
 from hoi.cache.read.opened import Bank
 from hoi.cache.schema import BASE, UNREADABLE, Pass, fields_of, of_file, passes_in
 from hoi.cache.shard import Header, inspect_shard, read_text
-from hoi.cache.tools.estimate import journal_seconds, size_text
+from hoi.cache.tools.estimate import journal_seconds
 from hoi.cache.tools.repair import QUARANTINE_NAME
 from hoi.cache.vlm_pass import unpack_signals
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command, nearest
+from hoi.files import size_text
 from hoi.provenance import flatten
 from hoi.records import ImageSignals
 from hoi.vlm import VlmSignals

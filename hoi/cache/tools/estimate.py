@@ -26,7 +26,7 @@ from hoi.cache.schema import BASE, Pass, extra_passes, fields_of
 from hoi.config import PipelineConfig, TeacherConfig
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.errors import UserError
-from hoi.files import LOCAL_DIR, find_local
+from hoi.files import LOCAL_DIR, find_local, size_text
 from hoi.registry import load_target
 
 FILE_BYTES = 8 << 10
@@ -312,10 +312,3 @@ def plan(config: PipelineConfig, sample: int | None = None) -> PlanReport:
     own = {"synchronous": 1, "local": num_local_workers(config.cache)}
     num_workers = own.get(config.cache.scheduler)
     return PlanReport(tuple(estimates), density, axes, num_workers, free_bytes(folder), lacks_map)
-
-
-def size_text(num_bytes: float) -> str:
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.1f} {unit}"
-    return f"{num_bytes / 1e3:.1f} kB"

@@ -24,7 +24,7 @@ from hoi.cache.tools.estimate import free_bytes
 from hoi.config import PipelineConfig
 from hoi.datasets import check_split
 from hoi.errors import UserError
-from hoi.files import file_sha256, json_sha256, read_json, remove_file, write_atomically, write_json
+from hoi.files import file_sha256, json_sha256, read_json, remove_file, size_text, write_atomically, write_json
 
 MAX_MANIFEST_BYTES = 1 << 30
 DOWNLOADS = 4
@@ -55,7 +55,7 @@ class Pulled:
     num_bytes: int
 
     def __str__(self) -> str:
-        got = f"{self.num_files - self.num_kept} files fetched ({self.num_bytes / 1e6:.1f} MB), {self.num_kept} kept"
+        got = f"{self.num_files - self.num_kept} files fetched ({size_text(self.num_bytes)}), {self.num_kept} kept"
         return f"{self.of.label(self.split)}: {got}, all verified · {self.folder}"
 
 
@@ -99,7 +99,7 @@ def pull_split(url: str, split: str, folder: Path, progress: Callable[[int], obj
     needed, free = sum(file.num_bytes for file in missing), free_bytes(here)
     progress(sum(file.num_bytes for file in files) - needed)
     if needed > free:
-        sizes = {"expected": f"{needed / 1e9:.2f} GB", "got": f"{free / 1e9:.2f} GB"}
+        sizes = {"expected": f"{size_text(needed, 3)} free", "got": size_text(free, 3)}
         raise UserError("the disk is too small", where=here, **sizes)
     # What the split was begun with comes first, so that a partial pull says what it is part of.
     write_json(here / of.bank_receipt_name, asdict(manifest.bank))
