@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from hoi.errors import UserError, run_program
+from hoi.errors import INTERRUPTED, UserError, run_program
 
 
 def test_the_message_holds_every_part_on_one_line() -> None:
@@ -40,3 +44,51 @@ def test_a_program_ends_with_one_line_and_code_2(
     assert caught.value.code == 2
     err = capsys.readouterr().err
     assert (err.startswith(said), err.count("\n")) == (True, 1)
+
+
+def started(code: str, **options: object) -> subprocess.Popen[bytes]:
+    program = f"import os, signal, sys, time\nfrom hoi.errors import *\n{code}\nrun_program(main)"
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_an_encoding_lacks_is_replaced(encoding: str) -> None:
+    code = "def main():\n print('⟨a⟩ · \\udcff')\n raise UserError('ein Ähnliches ⟨b⟩', got=1)"
+    process = started(code, stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": encoding})
+    said, error = process.communicate()
+    middle = "·" if encoding != "ascii" else "?"
+    assert (process.returncode, said.decode(encoding).split()[1]) == (2, middle)
+    assert (error.count(b"\n"), error.startswith(b"error: ein ")) == (1, True)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("times", [1, 100_000])
+def test_a_closed_pipe_ends_it_quietly(unbuffered: str, times: int) -> None:
+    code = f"def main():\n sys.stdin.readline()\n for _ in range({times}): print('·')"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = started(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, error = process.communicate(b"\n")
+    assert (process.returncode, error) == (141, b"")
+
+
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        process = started("def main(): print('x')", stdout=full)
+        _, error = process.communicate()
+    assert (process.returncode, error.count(b"\n")) == (2, 1)
+    assert error.startswith(b"error: No space left on device")
+
+
+# A scheduler sends it to the process and to its group, so it may come twice.
+@pytest.mark.parametrize("times", [1, 2])
+def test_sigterm_ends_it_as_an_interruption(times: int) -> None:
+    code = "def main():\n try: print('ready', flush=True); time.sleep(60)\n finally: time.sleep(0.2); print('kept')"
+    process = started(code, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    for _ in range(times):
+        process.send_signal(signal.SIGTERM)
+    said, error = process.communicate(timeout=30)
+    assert (process.returncode, said, error.decode()) == (143, b"kept\n", f"{INTERRUPTED}\n")

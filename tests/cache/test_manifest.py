@@ -25,7 +25,7 @@ from hoi.cache.manifest import (
     sole_builder,
     write_manifest,
 )
-from hoi.files import read_json, write_atomically, write_json
+from hoi.files import read_json, size_text, write_atomically, write_json
 from tests.fakes.pipelines import refused, small_files
 
 BANK = BankReceipt("f", {"a": 1}, {"b": 2}, 2, "ids", 3, {"K": 3}, "sha", 10, {"device": "cpu"})
@@ -134,3 +134,10 @@ def test_json_comes_back_and_equal_data_gives_equal_bytes(tmp_path: Path) -> Non
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert read_json(tmp_path / "a.json") == {"a": "ä", "b": [1, None]}
     assert read_json(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "said"), [(0, "0 bytes"), (999, "999 bytes"), (4_096, "4.096 kB"), (12_345_678_901, "12.346 GB")]
+)
+def test_a_size_keeps_its_digits(num_bytes: int, said: str) -> None:
+    assert size_text(num_bytes, 3) == said

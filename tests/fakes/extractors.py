@@ -165,7 +165,7 @@ class DrawnSignals:
     def _extract(self, image_id: str, image: np.ndarray) -> ImageSignals:
         annotation = annotate(scene_of(image_id))
         rng = np.random.default_rng(annotation.boxes_xyxy.astype(np.int64).ravel())
-        scores = rng.uniform(0.5, 1, len(annotation.labels)).astype(np.float32)
+        scores = np.sort(rng.uniform(0.5, 1, len(annotation.labels)))[::-1].astype(np.float32)
         detections = Detections(annotation.boxes_xyxy.astype(np.float32), scores, annotation.labels.astype(np.int64))
         humans = [row for row in range(len(scores)) if annotation.labels[row] == self.person]
         pairs = [(h, o) for h in humans for o in range(len(scores)) if h != o and scores[h] >= self.min_score]

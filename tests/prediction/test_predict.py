@@ -112,6 +112,8 @@ def test_a_stopped_run_ends_as_one_that_was_not_stopped(
     for line in journal[:2]:
         name = f"pictures/{json.loads(line)['name']}.jpg"
         write(stopped / name, (whole / name).read_bytes())
+    for half in (".predictions.jsonl.12.part", f"{Path(name).parent}/.{Path(name).name}.12.part"):
+        (stopped / half).write_bytes(b"half")
     assert run(photographs, stopped, batch=4).num_now == 8
     # Which images share a batch moves the last bits of scores, and may swap triplets of nearly the same score.
     one, other = (

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from hoi.cache.build.run import build_cache
 from hoi.config import PipelineConfig
+from hoi.training.runs import RunFolder
 from hoi.training.train import train_students
 from tests.fakes.extractors import DrawnSignals
 from tests.fakes.pipelines import refused, small_pipeline, write_pipeline
@@ -101,6 +102,18 @@ def test_only_a_named_precision_is_part_of_a_run(tmp_path: Path, cache: dict[str
     assert (error.expected, error.got) == ("train.precision = bf16", "train.precision = None")
 
 
+def test_a_run_that_another_process_trains_is_refused(tmp_path: Path, cache: dict[str, Any]) -> None:
+    config = with_train(pipeline(tmp_path, cache, students=STUDENT), seeds=[0], epochs=1)
+    path = tmp_path / "outputs" / "runs" / "student" / "seed-0"
+    with RunFolder(path, config.students["student"], {}).sole_writer():
+        error = refused(train_students, config)
+    assert (error.what, error.where) == ("another process is training this student", path)
+    assert [each.name for each in path.iterdir()] == [".lock"]
+    (path / ".model.safetensors.0123.part").write_bytes(b"half")
+    train_students(config)
+    assert not list(path.glob("*.part"))
+
+
 def test_no_cache_and_a_cache_of_other_settings_are_refused(tmp_path: Path, cache: dict[str, Any]) -> None:
     assert refused(train_students, small_pipeline(tmp_path)).what == "there is no teacher cache"
     error = refused(train_students, pipeline(tmp_path, cache, pairs={"max_humans": 3}))
@@ -128,6 +141,7 @@ class Refuses:
             raise ImportError("refused: " + name)
 sys.meta_path.insert(0, Refuses())
 from hoi.config import load_config
+from hoi.training.runs import RunFolder
 from hoi.training.train import train_students
 train_students(load_config(sys.argv[1], ["students={student: {}}"]))
 assert not NAMES & set(sys.modules)
