@@ -49,3 +49,21 @@ def test_suppression_drops_the_lower_overlapping_box_of_a_class() -> None:
     # A suppressed box suppresses no other.
     chain = boxes([0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10])
     assert suppress(chain, np.zeros(3, np.int64), 0.4).tolist() == [0, 2]
+
+
+def plainly_suppressed(rows: np.ndarray, labels: np.ndarray, max_iou: float) -> list[int]:
+    kept: list[int] = []
+    for row, label in enumerate(labels):
+        same = [other for other in kept if labels[other] == label]
+        if not same or (box_iou(rows[same], rows[row : row + 1]) <= np.float32(max_iou)).all():
+            kept.append(row)
+    return kept
+
+
+def test_suppression_is_exact_where_overlaps_equal_the_limit() -> None:
+    rng = np.random.default_rng(0)
+    for max_iou in (0.0, 0.2, 0.3, 1 / 3, 0.5, 0.6, 1.0):
+        corners = rng.integers(0, 12, (300, 2))
+        rows = np.concatenate([corners, corners + rng.integers(0, 11, (300, 2))], 1).astype(np.float32)
+        labels = rng.integers(0, 3, 300)
+        assert suppress(rows, labels, max_iou).tolist() == plainly_suppressed(rows, labels, max_iou)

@@ -11,7 +11,7 @@ import hashlib
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from io import SEEK_CUR, BytesIO
@@ -42,6 +42,10 @@ PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 JPEG_COLOURS = {0xE0: 16, 0xEE: 14}  # marker → least length
 MAX_JPEG_BLOCKS, MAX_TAKEN_APART_BYTES = 2000, 256 << 20
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+class TooLarge(UnreadableImage):
+    """It is refused for its size, unread."""
 
 
 class Damaged(UnreadableImage):
@@ -93,8 +97,11 @@ def decode_image(data: bytes | BinaryIO, max_image_pixels: int) -> np.ndarray:
         reason = str(error)
     # What a file says about its pixels cannot cost them: without its metadata they may be whole.
     for with_orientation in (True, False):
-        with suppress(Damaged, struct.error, IndexError):
-            return _decode(BytesIO(_without_metadata(file, with_orientation)), max_image_pixels)
+        try:
+            if (rest := _without_metadata(file, with_orientation)) is not None:
+                return _decode(BytesIO(rest), max_image_pixels)
+        except Damaged as error:
+            reason = str(error)
     raise UnreadableImage(reason)
 
 
@@ -106,9 +113,9 @@ def _decode(file: BinaryIO, max_image_pixels: int) -> np.ndarray:
             with Image.open(file, formats=_formats()) as image:
                 width, height = image.size
                 if width * height > max_image_pixels:
-                    raise UnreadableImage(f"{width} x {height} pixels, more than the limit of {max_image_pixels}")
+                    raise TooLarge(f"{width} x {height} pixels, more than the limit of {max_image_pixels}")
                 if max(width, height) > MAX_ASPECT * min(width, height):
-                    raise UnreadableImage(f"{width} x {height} pixels: one side is over {MAX_ASPECT} times the other")
+                    raise TooLarge(f"{width} x {height} pixels: one side is over {MAX_ASPECT} times the other")
                 image.load()
                 return upright_rgb(image)
     except (UnreadableImage, MemoryError):
@@ -117,7 +124,7 @@ def _decode(file: BinaryIO, max_image_pixels: int) -> np.ndarray:
         raise Damaged(_foreign(file)) from None
     except Image.DecompressionBombError:
         limit = min(max_image_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_image_pixels))
-        raise UnreadableImage(f"more pixels than the limit of {limit}") from None
+        raise TooLarge(f"more pixels than the limit of {limit}") from None
     except Exception as error:
         # Decoders fail on damaged files with whatever their code stumbles over; a failing disk is not the file's fault.
         if isinstance(error, OSError) and error.errno in TRANSIENT:
@@ -138,39 +145,45 @@ def _num_jpeg_blocks(file: BinaryIO) -> int:
     return MAX_JPEG_BLOCKS + 1
 
 
-def _without_metadata(file: BinaryIO, with_orientation: bool) -> bytes:
-    """Return a PNG or JPEG file without what its pixels do not need; raises Damaged where nothing can be left out."""
+def _without_metadata(file: BinaryIO, with_orientation: bool) -> bytes | None:
+    """Return a PNG or JPEG file without what its pixels do not need; None where nothing can be left out."""
     file.seek(0)
     data = file.read(MAX_TAKEN_APART_BYTES)
-    if data.startswith(PNG_START):
-        kept, place = [PNG_START], len(PNG_START)
-        while place < len(data):
-            (length,), kind = struct.unpack_from(">I", data, place), data[place + 4 : place + 8]
-            chunk = data[place : place + length + 12]
-            turns = kind == b"eXIf" or chunk[8:].startswith(PNG_ORIENTATION)
-            is_whole = chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
-            # A kind that begins in upper case is needed to read the image; tRNS is transparency.
-            if kind[:1].isupper() or kind == b"tRNS" or (with_orientation and turns and is_whole):
-                kept.append(chunk)
-            place += len(chunk)
-    elif data.startswith(JPEG_START):
-        kept, place, has_exif = [JPEG_START], len(JPEG_START), False
-        while data[place] == 0xFF and data[place + 1] != JPEG_SCAN:
-            (length,) = struct.unpack_from(">H", data, place + 2)
-            block, marker = data[place : place + length + 2], data[place + 1]
-            is_exif = with_orientation and block[4:10] == b"Exif\0\0" and not has_exif
-            # JFIF's and Adobe's blocks say how colours are kept, in no fewer bytes than these.
-            if not 0xE0 <= marker <= 0xFE or is_exif or length >= JPEG_COLOURS.get(marker, len(data)):
-                kept.append(block)
-            has_exif |= is_exif
-            place += len(block)
-        kept.append(data[place:])
-    else:
-        raise Damaged("metadata of this format is not taken apart")
-    joined = b"".join(kept)
-    if len(joined) == len(data):
-        raise Damaged("there is nothing to leave out")
-    return joined
+    take_apart = {PNG_START[:2]: _png_pieces, JPEG_START: _jpeg_pieces}.get(data[:2])
+    # A file may end within a piece.
+    with suppress(struct.error, IndexError):
+        kept = b"".join([] if take_apart is None else take_apart(data, with_orientation))
+        return kept if 0 < len(kept) < len(data) else None
+    return None
+
+
+def _png_pieces(data: bytes, with_orientation: bool) -> Iterator[bytes]:
+    yield PNG_START
+    place = len(PNG_START)
+    while place < len(data):
+        (length,), kind = struct.unpack_from(">I", data, place), data[place + 4 : place + 8]
+        chunk = data[place : place + length + 12]
+        turns = kind == b"eXIf" or chunk[8:].startswith(PNG_ORIENTATION)
+        is_whole = chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
+        # A kind that begins in upper case is needed to read the image; tRNS is transparency.
+        if kind[:1].isupper() or kind == b"tRNS" or (with_orientation and turns and is_whole):
+            yield chunk
+        place += len(chunk)
+
+
+def _jpeg_pieces(data: bytes, with_orientation: bool) -> Iterator[bytes]:
+    yield JPEG_START
+    place, has_exif = len(JPEG_START), not with_orientation
+    while data[place] == 0xFF and data[place + 1] != JPEG_SCAN:
+        (length,) = struct.unpack_from(">H", data, place + 2)
+        block, marker = data[place : place + length + 2], data[place + 1]
+        is_exif = block[4:10] == b"Exif\0\0" and not has_exif
+        # JFIF's and Adobe's blocks say how colours are kept, in no fewer bytes than these.
+        if not 0xE0 <= marker <= 0xFE or is_exif or length >= JPEG_COLOURS.get(marker, len(data)):
+            yield block
+        has_exif |= is_exif
+        place += len(block)
+    yield data[place:]
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
 from hoi.datasets import UnreadableImage
-from hoi.datasets.images import decode_image
+from hoi.datasets.images import TooLarge, decode_image
 from hoi.errors import UserError
 from hoi.machine import free_memory_bytes
 from hoi.prediction import Checkpoint, Predictor
@@ -75,7 +75,8 @@ class PredictPage:
                 raise too_much
             result = self._predictor.predict([pixels], [name])[0]
         except UnreadableImage as error:
-            raise Refused(415, f"this cannot be read as an image: {error}") from None
+            status = 413 if isinstance(error, TooLarge) else 415
+            raise Refused(status, f"this cannot be read as an image: {error}") from None
         except MemoryError:
             raise too_much from None
         except RuntimeError as error:

@@ -107,7 +107,8 @@ class Connection(H11Protocol):
         # In the order in which they came: `connections` is a set.
         self.opened = self.loop.time()
         host = self.client and self.client[0]
-        others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+        here = [each for each in self.connections if isinstance(each, Connection) and each is not self]
+        others = [each for each in here if not each.transport.is_closing()]
         of_client = [each for each in others if each.client and each.client[0] == host]
         for crowd, most in ((of_client, MAX_OF_CLIENT), (others, MAX_CONNECTIONS)):
             if len(crowd) >= most:

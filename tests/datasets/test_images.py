@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import tracemalloc
+import zlib
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -144,3 +146,61 @@ def test_a_broken_exif_block_does_not_cost_the_image() -> None:
     file = BytesIO()
     Image.new("RGB", (8, 4), "red").save(file, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode_image(file.getvalue(), LIMIT).shape == (4, 8, 3)
+
+
+def chunk(kind: bytes, body: bytes, checksum: int | None = None) -> bytes:
+    number = zlib.crc32(kind + body) if checksum is None else checksum
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", number)
+
+
+def block(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+BOMB = zlib.compress(bytes(2 << 20))
+XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+DAMAGED = {
+    "itxt": ("PNG", chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB)),
+    "ztxt": ("PNG", chunk(b"zTXt", b"a\0\0" + BOMB)),
+    "profile": ("PNG", chunk(b"iCCP", b"a\0\0" + BOMB)),
+    "many": ("PNG", chunk(b"tEXt", b"a\0" + bytes(1 << 20)) * 66),
+    "checksum": ("PNG", chunk(b"tEXt", b"a\0b", 0)),
+    "short": ("PNG", chunk(b"pHYs", b"x")),
+    "jfif": ("JPEG", block(0xE0, b"JFIF")),
+    "adobe": ("JPEG", block(0xEE, b"Adobe")),
+    "icc": ("JPEG", block(0xE2, b"ICC_PROFILE\0")),
+    "blocks": ("JPEG", block(0xE1, b"Exif\0\0ab") * 3000),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_metadata_costs_no_whole_pixels(name: str) -> None:
+    kind, damage = DAMAGED[name]
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), np.uint8)).save(file, kind)
+    whole, start = file.getvalue(), 33 if kind == "PNG" else 2
+    np.testing.assert_array_equal(
+        decode_image(whole[:start] + damage + whole[start:], LIMIT), decode_image(whole, LIMIT)
+    )
+    # What is cut is cut, whatever its metadata.
+    with pytest.raises(UnreadableImage, match="corrupt"):
+        decode_image(whole[:start] + damage + whole[start:-40], LIMIT)
+
+
+def test_an_orientation_beside_damaged_metadata_counts() -> None:
+    file = BytesIO()
+    Image.new("RGB", (9, 6)).save(file, "PNG")
+    whole = file.getvalue()
+    for good in (chunk(b"iTXt", XMP), chunk(b"eXIf", b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0")):
+        for damage in (b"", DAMAGED["ztxt"][1]):
+            assert decode_image(whole[:33] + good + damage + whole[33:], LIMIT).shape == (9, 6, 3)
+    # Of no use: an orientation that is damaged itself.
+    assert decode_image(whole[:33] + chunk(b"iTXt", XMP, 0) + whole[33:], LIMIT).shape == (6, 9, 3)
+
+
+def test_a_line_of_pixels_is_refused_before_it_is_decoded() -> None:
+    for size in ((1, 101), (5051, 50), (49_000_000, 1)):
+        file = BytesIO()
+        Image.new("1", size).save(file, "PNG")
+        with pytest.raises(UnreadableImage, match="one side is over 100 times the other"):
+            decode_image(file.getvalue(), 50_000_000)

@@ -48,6 +48,15 @@ def test_equal_scores_keep_their_order() -> None:
     assert found.boxes_xyxy[:, 0].tolist() == boxes[:, 0].tolist()
 
 
+def test_of_too_many_boxes_the_best_are_looked_at_with_a_notice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hoi.detectors.MAX_CANDIDATES", 2)
+    found = [keep_detections(BOXES, SCORES, LABELS, (50, 50), settings(), nms=nms) for nms in (False, True)]
+    assert [each.scores.tolist() for each in found] == [np.float32([0.9, 0.5]).tolist()] * 2
+    assert capsys.readouterr().err.count("more than 2 boxes of at least detector.min_score (0.05)") == 1
+
+
 def test_classes_match_by_name_whatever_their_spelling_of_spaces() -> None:
     found = match_classes(["__background__", "Person", "kite", "sports ball", "DOG"], VOCABULARY, "here")
     assert found.tolist() == [-1, 0, -1, 1, 2]

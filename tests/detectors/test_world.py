@@ -32,3 +32,18 @@ def test_detections_do_not_depend_on_the_other_images(detector: Detector, num: i
         assert (alone.boxes_xyxy[:, 2:] <= image.shape[1::-1]).all()
         np.testing.assert_allclose(found[row].boxes_xyxy, alone.boxes_xyxy, atol=1e-3)
         np.testing.assert_allclose(found[row].scores, alone.scores, atol=1e-5)
+
+
+def test_an_even_picture_has_no_more_candidates_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = WorldDetectorConfig(name="world", min_score=0.0, max_detections=8192)
+    detector = build_detector(config, world_vocabulary(), "cpu", WorldDataset(name="world"))
+    [found] = detector.detect([np.zeros((480, 640, 3), np.uint8)], ["black"])
+    assert 0 < len(found) <= 8192
+    # The bound takes the best, in their order.
+    scene = [render(scene_of(IDS[0]))]
+    monkeypatch.setattr("hoi.detectors.MAX_CANDIDATES", 20)
+    [of_all] = detector.detect(scene, ["scene"])
+    monkeypatch.setattr("hoi.detectors.world.MAX_CANDIDATES", 20)
+    [of_best] = detector.detect(scene, ["scene"])
+    assert of_best.boxes_xyxy.tobytes() == of_all.boxes_xyxy.tobytes()
+    assert of_best.labels.tolist() == of_all.labels.tolist()

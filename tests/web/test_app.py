@@ -34,6 +34,7 @@ pytest.importorskip("starlette", reason="starlette is not installed (the extra a
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra app)")
 
 import hoi.web
+from benchmarks.page import flood, half_sent_headers
 from hoi.web import server
 from hoi.web.app import PredictPage, serve_app
 from hoi.web.check_page import MarkingPage, check_page, export, open_session
@@ -136,7 +137,8 @@ def test_an_upload_comes_back_as_the_predictors_result(site: Site) -> None:
 
 def test_what_is_no_image_is_refused_and_the_server_lives_on(site: Site, bomb: bytes) -> None:
     for body, name, status, reason in (
-        (bomb, "bomb.png", 415, "10000 x 10000 pixels, more than the limit of 50000000"),
+        (encoded(Image.new("1", (49_000_000, 1))), "line.png", 413, "one side is over 100 times the other"),
+        (bomb, "bomb.png", 413, "10000 x 10000 pixels, more than the limit of 50000000"),
         (b"Dear diary, this is no photograph.", "holiday.jpg", 415, "the file is no image"),
         (b"", "nothing.png", 400, "the file is empty"),
         (site.png[:500], "half.png", 415, "the file is corrupt"),
@@ -154,13 +156,59 @@ def test_what_is_no_image_is_refused_and_the_server_lives_on(site: Site, bomb: b
 def test_too_large_an_upload_is_refused_before_it_is_read(site: Site) -> None:
     with site.posting(b"Content-Length: 10000000000") as raw:
         assert raw.recv(65_536).startswith(b"HTTP/1.1 413 ")
-    # Without a length, it is cut off where it passes the limit.
-    with site.posting(b"Transfer-Encoding: chunked") as raw:
-        piece = b"80000\r\n" + b"x" * 0x80000 + b"\r\n"
-        with pytest.raises(OSError):  # noqa: PT012
-            for _ in range(200):
-                raw.sendall(piece)
-            raise AssertionError("a hundred megabytes were taken")
+    # Without a length, it is cut off where it passes the limit: the answer is read even by a client that sends on.
+    piece = b"80000\r\n" + b"x" * 0x80000 + b"\r\n"
+    with site.posting(b"Transfer-Encoding: chunked", 20 * piece + b"0\r\n\r\n") as raw:
+        assert raw.recv(65_536).startswith(b"HTTP/1.1 413 ")
+    with site.posting(b"Transfer-Encoding: chunked") as raw, pytest.raises(OSError):  # noqa: PT012
+        for _ in range(200):
+            raw.sendall(piece)
+        raise AssertionError("a hundred megabytes were taken")
+    assert site.upload(site.png)[0] == 200
+
+
+def test_half_sent_headers_shut_nobody_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with half_sent_headers(site.port, 70):
+        assert site.upload(site.png)[0] == 200
+    monkeypatch.setattr(server, "HEADER_TIMEOUT_S", 0.2)
+    for begun in (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HT", b"GET / HT"):
+        with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
+            raw.sendall(begun)
+            answers = b"".join(iter(lambda: raw.recv(65_536), b""))
+            assert answers.count(b"HTTP/1.1 408 ") == 1
+            assert answers.count(b"HTTP/1.1 200 ") == begun.count(b"/1.1")
+
+
+def test_the_servers_own_answers_have_the_policy_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(sent: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
+            raw.sendall(sent)
+            return b"".join(iter(lambda: raw.recv(65_536), b""))
+
+    monkeypatch.setattr(server, "HEADER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server, "MAX_OF_CLIENT", 1)
+    answers = {b"400": answer(b"no request\r\n\r\n"), b"408": answer(b"GET /")}
+    # Where each connection has a request under way, none gives its place to another.
+    with site.posting(b"Content-Length: 100", b"half"):
+        time.sleep(0.1)
+        answers[b"503"] = answer(b"")
+    for status, content in answers.items():
+        assert content.startswith(b"HTTP/1.1 " + status)
+        for name, value in server.HEADERS.items():
+            assert content.count(f"\r\n{name}: {value}\r\n".encode()) == 1, (status, name)
+
+
+def test_an_image_that_needs_too_much_memory_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hoi.web.app.free_memory_bytes", lambda: 1000)
+    assert site.upload(site.png)[0] == 413
+    monkeypatch.undo()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(site.predictor, "predict", fail)
+    assert site.upload(site.png)[0] == 413
+    monkeypatch.undo()
     assert site.upload(site.png)[0] == 200
 
 
@@ -392,6 +440,18 @@ press();
 """
 """Presses keys, each as soon as the one before it is counted."""
 MARKED = "document.getElementById('done').textContent.startsWith('%d of')"
+
+
+@pytest.mark.slow
+def test_in_chromium_the_page_answers_after_a_flood(browser: Any, site: Site) -> None:
+    set_up(browser, 1280, "light")
+    answers = flood(site.port, 200)
+    assert {status for (_, status) in answers} == {200, 413, 415}
+    assert {status for (name, status) in answers if name in ("noise", "black")} == {200}
+    with half_sent_headers(site.port):
+        browser.get(site.address)
+        browser.find_element("id", "file").send_keys(str(site.folder / "images" / "scene-1.png"))
+        until(browser, "document.querySelector('.scene image')?.getBoundingClientRect().width > 100")
 
 
 @pytest.mark.slow
