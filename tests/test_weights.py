@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -24,6 +28,57 @@ def test_a_state_dict_survives_every_kind_of_file(tmp_path: Path) -> None:
         nn.init.zeros_(target.weight)
 
 
+@pytest.mark.parametrize("keys", [(), ("state_dict",), ("model",), ("model_state_dict",), ("model", "state_dict")])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "clip.", "_orig_mod.", "module._orig_mod.", "model.clip."])
+def test_weights_are_found_under_the_usual_names(tmp_path: Path, keys: tuple[str, ...], prefix: str) -> None:
+    plain = nn.Linear(3, 2).state_dict()
+    state = {prefix + name: value for name, value in plain.items()}
+    for key in keys:
+        state = {key: state, "epoch": 3}
+    torch.save(state, tmp_path / "a.pth")
+    read = read_weights(tmp_path / "a.pth")
+    assert read.keys() == plain.keys()
+    assert torch.equal(read["weight"], plain["weight"])
+
+
+def torchscript(module: nn.Module, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(module), str(path))
+
+
+def test_a_torchscript_archive_is_read_without_its_code(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.BatchNorm1d(2))).half()
+    module.register_buffer("input_resolution", torch.tensor(224))
+    torchscript(module, tmp_path / "a.pt")
+    expected, read = module.state_dict(), read_weights(tmp_path / "a.pt")
+    assert {name: (value.dtype, value.tolist()) for name, value in read.items()} == {
+        name: (value.dtype, value.tolist()) for name, value in expected.items()
+    }
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive, zipfile.ZipFile(tmp_path / "b.pt", "w") as other:
+        for name in archive.namelist():
+            content = archive.read(name)
+            other.writestr(name, content[:1] if "/data/0" in name else b"" if "/code/" in name else content)
+    assert refused(read_weights, tmp_path / "b.pt").got == "a tensor has another size than its data"
+
+
+def test_weights_are_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
+    for name in ("pipe.pth", "zero.safetensors"):
+        assert refused(read_weights, tmp_path / name).what == "this is no regular file"
+
+
+def test_what_is_no_weight_or_fits_nothing_is_named(tmp_path: Path) -> None:
+    torch.save({"optimizer": {}, "epoch": 3}, tmp_path / "a.pth")
+    assert refused(read_weights, tmp_path / "a.pth").got == "the keys optimizer, epoch"
+    error = refused(load_weights, nn.Linear(3, 2), {"weights": torch.zeros(2, 3), "bias": torch.zeros(2)}, "here")
+    assert (error.expected, error.got) == ("weight, which the file lacks", "weights, which the model lacks")
+    state = {"weight": torch.full((2, 3), torch.nan), "bias": torch.zeros(2)}
+    error = refused(load_weights, nn.Linear(3, 2), state, "here")
+    assert (error.what, error.where) == ("a weight is not finite", "here, weight")
+
+
 def test_the_hash_sees_values_names_and_types() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(3, 2)
@@ -37,7 +92,7 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "code.pth").write_bytes(pickle.dumps(Path("/somewhere"), protocol=2))
     torch.save([1, 2], tmp_path / "list.pth")
     for name, what in (
-        ("nothing.pth", "no such weight file"),
+        ("nothing.pth", "there is no such file"),
         ("cut.safetensors", "cannot be read"),
         ("code.pth", "no plain state dict"),
         ("list.pth", "no state dict"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ def teacher_cache(config: Config = None, overrides: Overrides = None) -> None:
     from hoi.cache.build.run import build_cache
 
     with pipeline(config, overrides) as settings:
+        if (notice := settings.teacher.activation_notice()) is not None:
+            print(f"note: {notice}", file=sys.stderr)
         print(build_cache(settings), flush=True)
         say_next("train")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -83,6 +84,11 @@ class TeacherConfig(Section):
     def may_download(self) -> bool:
         """Return whether loading the model might download its weights."""
         return load_target("hoi.teachers.loading:may_download")(self)
+
+    def activation_notice(self) -> str | None:
+        """Return what to look at where a weight file may have been trained with another activation."""
+        is_file = self.pretrained is not None and Path(self.pretrained).is_file()
+        return load_target("hoi.teachers.loading:activation_notice")(self) if is_file else None
 
     @model_serializer(mode="wrap")
     def _without_the_usual_kind(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from hoi.config import Detectron2DetectorConfig
 from hoi.detectors import RAW_DETECTIONS, keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
+from hoi.files import open_file
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary
 from hoi.weights import RANDOM, RANDOM_SEED, load_weights, read_weights, weights_sha256
@@ -144,10 +145,8 @@ def _read_state(config: Detectron2DetectorConfig) -> dict[str, Tensor]:
     if not config.trust_pickle:
         fix, expected = "set detector.trust_pickle: true if you trust its maker", "a .safetensors or .pth file"
         raise UserError("a .pkl file may run code when it is read", where=path, expected=expected, fix=fix)
-    if not path.is_file():
-        raise UserError("there is no such weight file", where=path, fix="check the path")
     try:
-        with open(path, "rb") as file:
+        with open_file(path, "a weight file") as file:
             # The zoo's files hold NumPy arrays that Python 2 wrote.
             content = pickle.load(file, encoding="latin1")
         return {name: torch.from_numpy(np.array(value)) for name, value in content["model"].items()}

@@ -10,7 +10,6 @@ bump for both heads.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hoi.config import WorldDetectorConfig
 from hoi.detectors import MAX_CANDIDATES, keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
-from hoi.files import find_local
+from hoi.files import find_local, open_file, parse_json
 from hoi.records import Detections
 from hoi.vocabulary import Vocabulary
-from hoi.weights import load_weights, weights_sha256
+from hoi.weights import DAMAGED, load_weights, weights_sha256
 
 MAX_BATCH = 16
 """Images per forward pass."""
@@ -189,16 +188,20 @@ def peaks(
 
 def load_detector(path: Path) -> DetectorNet:
     """Read weights that `save_detector` wrote, for inference; a UserError if there is no such file or it is another."""
-    if not path.is_file():
-        raise UserError("there is no such weight file", where=path, fix="check detector.weights in the pipeline file")
+    with open_file(path, "a weight file", "check detector.weights in the pipeline file"):
+        pass
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[METADATA_KEY])
+            about = parse_json((file.metadata() or {})[METADATA_KEY].encode())
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        names, shape = about["class_names"], about["shape"]
-    except (SafetensorError, KeyError, ValueError) as error:
+        names, shape = list(map(str, about["class_names"])), about["shape"]
+        shape = DetectorShape(tuple(shape["channels"]), shape["pyramid"])
+        # On no device first: a damaged shape would ask for any amount of memory.
+        with torch.device("meta"):
+            load_weights(DetectorNet(names, shape), {name: value.to("meta") for name, value in state.items()}, path)
+    except DAMAGED as error:
         problem, expected = "this is no weight file of the world's detector", "a file that `hoi world` wrote"
         raise UserError(problem, where=path, expected=expected, got=error) from None
-    net = DetectorNet(names, DetectorShape(tuple(shape["channels"]), shape["pyramid"]))
+    net = DetectorNet(names, shape)
     load_weights(net, state, path)
     return net.eval().requires_grad_(False)

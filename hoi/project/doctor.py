@@ -32,6 +32,8 @@ def check_teacher(config: TeacherConfig, download: bool) -> Iterator[Finding]:
         what = f"the teacher {config.model} ({config.pretrained}) was not loaded: it may have to be downloaded"
         yield Finding("warning", what, fix=fix)
         return
+    if (notice := config.activation_notice()) is not None:
+        yield Finding("warning", notice, "teacher.model")
     teacher = build_teacher(config.model_copy(update={"precision": "fp32"}), "cpu")
     yield Finding("ok", f"teacher {config.model}: loads, takes crops of {teacher.crop_style.size_px} px")
 

@@ -5,37 +5,40 @@ Only functions are used that both its releases and its main branch keep.
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 import open_clip
 import torch
 from jaxtyping import Float32, Int64
-from safetensors import SafetensorError
+from msgspec import Struct
 from torch import Tensor
 from torch.nn import functional
 
 from hoi.config import TeacherConfig
 from hoi.crops import CropStyle
 from hoi.errors import UserError, nearest
-from hoi.files import LOCAL_DIR, find_local
-from hoi.weights import RANDOM, RANDOM_SEED, weights_sha256
+from hoi.files import LOCAL_DIR, convert, find_local, parse_json, read_bytes
+from hoi.weights import DAMAGED, RANDOM, RANDOM_SEED, check_loaded, read_weights, weights_sha256
 
 HF_HUB = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
-"""What open_clip looks for in a `local-dir:` folder."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+PREFERRED = (
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+    *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
+"""Weights in a `local-dir:` folder; where it has several, those that open_clip takes, the first ones first."""
+OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
+"""Numbers among the tensors of OpenAI's archives, and of nothing else."""
 TEXT_BATCH = 64
 """Texts of one forward pass. Not padded: the texts of a vocabulary always come together."""
-UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError, PickleError, SafetensorError)
-"""What open_clip and the readers of weight files raise."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,16 @@ class LoadedModel:
     style: CropStyle
 
 
+class _ModelConfig(Struct):
+    embed_dim: int
+    vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
+
+
+class _LocalConfig(Struct):
+    model_cfg: _ModelConfig
+
+
 def load_model(config: TeacherConfig) -> LoadedModel:
     """Return the model that a teacher section names.
 
@@ -59,21 +72,25 @@ def load_model(config: TeacherConfig) -> LoadedModel:
     activation that the weights were not trained with.
     """
     architecture = read_architecture(config)
-    _check_weights_named(config, architecture)
+    file = _weight_file(config, architecture)
     where = f"teacher {config.model}" + (f", pretrained {config.pretrained}" if config.pretrained else "")
     is_local = config.model.startswith(LOCAL_DIR)
     source = f"{LOCAL_DIR}{find_local(config.model)}" if is_local else config.model
+    state = None if file is None or file.suffix in (".npy", ".npz") else read_weights(file)
+    if state is not None and OPENAI_KEYS & state.keys():
+        state = {name: value for name, value in state.items() if name not in OPENAI_KEYS}
+        if not architecture.get("quick_gelu"):
+            twin = _quickgelu_twin(config.model)
+            what = f"these are OpenAI's weights, trained with QuickGELU, which {config.model} does not have"
+            fix = f"set teacher.model to {twin}" if twin else f'set "quick_gelu": true in {CONFIG_FILE}'
+            raise UserError(what, where=file, expected=twin, fix=fix)
     with torch.random.fork_rng(devices=[]), unlogged(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.manual_seed(RANDOM_SEED)
         try:
-            if config.pretrained == RANDOM:
-                model, _, _ = open_clip.create_model_and_transforms(source, load_weights=False)
-            else:
-                # Unlike its sibling, this one does not go on with random weights where none were found.
-                model, _ = open_clip.create_model_from_pretrained(source, config.pretrained)
-            tokenizer = open_clip.get_tokenizer(source, **_tokenizer_paths(config, architecture))
-        except UNREADABLE as error:
+            model = _build(source, config, file, state)
+            tokenizer = _load_tokenizer(source, config, architecture, where)
+        except DAMAGED as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             fix = "check teacher.model and teacher.pretrained; without a network, point them at local files"
             raise UserError(f"the teacher {config.model} cannot be loaded", where=where, got=reason, fix=fix) from None
@@ -81,6 +98,9 @@ def load_model(config: TeacherConfig) -> LoadedModel:
             fix = "pip install transformers" if "transformers" in str(error) else "install it"
             problem = f"the teacher {config.model} needs a package that is not installed"
             raise UserError(problem, where=where, got=error, fix=fix) from None
+    # Of random ones open_clip leaves some as they lie in memory.
+    if config.pretrained != RANDOM:
+        check_loaded(model, (), (), where)
     for warning in caught:
         if "QuickGELU mismatch" in str(warning.message):
             raise UserError("the activation is not the one of the weights", where=where, got=warning.message)
@@ -115,13 +135,15 @@ def read_architecture(config: TeacherConfig) -> dict[str, Any]:
     name = config.model
     if name.startswith(LOCAL_DIR):
         file = find_local(name) / CONFIG_FILE
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
-        except FileNotFoundError:
+        if not os.path.lexists(file):
             problem = "this is no folder of an open_clip model"
-            raise UserError(problem, where=file.parent, expected=CONFIG_FILE, fix="check teacher.model") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise UserError("this is no open_clip model config", where=file, got=error) from None
+            raise UserError(problem, where=file.parent, expected=CONFIG_FILE, fix="check teacher.model")
+        try:
+            content = parse_json(read_bytes(file, CONFIG_FILE))
+            convert(content, _LocalConfig)
+        except ValueError as error:
+            raise UserError("this is no open_clip model config", where=file, got=str(error)[:300]) from None
+        return content["model_cfg"]
     if name.startswith(HF_HUB):
         try:
             with unlogged():
@@ -140,19 +162,65 @@ def read_architecture(config: TeacherConfig) -> dict[str, Any]:
     return architecture
 
 
-def _check_weights_named(config: TeacherConfig, architecture: dict[str, Any]) -> None:
-    """Raise unless exactly one key names the weights, and they were trained with the model's activation."""
+def activation_notice(config: TeacherConfig) -> str | None:
+    """See `TeacherConfig.activation_notice`."""
+    if (twin := _quickgelu_twin(config.model)) is None:
+        return None
+    return (
+        f"{config.model} computes GELU: if {config.pretrained} was trained with QuickGELU, as OpenAI's, MetaCLIP's and "
+        f"DFN's weights were, set teacher.model to {twin}"
+    )
+
+
+def _quickgelu_twin(name: str) -> str | None:
+    twin = f"{name}-quickgelu"
+    return twin if twin in open_clip.list_models() else None
+
+
+def _build(source: str, config: TeacherConfig, file: Path | None, state: dict[str, Tensor] | None) -> Any:
+    """Return a model with random, published or a file's weights; `state` is the file's content but of `.npz`."""
+    if config.pretrained == RANDOM:
+        return open_clip.create_model_and_transforms(source, load_weights=False)[0]
+    if file is None:
+        # Unlike its sibling, this one does not go on with random weights where none were found.
+        return open_clip.create_model_from_pretrained(source, config.pretrained)[0]
+    model = open_clip.create_model(source, load_weights=False, pretrained_text=False)
+    factory, read = open_clip.factory, open_clip.factory.load_state_dict
+    # Of its loading only the conversions are wanted: the file is read already.
+    factory.load_state_dict = read if state is None else lambda *_, **__: state
+    try:
+        keys = open_clip.load_checkpoint(model, str(file), strict=False)
+    finally:
+        factory.load_state_dict = read
+    if keys:
+        check_loaded(model, keys.missing_keys, keys.unexpected_keys, file)
+    return model
+
+
+def _load_tokenizer(source: str, config: TeacherConfig, architecture: dict[str, Any], where: str) -> Any:
+    try:
+        return open_clip.get_tokenizer(source, **_tokenizer_paths(config, architecture))
+    except (ImportError, UserError):
+        raise
+    except Exception as error:
+        # The hub's client raises classes of its own; whichever it is, the tokenizer is out of reach.
+        name = architecture["text_cfg"].get("hf_tokenizer_name") or config.model
+        got = " ".join(str(error).split())[:300] or type(error).__name__
+        fix = f"run once with a network, or put the tokenizer of {name} into a folder and use {LOCAL_DIR}"
+        raise UserError("the teacher's tokenizer cannot be loaded", where=where, got=got, fix=fix) from None
+
+
+def _weight_file(config: TeacherConfig, architecture: dict[str, Any]) -> Path | None:
+    """Return the file of the weights, None for published and random ones.
+
+    Raises UserError: not exactly one key names the weights, or they were not trained with the model's activation.
+    """
     name, pretrained, where = config.model, config.pretrained, "teacher.pretrained"
     if name.startswith((LOCAL_DIR, HF_HUB)):
         if pretrained not in (None, RANDOM):
             expected = f"null, since {name} holds its weights (or {RANDOM})"
             raise UserError("the weights are named twice", where=f"{where} {pretrained}", expected=expected)
-        if pretrained is None and name.startswith(LOCAL_DIR):
-            folder = find_local(name)
-            if not any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir()):
-                expected = " or ".join(f"*{suffix}" for suffix in WEIGHT_SUFFIXES)
-                raise UserError("the folder holds no weights", where=folder, expected=expected)
-        return
+        return _file_in(find_local(name)) if pretrained is None and name.startswith(LOCAL_DIR) else None
     published, twin = open_clip.list_pretrained(), f"{name}-quickgelu"
     tags = sorted(tag for model, tag in published if model == name)
     if pretrained is None:
@@ -162,9 +230,25 @@ def _check_weights_named(config: TeacherConfig, architecture: dict[str, Any]) ->
         if not architecture.get("quick_gelu") and (twin, pretrained) in published:
             problem = f"the weights {pretrained} were trained with QuickGELU, which {name} does not have"
             raise UserError(problem, where="teacher.model", expected=twin, got=name, fix=f"set teacher.model to {twin}")
-    elif pretrained != RANDOM and not Path(pretrained).is_file():
+        return None
+    if pretrained == RANDOM:
+        return None
+    if not Path(pretrained).is_file():
         expected = f"{nearest(pretrained, tags) if tags else 'no published tag'}; a weight file; or {RANDOM}"
         raise UserError(f"{name} has no such weights", where=where, expected=expected, got=pretrained)
+    return Path(pretrained)
+
+
+def _file_in(folder: Path) -> Path:
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    if not names:
+        expected = " or ".join(f"*{suffix}" for suffix in WEIGHT_SUFFIXES)
+        raise UserError("the folder holds no weights", where=folder, expected=expected)
+    chosen = [name for name in PREFERRED if name in names] or names
+    if len(chosen) > 1 and chosen == names:
+        what, fix = "the folder holds several weight files", f"name the right one {PREFERRED[0]}, or remove the others"
+        raise UserError(what, where=folder, expected="one of them", got=", ".join(names[:5]), fix=fix)
+    return folder / chosen[0]
 
 
 def _tokenizer_paths(config: TeacherConfig, architecture: dict[str, Any]) -> dict[str, str]:

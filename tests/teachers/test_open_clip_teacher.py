@@ -149,11 +149,72 @@ def test_a_folder_that_is_not_complete_is_named(tmp_path: Path) -> None:
     assert (error.what, error.where) == ("the folder holds no weights", tmp_path)
     assert refusal(name, "openai").what == "the weights are named twice"
     save_file({"logit_scale": torch.tensor(1.0)}, tmp_path / "open_clip_model.safetensors")
-    assert "Missing key" in str(refusal(name).got)
+    assert "positional_embedding" in str(refusal(name).expected)
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"cut")
-    assert refusal(name).what == f"the teacher {name} cannot be loaded"
-    (tmp_path / "open_clip_config.json").write_text("{")
-    assert refusal(name).what == "this is no open_clip model config"
+    assert refusal(name).what == "the weight file cannot be read"
+    for content in ("{", "[]", '{"model_cfg": {"embed_dim": "x"}}', "[" * 10_000):
+        (tmp_path / "open_clip_config.json").write_text(content)
+        assert refusal(name).what == "this is no open_clip model config"
+
+
+def quickgelu(folder: Path) -> str:
+    """Write a model that computes QuickGELU, as OpenAI's do."""
+    name = write_clip(folder, "vit")
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    file.write_text(json.dumps(config))
+    return name
+
+
+def test_weights_of_openai_load_where_the_activation_is_theirs(tmp_path: Path) -> None:
+    name, file = quickgelu(tmp_path), tmp_path / "ViT.pt"
+    model = random_model(name, seed=4)
+    state = model.state_dict() | {key: torch.tensor(64) for key in ("input_resolution", "context_length", "vocab_size")}
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, file)
+    loaded = build(name)
+    expected = model.eval()(None, torch.zeros(1, 77, dtype=torch.long))[1]
+    found = loaded._model(None, torch.zeros(1, 77, dtype=torch.long))[1]  # type: ignore[attr-defined]
+    torch.testing.assert_close(found, expected.detach())
+    plain = write_clip(tmp_path, "vit")
+    assert "trained with QuickGELU" in refusal(plain).what
+    error = refusal("ViT-B-16", str(file))
+    assert ("trained with QuickGELU" in error.what, error.expected) == (True, "ViT-B-16-quickgelu")
+
+
+@pytest.mark.parametrize(
+    ("model", "has_notice"), [("ViT-B-16", True), ("ViT-B-16-quickgelu", False), ("ViT-B-16-SigLIP", False)]
+)
+def test_a_file_under_a_name_with_a_quickgelu_twin_gets_a_notice(tmp_path: Path, model: str, has_notice: bool) -> None:
+    (tmp_path / "a.pt").write_bytes(b"")
+    notice = TeacherConfig(model=model, pretrained=str(tmp_path / "a.pt")).activation_notice()
+    assert (notice is not None) == has_notice
+    assert TeacherConfig(model=model, pretrained="random").activation_notice() is None
+
+
+def test_a_tokenizer_out_of_reach_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", offline)
+    error = refusal(write_clip(tmp_path), "random")
+    assert error.what == "the teacher's tokenizer cannot be loaded"
+
+
+def test_several_weight_files_are_not_guessed_among(tmp_path: Path) -> None:
+    name = write_clip(tmp_path)
+    for file in ("a.pth", "b.pth"):
+        torch.save({}, tmp_path / file)
+    assert refusal(name).what == "the folder holds several weight files"
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    name = write_clip(tmp_path)
+    state = random_model(name).state_dict()
+    state["text_projection"][0, 0] = torch.inf
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    error = refusal(name)
+    assert (error.what, "text_projection" in str(error.where)) == ("a weight is not finite", True)
 
 
 @pytest.mark.parametrize(

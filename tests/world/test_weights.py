@@ -210,7 +210,7 @@ def test_detector_classes_are_matched_by_name() -> None:
 @pytest.mark.parametrize("name", ["nothing.safetensors", "clip/open_clip_model.safetensors", "MODEL_CARD.md"])
 def test_a_missing_or_foreign_weight_file_is_named(name: str) -> None:
     error = refused(load_detector, WEIGHTS / name)
-    what = "no such weight file" if name.startswith("nothing") else "no weight file of the world's detector"
+    what = "there is no such file" if name.startswith("nothing") else "no weight file of the world's detector"
     assert (what in error.what, str(WEIGHTS / name) in str(error.where)) == (True, True)
 
 
