@@ -63,7 +63,10 @@ class TeacherConfig(Section):
     model: str
     """open_clip's name (`ViT-B-16-quickgelu`), `hf-hub:owner/name`, or `local-dir:folder`."""
     pretrained: str | None = None
-    """A tag of open_clip's, a weight file, or `random` for plumbing; null where `model` names weights itself."""
+    """A tag of open_clip's, a weight file, or `random` for plumbing; null where `model` names weights itself.
+
+    A file is a state dict (`.safetensors`, `.pt`, `.pth`) as any program writes it, or OpenAI's TorchScript archive.
+    """
     prompts: list[str] = ["a photo of a person {verb_ing} {a_object}."]
     """Templates whose embeddings are averaged. `{verb_ing}`, `{object}`, `{a_object}` and `{phrase}` are filled in."""
     no_interaction_prompts: list[str] = ["a photo of a person and {a_object}."]
