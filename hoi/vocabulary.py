@@ -18,7 +18,7 @@ from hoi.errors import UserError
 from hoi.files import convert
 
 MAX_NAMES = 10_000
-"""Objects, verbs, interactions; each interaction is embedded, and every pair of an image is compared with it."""
+"""Objects, interactions, synonyms: each text is embedded, and every pair of an image is compared with it."""
 NO_INTERACTION = "no_interaction"
 PERSON = "person"
 NO_OBJECT = "no_object"
@@ -51,11 +51,13 @@ class Vocabulary:
             object.__setattr__(self, "phrases", (None,) * len(self.interactions))
         if not any(self.synonyms):
             object.__setattr__(self, "synonyms", ())
+        synonyms = sum(map(len, self.synonyms))
+        for name, number in (("objects", len(self.objects)), ("interactions", len(self)), ("synonyms", synonyms)):
+            if number > MAX_NAMES:
+                raise UserError(f"the vocabulary has too many {name}", expected=f"at most {MAX_NAMES}", got=number)
         for name, values in (("objects", self.objects), ("verbs", self.verbs), ("interactions", self.interactions)):
             if not values:
                 raise UserError(f"the vocabulary has no {name}")
-            if len(values) > MAX_NAMES:
-                raise UserError(f"the vocabulary has too many {name}", expected=f"at most {MAX_NAMES}", got=len(values))
             doubled = sorted(str(value) for value, number in Counter(values).items() if number > 1)
             if doubled:
                 raise UserError(f"the vocabulary has duplicate {name}", got=", ".join(doubled))

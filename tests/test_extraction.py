@@ -55,6 +55,12 @@ def test_humans_are_paired_with_the_others_within_the_limits(
     assert (result.tolist(), result.shape, result.dtype) == (expected, (len(expected), 2), np.int32)
 
 
+def test_more_pairs_than_the_bound_are_refused() -> None:
+    assert PairsConfig(max_humans=200, max_objects=300).max_humans == 200
+    with pytest.raises(ValueError, match="above 100000 pairs of one image"):
+        PairsConfig(max_humans=300, max_objects=300)
+
+
 VOCABULARY = Vocabulary(
     ("person", "sports ball", "dog"),
     ("hold", "kick", "no_interaction"),

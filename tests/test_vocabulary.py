@@ -33,6 +33,8 @@ def test_round_trip_keeps_the_digest_and_order_changes_it() -> None:
         ({"interactions": (("pet", "cat"),)}, "unknown verb or object"),
         ({"interactions": (("pet", "dog"), ("pet", "dog"))}, "duplicate interactions"),
         ({"interactions": ()}, "no interactions"),
+        ({"objects": ("person", *map(str, range(10_000)))}, "too many objects"),
+        ({"synonyms": (tuple(map(str, range(10_001))),)}, "too many synonyms"),
         ({"phrases": ("one", "two")}, "differ in number"),
         ({"interactions": (("pet", "puppy"),), "seen_as": (("puppy", "cat"),)}, "seen_as"),
     ],

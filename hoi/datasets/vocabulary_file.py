@@ -30,6 +30,7 @@ from hoi.files import read_lines
 from hoi.prompts import a_object, spaced, verb_ing
 from hoi.vocabulary import NO_OBJECT, PERSON, Vocabulary
 
+MAX_LINE = 2000
 EVERYDAY_NAMES = {
     "airplane": ("aeroplane", "plane", "aircraft", "jet"),
     "backpack": ("rucksack",),
@@ -258,6 +259,8 @@ def _read_lines(path: str) -> Entries:
     classes: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(read_lines(path, "phrases, one a line"), start=1):
         text, where = line.partition("#")[0].strip(), f"{path}, line {number}"
+        if len(text) > MAX_LINE:
+            raise UserError("a line is too long", where=where, expected=f"at most {MAX_LINE} letters", got=len(text))
         if "=" in text:
             name, seen = (" ".join(part.split()).replace(" ", "_").lower() for part in text.split("=", 1))
             if not name or not seen or "=" in seen:
