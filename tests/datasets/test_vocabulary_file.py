@@ -126,6 +126,7 @@ def test_an_object_without_detector_class_gets_the_nearest(tmp_path: Path) -> No
     [
         ("", "a.txt", "holds no phrase"),
         ("# nothing\n", "a.txt", "holds no phrase"),
+        ("riding a bike\nriding a " + "x" * 2000, "a.txt", r"a line is too long .* line 2"),
         ("riding a bike\nride bike\n", "a.txt", r"'ride bike' is there twice .* line 1 and .*line 2"),
         ("riding a bike\nbice = bicycle\n", "a.txt", r"unknown object .* line 2 .* nearest: bike"),
         ("riding a bike\nbike = \n", "a.txt", r"not understood .* line 2"),
