@@ -18,7 +18,7 @@ HOI = HOI_CALLED_BY=make $(PY) -m hoi
 STAGE = HOI_CALLED_BY=make $(PY) -m stages
 
 # Targets that hand nothing on refuse what they do not know.
-plain := help setup test lint format docs house chaos benchmarks growth clean
+plain := help setup test lint format docs house fuzz chaos benchmarks growth clean
 ifeq (,$(filter-out $(plain),$(MAKECMDGOALS)))
 unknown := $(filter-out PYTHON VENV ARGS LATEST SLOW,$(given))
 $(if $(unknown),$(error there is no variable $(firstword $(unknown)) · expected: ARGS, SLOW, LATEST, PYTHON or VENV · next: make help))
@@ -35,7 +35,7 @@ export PYTHONUNBUFFERED = 1
 .PHONY: help setup FORCE demo teacher-cache train eval sweep bench report hicodet vcoco doctor audit score \
 	new checkpoint predict app check-page quality \
 	cache-plan cache-info cache-verify cache-repair cache-rescore cache-export cache-pull \
-	test lint format docs house chaos benchmarks growth world-weights world-check clean
+	test lint format docs house fuzz chaos benchmarks growth world-weights world-check clean
 
 help: ## this list
 	@echo "usage: make TARGET [CONFIG=pipeline.yaml] [section.key=value ...]; after make setup, $(VENV)/bin/hoi does the same"
@@ -148,6 +148,9 @@ docs: setup ## the documentation as a site in site/, links checked; no network i
 
 house: setup ## size, prose, import cycles, and what an addition touches
 	@$(PY) -m benchmarks.house $(ARGS)
+
+fuzz: setup ## spoil every file that is read, node by node, and count what happens (ARGS="--cases 2000 --only cache")
+	@OMP_NUM_THREADS=1 $(PY) -m tests.fuzz $(ARGS)
 
 chaos: setup ## kill, break and disturb stage one, counted (about five minutes; some cases need root)
 	@OMP_NUM_THREADS=1 $(PY) -m tests.chaos $(ARGS)

@@ -87,6 +87,27 @@ def test_a_wrong_key_gets_the_nearest_right_one(good: Path, key: str, nearest: s
     assert f"nearest: {nearest}" in str(error.expected)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            "name=2001-99-99",
+            "name=!!int x",
+            "name=!!timestamp x",
+            "name=0x_",
+            f"name={'9' * 5000}",
+            "name=" + "[" * 3000,
+        ),
+        *("name=&a [*a]", "train.learning_rate=.inf", "train.learning_rate=1e9", "pairs.max_humans=99999999999"),
+        *("cache.folder=''", "teacher.prompts=['{']", "dataset.seed=" + "1" + "0" * 23, "train.seeds=[4294967296]"),
+        *("train.clip_gradient=.nan", "students.student.width=200000", "cache.threads=99999", "name=" + "x" * 20_000),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_scalars_of_any_kind_and_size_are_refused_in_one_line(good: Path, override: str) -> None:
+    assert len(str(refused(load_config, good, [override]))) < 2000
+
+
 def test_overrides_are_typed_like_the_file_and_1e_4_is_a_number(good: Path) -> None:
     config = load_config(good, ["train.learning_rate=1e-4", "dataset.splits={train: 8}", "train.seeds=[7]"])
     assert config.train.learning_rate == 1e-4

@@ -46,6 +46,15 @@ class CropConfig(Section):
         return {key: value for key, value in serialize(self).items() if key != "merge_px" or value > 0}
 
 
+def _template(text: str) -> str:
+    list(Formatter().parse(text))
+    return text
+
+
+Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
+"""A prompt with fields in braces; which ones a key may use, `hoi.prompts` knows."""
+
+
 class TeacherConfig(Section):
     """A frozen open_clip model: what it is, what it is asked, and how images reach it.
 
@@ -67,9 +76,9 @@ class TeacherConfig(Section):
 
     A file is a state dict (`.safetensors`, `.pt`, `.pth`) as any program writes it, or OpenAI's TorchScript archive.
     """
-    prompts: list[str] = ["a photo of a person {verb_ing} {a_object}."]
+    prompts: list[Template] = ["a photo of a person {verb_ing} {a_object}."]
     """Templates whose embeddings are averaged. `{verb_ing}`, `{object}`, `{a_object}` and `{phrase}` are filled in."""
-    no_interaction_prompts: list[str] = ["a photo of a person and {a_object}."]
+    no_interaction_prompts: list[Template] = ["a photo of a person and {a_object}."]
     crop: CropConfig = CropConfig()
     image_size_px: Count | None = None
     """Side of the padded square whole image; null for the model's own. Positions are interpolated."""

@@ -6,14 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from hoi.cache.base_pass import FIELDS
 from hoi.cache.manifest import read_manifest
+from hoi.cache.read.split import CacheSplit
 from hoi.cache.shard import encode_file, inspect_shard
 from hoi.cache.tools.verify import verify_split
+from hoi.errors import UserError
 from tests.fakes.pipelines import built_photos, cut, flip
+from tests.fuzz.mutations import STORED
+from tests.fuzz.targets import seal_cache
 
 
 def found(folder: Path) -> list[tuple[str, str]]:
@@ -76,6 +81,47 @@ def test_a_whole_file_with_wrong_tables_is_found_by_the_schema(tmp_path: Path) -
     problems = {problem.name: problem for problem in verify_split(folder)}
     assert problems["manifest.json"].text == "the split is not sealed: 3 of 3 shards are there"
     assert problems["shard-00002.h5"].text == "pairs_ho names a detection outside its image"
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "value", "text"),
+    [
+        ("index.h5", "pair_offsets", 1 << 60, "it is not the index of these shards"),
+        ("index.h5", "size_hw", 5, "it is not the index of these shards"),
+        ("shard-00001.h5", "boxes_xyxy", np.nan, "boxes_xyxy is not finite"),
+        ("shard-00001.h5", "union_similarity", np.inf, "union_similarity is not finite"),
+        ("shard-00001.h5", "size_hw", 0, "a readable image has no side"),
+        ("shard-00001.h5", "labels", 99, "labels go from"),
+        ("bank.h5", "text_embedding", np.nan, "a table of texts is not finite"),
+    ],
+)
+def test_values_are_judged_whatever_the_hashes_say(
+    tmp_path: Path, file: str, table: str, value: float, text: str
+) -> None:
+    _, folder = built_photos(tmp_path)
+    with h5py.File(folder / file, "r+") as opened:
+        rows = opened[table][()]
+        rows.reshape(-1)[-1] = value
+        opened[table][()] = rows
+    seal_cache(folder.parent)
+    assert any(text in problem.text for problem in verify_split(folder))
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_table_of_another_kind_is_never_mapped(tmp_path: Path, kind: str) -> None:
+    _, folder = built_photos(tmp_path)
+    for file, table in (("index.h5", "pair_offsets"), ("shard-00001.h5", "union_embedding")):
+        whole = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        with h5py.File(folder / file, "r+") as opened:
+            before = opened[table][()]
+            del opened[table]
+            STORED[kind](opened, table, before, folder / file)
+        seal_cache(folder.parent)
+        assert verify_split(folder)
+        with pytest.raises(UserError, match=r"is damaged|does not belong to this cache"):
+            list(CacheSplit.open(folder.parent, "test").batches(8))
+        for path, data in whole.items():
+            path.write_bytes(data)
 
 
 def test_manifest_and_receipts_must_agree(tmp_path: Path) -> None:

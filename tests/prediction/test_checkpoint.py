@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hoi.config import PipelineConfig
 from hoi.datasets import open_images
+from hoi.errors import UserError
+from hoi.files import file_sha256
 from hoi.prediction import Checkpoint, Predictor
 from hoi.prediction.export import make_checkpoint
 from hoi.prediction.onnx import check_exportable
@@ -136,7 +140,7 @@ def test_what_is_no_whole_checkpoint_of_this_version_is_refused(folder: Path, tm
     assert told()[0] == "a file of the checkpoint is missing"
     whole = json.loads((folder / "checkpoint.json").read_text())
     for cut, expected in (
-        ({key: value for key, value in whole.items() if key != "places"}, "places"),
+        ({key: value for key, value in whole.items() if key != "places"}, None),
         (whole | {"files": {}}, "student.safetensors, text.safetensors"),
     ):
         (folder / "checkpoint.json").write_text(json.dumps(cut))
@@ -149,7 +153,70 @@ def test_weights_that_do_not_fit_the_settings_are_refused(folder: Path) -> None:
     record = json.loads((folder / "checkpoint.json").read_text())
     record["config"]["students"]["best"]["width"] = 32
     edit(folder, config=record["config"])
-    assert refused(Checkpoint.open(folder).student).what == "the student's weights do not fit its settings"
+    error = refused(Checkpoint.open(folder).student)
+    assert (error.what, error.where) == (
+        "the weights do not fit the student's settings",
+        folder / "student.safetensors",
+    )
+
+
+def test_a_permission_in_the_folder_is_dropped(folder: Path) -> None:
+    record = json.loads((folder / "checkpoint.json").read_text())
+    detectron2 = {"name": "detectron2", "config_file": "a.yaml", "weights": "a.pkl", "trust_pickle": True}
+    edit(folder, config={**record["config"], "detector": detectron2}, places={})
+    assert not Checkpoint.open(folder).config.detector.trust_pickle
+    assert Checkpoint.open(folder, ["detector.trust_pickle=true"]).config.detector.trust_pickle
+
+
+@pytest.mark.parametrize("kind", ["above", "absolute", "link", "pipe", "folder", "linked folder"])
+def test_only_regular_files_below_the_folder_are_read(folder: Path, tmp_path: Path, kind: str) -> None:
+    files = json.loads((folder / "checkpoint.json").read_text())["files"]
+    path = folder / "student.safetensors"
+    if kind == "above":
+        edit(folder, files={**files, "../x": "0" * 64})
+    elif kind == "absolute":
+        edit(folder, files={**files, "/dev/zero": "0" * 64})
+    elif kind == "linked folder":
+        (folder / "models").rename(tmp_path / "models")
+        (folder / "models").symlink_to(tmp_path / "models")
+    else:
+        path.rename(tmp_path / "elsewhere")
+        {
+            "link": lambda: path.symlink_to(tmp_path / "elsewhere"),
+            "pipe": lambda: os.mkfifo(path),
+            "folder": path.mkdir,
+        }[kind]()
+    expected = "a file of the checkpoint is " + (
+        "outside its folder" if kind in ("above", "absolute") else "no regular file"
+    )
+    assert refused(Checkpoint.open, folder).what == expected
+
+
+@pytest.mark.parametrize("axes", [{"M": 10**9}, {"D": 3}, {"K": 1}, {"C": 1 << 20}, {"M": -1}, {"m": 2}])
+def test_sizes_are_checked_before_anything_is_built(folder: Path, axes: dict[str, int]) -> None:
+    record = json.loads((folder / "checkpoint.json").read_text())
+    edit(folder, axes={**record["axes"], **axes})
+    assert refused(Checkpoint.open, folder).what == "the record of a checkpoint is damaged"
+
+
+def test_weights_and_texts_that_are_not_finite_are_refused(folder: Path) -> None:
+    def spoil(name: str, **changes: Any) -> UserError:
+        before = (folder / name).read_bytes(), (folder / "checkpoint.json").read_bytes()
+        state = load_file(folder / name)
+        first = min(state)
+        state[first] = torch.full_like(state[first], torch.nan)
+        save_file(state, folder / name)
+        record = json.loads((folder / "checkpoint.json").read_text())
+        edit(folder, files={**record["files"], name: file_sha256(folder / name)}, **changes)
+        error = refused(lambda: Checkpoint.open(folder).student())
+        (folder / name).write_bytes(before[0]), (folder / "checkpoint.json").write_bytes(before[1])
+        return error
+
+    assert spoil("student.safetensors").what == "the weights of a student are not finite"
+    assert spoil("text.safetensors").what == "the texts of the checkpoint are damaged"
+    text = json.loads((folder / "checkpoint.json").read_text())["text"]
+    edit(folder, text={**text, "logit_scale": 1e308})
+    assert refused(Checkpoint.open, folder).what == "the record of a checkpoint is damaged"
 
 
 def test_student_seed_and_copying_of_models_are_chosen(trained: PipelineConfig, tmp_path: Path) -> None:
