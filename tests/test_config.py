@@ -98,7 +98,7 @@ def test_a_wrong_key_gets_the_nearest_right_one(good: Path, key: str, nearest: s
             f"name={'9' * 5000}",
             "name=" + "[" * 3000,
         ),
-        *("name=&a [*a]", "train.learning_rate=.inf", "train.learning_rate=1e9", "pairs.max_humans=99999999999"),
+        *("name=&a [*a]", "train.learning_rate=.inf", "train.learning_rate=1e31", "pairs.max_humans=99999999999"),
         *("cache.folder=''", "teacher.prompts=['{']", "dataset.seed=" + "1" + "0" * 23, "train.seeds=[4294967296]"),
         *("train.clip_gradient=.nan", "students.student.width=200000", "cache.threads=99999", "name=" + "x" * 20_000),
     ],

@@ -278,7 +278,7 @@ def check_base_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int])
 
 def check_detections(tables: Mapping[str, np.ndarray], num_objects: int) -> None:
     """Raise a ValueError unless scores fall within every image and labels are rows of the vocabulary."""
-    scores, labels, offsets = tables["scores"], tables["labels"], tables["detection_offsets"]
+    scores, offsets = tables["scores"], tables["detection_offsets"]
     rises = np.diff(scores) > 0
     # From the last detection of an image to the first of the next one, scores may rise.
     borders = offsets[1:-1]
@@ -286,7 +286,13 @@ def check_detections(tables: Mapping[str, np.ndarray], num_objects: int) -> None
     if rises.any():
         image = int(np.searchsorted(offsets, np.flatnonzero(rises)[0], side="right")) - 1
         raise ValueError(f"scores rise within image {tables['image_id'][image].decode()}")
-    if len(labels) and (labels.min() < 0 or labels.max() >= num_objects):
+    check_labels(tables, num_objects)
+
+
+def check_labels(tables: Mapping[str, np.ndarray], num_objects: int | None) -> None:
+    """Raise a ValueError unless labels are rows of the vocabulary's objects, where their number is known."""
+    labels = tables.get("labels", ())
+    if num_objects is not None and len(labels) and (labels.min() < 0 or labels.max() >= num_objects):
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}, the vocabulary has {num_objects} objects")
 
 

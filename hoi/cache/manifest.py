@@ -199,8 +199,6 @@ def parse_manifest(data: bytes, where: object, fix: str) -> Manifest:
         what = "this cache has another schema version"
         raise UserError(what, where=where, expected=SCHEMA_VERSION, got=version.schema_version, fix=fix)
     plain: _Plain = parse_json(data, _Plain)
-    if not isinstance(plain.made_with.get("config"), dict):
-        raise ValueError("made_with lacks its config")
     return Manifest(plain.split, plain.bank, plain.shards, plain.made_with, plain.index, Pass(plain.name))
 
 

@@ -21,7 +21,7 @@ Size = Annotated[int, Field(ge=1, le=8192)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Exponent = Annotated[float, Field(ge=0, le=100)]
 Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
-Rate = Annotated[float, Field(gt=0, le=10)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]
 Place = Annotated[str, Field(min_length=1, max_length=4096)]
 """A file or folder."""
 

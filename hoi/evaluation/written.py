@@ -155,8 +155,8 @@ KINDS: Mapping[str, Any] = {
 """Name of a file → what is read of it."""
 
 
-def read_written(path: Path, *, required: bool = True) -> Any:
-    """Return the plain content of a file of `KINDS`; None where it is not there and not required.
+def read_written(path: Path, kind: Any = None, *, required: bool = True) -> Any:
+    """Return the plain content of a file, checked as `kind` or by `KINDS`; None where it is not there nor required.
 
     Raises:
         UserError: it is missing, or not what stage three or a sweep writes.
@@ -167,7 +167,7 @@ def read_written(path: Path, *, required: bool = True) -> Any:
         raise UserError("there are no results", where=path, expected="what stage three writes", fix=made_by)
     try:
         if content is not None:
-            convert(content, KINDS[path.name])
+            convert(content, kind or KINDS[path.name])
     except ValueError as error:
         raise UserError("this result file is damaged", where=path, got=error, fix=made_by) from None
     return content

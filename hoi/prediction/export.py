@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
 from hoi.config import PipelineConfig
-from hoi.errors import UserError
+from hoi.errors import UserError, command
 from hoi.evaluation.audit import detector_training_data, teacher_training_data
 from hoi.files import LOCAL_DIR, Count, Finite, find_local, read_json, remove_file, size_text, write_atomically
 from hoi.prediction.checkpoint import FORMAT, MODELS, RECORD_NAME, STUDENT_NAME, TEXT_NAME, VERSION
@@ -81,6 +81,11 @@ def make_checkpoint(
     split = open_training_split(config)
     run = run_folder(config, name, seed, split.fingerprint)
     record = run.record()
+    missing = sorted({"chosen_epoch", "versions", "commit"} - record.keys())
+    if missing:
+        where, fix = run.path / "run.json", f"rm -r {run.path}, then {command('train')}"
+        expected = ", ".join(missing)
+        raise UserError("the record of a training run is damaged", where=where, expected=expected, got="none", fix=fix)
     parts = CheckpointParts(
         config,
         name,

@@ -46,10 +46,13 @@ from hoi.vocabulary import Vocabulary
 Settings = dict[str, Any]
 
 
-class RunRecord(TypedDict):
+class _Settled(TypedDict):
+    settings: Settings
+
+
+class RunRecord(_Settled, total=False):
     """What is read again of run.json."""
 
-    settings: Settings
     seconds: Finite
     chosen_epoch: Annotated[int, Meta(ge=1)]
     versions: dict[str, str]
@@ -148,7 +151,7 @@ class RunFolder:
 def seconds_of(folder: Path) -> float | None:
     """Return how long a run took; None for one that is not finished."""
     record: RunRecord | None = read_json(folder / "run.json", RunRecord, "the record of a training run")
-    return None if record is None else record["seconds"]
+    return None if record is None else record.get("seconds")
 
 
 def load_student(

@@ -170,7 +170,7 @@ def test_a_misread_list_of_training_images_is_refused(finished: PipelineConfig, 
 
 
 def test_without_results_the_command_that_makes_them_is_named(tmp_path: Path) -> None:
-    for what in ("there are no results", "this result file is no JSON"):
+    for what in ("there are no results", "this result file is damaged"):
         error = refused(run_audit, config_of(tmp_path))
         assert (error.what, error.where, error.fix) == (what, tmp_path / "results.json", "hoi eval")
         (tmp_path / "results.json").write_text("[")

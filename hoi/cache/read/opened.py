@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hoi.cache.base_pass import check_labels
 from hoi.cache.index import checked_header, foreign_shard, open_index, rebuild_shard
 from hoi.cache.manifest import BankReceipt, Manifest, complete_manifest
 from hoi.cache.plan import is_over, plan_over, refuse_other_config
@@ -111,7 +112,9 @@ class OpenedPass:
         try:
             # A row that is out of range would read another image's data, or memory that is nobody's.
             self._check_offsets(header, shard)
-            manifest.of.content.check(header.tables(fields_of(index.axes, index.table)), index.axes, self._num_objects)
+            tables = header.tables(fields_of(index.axes, index.table))
+            manifest.of.content.check(tables, index.axes, None)
+            check_labels(tables, self._num_objects)
         except ValueError as error:
             fix = rebuild_shard(header.path)
             raise UserError("a shard is damaged", where=header.path, got=error, fix=fix) from None
