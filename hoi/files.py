@@ -146,11 +146,12 @@ def open_file(path: str | Path, expected: str, fix: str | None = "check the path
         raise UserError("there is no such file", where=path, expected=expected, fix=fix) from None
     except (OSError, ValueError) as error:
         raise UserError("this file cannot be read", where=path, expected=expected, got=error, fix=fix) from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "this is a folder" if stat.S_ISDIR(mode) else "this is no regular file"
+        raise UserError(what, where=path, expected=f"a file: {expected}", fix=fix)
     with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            what = "this is a folder" if stat.S_ISDIR(mode) else "this is no regular file"
-            raise UserError(what, where=path, expected=f"a file: {expected}", fix=fix)
         yield file
 
 

@@ -168,7 +168,7 @@ def test_damaged_files_and_lines_are_named(golden: Path) -> None:
         (golden / "bad").write_bytes(content)
         error = refused(golden, "bad")
         assert (error.what, str(error.where)) == (what, f"{golden / 'bad'}{line}")
-    assert refused(golden, "absent.jsonl").what == "there is no such file of predictions"
+    assert refused(golden, "absent.jsonl").what == "there is no such file"
 
 
 def test_wrong_options_and_side_files_are_named(golden: Path) -> None:

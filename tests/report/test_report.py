@@ -231,7 +231,7 @@ def test_what_cannot_be_reported_is_said(plain: dict[str, Any], config: Pipeline
     (tmp_path / "table.json").write_text("{}")
     elsewhere = config.model_copy(update={"output": str(tmp_path)})
     error = refused(write_report, elsewhere, sweeps=[tmp_path / "table.json"])
-    assert (error.what, error.where) == ("this is no table of a sweep", tmp_path / "table.json")
+    assert (error.what, error.where) == ("this result file is damaged", tmp_path / "table.json")
     results = written(elsewhere, "results.json")
     for row in results:
         row["full"] += 1.0
