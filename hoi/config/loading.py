@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: b
     return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
 
 
-MAX_DEPTH = 20
+MAX_DEPTH, MAX_BRACKETS = 20, 200
 _EXPONENT = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 _UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789."))
@@ -47,6 +48,9 @@ _UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, lis
 def parse_yaml(text: str, name: str) -> Any:
     """Parse strict YAML; a syntax error or duplicate key is a UserError that gives the line."""
     try:
+        # The parser itself takes seconds for thousands of brackets.
+        if max(accumulate({"[": 1, "{": 1, "]": -1, "}": -1}.get(c, 0) for c in text), default=0) > MAX_BRACKETS:
+            raise ValueError(f"it opens more than {MAX_BRACKETS} brackets")
         loader = _UniqueKeyLoader(text)
         loader.name = name
         return _shallow(loader.get_single_data())
