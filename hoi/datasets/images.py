@@ -35,7 +35,7 @@ SUFFIXES = frozenset(
 )
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names. HEIF is read where the package pillow-heif is installed."""
-MAX_ASPECT = 100
+MAX_ASPECT = 300
 """Times that one side may be the other: models resize the short side, so the long one would grow as much."""
 PNG_START, JPEG_START, JPEG_SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", 0xDA
 PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
