@@ -6,12 +6,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from PIL import Image
 
 from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
@@ -19,7 +21,9 @@ from hoi.cache.tools.describe import info
 from hoi.cache.tools.verify import verify
 from hoi.config import PipelineConfig, load_config
 from hoi.config.detectors import PrecomputedDetectorConfig
+from hoi.datasets import UnreadableImage
 from hoi.datasets.hicodet import hicodet_vocabulary
+from hoi.datasets.images import read_image
 from hoi.datasets.vcoco import KEYS
 from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.detectors.looked_up import PrecomputedDetector
@@ -101,6 +105,7 @@ def targets(root: Path) -> list[Target]:
         *of_predictions(root),
         *of_annotations(root),
         *of_settings(root),
+        *of_images(root),
     ]
 
 
@@ -286,8 +291,6 @@ def of_predictions(root: Path) -> list[Target]:
 
 
 def _photograph(path: Path) -> None:
-    from PIL import Image
-
     Image.new("RGB", (40, 40)).save(path)
 
 
@@ -418,3 +421,20 @@ def of_settings(root: Path) -> list[Target]:
         )
         for file, (of, call) in calls.items()
     ]
+
+
+def of_images(root: Path) -> list[Target]:
+    folder = root / "images"
+    folder.mkdir()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
+
+    def target(kind: str) -> Target:
+        noise.save(folder / f"a.{kind}")
+
+        def read(here: Path) -> None:
+            with suppress(UnreadableImage):
+                read_image(here / f"a.{kind}", 10_000_000)
+
+        return Target("images", folder, f"a.{kind}", raw_variants((folder / f"a.{kind}").read_bytes()), read)
+
+    return [target(kind) for kind in ("png", "jpg", "webp", "tiff", "gif", "bmp")]
