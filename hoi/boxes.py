@@ -8,6 +8,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+BEYOND, MANY = 0.1, 0.3
+"""Detectors regress a little over the border. More than this share of boxes that reach beyond it by more than that
+share of the image are not in its pixels. [choice]"""
+
 
 def box_area(boxes_xyxy: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, " N"]:
     """Return areas in square pixels; 0 for inverted boxes."""
@@ -67,3 +71,23 @@ def row_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def min_pair_iou(boxes_h: np.ndarray, boxes_o: np.ndarray, truth_h: np.ndarray, truth_o: np.ndarray) -> np.ndarray:
     """Return min(IoU_h, IoU_o) of row-aligned boxes [R, 4], float64 [R]."""
     return np.minimum(row_iou(boxes_h, truth_h), row_iou(boxes_o, truth_o))
+
+
+def find_other_frame(boxes_xyxy: np.ndarray, size_wh: np.ndarray | None = None) -> tuple[int, str] | None:
+    """Return a row, and what is wrong with all, where boxes are not in pixels of their images; None where they may be.
+
+    Shapes: boxes [N, 4]; sizes of their images [N, 2] or [2], None where unknown.
+    """
+    if len(boxes_xyxy) and np.abs(boxes_xyxy).max() <= 1.5 and (boxes_xyxy % 1).any():
+        return int(np.flatnonzero((boxes_xyxy % 1).any(axis=1))[0]), "boxes are fractions of the image, not pixels"
+    if size_wh is None:
+        return None
+    below, above = boxes_xyxy[:, :2] < -BEYOND * size_wh, boxes_xyxy[:, 2:] > (1 + BEYOND) * size_wh
+    rows = np.flatnonzero((below | above).any(axis=1))
+    if len(rows) < 2 or len(rows) <= MANY * len(boxes_xyxy):
+        return None
+    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    cause = "they look like those of a larger copy of the images"
+    if (sides > boxes_xyxy[:, :2]).all() and (sides <= (1 + BEYOND) * size_wh).all():
+        cause = "they look like [x1, y1, x2, y2] read as [x, y, width, height]"
+    return int(rows[0]), f"{len(rows)} of {len(boxes_xyxy)} boxes reach far beyond their image: {cause}"

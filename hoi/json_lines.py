@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from hoi.boxes import MANY, find_other_frame
 from hoi.errors import UserError
 from hoi.files import MAX_BYTES, open_unpacked, parse_json, read_bytes
 
@@ -31,6 +32,25 @@ def read_json_file(path: Path, what: str, expected: str | None = None) -> Any:
         return parse_json(data)
     except ValueError as error:
         raise UserError("this file is no JSON", where=path, expected=expected, got=error) from None
+
+
+def shown(value: Any) -> str:
+    """Return a value of a file for a message: as JSON, so that text has quotation marks and a number has none."""
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) < 100 else text[:97] + "..."
+
+
+def refuse_repeats(values: Iterable[Any], what: str, path: object, entries: str) -> None:
+    """Raise a UserError if a value that tells entries of a file apart is there twice; both entries are named."""
+    first: dict[Any, int] = {}
+    for position, value in enumerate(values):
+        if first.setdefault(value, position) != position:
+            where = f"{path}, {entries} {first[value]} and {position}"
+            fix = "keep one of the two, or give the other one a value of its own"
+            raise UserError(f"{what} is there twice", where=where, expected="once", got=shown(value), fix=fix)
 
 
 @dataclass(frozen=True)
@@ -103,13 +123,22 @@ class Records:
         if len(wrong):
             sign = "<=" if allow_empty else "<"
             what = "is reversed" if (sides[wrong[0]] < 0).any() else "is empty"
-            self.refuse_row(int(wrong[0]), key, what, f"x1 {sign} x2 and y1 {sign} y2")
+            many = "; many are so, as [x, y, width, height] would be" if len(wrong) > MANY * len(boxes) > 1 else ""
+            self.refuse_row(int(wrong[0]), key, what, f"x1 {sign} x2 and y1 {sign} y2{many}")
+        self.refuse_other_frame(key, boxes)
         return boxes
+
+    def refuse_other_frame(self, key: str, boxes: np.ndarray, size_wh: np.ndarray | None = None) -> None:
+        """Raise a UserError if the boxes [N, 4] of a key are not in pixels of their images."""
+        found = find_other_frame(boxes, size_wh)
+        if found is not None:
+            row, what = found
+            expected, got = "[x1, y1, x2, y2] in pixels of the upright image", self.rows[row][key]
+            raise UserError(f"'{key}': {what}", where=self.where(row), expected=expected, got=shown(got))
 
     def refuse_row(self, row: int, key: str, what: str, expected: object, fix: str | None = None) -> None:
         """Raise a UserError about a value of a record."""
-        got = json.dumps(self.rows[row][key])
-        got = got if len(got) < 100 else got[:97] + "..."
+        got = shown(self.rows[row][key])
         raise UserError(f"'{key}' of {self.noun} {what}", where=self.where(row), expected=expected, got=got, fix=fix)
 
     def _refuse(self, key: str, is_wrong: Callable[[Any], bool], what: str, expected: str) -> None:

@@ -49,6 +49,10 @@ class ListsImages(Protocol):
         """Return whether an image of the dataset is among them."""
         ...
 
+    def notices(self, image_ids: Sequence[str]) -> list[str]:
+        """Return what is odd about how these images of the dataset are found. Raises UserError: none of them is."""
+        ...
+
 
 def match_classes(class_names: Sequence[str], vocabulary: Vocabulary, where: str) -> np.ndarray:
     """Return the vocabulary's row of each of a detector's classes, int64, -1 where it has none.

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from hoi.config import DatasetSettings, FolderDataset, HicodetDataset, VcocoDataset, WorldDataset
 from hoi.datasets import UnreadableImage, hicodet, load_vocabulary, open_images
 from hoi.datasets.hicodet import HALVES, Half, half_of, image_folder, image_names
-from hoi.datasets.images import list_images
+from hoi.datasets.images import ORIENTATION_TAG, TURNED, list_images
 from hoi.datasets.vcoco import VcocoImages, split_ids
 from hoi.errors import UserError
 from hoi.labels import load_labels
@@ -33,8 +33,6 @@ SAMPLE = 300
 SHOWN = 3
 KNOWN: dict[Half, tuple[int, int]] = {"train2015": (38118, 117871), "test2015": (9658, 33405)}
 """Images and pairs of HICO-DET's halves, as published."""
-ORIENTATION_TAG = 0x0112
-TURNED = {5, 6, 7, 8}
 """EXIF orientations that swap width and height."""
 Level = Literal["ok", "warning", "error"]
 

@@ -58,6 +58,8 @@ def check_detector(
             yield Finding("error", what, detector.listed_in, f"all {len(image_ids)}", first_of(unlisted), fix)
         else:
             yield Finding("ok", f"precomputed detections list all {len(image_ids)} images", detector.listed_in)
+        for notice in detector.notices(image_ids):
+            yield Finding("warning", notice, detector.listed_in)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from hoi.cache.plan import (
 )
 from hoi.cache.schema import BASE, Pass, extra_passes
 from hoi.config import PipelineConfig
-from hoi.datasets import UnreadableImage, open_images
+from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.errors import UserError
 from hoi.files import append_line, remove_file, size_text
 from hoi.provenance import commit
@@ -77,6 +77,7 @@ class SplitReport:
 class CacheReport:
     splits: tuple[SplitReport, ...]
     seconds: float
+    notices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -84,7 +85,8 @@ class CacheReport:
             for s in self.splits
         ]
         nothing = " (nothing to do)" if not any(s.num_built for s in self.splits) else ""
-        return "\n".join([*lines, f"teacher cache complete in {self.seconds:.1f} s{nothing}"])
+        notices = [f"note: {notice}" for notice in self.notices]
+        return "\n".join([*lines, *notices, f"teacher cache complete in {self.seconds:.1f} s{nothing}"])
 
 
 def build_cache(
@@ -98,11 +100,25 @@ def build_cache(
     start = time.monotonic()
     request = BASE.content.request(config)
     plans = [plan_split(config, split) for split in splits_of(config)]
+    is_there = all(is_complete(plan, request) for plan in plans)
+    notices = () if is_there or factory is not None else _notices_of_images(config)
     reports = _build_pass(config, plans, request, factory)
     for of in extra_passes(config):
         over = [plan_over(complete_manifest(plan.folder), plan.folder, of) for plan in plans]
         reports += _build_pass(config, over, of.content.request(config, request), extra_factory)
-    return CacheReport(tuple(reports), time.monotonic() - start)
+    return CacheReport(tuple(reports), time.monotonic() - start, tuple(notices))
+
+
+def _notices_of_images(config: PipelineConfig) -> list[str]:
+    """Join the images to a file of boxes once before all workers do, so that what is wrong with it is said at once."""
+    if not config.detector.is_looked_up:
+        return []
+    # Imported here: it brings torch, as in `build_missing`.
+    from hoi.detectors import ListsImages, build_detector
+
+    detector = build_detector(config.detector, load_vocabulary(config.dataset), "cpu", config.dataset)
+    names = [name for split in splits_of(config) for name in open_images(config.dataset, split).image_ids]
+    return detector.notices(names) if isinstance(detector, ListsImages) else []
 
 
 def _build_pass(
