@@ -76,12 +76,12 @@ def min_pair_iou(boxes_h: np.ndarray, boxes_o: np.ndarray, truth_h: np.ndarray, 
 def find_other_frame(boxes_xyxy: np.ndarray, size_wh: np.ndarray | None = None) -> tuple[int, str] | None:
     """Return a row, and what is wrong with all, where boxes are not in pixels of their images; None where they may be.
 
-    Shapes: boxes [N, 4]; sizes of their images [N, 2] or [2], None where unknown.
+    With the sizes of their images [N, 2], boxes [N, 4] that reach beyond them are looked for, without fractions.
     """
-    if len(boxes_xyxy) and np.abs(boxes_xyxy).max() <= 1.5 and (boxes_xyxy % 1).any():
-        return int(np.flatnonzero((boxes_xyxy % 1).any(axis=1))[0]), "boxes are fractions of the image, not pixels"
     if size_wh is None:
-        return None
+        rows = np.flatnonzero((boxes_xyxy % 1).any(axis=1))
+        are_fractions = len(rows) and np.abs(boxes_xyxy).max() <= 1.5
+        return (int(rows[0]), "boxes are fractions of the image, not pixels") if are_fractions else None
     below, above = boxes_xyxy[:, :2] < -BEYOND * size_wh, boxes_xyxy[:, 2:] > (1 + BEYOND) * size_wh
     rows = np.flatnonzero((below | above).any(axis=1))
     if len(rows) < 2 or len(rows) <= MANY * len(boxes_xyxy):

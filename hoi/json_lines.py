@@ -125,7 +125,6 @@ class Records:
             what = "is reversed" if (sides[wrong[0]] < 0).any() else "is empty"
             many = "; many are so, as [x, y, width, height] would be" if len(wrong) > MANY * len(boxes) > 1 else ""
             self.refuse_row(int(wrong[0]), key, what, f"x1 {sign} x2 and y1 {sign} y2{many}")
-        self.refuse_other_frame(key, boxes)
         return boxes
 
     def refuse_other_frame(self, key: str, boxes: np.ndarray, size_wh: np.ndarray | None = None) -> None:

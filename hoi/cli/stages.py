@@ -88,10 +88,13 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
 def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     """Stage three: average precision of students and baselines."""
     from hoi.evaluation.evaluate import evaluate as run
+    from hoi.labels import label_notices
 
     with pipeline(config, overrides) as settings:
         found = run(settings)
         print(found, flush=True)
+        for notice in label_notices(settings.dataset):
+            print(f"note: {notice}", flush=True)
         say_next("report" if found.rows else "quality")
 
 

@@ -80,7 +80,7 @@ class PrecomputedDetector:
     def notices(self, image_ids: Sequence[str]) -> list[str]:
         """Say how these images were joined, and what of `instances` none of them is. A UserError if nothing joins."""
         used = {number for image_id in image_ids if (number := self._number(image_id)) is not None}
-        if not used:
+        if image_ids and not used:
             names = list(self._images.values())
             what, got = "no image of the data set is listed in the instances", shown(names[0]) if names else "no image"
             fix = "name the images in it by their paths below the folder of images"

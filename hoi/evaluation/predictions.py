@@ -9,12 +9,14 @@ Shapes: R predictions, I images, K interactions.
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import pickle
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ import numpy as np
 
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import hicodet_vocabulary
+from hoi.datasets.images import join_names
 from hoi.datasets.vcoco import KEYS
 from hoi.errors import UserError, nearest
 from hoi.evaluation.vcoco import VcocoPredictions
-from hoi.json_lines import Records, read_json_file, read_json_lines
+from hoi.files import parse_json, read_bytes, read_text
+from hoi.json_lines import Records, read_json_lines
 from hoi.matlab import load_mats
 from hoi.records import Triplets
 
@@ -33,8 +37,10 @@ MAX_BEYOND = 1.0
 """Detectors regress beyond the border, and evaluators score such boxes as they are. A box that lies wholly outside, or
 reaches further beyond a border than the image is wide or high, is more likely one of another image or scale."""
 TRIPLET_KEYS = ("file_name", "human_xyxy", "object_xyxy", "interaction", "score")
-_NAN = re.compile(r"\bnan\b")
-_NUMPY_SCALAR = re.compile(r"\bnp\.\w+\(([^()]*)\)")
+_PRINTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\bnp\.\w+\(([^()'"]*)\)|[A-Za-z_][\w.]*\(?""", re.DOTALL)
+"""What differs between printed Python and JSON: texts, numpy's scalars, other names."""
+_JSON_OF = {"nan": "NaN", "NaN": "NaN", "True": "true", "False": "false", "None": "null"}
+_JSON_OF |= {name: name for name in ("true", "false", "null", "e", "E")}  # e of 1e-05
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,18 @@ class PredictionReader:
     size_hw: np.ndarray | None  # int [I, 2], pixels; None where the annotations do not say
     inclusive: bool = True  # whether corners are pixels that belong to the box; else they are pixel edges
     clip: bool = False  # whether boxes are cut to their image; else one that lies outside is refused
+    notices: list[str] = field(default_factory=list)  # what was odd about the names
 
     def image_rows(self, records: Records, key: str) -> np.ndarray:
         """Return the row of each record's image, int64 [R]. Raises UserError: a record names another image."""
         kind = int if key == "image_id" else str
         values = records.of_type(key, (kind,), "a number" if kind is int else "text")
-        row_of = {name: row for row, name in enumerate(self.names)}
+        if kind is str:
+            joined = join_names(values, self.names)  # type: ignore[arg-type]
+            row_of: dict[Any, int] = joined.rows
+            self.notices.extend(joined.notices("images of the predictions"))
+        else:
+            row_of = {name: row for row, name in enumerate(self.names)}
         rows = [row_of.get(value, -1) for value in values]
         if -1 in rows:
             wrong = rows.index(-1)
@@ -66,6 +78,7 @@ class PredictionReader:
         size_wh = self.size_hw[image][:, ::-1]
         if self.clip:
             return np.clip(edges, 0, np.tile(size_wh, 2))
+        records.refuse_other_frame(key, edges, size_wh)
         untouched = (edges[:, 2:] <= 0) | (edges[:, :2] >= size_wh)
         far = (edges[:, :2] < -MAX_BEYOND * size_wh) | (edges[:, 2:] > (1 + MAX_BEYOND) * size_wh)
         outside = np.flatnonzero((untouched | far).any(axis=1))
@@ -87,6 +100,7 @@ class PredictionReader:
     def triplets(self, records: Records, num_interactions: int) -> Triplets:
         """Read `{file_name, human_xyxy, object_xyxy, interaction, score}`, in the file's order. Raises UserError."""
         image = self.image_rows(records, "file_name")
+        records.refuse_other_frame("human_xyxy", records.boxes("human_xyxy"))
         expected = f"a whole number of 0..{num_interactions - 1}"
         given = records.of_type("interaction", (int,), expected)
         wrong = next((row for row, k in enumerate(given) if not 0 <= k < num_interactions), None)
@@ -98,6 +112,7 @@ class PredictionReader:
     def vcoco(self, records: Records) -> VcocoPredictions:
         """Read `{image_id, human_xyxy, object_xyxy or null, scores {29 keys}}`. Raises UserError."""
         image = self.image_rows(records, "image_id")
+        records.refuse_other_frame("human_xyxy", records.boxes("human_xyxy"))
         has_object = np.array([box is not None for box in records.column("object_xyxy")], bool)
         with_object = records.select(np.flatnonzero(has_object).tolist())
         boxes_o = np.zeros((len(records), 4))
@@ -149,14 +164,37 @@ def _read_qpic(path: Path) -> Records:
     return _of_images(path, interaction)
 
 
+def _printed(text: str, path: Path, error: ValueError | None = None) -> Any:
+    """Return what Python printed, as data: it is never evaluated, and only its texts are read as Python's literals."""
+
+    def replaced(match: re.Match[str]) -> str:
+        token, scalar = match.group(0), match.group(1)
+        if scalar is not None:
+            return scalar
+        if token[0] in "'\"":
+            return json.dumps(token[1:-1] if "\\" not in token else ast.literal_eval(token))
+        if token in _JSON_OF:
+            return _JSON_OF[token]
+        what = f"the printed text holds {token}...), which may have been cut" if token.endswith("(") else None
+        line = text.count("\n", 0, match.start()) + 1
+        where = f"{path}, line {line} of the text, character {match.start() - text.rfind(chr(10), 0, match.start())}"
+        fix = "print lists of numbers: array.tolist(), float(score)"
+        raise UserError(what or f"the printed text holds {token}", where=where, expected="plain numbers", fix=fix)
+
+    try:
+        return parse_json(_PRINTED.sub(replaced, text).encode(errors="surrogatepass"))
+    except (ValueError, SyntaxError, MemoryError) as wrong:
+        what = "this result file is neither JSON nor printed Python"
+        raise UserError(what, where=path, got=str(error or wrong)[:300]) from None
+
+
 def _of_images(path: Path, interaction: Callable[[list[Any], dict[str, Any]], int | None]) -> Records:
-    images = read_json_file(path, "predictions")
+    try:
+        images = parse_json(read_bytes(path, "predictions"))
+    except ValueError as error:
+        images = _printed(read_text(path, "predictions"), path, error)
     if isinstance(images, str):
-        # What Python printed, nearly JSON; never evaluated.
-        try:
-            images = json.loads(_NAN.sub("NaN", _NUMPY_SCALAR.sub(r"\1", images)).replace("'", '"'))
-        except ValueError as error:
-            raise UserError("this result file is no JSON", where=path, got=error) from None
+        images = _printed(images, path)
     if isinstance(images, dict):
         images = images.get("preds")
     if not isinstance(images, list):
@@ -178,7 +216,7 @@ def _of_images(path: Path, interaction: Callable[[list[Any], dict[str, Any]], in
                 values = (name, boxes[human]["bbox"], boxes[obj]["bbox"], k, pair["score"])
                 rows.append(dict(zip(TRIPLET_KEYS, values, strict=True)))
                 numbers.append(number)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
             raise UserError(
                 "a result is not understood",
                 where=f"{path}, image {number}",
@@ -220,16 +258,56 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
+_NUMBER = rb"G.{8}|K.|M..|J.{4}|N|\x88|\x89|[FIL][^\n]{1,40}\n"
+_PLAIN = re.compile(
+    rb"(?:" + _NUMBER + rb"|h.|j.{4}|q.|[\]}\)laesudb0\x94R]|\((?:" + _NUMBER + rb")*t|\(){1,500}", re.DOTALL
+)
+"""Steps of a pickle that build numbers, lists, dicts and tuples of numbers, which alone may be keys of a dict."""
+_WITH_TEXT = re.compile(rb"\x80.|\x93|c[^\n]{1,99}\n[^\n]{1,99}\n|[SVgp][^\n]{0,9999}\n", re.DOTALL)
+_LENGTHS = {b"U": 1, b"\x8c": 1, b"C": 1, b"\x8a": 1, b"X": 4, b"T": 4, b"B": 4, b"\x8d": 8, b"\x8e": 8}
+"""Step of a pickle with a text or a number → bytes of its length."""
+_WRONG = (ValueError, TypeError, AttributeError, RecursionError)
+
+
+def _check_pickle(data: bytes) -> None:
+    """Raise a ValueError if loading could take more than a few times the memory of the data, or a deep stack."""
+    at = 0
+    while at < len(data):
+        step = data[at : at + 1]
+        if step == b".":
+            return
+        if step == b"\x95":  # a frame, whose length is checked by its end
+            size, at = int.from_bytes(data[at + 1 : at + 9], "little"), at + 9
+            if size > len(data) - at:
+                raise ValueError(f"byte {at}: a length of {size} bytes is beyond the end")
+        elif step in _LENGTHS:
+            start = at + 1 + _LENGTHS[step]
+            size = int.from_bytes(data[at + 1 : start], "little")
+            if size > len(data) - start:
+                raise ValueError(f"byte {at}: a length of {size} bytes is beyond the end")
+            at = start + size
+        elif step in (b"r", b"p"):
+            text = data[at + 1 : data.find(b"\n", at)]
+            place = int.from_bytes(data[at + 1 : at + 5], "little") if step == b"r" else int(text)
+            if not 0 <= place <= len(data):
+                raise ValueError(f"byte {at}: a memo of {place} places is larger than the file")
+            at += 5 if step == b"r" else len(text) + 2
+        else:
+            match = _PLAIN.match(data, at) or _WITH_TEXT.match(data, at)
+            if match is None:
+                raise ValueError(f"byte {at}: a step {step!r}, which plain data does not need")
+            at = match.end()
+
+
 def read_vsrl(path: Path) -> Records:
     """Read vsrl_eval's pickled rows; a key that a row lacks scores 0. Raises UserError: more than plain data."""
+    expected = "a pickled list of plain dicts, as vsrl_eval reads"
+    data = read_bytes(path, expected)
     try:
-        with open(path, "rb") as file:
-            given = _PlainUnpickler(file, encoding="latin1").load()
-    except FileNotFoundError:
-        raise UserError("there is no such file of predictions", where=path) from None
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        expected = "a pickled list of plain dicts, as vsrl_eval reads"
-        raise UserError("this pickle is refused", where=path, expected=expected, got=error) from None
+        _check_pickle(data)
+        given = _PlainUnpickler(BytesIO(data), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, MemoryError, ArithmeticError, LookupError, *_WRONG) as error:
+        raise UserError("this pickle is refused", where=path, expected=expected, got=str(error)[:200]) from None
     if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
         raise UserError("this pickle holds no list of dicts", where=path)
     rows = [_vsrl_row(row, f"{path}, row {number}") for number, row in enumerate(given, start=1)]
@@ -241,6 +319,9 @@ def _vsrl_row(given: dict[str, Any], where: str) -> dict[str, Any]:
     scored: dict[tuple[float, ...] | None, None] = {}
     others: dict[tuple[float, ...] | None, None] = {}
     try:
+        for value in (given.get(key, 0.0) for key in (*KEYS, "person_box")):
+            if {*map(type, value if isinstance(value, list | tuple) else [value])} - {int, float}:
+                raise ValueError("a value is neither a number nor a list of numbers")
         for key in KEYS:
             scores[key] = 0.0
             if key.endswith("_agent"):
@@ -250,7 +331,7 @@ def _vsrl_row(given: dict[str, Any], where: str) -> dict[str, Any]:
                 place = tuple(box) if np.isfinite(box).all() and any(box) else None
                 (scored if scores[key] > 0 else others)[place] = None
         human, image_id = given["person_box"], given["image_id"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError("a row is not understood", where=where, expected="vsrl_eval's row", got=error) from None
     if len(scored) > 1:
         got = "an object for some roles and none for others" if None in scored else f"{len(scored)} objects"

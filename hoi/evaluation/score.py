@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ import numpy as np
 from hoi.config import load_config
 from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare, unseen
+from hoi.datasets.images import join_names, plain_name
 from hoi.errors import UserError, nearest
 from hoi.evaluation.hico import (
     PROTOCOLS,
@@ -255,26 +256,49 @@ def _score_folder(options: _Options) -> ScoreReport:
     """Score against JSON lines, such as the checking page writes: images and interactions are those that are named."""
     truth = read_annotation_lines(options.annotations)
     records = FORMATS["folder"][options.format](options.predictions, [])
-    names = sorted({*truth.file_names, *records.texts("file_name")})
+    true_names, predicted_names = [plain_name(name) for name in truth.file_names], records.texts("file_name")
+    known = list(dict.fromkeys(true_names))
+    joined = join_names(predicted_names, known)
+    predicted_names = [known[joined.rows[n]] if n in joined.rows else plain_name(n) for n in predicted_names]
+    names = sorted({*true_names, *predicted_names})
     predicted = list(zip(records.texts("verb"), records.texts("object"), strict=True))
     pairs = sorted({*truth.pairs, *predicted})
     if not pairs:
         raise UserError("there is neither an annotation nor a prediction", where=options.annotations)
+    notices = [*truth.notices, *joined.notices("images of the predictions")]
+    notices += _unjoined("images", true_names, predicted_names, options)
+    notices += _unjoined("interactions", map(" ".join, truth.pairs), map(" ".join, predicted), options)
     row_of_name, row_of = {n: row for row, n in enumerate(names)}, {pair: k for k, pair in enumerate(pairs)}
     labels = HoiLabels(
-        np.array([row_of_name[name] for name in truth.file_names], np.int64),
+        np.array([row_of_name[name] for name in true_names], np.int64),
         truth.boxes_h,
         truth.boxes_o,
         np.array([row_of[pair] for pair in truth.pairs], np.int64),
     )
-    interactions = [{**row, "interaction": row_of[p]} for row, p in zip(records.rows, predicted, strict=True)]
+    interactions = [
+        {**row, "file_name": name, "interaction": row_of[pair]}
+        for row, name, pair in zip(records.rows, predicted_names, predicted, strict=True)
+    ]
     reader = options.reader(names, None, inclusive=False)
     predictions = reader.triplets(Records(records.path, interactions, records.lines, records.word), len(pairs))
     is_rare, is_none = np.zeros(len(pairs), bool), np.array([verb == NO_INTERACTION for verb, _ in pairs])
     result = evaluate(predictions, labels, len(pairs), is_rare, is_none, protocol=options.protocol)
     report = _summarise({"default": result}, options.protocol, len(names), len(predictions))
     report.content["interactions"] = [f"{verb} {obj}" for verb, obj in pairs]
+    report.notices += notices
     return _finish(report, options, reader, records, predictions)
+
+
+def _unjoined(what: str, true: Iterable[str], predicted: Iterable[str], options: _Options) -> list[str]:
+    """Count what one side alone has, with an example. Raises UserError: nothing joins."""
+    of_truth, of_predictions = set(true), set(predicted)
+    missed, foreign = sorted(of_truth - of_predictions), sorted(of_predictions - of_truth)
+    if missed and foreign and not of_truth & of_predictions:
+        problem = f"the predictions and the annotations have no {what} in common"
+        expected, fix = f"'{missed[0]}', spelt as in {options.annotations}", "write both in the same words"
+        raise UserError(problem, where=options.predictions, expected=expected, got=f"'{foreign[0]}'", fix=fix)
+    sides = (("annotated", missed, "no prediction"), ("predicted", foreign, "no annotation"))
+    return [f"{len(of)} {side} {what} have {lack}, as '{of[0]}'" for side, of, lack in sides if of]
 
 
 RULES = {"hicodet": _score_hicodet, "vcoco": _score_vcoco, "world": _score_pipeline, "folder": _score_folder}
@@ -333,6 +357,7 @@ def _finish(
         report.notices.append("the file holds no prediction, so every AP is 0")
     if reader.size_hw is None:
         report.notices.append("the annotations give no image sizes, so boxes outside an image were not looked for")
+    report.notices += reader.notices
     num_beyond = reader.num_beyond(predictions)
     if num_beyond:
         report.notices.append(f"{num_beyond} boxes reach over the border of their image; they are scored as they are")

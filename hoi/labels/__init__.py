@@ -33,6 +33,10 @@ class LabelReader(ABC, Generic[AnyDataset]):
         """Return whether a split has annotations, or the settings say so."""
         return getattr(self.settings, "annotations", None) is not None
 
+    def notices(self) -> list[str]:
+        """Return what is odd about the annotations and yet counts."""
+        return []
+
     def files(self) -> list[Path]:
         """Return the files that annotations are read from; some may not be there."""
         annotations = getattr(self.settings, "annotations", None)
@@ -61,6 +65,12 @@ def has_labels(config: DatasetSettings, split: str = "test") -> bool:
     """Return whether a split has annotations; without any, stage three reports agreement only."""
     reader = _reader_of(config)
     return reader is not None and reader.exist(split)
+
+
+def label_notices(config: DatasetSettings) -> list[str]:
+    """Return what is odd about a dataset's annotations and yet counts, as repeated lines."""
+    reader = _reader_of(config)
+    return [] if reader is None else reader.notices()
 
 
 def label_files(config: DatasetSettings) -> list[Path]:

@@ -22,7 +22,7 @@ from hoi.datasets.hicodet import HALVES, Half, half_of, image_folder, image_name
 from hoi.datasets.images import ORIENTATION_TAG, TURNED, list_images
 from hoi.datasets.vcoco import VcocoImages, split_ids
 from hoi.errors import UserError
-from hoi.labels import load_labels
+from hoi.labels import label_notices, load_labels
 from hoi.labels.hicodet import find_annotations, read_half
 from hoi.labels.hicodet_files import HicodetAnnotations
 from hoi.labels.vcoco import annotated_sizes, find_label_files, find_pair_file, unspoken, vcoco_truth
@@ -199,6 +199,8 @@ def check_folder(config: FolderDataset, every: bool) -> Iterator[Finding]:
         labels = load_labels(config, split)
         what = f"split {split}: {len(labels)} annotated interactions on {len(np.unique(labels.image))} images"
         yield Finding("ok" if len(labels) else "warning", what, config.annotations)
+    for notice in label_notices(config):
+        yield Finding("warning", notice, config.annotations)
 
 
 def _check_by_reading(config: DatasetSettings, every: bool) -> Iterator[Finding]:
