@@ -311,6 +311,12 @@ def locked(path: Path, what: str, fix: str) -> Iterator[None]:
         yield
 
 
+def at_home(text: str) -> str:
+    """Return the text with the home folder for a tilde that a path in it starts with, `local-dir:` before it or not."""
+    before, path = (LOCAL_DIR, text[len(LOCAL_DIR) :]) if text.startswith(LOCAL_DIR) else ("", text)
+    return before + os.path.expanduser(path) if re.match(r"~[\w.-]*(/|$)", path) else text
+
+
 def find_local(name: str | Path) -> Path:
     """Return the file or folder that a setting names, with or without `local-dir:` before it.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hoi.cli.program import Config, Overrides, app, group, local_path, option, path_option, pipeline, verb
+from hoi.cli.program import Config, Overrides, app, group, option, path_option, pipeline, verb
 from hoi.errors import UserError, command
 
 
@@ -37,7 +37,7 @@ def new(
         raise UserError(f"a new project needs {' and '.join(missing)}", fix=fix)
     from hoi.project.new import Project, write_project
 
-    paths = str(local_path(images)), str(local_path(phrases))
+    paths = images, phrases
     report = write_project(Project(name, *paths, detector, instances, clip), out)
     print(report)
     return 1 if report.num_errors else 0

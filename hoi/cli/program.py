@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from hoi.errors import CALLED_BY, UserError, called_with, command, nearest
+from hoi.files import at_home
 
 if TYPE_CHECKING:
     from hoi.config import PipelineConfig
@@ -29,11 +30,6 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What every mistake on a command line is; typer does not name it."""
 
 
-def local_path(text: str) -> Path:
-    """Return the path; a tilde is the home folder (shells leave one after `=` as it is)."""
-    return Path(text).expanduser()
-
-
 def option(help: str, metavar: str | None = None, name: str | None = None, least: int | None = None) -> Any:
     """Return a typer option; `name` where it is not the parameter's."""
     return typer.Option(*([name] if name else []), help=help, metavar=metavar, min=least)
@@ -41,7 +37,7 @@ def option(help: str, metavar: str | None = None, name: str | None = None, least
 
 def path_option(help: str, metavar: str = "FILE") -> Any:
     """Return a typer option that is a path."""
-    return typer.Option(parser=local_path, help=help, metavar=metavar)
+    return typer.Option(parser=Path, help=help, metavar=metavar)
 
 
 Config = Annotated[str | None, option(f"pipeline file (default: {PIPELINE}, else the world's)", "FILE", "--config")]
@@ -64,6 +60,7 @@ class Verb(TyperCommand):
         with _one_line(ctx):
             if os.environ.get(CALLED_BY) == "make":
                 args = _from_make(self, args)
+            args = list(map(_at_home, args))
             rest: list[str] = super().parse_args(ctx, list(_repeated(args, many)))
             for word in ctx.params.get("overrides") or ():
                 if not OVERRIDE.match(word):
@@ -140,6 +137,12 @@ def _one_line(context: Any) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         raise SystemExit(2)
     raise UserError(message, where=place, expected=expected, got=got, fix=fix)
+
+
+def _at_home(word: str) -> str:
+    # A shell leaves the tilde of `--out=~/x` as it is, and `make OUT=~/x` that of any.
+    option, equals, value = word.partition("=")
+    return f"{option}={at_home(value)}" if equals and option.startswith("--") else at_home(word)
 
 
 def _repeated(args: Sequence[str], many: set[str]) -> Iterator[str]:

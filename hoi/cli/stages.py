@@ -87,13 +87,13 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
 @verb("eval", "hoi eval --config mine.yaml")
 def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     """Stage three: average precision of students and baselines."""
+    from hoi.evaluation.evaluate import annotation_notices
     from hoi.evaluation.evaluate import evaluate as run
-    from hoi.labels import label_notices
 
     with pipeline(config, overrides) as settings:
         found = run(settings)
         print(found, flush=True)
-        for notice in label_notices(settings.dataset):
+        for notice in annotation_notices(settings):
             print(f"note: {notice}", flush=True)
         say_next("report" if found.rows else "quality")
 

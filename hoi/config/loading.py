@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from hoi.config.pipeline import PipelineConfig, StudentConfig
 from hoi.config.section import Section, StudentSettings
 from hoi.errors import UserError
-from hoi.files import read_text
+from hoi.files import at_home, read_text
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -82,6 +82,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
     Raises UserError: the file is missing or no YAML, or a key is unknown, missing, duplicate or mistyped.
     """
+    path = at_home(str(path))
     plain = read_yaml(path)
     if not isinstance(plain, dict):
         raise UserError("this is no pipeline file", where=path, expected="keys and values", got=type(plain).__name__)
@@ -94,9 +95,11 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def _expand_environment(value: Any, where: str, key: tuple[str, ...]) -> Any:
-    """Replace `${NAME}` in every text by the environment's value, which must exist."""
+    """Replace `${NAME}` in every text by the environment's value, which must exist, and a tilde by the home folder."""
     if isinstance(value, dict):
         return {name: _expand_environment(inner, where, (*key, str(name))) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand_environment(inner, where, key) for inner in value]
     if not isinstance(value, str):
         return value
 
@@ -108,7 +111,7 @@ def _expand_environment(value: Any, where: str, key: tuple[str, ...]) -> Any:
             raise UserError(f"the environment variable {name} is not set", where=place, fix=fix)
         return os.environ[name]
 
-    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", expand, value)
+    return at_home(re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", expand, value))
 
 
 def parse_config(plain: dict[str, Any], where: str) -> PipelineConfig:

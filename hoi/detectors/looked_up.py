@@ -15,7 +15,7 @@ import numpy as np
 from hoi.boxes import find_other_frame
 from hoi.config import DatasetSettings, GroundTruthDetectorConfig, PrecomputedDetectorConfig
 from hoi.datasets import dataset_of
-from hoi.datasets.images import bare_name, join_names, plain_name
+from hoi.datasets.names import bare_name, join_names, plain_name
 from hoi.detectors import keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
 from hoi.files import file_sha256

@@ -36,7 +36,7 @@ from hoi.evaluation.rows import (
     zero_shot_of,
 )
 from hoi.files import write_atomically, write_json
-from hoi.labels import has_labels, load_labels, rare_mask
+from hoi.labels import has_labels, label_notices, load_labels, rare_mask
 from hoi.labels.zero_shot import check_zero_shot, drop_unseen, split_names
 from hoi.machine import choose_device
 from hoi.matching import CEILING, LabelledPairs
@@ -195,6 +195,11 @@ def format_agreement(agreement: dict[str, dict[str, float]]) -> str:
     for name, shares in agreement.items():
         lines += [f"  {f'{name}/{branch}'.ljust(width)}  {100 * share:6.2f} %" for branch, share in shares.items()]
     return "\n".join(lines)
+
+
+def annotation_notices(config: PipelineConfig) -> list[str]:
+    """Return what is odd about the annotations that results rest on, as repeated lines."""
+    return label_notices(config.dataset)
 
 
 def evaluate(config: PipelineConfig) -> EvaluationReport:

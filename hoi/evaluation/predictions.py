@@ -24,7 +24,7 @@ import numpy as np
 
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import hicodet_vocabulary
-from hoi.datasets.images import join_names
+from hoi.datasets.names import join_names
 from hoi.datasets.vcoco import KEYS
 from hoi.errors import UserError, nearest
 from hoi.evaluation.vcoco import VcocoPredictions

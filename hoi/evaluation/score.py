@@ -13,7 +13,7 @@ import numpy as np
 from hoi.config import load_config
 from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare, unseen
-from hoi.datasets.images import join_names, plain_name
+from hoi.datasets.names import join_names, plain_name
 from hoi.errors import UserError, nearest
 from hoi.evaluation.hico import (
     PROTOCOLS,

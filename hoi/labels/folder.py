@@ -11,7 +11,8 @@ import numpy as np
 from hoi.config import FolderDataset
 from hoi.datasets import load_vocabulary
 from hoi.datasets.folder import Folder
-from hoi.datasets.images import join_names, list_images, plain_name, upright_size
+from hoi.datasets.images import list_images, upright_size
+from hoi.datasets.names import join_names, plain_name
 from hoi.errors import UserError
 from hoi.json_lines import Records, read_json_lines, shown
 from hoi.labels import LabelReader

@@ -24,7 +24,7 @@ from hoi.cache.schema import Axes
 from hoi.config import PipelineConfig, parse_config
 from hoi.config.loading import parse_yaml
 from hoi.errors import UserError, command
-from hoi.files import LOCAL_DIR, Count, Finite, Sha256, file_sha256, parse_json, read_bytes
+from hoi.files import LOCAL_DIR, Count, Finite, Sha256, at_home, file_sha256, parse_json, read_bytes
 from hoi.records import TextBank, VisualHead
 from hoi.students.base import Student
 from hoi.training.runs import load_student
@@ -264,7 +264,8 @@ def _apply(plain: dict[str, Any], override: str) -> None:
         here = here.setdefault(parent, {})
         if not isinstance(here, dict):
             raise UserError("this override goes below a key that holds a value", got=override, expected=f"{parent}=...")
-    here[last] = parse_yaml(text, f"override {override}")
+    value = parse_yaml(text, f"override {override}")
+    here[last] = at_home(value) if isinstance(value, str) else value
 
 
 def _short(value: Any) -> str:
