@@ -7,35 +7,22 @@ The plain gathers take the same fields and know the rows beforehand; the reader 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.side_by_side import ratio_table, run_in_turn
+from benchmarks.synthetic_cache import SPLIT, seal_split, write_shards
 from hoi.cache.base_pass import FIELDS
-from hoi.cache.index import write_index
-from hoi.cache.manifest import (
-    BankReceipt,
-    Manifest,
-    Receipt,
-    write_manifest,
-)
-from hoi.cache.plan import hash_of_ids
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.schema import (
-    BASE,
-    SCHEMA_VERSION,
     Field,
     fields_of,
     shape_of,
 )
-from hoi.cache.shard import encode_file
-from hoi.vocabulary import PERSON, Vocabulary
 
 AXES = {"K": 600, "D": 512, "M": 1, "L": 1}
 MAP_AXES = {"C": 768, "H": 14, "W": 14}
@@ -45,7 +32,7 @@ NUM_IMAGES, MEAN_PAIRS, DETECTIONS = 4000, 15, 9
 IMAGES_PER_SHARD = 64
 BATCH_IMAGES = 32
 NUM_ROUNDS = 15
-SPLIT, SHUFFLE_SEED = "train", 0
+SHUFFLE_SEED = 0
 
 Rows = list[tuple[str, np.ndarray]]
 """Of one batch: (field, rows of the split)."""
@@ -86,52 +73,11 @@ def measure(num_images: int = NUM_IMAGES, num_rounds: int = NUM_ROUNDS, with_map
 def write_cache(folder: Path, num_images: int, axes: Mapping[str, int] = AXES) -> int:
     """Write a complete split of random signals with these axes; return the bytes of its shards."""
     rng = np.random.default_rng(0)
-    path = folder / SPLIT
-    path.mkdir()
-    receipts = []
-    for index, start in enumerate(range(0, num_images, IMAGES_PER_SHARD)):
-        ids = [f"{row:06d}" for row in range(start, min(start + IMAGES_PER_SHARD, num_images))]
-        tables = _random_tables(ids, rng, axes)
-        attributes = {
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": "synthetic",
-            "fingerprint_parts": {},
-            "split": SPLIT,
-            "index": index,
-            "start": start,
-            "num_images": len(ids),
-            "image_ids_sha256": hash_of_ids(ids),
-            "axes": dict(axes),
-        }
-        data = encode_file(tables, attributes)
-        (path / BASE.shard_name(index)).write_bytes(data)
-        num_detections, num_pairs = len(tables["scores"]), len(tables["pairs_ho"])
-        receipts.append(
-            Receipt(
-                BASE.shard_name(index),
-                "synthetic",
-                hash_of_ids(ids),
-                len(ids),
-                num_detections,
-                num_pairs,
-                len(data),
-                "",
-                (),
-            )
-        )
-    verbs = tuple(f"verb {number}" for number in range(AXES["K"]))
-    vocabulary = Vocabulary((PERSON,), verbs, tuple((verb, PERSON) for verb in verbs))
-    bank_tables = {
-        "text_embedding": np.zeros((AXES["K"], AXES["D"]), np.float32),
-        "vocabulary": np.array(json.dumps(vocabulary.to_dict()).encode()),
-    }
-    bank_data = encode_file(bank_tables, {})
-    (path / BASE.bank_name).write_bytes(bank_data)
-    bank = BankReceipt("synthetic", {}, {}, IMAGES_PER_SHARD, "", num_images, dict(axes), "", len(bank_data), {})
-    (path / BASE.bank_name).with_suffix(".json").write_text(json.dumps(asdict(bank)))
-    index_receipt = write_index(path, SPLIT, "synthetic", receipts)
-    write_manifest(path, Manifest(SPLIT, bank, tuple(receipts), {}, index_receipt))
-    return sum(receipt.num_bytes for receipt in receipts)
+    num_bytes = write_shards(
+        folder, num_images, IMAGES_PER_SHARD, dict(axes), lambda ids: _random_tables(ids, rng, axes)
+    )
+    seal_split(folder)
+    return num_bytes
 
 
 def rows_of_batches(split: CacheSplit, extra: Sequence[str] = ()) -> Iterator[Rows]:
@@ -166,7 +112,7 @@ def _as_file(path: Path, table: np.ndarray) -> np.ndarray:
     return np.memmap(path, table.dtype, "r", shape=table.shape)
 
 
-def _random_tables(ids: list[str], rng: np.random.Generator, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
+def _random_tables(ids: Sequence[str], rng: np.random.Generator, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
     pairs = rng.integers(1, 2 * MEAN_PAIRS, len(ids))
     num_rows = {"image": len(ids), "detection": len(ids) * DETECTIONS, "pair": int(pairs.sum())}
     fields = [field for field in fields_of(axes, FIELDS) if _is_random(field)]
@@ -176,6 +122,7 @@ def _random_tables(ids: list[str], rng: np.random.Generator, axes: Mapping[str, 
         "status": np.zeros(len(ids), np.uint8),
         "status_reason": np.full(len(ids), b"", "S1"),
         "detection_offsets": np.arange(len(ids) + 1, dtype=np.int64) * DETECTIONS,
+        "size_hw": np.tile(np.int32([480, 640]), (len(ids), 1)),
         "pair_offsets": np.concatenate([[0], np.cumsum(pairs)]).astype(np.int64),
         "pairs_ho": rng.integers(0, DETECTIONS, (num_rows["pair"], 2)).astype("<i4"),
     }
