@@ -152,7 +152,7 @@ house: setup ## size, prose, import cycles, and what an addition touches
 fuzz: setup ## spoil every file that is read, node by node, and count what happens (ARGS="--cases 2000 --only cache")
 	@OMP_NUM_THREADS=1 $(PY) -m tests.fuzz $(ARGS)
 
-chaos: setup ## kill, break and disturb stage one, counted (about five minutes; some cases need root)
+chaos: setup ## kill, break and disturb every verb that writes, counted (about ten minutes; some cases need root)
 	@OMP_NUM_THREADS=1 $(PY) -m tests.chaos $(ARGS)
 
 world-weights: setup ## train the embedded world's CLIP, detector and captioner again (CPU, about half an hour each)

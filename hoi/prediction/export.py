@@ -17,7 +17,17 @@ from safetensors.torch import save as save_tensors
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.evaluation.audit import detector_training_data, teacher_training_data
-from hoi.files import LOCAL_DIR, Count, Finite, find_local, read_json, remove_file, size_text, write_atomically
+from hoi.files import (
+    LOCAL_DIR,
+    Count,
+    Finite,
+    find_local,
+    read_json,
+    remove_file,
+    remove_leftovers,
+    size_text,
+    write_atomically,
+)
 from hoi.prediction.checkpoint import FORMAT, MODELS, RECORD_NAME, STUDENT_NAME, TEXT_NAME, VERSION
 from hoi.prediction.onnx import export_student
 from hoi.records import TextBank
@@ -131,6 +141,7 @@ def save_checkpoint(parts: CheckpointParts, folder: Path, models: Models = "auto
     path = folder / RECORD_NAME
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         remove_file(path)
+        remove_leftovers(folder, "**/")
         for each, data in files.items():
             write_atomically(folder / each, data)
         write_atomically(folder / CARD_NAME, model_card(record, parts.config, parts.vocabulary).encode())

@@ -9,6 +9,7 @@ import pytest
 from tests.chaos.builds import NotHere, kill_drivers
 from tests.chaos.faults import flipped_byte, two_builders
 from tests.chaos.machines import lost_node
+from tests.chaos.verbs import kill_verb
 
 pytestmark = pytest.mark.slow
 
@@ -30,3 +31,8 @@ def test_two_nodes_one_killed_give_the_bytes_of_a_local_run(tmp_path: Path) -> N
         lost_node(tmp_path)
     except NotHere as error:
         pytest.skip(f"no network namespaces: {error}")
+
+
+@pytest.mark.parametrize("verb", ["checkpoint", "pull", "predict"])
+def test_a_killed_verb_goes_on_to_the_same_bytes(tmp_path: Path, verb: str) -> None:
+    assert "1 SIGKILL and 1 SIGTERM" in kill_verb(verb, tmp_path, number=1, seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import threading
 import time
@@ -211,6 +212,15 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
         for address, reason in (("tcp://127.0.0.1:1", "127.0.0.1:1"), ("tls://127.0.0.1:1", "ssl_context")):
             error = refused(open_pool(settings(scheduler=address)).__enter__)
             assert (error.what, error.where, reason in str(error.got)) == ("no scheduler answers", address, True)
+
+
+def test_workers_without_shared_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_lock(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(multiprocessing.get_context("spawn")), "Lock", no_lock)
+    error = refused(open_pool(settings(scheduler="local", workers=1)).__enter__)
+    assert ("shared memory" in error.what, error.where, error.got) == (True, "/dev/shm", "No space left on device")
 
 
 def test_an_unknown_scheduler_is_refused() -> None:

@@ -1,9 +1,10 @@
-"""Everything that can die or go wrong around a cache, counted: `make chaos`.
+"""Everything that can die or go wrong around a cache and what is made of it, counted: `make chaos`.
 
     python -m tests.chaos [NAME ...]
 
-A few minutes on two cores. Every case starts in an empty folder and ends with a cache that is, to the byte, what an
-undisturbed build gives. What this machine does not permit (mounts, network namespaces) is skipped by name.
+About ten minutes on two cores. Every case starts in an empty folder and ends with a cache, or with results of another
+verb, that are to the byte what an undisturbed run gives. What this machine does not permit (mounts, network namespaces)
+is skipped by name.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ os.environ["TQDM_DISABLE"] = "1"
 
 # Imported here, before anything is forked: a killed driver's successor then starts in milliseconds.
 from tests.chaos.builds import NotHere, kill_drivers, kill_drivers_with_workers, kill_workers
+from tests.chaos.conditions import CONDITIONS
 from tests.chaos.faults import FAULTS
 from tests.chaos.machines import CASES
+from tests.chaos.verbs import CASES as VERBS
 
 SEED = 0
 WIDTH = 220
@@ -35,7 +38,7 @@ def cases() -> dict[str, Callable[[Path], object]]:
         "kill_drivers_with_workers": partial(kill_drivers_with_workers, number=3, seed=SEED),
         "kill_workers": partial(kill_workers, number=17, seed=SEED),
     }
-    return {**kills, **{case.__name__: case for case in (*FAULTS, *CASES)}}
+    return {**kills, **VERBS, **{case.__name__: case for case in (*FAULTS, *CONDITIONS, *CASES)}}
 
 
 def main(names: list[str]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -256,6 +257,16 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
     from distributed import Client, LocalCluster
 
     devices, num_workers = visible_devices(config.device), num_local_workers(config)
+    try:
+        # Dask's workers have such locks, and without them it would wait forever.
+        multiprocessing.get_context("spawn").Lock()
+    except OSError as error:
+        raise UserError(
+            "no worker process can be started here: shared memory is missing or full",
+            where="/dev/shm",
+            got=error.strerror,
+            fix="free or mount it (docker run --shm-size=1g), or set cache.scheduler=synchronous",
+        ) from None
 
     class OneDeviceEach(LocalCluster):
         """A local cluster whose workers differ in their environment: a GPU each."""
