@@ -40,7 +40,9 @@ from tests.fakes.pipelines import cut, small_pipeline, small_world, trained_worl
 KILLS = 2
 """Of each verb with each signal."""
 MAX_RESUMES = 5
-VOLATILE = re.compile(r'"(seconds|images_per_s|eta_s|commit|made_with)": *(null|"[^"]*"|[\d.e+-]+|\{[^{}]*(\{[^{}]*\}[^{}]*)*\})')
+VOLATILE = re.compile(
+    r'"(seconds|images_per_s|eta_s|commit|made_with)": *(null|"[^"]*"|[\d.e+-]+|\{[^{}]*(\{[^{}]*\}[^{}]*)*\})'
+)
 ROWS = [{"name": "plain", "student": {"width": 16}}, {"name": "wide", "student": {"width": 24}}]
 
 
