@@ -210,10 +210,11 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
 
 
-def parse_json(data: bytes, kind: Any = Any) -> Any:
+def parse_json(data: bytes, kind: Any = Any, *, any_text: bool = False) -> Any:
     """Return JSON as plain data, or as `kind`: a dataclass or another type that msgspec knows, checked strictly.
 
-    Plain data may hold NaN and infinity, as Python writes them; `kind` may not.
+    Plain data may hold NaN and infinity, as Python writes them, and file names that are no UTF-8, escaped; of `kind`, the
+    latter with `any_text` alone.
 
     Raises:
         ValueError: this is no JSON, or not of the kind; the text says where.
@@ -222,8 +223,8 @@ def parse_json(data: bytes, kind: Any = Any) -> Any:
     try:
         return _decoder(kind).decode(data)
     except (msgspec.MsgspecError, RecursionError) as error:
-        # What msgspec is too strict for: a file name that is no UTF-8, escaped, and what plain data may hold.
-        if kind is not Any and b"\\ud" not in data:
+        # msgspec is too strict for these.
+        if kind is not Any and not any_text:
             raise ValueError(_short(error)) from None
     try:
         plain = json.loads(data, parse_constant=None if kind is Any else _refuse_constant)

@@ -315,7 +315,7 @@ class PredictionFolder:
         with self._journal.open("rb+") as file:
             for line in iter(file.readline, b""):
                 try:
-                    entry: _Entry = parse_json(line if line.endswith(b"\n") else b"", _Entry)
+                    entry: _Entry = parse_json(line if line.endswith(b"\n") else b"", _Entry, any_text=True)
                     self._check(entry)
                 except ValueError:
                     break
