@@ -213,8 +213,8 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 def parse_json(data: bytes, kind: Any = Any, *, any_text: bool = False) -> Any:
     """Return JSON as plain data, or as `kind`: a dataclass or another type that msgspec knows, checked strictly.
 
-    Plain data may hold NaN and infinity, as Python writes them, and file names that are no UTF-8, escaped; of `kind`, the
-    latter with `any_text` alone.
+    Plain data may hold NaN and infinity, as Python writes them, and file names that are no UTF-8, escaped; of `kind`,
+    the latter with `any_text` alone.
 
     Raises:
         ValueError: this is no JSON, or not of the kind; the text says where.
