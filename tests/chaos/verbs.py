@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ def forked(call: Callable[[], object], said: Path) -> Driver:
         file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(file, 2)
+        # Those of a test would write elsewhere.
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         run_program(lambda: call() and None)
     except SystemExit as end:
         os._exit(end.code if isinstance(end.code, int) else 1)
