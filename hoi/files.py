@@ -318,6 +318,13 @@ def at_home(text: str) -> str:
     return before + os.path.expanduser(path) if re.match(r"~[\w.-]*(/|$)", path) else text
 
 
+def check_folder(folder: Path) -> None:
+    """Raise a UserError if a folder of weights holds a pipe or a device, for which the libraries would wait."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError("this is no regular file", where=path, expected="files of a model", fix="remove it")
+
+
 def find_local(name: str | Path) -> Path:
     """Return the file or folder that a setting names, with or without `local-dir:` before it.
 

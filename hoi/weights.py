@@ -135,9 +135,12 @@ def _torchscript_root(path: Path) -> str:
     if not zipfile.is_zipfile(path):
         return ""
     with zipfile.ZipFile(path) as archive:
-        return next(
-            (name[: -len("constants.pkl")] for name in archive.namelist() if name.endswith("/constants.pkl")), ""
-        )
+        for info in archive.infolist():
+            # Of what is read torch compresses nothing, so that a file cannot unpack to more than it is.
+            if info.compress_type != zipfile.ZIP_STORED and info.filename.split("/")[1:2] != ["code"]:
+                raise ValueError(f"{info.filename} in it is compressed")
+        roots = [name.split("/")[0] for name in archive.namelist() if name.split("/")[1:] == ["constants.pkl"]]
+    return f"{roots[0]}/" if roots else ""
 
 
 class _Inert:
@@ -197,10 +200,7 @@ class _TorchScript(pickle.Unpickler):
         return storage.as_strided(size, stride, offset)
 
     def _bytes(self, name: str) -> bytes:
-        info = self._archive.getinfo(self._root + name)
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError("its parts are compressed, which no TorchScript does")
-        return self._archive.read(info)
+        return self._archive.read(self._root + name)
 
 
 def _first_line(error: BaseException) -> str:

@@ -60,6 +60,13 @@ def test_a_torchscript_archive_is_read_without_its_code(tmp_path: Path) -> None:
             content = archive.read(name)
             other.writestr(name, content[:1] if "/data/0" in name else b"" if "/code/" in name else content)
     assert refused(read_weights, tmp_path / "b.pt").got == "a tensor has another size than its data"
+    with (
+        zipfile.ZipFile(tmp_path / "b.pt") as archive,
+        zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as c,
+    ):
+        for name in archive.namelist():
+            c.writestr(name, archive.read(name))
+    assert "compressed" in str(refused(read_weights, tmp_path / "c.pt").got)
 
 
 def test_weights_are_a_regular_file(tmp_path: Path) -> None:

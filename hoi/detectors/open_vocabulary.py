@@ -25,7 +25,7 @@ from hoi.boxes import clip_boxes
 from hoi.config import OpenVocabularyDetectorConfig
 from hoi.detectors import keep_detections, kept_settings
 from hoi.errors import UserError
-from hoi.files import LOCAL_DIR, find_local
+from hoi.files import LOCAL_DIR, check_folder, find_local
 from hoi.prompts import a_object, spaced
 from hoi.records import Detections
 from hoi.vocabulary import NO_OBJECT, Vocabulary
@@ -154,8 +154,10 @@ def _load(name: str) -> tuple[Any, Any]:
         problem, fix = "the open-vocabulary detectors need transformers", "pip install 'hoi-distill[open-vocabulary]'"
         raise UserError(problem, where=where, got=error, fix=fix) from None
     source = str(find_local(name)) if name.startswith(LOCAL_DIR) else name.removeprefix(HF_HUB)
-    if name.startswith(LOCAL_DIR) and not (Path(source) / "config.json").is_file():
-        raise UserError("this is no folder of a transformers model", where=source, expected="config.json")
+    if name.startswith(LOCAL_DIR):
+        if not (Path(source) / "config.json").is_file():
+            raise UserError("this is no folder of a transformers model", where=source, expected="config.json")
+        check_folder(Path(source))
     try:
         # Never pickled weights and never code out of a repository.
         load = AutoModelForZeroShotObjectDetection.from_pretrained

@@ -6,7 +6,6 @@ Only functions are used that both its releases and its main branch keep.
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,18 +16,17 @@ from typing import Any
 import open_clip
 import torch
 from jaxtyping import Float32, Int64
-from msgspec import Struct
 from torch import Tensor
 from torch.nn import functional
 
 from hoi.config import TeacherConfig
 from hoi.crops import CropStyle
 from hoi.errors import UserError, nearest
-from hoi.files import LOCAL_DIR, convert, find_local, parse_json, read_bytes
+from hoi.files import LOCAL_DIR, find_local
+from hoi.teachers import CONFIG_FILE, read_local_config
 from hoi.weights import DAMAGED, RANDOM, RANDOM_SEED, check_loaded, read_weights, weights_sha256
 
 HF_HUB = "hf-hub:"
-CONFIG_FILE = "open_clip_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 PREFERRED = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
@@ -37,6 +35,8 @@ PREFERRED = (
 """Weights in a `local-dir:` folder; where it has several, those that open_clip takes, the first ones first."""
 OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 """Numbers among the tensors of OpenAI's archives, and of nothing else."""
+SLACK = 10_000_000
+"""Numbers that a model may have beyond twice those of its weights."""
 TEXT_BATCH = 64
 """Texts of one forward pass. Not padded: the texts of a vocabulary always come together."""
 
@@ -53,16 +53,6 @@ class LoadedModel:
     std: tuple[float, float, float]
     """RGB normalisation on [0, 1]."""
     style: CropStyle
-
-
-class _ModelConfig(Struct):
-    embed_dim: int
-    vision_cfg: dict[str, Any]
-    text_cfg: dict[str, Any]
-
-
-class _LocalConfig(Struct):
-    model_cfg: _ModelConfig
 
 
 def load_model(config: TeacherConfig) -> LoadedModel:
@@ -134,16 +124,7 @@ def read_architecture(config: TeacherConfig) -> dict[str, Any]:
     """
     name = config.model
     if name.startswith(LOCAL_DIR):
-        file = find_local(name) / CONFIG_FILE
-        if not os.path.lexists(file):
-            problem = "this is no folder of an open_clip model"
-            raise UserError(problem, where=file.parent, expected=CONFIG_FILE, fix="check teacher.model")
-        try:
-            content = parse_json(read_bytes(file, CONFIG_FILE))
-            convert(content, _LocalConfig)
-        except ValueError as error:
-            raise UserError("this is no open_clip model config", where=file, got=str(error)[:300]) from None
-        return content["model_cfg"]
+        return read_local_config(name)
     if name.startswith(HF_HUB):
         try:
             with unlogged():
@@ -184,6 +165,8 @@ def _build(source: str, config: TeacherConfig, file: Path | None, state: dict[st
     if file is None:
         # Unlike its sibling, this one does not go on with random weights where none were found.
         return open_clip.create_model_from_pretrained(source, config.pretrained)[0]
+    if state is not None:
+        _check_size(source, state, file)
     model = open_clip.create_model(source, load_weights=False, pretrained_text=False)
     factory, read = open_clip.factory, open_clip.factory.load_state_dict
     # Of its loading only the conversions are wanted: the file is read already.
@@ -195,6 +178,20 @@ def _build(source: str, config: TeacherConfig, file: Path | None, state: dict[st
     if keys:
         check_loaded(model, keys.missing_keys, keys.unexpected_keys, file)
     return model
+
+
+def _check_size(source: str, state: dict[str, Tensor], file: Path) -> None:
+    """Raise a UserError if a model is far larger than its weights, before anything of its size is allocated."""
+    try:
+        with torch.device("meta"):
+            model = open_clip.create_model(source, load_weights=False, pretrained_text=False, device="meta")
+    except DAMAGED:
+        # Some models cannot be built without memory, and what is wrong with others is told when they are built.
+        return
+    wanted, held = (sum(value.numel() for value in each.values()) for each in (model.state_dict(), state))
+    if wanted > 2 * held + SLACK:
+        expected, got = f"{wanted} numbers, as {CONFIG_FILE} says", f"{held} in the file"
+        raise UserError("the weights are smaller than the model", where=file, expected=expected, got=got)
 
 
 def _load_tokenizer(source: str, config: TeacherConfig, architecture: dict[str, Any], where: str) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hoi.config import VlmConfig
 from hoi.errors import UserError
-from hoi.files import LOCAL_DIR, find_local
+from hoi.files import LOCAL_DIR, check_folder, find_local
 from hoi.teachers.loading import HF_HUB, unlogged
 from hoi.weights import RANDOM, RANDOM_SEED
 
@@ -130,6 +130,7 @@ def _find(name: str) -> tuple[str, bool]:
     """Return the library's name of a model, and whether it is a folder; a UserError if a path is not there."""
     source = name.removeprefix(LOCAL_DIR).removeprefix(HF_HUB)
     if not name.startswith(HF_HUB) and find_local(source).is_dir():
+        check_folder(find_local(source))
         return str(find_local(source)), True
     if name.startswith((".", "/", "~", LOCAL_DIR)) or source.count("/") > 1:
         expected = "a folder, or owner/name of the hub"

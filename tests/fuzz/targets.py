@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
 from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.tools.describe import info
 from hoi.cache.tools.verify import verify
-from hoi.config import PipelineConfig, load_config
+from hoi.config import PipelineConfig, TeacherConfig, load_config
 from hoi.config.detectors import PrecomputedDetectorConfig
 from hoi.datasets import UnreadableImage
 from hoi.datasets.hicodet import hicodet_vocabulary
@@ -36,8 +39,11 @@ from hoi.prediction.export import make_checkpoint
 from hoi.prediction.folder import PredictionFolder, Source
 from hoi.report.build import write_report
 from hoi.sweeps.plan import load_bench, load_sweep
+from hoi.teachers.loading import load_model
 from hoi.vocabulary import Vocabulary
 from hoi.web.check_page import open_session
+from hoi.weights import load_weights, read_weights
+from hoi.world.models import WEIGHTS
 from tests.fakes import hicodet, vcoco
 from tests.fakes.extractors import RandomSignals
 from tests.fakes.pipelines import photo_pipeline, small_world, trained_world, write_pipeline
@@ -100,6 +106,7 @@ def targets(root: Path) -> list[Target]:
     """Make the sound files below a folder, and return every target."""
     return [
         *of_checkpoints(root),
+        *of_weights(root),
         *of_caches(root),
         *of_results(root),
         *of_predictions(root),
@@ -130,6 +137,34 @@ def of_checkpoints(root: Path) -> list[Target]:
     for name in ("student.safetensors", "text.safetensors"):
         found.append(Target("checkpoint", folder, name, tensors_variants(folder / name), call, _seal_checkpoint))
     return found
+
+
+def of_weights(root: Path) -> list[Target]:
+    """Return weights of a teacher in a folder with its config, as `torch.save` and as TorchScript write them."""
+    folder, model = root / "clip", nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    shutil.copytree(WEIGHTS / "clip", folder)
+    torch.save({"state_dict": model.state_dict()}, folder / "saved.tar")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(model), str(folder / "script.tar"))
+
+    def fill(name: str) -> Callable[[Path], object]:
+        return lambda here: load_weights(
+            nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), read_weights(here / name), name
+        )
+
+    def load(here: Path) -> object:
+        return load_model(TeacherConfig(model=f"local-dir:{here}"))
+
+    config, tensors = folder / "open_clip_config.json", folder / "open_clip_model.safetensors"
+    return [
+        *(
+            Target("weights", folder, f, raw_variants((folder / f).read_bytes()), fill(f))
+            for f in ("saved.tar", "script.tar")
+        ),
+        Target("teacher", folder, config.name, json_variants(config.read_bytes()), load),
+        Target("teacher", folder, tensors.name, tensors_variants(tensors), load, share=0.2),
+    ]
 
 
 def _seal_checkpoint(here: Path) -> None:

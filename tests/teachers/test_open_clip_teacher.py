@@ -157,6 +157,19 @@ def test_a_folder_that_is_not_complete_is_named(tmp_path: Path) -> None:
         assert refusal(name).what == "this is no open_clip model config"
 
 
+@pytest.mark.parametrize(
+    ("width", "what"),
+    [(16_384, "the weights are smaller than the model"), (1 << 40, "this is no open_clip model config")],
+)
+def test_a_model_larger_than_its_weights_is_not_built(tmp_path: Path, width: int, what: str) -> None:
+    name, file = write_clip(tmp_path, "vit"), tmp_path / "open_clip_config.json"
+    save_file(random_model(name).state_dict(), tmp_path / "open_clip_model.safetensors")
+    config = json.loads(file.read_text())
+    config["model_cfg"]["vision_cfg"]["width"] = width
+    file.write_text(json.dumps(config))
+    assert refusal(name).what == what
+
+
 def quickgelu(folder: Path) -> str:
     """Write a model that computes QuickGELU, as OpenAI's do."""
     name = write_clip(folder, "vit")

@@ -26,7 +26,7 @@ from hoi.cache.schema import BASE, Pass, extra_passes, fields_of
 from hoi.config import PipelineConfig, TeacherConfig
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.errors import UserError
-from hoi.files import LOCAL_DIR, find_local, size_text
+from hoi.files import LOCAL_DIR, size_text
 from hoi.registry import load_target
 
 FILE_BYTES = 8 << 10
@@ -101,10 +101,10 @@ def open_clip_sizes(teacher: TeacherConfig) -> dict[str, int]:
 
 
 def _architecture(teacher: TeacherConfig) -> dict[str, Any]:
+    from hoi.teachers import read_local_config
+
     if teacher.model.startswith(LOCAL_DIR):
-        path = find_local(teacher.model) / "open_clip_config.json"
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        return read_local_config(teacher.model)
     # Imported here: open_clip takes seconds, which a model in a local folder does not need.
     from hoi.teachers.loading import read_architecture
 
