@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from hoi.boxes import MANY, find_other_frame
@@ -152,7 +153,7 @@ def read_json_lines(path: Path, noun: str = "a prediction", fix: str | None = No
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     expected = f"JSON lines of {noun.split(' ', 1)[-1]}s in UTF-8, or .gz of them"
-    num_bytes = 0
+    num_bytes, decode = 0, msgspec.json.Decoder().decode
     with _no_collection(), open_unpacked(path, expected, fix) as file:
         most = min(MAX_BYTES, max(64 << 20, MAX_RATIO * path.stat().st_size))
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
@@ -160,29 +161,31 @@ def read_json_lines(path: Path, noun: str = "a prediction", fix: str | None = No
             if num_bytes > most or number > MAX_LINES or len(line) > MAX_LINE_BYTES:
                 expected = f"at most {most >> 20} MiB unpacked, {MAX_LINES} lines and {MAX_LINE_BYTES >> 20} MiB a line"
                 raise UserError("this file is too large", where=f"{path}, line {number}", expected=expected, fix=fix)
-            if line.isspace():
-                continue
-            where = f"{path}, line {number}"
             try:
-                row: Any = parse_json(line)
-            except ValueError as error:
-                if b"\0" in line or not _is_utf8(line):
-                    raise UserError("this is not a text file", where=path, expected=expected, fix=fix) from None
-                raise UserError("a line is no JSON", where=where, expected="one JSON object", got=error) from None
+                row = decode(line)
+            except (msgspec.MsgspecError, RecursionError):
+                if line.isspace():
+                    continue
+                row = _parse_line(line, path, number, expected, fix)
             if not isinstance(row, dict):
-                expected, got = '{"key": value, ...}', f"{type(row).__name__} of JSON"
+                where, expected = f"{path}, line {number}", '{"key": value, ...}'
+                got = f"{type(row).__name__} of JSON"
                 raise UserError("a line holds no JSON object", where=where, expected=expected, got=got)
             rows.append(row)
             lines.append(number)
     return Records(path, rows, lines, noun=noun)
 
 
-def _is_utf8(data: bytes) -> bool:
+def _parse_line(line: bytes, path: Path, number: int, expected: str, fix: str | None) -> Any:
+    # What msgspec is too strict for, or wrong.
     try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+        line.decode()
+        return parse_json(line)
+    except ValueError as error:
+        if b"\0" in line or isinstance(error, UnicodeDecodeError):
+            raise UserError("this is not a text file", where=path, expected=expected, fix=fix) from None
+        where = f"{path}, line {number}"
+        raise UserError("a line is no JSON", where=where, expected="one JSON object", got=error) from None
 
 
 @contextlib.contextmanager

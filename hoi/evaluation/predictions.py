@@ -72,7 +72,9 @@ class PredictionReader:
 
     def boxes(self, records: Records, key: str, image: np.ndarray) -> np.ndarray:
         """Return pixel-edge boxes, float64 [R, 4], of images (rows) [R]. Raises UserError: one is wrong or outside."""
-        edges = records.boxes(key) + np.array([0, 0, 1, 1]) * self.inclusive
+        given = records.boxes(key)
+        records.refuse_other_frame(key, given)
+        edges = given + np.array([0, 0, 1, 1]) * self.inclusive
         if self.size_hw is None:
             return edges
         size_wh = self.size_hw[image][:, ::-1]
@@ -100,11 +102,10 @@ class PredictionReader:
     def triplets(self, records: Records, num_interactions: int) -> Triplets:
         """Read `{file_name, human_xyxy, object_xyxy, interaction, score}`, in the file's order. Raises UserError."""
         image = self.image_rows(records, "file_name")
-        records.refuse_other_frame("human_xyxy", records.boxes("human_xyxy"))
         expected = f"a whole number of 0..{num_interactions - 1}"
         given = records.of_type("interaction", (int,), expected)
-        wrong = next((row for row, k in enumerate(given) if not 0 <= k < num_interactions), None)
-        if wrong is not None:
+        if given and not 0 <= min(given) <= max(given) < num_interactions:
+            wrong = next(row for row, k in enumerate(given) if not 0 <= k < num_interactions)
             records.refuse_row(wrong, "interaction", "is out of range", expected)
         boxes_h, boxes_o = (self.boxes(records, key, image) for key in ("human_xyxy", "object_xyxy"))
         return Triplets(image, boxes_h, boxes_o, np.array(given, np.int64), records.numbers("score"))
@@ -112,7 +113,6 @@ class PredictionReader:
     def vcoco(self, records: Records) -> VcocoPredictions:
         """Read `{image_id, human_xyxy, object_xyxy or null, scores {29 keys}}`. Raises UserError."""
         image = self.image_rows(records, "image_id")
-        records.refuse_other_frame("human_xyxy", records.boxes("human_xyxy"))
         has_object = np.array([box is not None for box in records.column("object_xyxy")], bool)
         with_object = records.select(np.flatnonzero(has_object).tolist())
         boxes_o = np.zeros((len(records), 4))
