@@ -100,6 +100,9 @@ _PEOPLE = re.compile(
     r"^((a|an|the|one|some) )?(person|people|someone|somebody|man|woman|human)( who)?( (is|are))? ", re.IGNORECASE
 )
 _PARTS = re.compile(r"^(pair|piece|slice) of ")
+_LIST_MARK = re.compile(r"^(?:[-*+•·–—]|\(?\d{1,3}[.)])\s+")
+_QUOTED = re.compile(r"""^(["'`“”„«‘’])(.*)(["'`“”«»‘’])$""")
+_ODD = re.compile(r"""(?:^|\s)[-*+•·–—"“”„«»‘`(\[]|["“”„«»)\]](?:\s|$)""")
 
 
 class Phrase(NamedTuple):
@@ -112,8 +115,11 @@ class Phrase(NamedTuple):
 
 def parse_phrase(line: str, where: str) -> Phrase:
     """Return the verb and object of a line, or raise a UserError if it has none."""
-    said = _PEOPLE.sub("", " ".join(line.strip().rstrip(".!").split()))
+    said = _PEOPLE.sub("", " ".join(_bare(line).split()))
     verb, object_name = _parts(said.replace("_", " ").lower())
+    if _ODD.search(said.replace(",", " ")):
+        fix = "take the marks out of the line; a comment starts with #"
+        raise UserError("a phrase has marks in it", where=where, expected="words", got=line.strip(), fix=fix)
     if not verb or not object_name:
         expected = "riding a bicycle, or ride bicycle, or ride, bicycle"
         problem, fix = "a phrase needs a verb and an object", "for what a person does alone, write 'walking, no_object'"
@@ -123,6 +129,36 @@ def parse_phrase(line: str, where: str) -> Phrase:
     usual = f"{verb_ing(base)} {a_object(object_name)}"
     wording = said if _is_ing(first) and "," not in said and said.lower() != usual else None
     return Phrase(base.replace(" ", "_"), object_name.replace(" ", "_"), wording)
+
+
+def _bare(line: str) -> str:
+    """Return a line without the mark of a list, quotation marks around it all, and a full stop at its end."""
+    text = _LIST_MARK.sub("", line.strip()).rstrip(".!; ")
+    quoted = _QUOTED.match(text)
+    return quoted.group(2).strip().rstrip(".!") if quoted else text
+
+
+def foreign_phrases(path: str) -> list[str]:
+    """Return the lines of a file of phrases in which nothing is English, if they are half of them or more.
+
+    English is an -ing form, an article, a known verb or a known object; YAML, which has verbs and objects, is not
+    looked at.
+    """
+    if Path(path).suffix.lower() in (".yaml", ".yml"):
+        return []
+    texts = (line.partition("#")[0].partition("|")[0].strip() for line in read_lines(path, "phrases, one a line"))
+    said = [text for text in texts if text and "=" not in text]
+    foreign = [text for text in said if not _has_english(_bare(text).replace(",", " ").replace("_", " ").lower())]
+    return foreign if 2 * len(foreign) >= len(said) else []
+
+
+def _has_english(said: str) -> bool:
+    words = said.split()
+    verbs = {name.split("_")[0] for name in hicodet_vocabulary().verbs}
+    return bool(ARTICLES & {*words}) or any(
+        re.search("[aeiouy].*ing$", word) or (place == 0 and base_form(word) in verbs) or singular(word) in COCO_OBJECTS
+        for place, word in enumerate(words)
+    )
 
 
 def _parts(said: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from hoi.datasets import UnreadableImage, hicodet, load_vocabulary, open_images
 from hoi.datasets.hicodet import HALVES, Half, half_of, image_folder, image_names
 from hoi.datasets.images import ORIENTATION_TAG, TURNED, list_images
 from hoi.datasets.vcoco import VcocoImages, split_ids
+from hoi.datasets.vocabulary_file import foreign_phrases
 from hoi.errors import UserError
 from hoi.labels import label_notices, load_labels
 from hoi.labels.hicodet import find_annotations, read_half
@@ -173,6 +174,7 @@ def check_dataset(config: DatasetSettings, every: bool) -> list[Finding]:
     def vocabulary() -> Iterator[Finding]:
         v = load_vocabulary(config)
         yield Finding("ok", f"vocabulary: {len(v)} interactions of {len(v.objects)} objects and {len(v.verbs)} verbs")
+        yield from check_language(config)
 
     def count(split: str) -> Iterator[Finding]:
         yield Finding("ok", f"split {split}: {len(open_images(config, split).image_ids)} images")
@@ -182,6 +184,15 @@ def check_dataset(config: DatasetSettings, every: bool) -> list[Finding]:
     for split in _splits(config):
         findings += collect(partial(count, split))
     return list(dict.fromkeys(findings))
+
+
+def check_language(config: DatasetSettings) -> Iterator[Finding]:
+    """Warn of phrases that are not English, which no part of the pipeline understands."""
+    path = str(getattr(config, "vocabulary", "")) if config.name == "folder" else ""
+    foreign = foreign_phrases(path) if path else []
+    if foreign:
+        what, fix = "phrases are expected in English, which these do not look like", "write 'riding a bicycle'"
+        yield Finding("warning", what, path, got=first_of(foreign), fix=fix)
 
 
 def check_world(config: WorldDataset, every: bool) -> Iterator[Finding]:

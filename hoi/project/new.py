@@ -30,7 +30,7 @@ from hoi.detectors import build_detector
 from hoi.errors import UserError, command
 from hoi.evaluation.rows import align
 from hoi.machine import choose_device
-from hoi.project.dataset_checks import Finding, Level, collect, first_of, sample_of
+from hoi.project.dataset_checks import Finding, Level, check_language, collect, first_of, sample_of
 from hoi.project.doctor import check_detector, check_teacher
 from hoi.prompts import interaction_prompts
 from hoi.teachers import build_teacher
@@ -110,7 +110,7 @@ def write_project(project: Project, out: Path) -> Report:
     vocabulary = read_vocabulary(project.phrases)
     text = pipeline_text(project, len(names))
     config = parse_config(parse_yaml(text, str(path)), str(path))
-    findings = [*_check_images(config, names), *_check_splits(config)]
+    findings = [*check_language(config.dataset), *_check_images(config, names), *_check_splits(config)]
     is_loaded, of_models = _check_models(config, vocabulary, names)
     costs = _costs(config, is_loaded)
     out.mkdir(parents=True, exist_ok=True)

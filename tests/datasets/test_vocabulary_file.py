@@ -10,7 +10,14 @@ import pytest
 
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import hicodet_vocabulary
-from hoi.datasets.vocabulary_file import EVERYDAY_NAMES, base_form, parse_phrase, read_vocabulary, usual_name
+from hoi.datasets.vocabulary_file import (
+    EVERYDAY_NAMES,
+    base_form,
+    foreign_phrases,
+    parse_phrase,
+    read_vocabulary,
+    usual_name,
+)
 from hoi.detectors import match_classes
 from hoi.prompts import interaction_prompts, verb_ing
 from hoi.vocabulary import Vocabulary
@@ -22,6 +29,12 @@ from tests.fakes.pipelines import refused
     [
         ("riding a bicycle", "ride", "bicycle", None),
         ("ride bicycle", "ride", "bicycle", None),
+        ("- ride bicycle", "ride", "bicycle", None),
+        ("* walking a dog", "walk", "dog", None),
+        ("2. eating pizza", "eat", "pizza", "eating pizza"),
+        ('"holding an umbrella."', "hold", "umbrella", None),
+        ("“Riding A Horse”.", "ride", "horse", None),
+        ("• a man is cutting a cake", "cut", "cake", None),
         ("ride, bicycle", "ride", "bicycle", None),
         ("A person is riding a bicycle.", "ride", "bicycle", None),
         ("rides a horse", "ride", "horse", None),
@@ -38,6 +51,19 @@ from tests.fakes.pipelines import refused
 def test_a_line_has_a_verb_and_an_object(line: str, verb: str, thing: str, wording: str | None) -> None:
     found = parse_phrase(line, "here")
     assert (found.verb, found.object_name, found.wording) == (verb, thing, wording)
+
+
+@pytest.mark.parametrize("line", ['eating "a cake"', "-riding a bicycle", "riding a bicycle (red)", "« ride » a horse"])
+def test_marks_within_a_line_are_refused_by_line(line: str) -> None:
+    error = refused(parse_phrase, line, "file, line 3")
+    assert (error.what, error.where, error.got) == ("a phrase has marks in it", "file, line 3", line)
+
+
+def test_phrases_in_which_nothing_is_english_are_found(tmp_path: Path) -> None:
+    german = ["ein Pferd reiten", "Pizza essen", "einen Hund streicheln | Hund"]
+    assert foreign_phrases(write(tmp_path, "\n".join(german))) == ["ein Pferd reiten", "einen Hund streicheln"]
+    english = ["welding pipes", "hoe, garden", "kicks scooter", "scooter = motorcycle", "knit the sweater"]
+    assert foreign_phrases(write(tmp_path, "\n".join(english))) == []
 
 
 @pytest.mark.parametrize("line", ["bicycle", "riding", ",", "riding,", ", bicycle"])
