@@ -125,6 +125,13 @@ def test_the_environment_fills_in_what_is_set(good: Path, monkeypatch: pytest.Mo
     assert "PLACE is not set" in refused(load_config, good, ["output=${PLACE}/out"]).what
 
 
+def test_a_tilde_is_the_home_folder(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(good, ["output=~/out", "cache.folder=~/c", "teacher.pretrained=local-dir:~/clip", "name=a~/b"])
+    assert (config.output, config.cache.folder, config.name) == ("/home/me/out", "/home/me/c", "a~/b")
+    assert config.teacher.pretrained == "local-dir:/home/me/clip"
+
+
 def test_regions_have_one_order_and_no_doubles(good: Path) -> None:
     assert load_config(good, ["teacher.regions=[crop, map]"]).teacher.regions == ["map", "crop"]
     error = refused(load_config, good, ["teacher.regions=[crop, crop]"])

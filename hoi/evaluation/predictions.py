@@ -259,7 +259,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-_NUMBER = rb"G.{8}|K.|M..|J.{4}|N|\x88|\x89|[FIL][^\n]{1,40}\n"
+_NUMBER = rb"G.{8}|K.|M..|J.{4}|N|\x88|\x89|\x95.{8}|[FIL][^\n]{1,40}\n"
 _PLAIN = re.compile(
     rb"(?:" + _NUMBER + rb"|h.|j.{4}|q.|[\]}\)laesudb0\x94R]|\((?:" + _NUMBER + rb")*t|\(){1,500}", re.DOTALL
 )
@@ -277,11 +277,7 @@ def _check_pickle(data: bytes) -> None:
         step = data[at : at + 1]
         if step == b".":
             return
-        if step == b"\x95":  # a frame, whose length is checked by its end
-            size, at = int.from_bytes(data[at + 1 : at + 9], "little"), at + 9
-            if size > len(data) - at:
-                raise ValueError(f"byte {at}: a length of {size} bytes is beyond the end")
-        elif step in _LENGTHS:
+        if step in _LENGTHS:
             start = at + 1 + _LENGTHS[step]
             size = int.from_bytes(data[at + 1 : start], "little")
             if size > len(data) - start:

@@ -20,7 +20,7 @@ import numpy as np
 from hoi.datasets.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
 from hoi.errors import UserError
-from hoi.json_lines import read_json_file
+from hoi.json_lines import read_json_file, refuse_repeats
 from hoi.vocabulary import NO_OBJECT
 
 LABELS = "V-COCO's label file, a list of 26 actions with image_id, ann_id, label and role_object_id"
@@ -107,6 +107,8 @@ def join_instances(labels: VcocoLabelFile, instances: Path | None = None, fix: s
     path, content = _read_instances(labels, instances, fix)
     row_of = {image_id: row for row, image_id in enumerate(labels.image_ids)}
     try:
+        refuse_repeats((image["id"] for image in content["images"]), "an image id", path, "images")
+        refuse_repeats((record["id"] for record in content["annotations"]), "an annotation id", path, "annotations")
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         truth, role_category = _truth(labels, content, row_of, sizes, path)
         size_hw = np.array([sizes[i] for i in labels.image_ids], np.int64)

@@ -14,7 +14,7 @@ from hoi.config import FolderDataset
 from hoi.datasets import load_vocabulary, open_images
 from hoi.datasets.folder import split_of
 from hoi.datasets.images import list_images
-from hoi.labels import load_labels, rare_mask
+from hoi.labels import label_notices, load_labels, rare_mask
 from tests.fakes.pipelines import refused
 
 
@@ -106,3 +106,23 @@ def test_annotations_join_by_name_and_wrong_records_are_named(folder: FolderData
     assert refused(load_labels, in_folder, "test").what == "this is a folder"
     assert "no annotations" in refused(load_labels, folder, "test").what
     assert "no split 'val'" in refused(load_labels, annotated, "val").what
+
+
+def test_annotations_of_another_frame_are_refused(folder: FolderDataset, tmp_path: Path) -> None:
+    path, name = tmp_path / "annotations.jsonl", open_images(folder, "test").image_ids[0]
+    annotated = folder.model_copy(update={"annotations": str(path)})
+    line = {"file_name": name, "human_xyxy": [0, 0, 2, 2], "object_xyxy": [1, 1, 4, 4], "verb": "hold", "object": "cup"}
+
+    def load(**change: Any) -> Any:
+        path.write_text(2 * (json.dumps(line | change) + "\n"))
+        return load_labels(annotated, "test")
+
+    assert len(load(width=8, height=6, file_name=name.replace("/", "\\"))) == 2
+    assert label_notices(annotated)[0].startswith("1 annotation lines repeat an earlier one")
+    for change, what in (
+        ({"width": 6, "height": 8}, "turned by EXIF"),
+        ({"width": 16, "height": 12}, "a resized copy"),
+        ({"object_xyxy": [8, 6, 16, 12]}, "2 of 2 boxes reach far beyond their image"),
+        ({"human_xyxy": [0.1, 0.1, 0.5, 1.0]}, "fractions of the image"),
+    ):
+        assert what in refused(load, **change).what

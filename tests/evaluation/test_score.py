@@ -20,7 +20,7 @@ from hoi.datasets import load_vocabulary, open_images
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, unseen
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
-from hoi.evaluation.predictions import TRIPLET_KEYS
+from hoi.evaluation.predictions import TRIPLET_KEYS, read_vsrl
 from hoi.evaluation.score import score
 from hoi.labels import load_labels
 from tests.fakes import pipelines
@@ -235,6 +235,108 @@ def test_gen_vlkts_printed_python_scores_like_the_lines(golden: Path) -> None:
     assert (error.what, error.where) == ("a result is not understood", f"{golden / 'plain.json'}, image 4")
 
 
+def test_printed_python_is_read_with_its_apostrophes(golden: Path) -> None:
+    images = by_image()
+    old, odd = images[0]["filename"], 'a\'b "é" (np.float32(1) nan).jpg'
+    annotations = json.loads((golden / "annotations.json").read_text())
+    annotations["filenames"][annotations["filenames"].index(old)] = odd
+    (golden / "annotations.json").write_text(json.dumps(annotations))
+    images[0]["filename"] = odd
+    (golden / "plain.json").write_text(json.dumps({"preds": images}))
+    printed = str({"preds": images, "gts": [], "none": None, "true": True})
+    (golden / "text.json").write_text(json.dumps(printed))
+    (golden / "printed.txt").write_text(printed)
+    plain = scored(golden, "plain.json", format="gen-vlkt")
+    for name in ("text.json", "printed.txt"):
+        assert scored(golden, name, format="gen-vlkt")["ap"] == plain["ap"]
+
+
+@pytest.mark.parametrize(
+    ("score", "what"),
+    [
+        ("inf", "the printed text holds inf"),
+        ("array([0.5, ...])", "the printed text holds array(...), which may have been cut"),
+        ("__import__('os').system('true')", "the printed text holds __import__(...), which may have been cut"),
+        ("1 + 1", "this result file is neither JSON nor printed Python"),
+        ("'open", "the printed text holds open"),
+    ],
+)
+def test_what_printed_python_cannot_hold_is_named(golden: Path, score: str, what: str) -> None:
+    (golden / "gen.json").write_text(json.dumps("{'preds': [{'score': " + score + "}]}"))
+    error = refused(golden, "gen.json", format="gen-vlkt")
+    assert error.what == what
+    assert str(error.where).startswith(str(golden / "gen.json"))
+
+
+@pytest.mark.parametrize("key", ["subject_id", "object_id", "category_id"])
+def test_infinity_is_no_id(golden: Path, key: str) -> None:
+    images = by_image()
+    images[2]["hoi_prediction"][0][key] = float("inf")
+    (golden / "plain.json").write_text(json.dumps(images))
+    error = refused(golden, "plain.json", format="gen-vlkt")
+    assert (error.what, error.where) == ("a result is not understood", f"{golden / 'plain.json'}, image 3")
+
+
+def test_names_with_other_folders_join_with_a_notice(golden: Path) -> None:
+    rows = [{**row, "file_name": f"C:\\hico\\{row['file_name']}"} for row in golden_rows()]
+    write_lines(golden / "paths.jsonl", rows)
+    out = scored(golden, "paths.jsonl")
+    assert out["ap"] == scored(golden)["ap"]
+    assert "were joined by their bare names, as 'C:\\hico" in out["notices"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda box: [edge / 10_000 for edge in box], "'human_xyxy': boxes are fractions of the image, not pixels"),
+        (lambda box: [4 * edge for edge in box], "they look like those of a larger copy of the images"),
+        (lambda box: [box[2], box[3], box[2] - box[0], box[3] - box[1]], "is reversed"),
+    ],
+)
+def test_predictions_of_another_frame_are_refused(golden: Path, change: Callable[[list], list], what: str) -> None:
+    keys = ("human_xyxy", "object_xyxy")
+    write_lines(golden / "bad.jsonl", [{**row, **{key: change(row[key]) for key in keys}} for row in golden_rows()])
+    error = refused(golden, "bad.jsonl")
+    assert what in error.what
+    assert str(error.where).startswith(f"{golden / 'bad.jsonl'}, line ")
+
+
+FOLDER_LINE = {"human_xyxy": [10, 10, 60, 110], "object_xyxy": [50, 60, 100, 120], "verb": "ride", "object": "bicycle"}
+
+
+def of_folder(folder: Path, true: list[dict], predicted: list[dict]) -> Any:
+    write_lines(folder / "annotations.json", [FOLDER_LINE | line for line in true])
+    write_lines(folder / "p.jsonl", [FOLDER_LINE | {"score": 0.9} | line for line in predicted])
+    return scored(folder, "p.jsonl", "folder")
+
+
+def test_what_does_not_join_is_counted_on_both_sides(tmp_path: Path) -> None:
+    both = {"file_name": "s/a.jpg"}, {"file_name": "/x/b.jpg"}
+    out = of_folder(tmp_path, [*both, {"file_name": "C.jpg"}], [{"file_name": "s\\a.jpg"}, {"file_name": "b.jpg"}])
+    assert out["num_images"] == 3
+    bare, missed, *_ = out["notices"]
+    assert bare.startswith("1 images of the predictions were joined by their bare names, as 'b.jpg'")
+    assert missed == "1 annotated images have no prediction, as 'C.jpg'"
+    line = {"file_name": "a.jpg"}
+    out = of_folder(tmp_path, [line], [line, line | {"verb": "Ride"}])
+    assert out["notices"][0] == "1 predicted interactions have no annotation, as 'Ride bicycle'"
+
+
+@pytest.mark.parametrize("change", [{"file_name": "A.jpg"}, {"verb": "riding"}])
+def test_files_with_nothing_in_common_are_an_error(tmp_path: Path, change: dict) -> None:
+    line = {"file_name": "a.jpg"}
+    error = pipelines.refused(of_folder, tmp_path, [line], [line | change])
+    assert "in common" in error.what
+    assert error.where == tmp_path / "p.jsonl"
+
+
+def test_repeated_annotation_lines_are_noticed_with_their_number(tmp_path: Path) -> None:
+    line = {"file_name": "a.jpg"}
+    out = of_folder(tmp_path, [line, {"file_name": "b.jpg"}, line, line], [line])
+    assert out["notices"][0].startswith("2 annotation lines repeat an earlier one")
+    assert "annotations.json, line 3, as 1" in out["notices"][0]
+
+
 def test_qpics_verbs_and_coco_classes_become_interactions(golden: Path) -> None:
     vocabulary = hicodet_vocabulary()
     images = by_image()
@@ -337,6 +439,34 @@ def test_vsrl_evals_pickle_scores_like_the_lines(tmp_path: Path) -> None:
         error = refused(tmp_path, "p.pkl", "vcoco", **options)
         assert (error.what, error.got) == ("a row has several objects", got)
         assert error.where == f"{tmp_path / 'p.pkl'}, row 2"
+
+
+HOSTILE = {
+    "beyond the end": b"X\xff\xff\xff\x7fabc.",
+    "beyond the end, of 8 bytes": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x00abc.",
+    "truncated": b"\x80\x04\x95" + b"\xff" * 7 + b"\x00]\x94.",
+    "larger than the file": b"\x80\x02]r\xff\xff\xff\x7f.",
+    "larger than the file, in text": b"(lp99999999999\n.",
+    "which plain data does not need": b"\x80\x02}" + b")\x85" * 9 + b"K\x01s.",
+    "which plain data does not need, by memo": b"\x80\x02}(K\x01tq\x00(h\x00tK\x01s.",
+    "asks for os.system": b"cos\nsystem\n)R.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_pickle_is_refused_before_it_takes_memory(tmp_path: Path, name: str) -> None:
+    vcoco_files(tmp_path)
+    (tmp_path / "p.pkl").write_bytes(HOSTILE[name])
+    error = refused(tmp_path, "p.pkl", "vcoco", format="vsrl")
+    assert error.what == "this pickle is refused"
+    assert name.split(",")[0] in str(error.got)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_every_protocol_are_read(tmp_path: Path, protocol: int) -> None:
+    rows = [{"image_id": 2**40 + k, "person_box": (k, 0.5, -3, 300), "é": "a'b\n", "none": None} for k in range(2000)]
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps([*rows, rows[0]], protocol))
+    assert [row["image_id"] for row in read_vsrl(tmp_path / "p.pkl").rows[:2000]] == [row["image_id"] for row in rows]
 
 
 VCOCO_BAD: dict[str, dict[str, Any]] = {
