@@ -122,7 +122,7 @@ def _random_tables(ids: Sequence[str], rng: np.random.Generator, axes: Mapping[s
         "status": np.zeros(len(ids), np.uint8),
         "status_reason": np.full(len(ids), b"", "S1"),
         "detection_offsets": np.arange(len(ids) + 1, dtype=np.int64) * DETECTIONS,
-        "size_hw": np.tile(np.int32([480, 640]), (len(ids), 1)),
+        "size_hw": np.tile(np.array([480, 640], np.int32), (len(ids), 1)),
         "pair_offsets": np.concatenate([[0], np.cumsum(pairs)]).astype(np.int64),
         "pairs_ho": rng.integers(0, DETECTIONS, (num_rows["pair"], 2)).astype("<i4"),
     }

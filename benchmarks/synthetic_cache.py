@@ -160,7 +160,7 @@ def _thin_tables(image_ids: Sequence[str]) -> Tables:
     tables |= {
         "image_id": np.array([image_id.encode() for image_id in image_ids]),
         "status": np.full(num, READABLE, np.uint8),
-        "size_hw": np.tile(np.int32([480, 640]), (num, 1)),
+        "size_hw": np.tile(np.array([480, 640], np.int32), (num, 1)),
         "status_reason": np.full(num, b"", "S1"),
         "detection_offsets": np.arange(num + 1, dtype="<i8") * THIN_DETECTIONS,
         "pair_offsets": np.arange(num + 1, dtype="<i8") * THIN_PAIRS,

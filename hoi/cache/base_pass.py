@@ -291,7 +291,7 @@ def check_detections(tables: Mapping[str, np.ndarray], num_objects: int) -> None
 
 def check_labels(tables: Mapping[str, np.ndarray], num_objects: int | None) -> None:
     """Raise a ValueError unless labels are rows of the vocabulary's objects, where their number is known."""
-    labels = tables.get("labels", ())
+    labels = tables.get("labels", np.zeros(0, np.int32))
     if num_objects is not None and len(labels) and (labels.min() < 0 or labels.max() >= num_objects):
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}, the vocabulary has {num_objects} objects")
 

@@ -148,7 +148,7 @@ def forked(call: Callable[[], object], said: Path) -> Driver:
         os.dup2(file, 2)
         # Those of a test would write elsewhere.
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-        run_program(lambda: call() and None)
+        run_program(lambda: None if call() is None else 0)
     except SystemExit as end:
         os._exit(end.code if isinstance(end.code, int) else 1)
     finally:

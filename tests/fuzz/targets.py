@@ -433,7 +433,7 @@ def of_settings(root: Path) -> list[Target]:
         config = PrecomputedDetectorConfig(
             name="precomputed", results=str(here / "results.json"), instances=str(here / "instances.json")
         )
-        detector = PrecomputedDetector(config, VOCABULARY)
+        detector = PrecomputedDetector(config, VOCABULARY, "cpu", WorldDataset(name="world"))
         detector.detect([np.zeros((50, 60, 3), np.uint8)], ["a.jpg"])
 
     calls: dict[str, tuple[Callable[[bytes], list[Variant]], Callable[[Path], object]]] = {

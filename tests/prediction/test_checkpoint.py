@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hoi.config import PipelineConfig
+from hoi.config.detectors import Detectron2DetectorConfig
 from hoi.datasets import open_images
 from hoi.errors import UserError
 from hoi.files import file_sha256
@@ -164,8 +165,10 @@ def test_a_permission_in_the_folder_is_dropped(folder: Path) -> None:
     record = json.loads((folder / "checkpoint.json").read_text())
     detectron2 = {"name": "detectron2", "config_file": "a.yaml", "weights": "a.pkl", "trust_pickle": True}
     edit(folder, config={**record["config"], "detector": detectron2}, places={})
-    assert not Checkpoint.open(folder).config.detector.trust_pickle
-    assert Checkpoint.open(folder, ["detector.trust_pickle=true"]).config.detector.trust_pickle
+    for overrides, is_trusted in (((), False), (("detector.trust_pickle=true",), True)):
+        detector = Checkpoint.open(folder, overrides).config.detector
+        assert isinstance(detector, Detectron2DetectorConfig)
+        assert detector.trust_pickle == is_trusted
 
 
 @pytest.mark.parametrize("kind", ["above", "absolute", "link", "pipe", "folder", "linked folder"])

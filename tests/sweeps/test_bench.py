@@ -105,7 +105,7 @@ def test_a_bench_has_every_row_and_is_kept(tmp_path: Path) -> None:
 def test_a_run_that_fails_leaves_the_rest_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = train_run
 
-    def fails(config: Any, name: str, seed: int, *rest: Any, **further: Any) -> float:
+    def fails(config: Any, name: str, seed: int, *rest: Any, **further: Any) -> float | None:
         if seed == 1:
             raise UserError("the loss is no longer finite")
         return usual(config, name, seed, *rest, **further)
