@@ -22,7 +22,7 @@ from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.tools.describe import info
 from hoi.cache.tools.verify import verify
-from hoi.config import PipelineConfig, TeacherConfig, load_config
+from hoi.config import PipelineConfig, TeacherConfig, WorldDataset, load_config
 from hoi.config.detectors import PrecomputedDetectorConfig
 from hoi.datasets import UnreadableImage
 from hoi.datasets.hicodet import hicodet_vocabulary
