@@ -137,19 +137,22 @@ def run_program(main: Callable[[], int | None]) -> None:
             code = main() or 0
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except UserError as error:
-            code, line = 2, f"error: {error}"
         except KeyboardInterrupt:
             code, line = 130, INTERRUPTED
-        except OSError as error:
-            if error.errno is None:
-                raise
-            if isinstance(error, BrokenPipeError) and any(map(_is_closed, (sys.stdout, sys.stderr))):
+        except Exception as error:
+            if received:
+                # Libraries turn an interruption into errors of their own.
+                code, line = TERMINATED, INTERRUPTED
+            elif isinstance(error, BrokenPipeError) and any(map(_is_closed, (sys.stdout, sys.stderr))):
                 code = UNREAD
-            else:
+            elif isinstance(error, OSError) and error.errno is not None:
                 fix = "free space or mend the permissions, then run the same command again"
                 where = error.filename or "writing a file"
                 code, line = 2, f"error: {UserError(str(error.strerror), where=where, fix=fix)}"
+            elif isinstance(error, UserError):
+                code, line = 2, f"error: {error}"
+            else:
+                raise
         if received and code in (0, 130):
             code = TERMINATED
         with contextlib.suppress(OSError):

@@ -188,7 +188,7 @@ def check_dataset(config: DatasetSettings, every: bool) -> list[Finding]:
 
 def check_language(config: DatasetSettings) -> Iterator[Finding]:
     """Warn of phrases that are not English, which no part of the pipeline understands."""
-    path = str(getattr(config, "vocabulary", "")) if config.name == "folder" else ""
+    path = config.vocabulary if isinstance(config, FolderDataset) else ""
     foreign = foreign_phrases(path) if path else []
     if foreign:
         what, fix = "phrases are expected in English, which these do not look like", "write 'riding a bicycle'"

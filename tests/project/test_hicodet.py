@@ -146,7 +146,7 @@ def test_the_doctors_errors_and_a_small_disk_end_the_run(
     (tmp_path / "gone.png").rename(image)
     monkeypatch.setattr(cache_estimates, "free_bytes", lambda folder: 1000)
     error = refused(run_published, pipeline())
-    assert ("disk is too small" in error.what, error.got) == (True, "0 bytes")
+    assert ("disk is too small" in error.what, error.got) == (True, "1.000 kB")
     assert "free space" in str(error.fix)
     assert not (tmp_path / "out" / "cache").exists()
 
