@@ -29,19 +29,16 @@ PREFIXES = ("module.", "model.", "clip.", "_orig_mod.")
 MAX_PARTS, MAX_DEPTH = 100_000, 100
 """Tensors and modules of a TorchScript archive, and their depth."""
 STORAGES = {
-    f"{name}Storage": dtype
-    for name, dtype in {
-        "Double": torch.float64,
-        "Float": torch.float32,
-        "Half": torch.float16,
-        "BFloat16": torch.bfloat16,
-        "Long": torch.int64,
-        "Int": torch.int32,
-        "Short": torch.int16,
-        "Char": torch.int8,
-        "Byte": torch.uint8,
-        "Bool": torch.bool,
-    }.items()
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
 }
 DAMAGED = (
     *(SafetensorError, RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError),
@@ -79,9 +76,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         expected, fix = "tensors by name (it is read with weights_only)", "save it as .safetensors"
         what = "the weight file is no plain state dict"
-        raise UserError(what, where=path, expected=expected, got=_first_line(error), fix=fix) from None
+        raise UserError(what, where=path, expected=expected, got=first_line(error), fix=fix) from None
     except DAMAGED as error:
-        raise UserError("the weight file cannot be read", where=path, got=_first_line(error)) from None
+        raise UserError("the weight file cannot be read", where=path, got=first_line(error)) from None
     return _unwrapped(state, path)
 
 
@@ -93,10 +90,8 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
         expected = f"tensors by name, as they are or under {', '.join(CONTAINERS)}"
         raise UserError("the weight file is no state dict", where=path, expected=expected, got=got)
     state = {str(name): value for name, value in state.items()}
-    while prefix := next(
-        (prefix for prefix in PREFIXES if state and all(name.startswith(prefix) for name in state)), ""
-    ):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    while prefixes := [prefix for prefix in PREFIXES if state and all(name.startswith(prefix) for name in state)]:
+        state = {name.removeprefix(prefixes[0]): value for name, value in state.items()}
     return state
 
 
@@ -178,7 +173,7 @@ class _TorchScript(pickle.Unpickler):
         if module.split(".")[0] == "__torch__":
             return _Inert
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._tensor
+            return lambda storage, offset, size, stride, *_: storage.as_strided(size, stride, offset)
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if module == "torch.jit._pickle" and name in ("build_intlist", "build_doublelist", "build_boollist"):
@@ -196,12 +191,10 @@ class _TorchScript(pickle.Unpickler):
             self._storages[name] = torch.frombuffer(content, dtype=dtype) if content else torch.zeros(0, dtype=dtype)
         return self._storages[name]
 
-    def _tensor(self, storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
-        return storage.as_strided(size, stride, offset)
-
     def _bytes(self, name: str) -> bytes:
         return self._archive.read(self._root + name)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library says, at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

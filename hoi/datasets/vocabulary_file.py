@@ -69,8 +69,6 @@ EVERYDAY_NAMES = {
     "wine glass": ("wineglass",),
 }
 """COCO class → other names of such objects. [choice]"""
-
-
 COCO_NAME_OF = {other: name for name, others in EVERYDAY_NAMES.items() for other in others}
 KNOWN_OBJECTS = frozenset({*COCO_OBJECTS, *COCO_NAME_OF})
 
@@ -154,9 +152,9 @@ def foreign_phrases(path: str) -> list[str]:
 
 def _has_english(said: str) -> bool:
     words = said.split()
-    verbs = {name.split("_")[0] for name in hicodet_vocabulary().verbs}
+    verbs = set(_known_ing_forms().values())
     return bool(ARTICLES & {*words}) or any(
-        re.search("[aeiouy].*ing$", word) or (place == 0 and base_form(word) in verbs) or singular(word) in COCO_OBJECTS
+        _is_ing(word) or (place == 0 and base_form(word) in verbs) or singular(word) in COCO_OBJECTS
         for place, word in enumerate(words)
     )
 

@@ -18,19 +18,16 @@ class _Mean(Struct):
     sd: Finite
 
 
-class _Difference(Struct):
-    better: str
-    than: str
-    measure: str
-    observed: Finite
-    low: Finite
-    high: Finite
-
-
 class _Interval(Struct):
     observed: Finite
     low: Finite
     high: Finite
+
+
+class _Difference(_Interval):
+    better: str
+    than: str
+    measure: str
 
 
 class _Settings(TypedDict, total=False):

@@ -28,29 +28,8 @@ from hoi.provenance import flatten
 from hoi.vocabulary import Vocabulary
 
 VIDEO_SUFFIXES = frozenset(
-    {
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".qt",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".vob",
-        ".mts",
-        ".m2ts",
-        ".m2t",
-        ".ts",
-        ".3gp",
-        ".3g2",
-        ".wmv",
-        ".asf",
-        ".flv",
-        ".f4v",
-        ".ogv",
-    }
+    {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".mts", ".m2ts", ".m2t", ".ts"}
+    | {".3gp", ".3g2", ".wmv", ".asf", ".flv", ".f4v", ".ogv"}
 )
 SETTINGS, JOURNAL, LOCK = "settings.json", "journal.jsonl", ".lock"
 PREDICTIONS, DETECTIONS, UNREADABLE = "predictions.jsonl", "detections.json", "unreadable.jsonl"

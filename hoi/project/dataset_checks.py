@@ -34,7 +34,6 @@ SAMPLE = 300
 SHOWN = 3
 KNOWN: dict[Half, tuple[int, int]] = {"train2015": (38118, 117871), "test2015": (9658, 33405)}
 """Images and pairs of HICO-DET's halves, as published."""
-"""EXIF orientations that swap width and height."""
 Level = Literal["ok", "warning", "error"]
 
 

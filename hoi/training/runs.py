@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, Required, TypedDict
 
 import torch
 from msgspec import Meta
@@ -42,17 +42,15 @@ from hoi.provenance import flatten
 from hoi.records import TextBank
 from hoi.students.base import Student, build_student
 from hoi.vocabulary import Vocabulary
+from hoi.weights import first_line
 
 Settings = dict[str, Any]
 
 
-class _Settled(TypedDict):
-    settings: Settings
-
-
-class RunRecord(_Settled, total=False):
+class RunRecord(TypedDict, total=False):
     """What is read again of run.json."""
 
+    settings: Required[Settings]
     seconds: Finite
     chosen_epoch: Annotated[int, Meta(ge=1)]
     versions: dict[str, str]
@@ -80,16 +78,15 @@ class RunFolder:
     @contextmanager
     def sole_writer(self) -> Iterator[None]:
         """Keep other processes from training this run, and clear what killed ones left half-written."""
-        with locked(
-            self.path / ".lock", "another process is training this student", "wait for it, or set another output"
-        ):
+        what, fix = "another process is training this student", "wait for it, or set another output"
+        with locked(self.path / ".lock", what, fix):
             remove_leftovers(self.path)
             yield
 
     def record(self) -> RunRecord:
         """Return what `finish` wrote; a UserError if there is no finished run, or its record is damaged."""
-        path, what = self.path / "run.json", "the record of a training run"
-        record: RunRecord | None = read_json(path, RunRecord, what, fix=f"rm -r {self.path}")
+        fix = f"rm -r {self.path}"
+        record: RunRecord | None = read_json(self.path / "run.json", RunRecord, "the record of a training run", fix)
         if record is None:
             raise UserError("there is no finished training run", where=self.path, fix=command("train"))
         return record
@@ -169,7 +166,6 @@ def load_student(
     Raises:
         UserError: the file is missing, damaged, not finite, or of another student.
     """
-    what = "the weights of a student are missing or damaged"
     try:
         with safe_open(path, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -187,8 +183,8 @@ def load_student(
         student = build_student(settings, bank, vocabulary, axes)
         student.load_state_dict(state)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        got = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(what, where=path, got=got, fix=fix) from None
+        what = "the weights of a student are missing or damaged"
+        raise UserError(what, where=path, got=first_line(error), fix=fix) from None
     return student
 
 

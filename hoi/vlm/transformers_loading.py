@@ -22,7 +22,7 @@ from hoi.config import VlmConfig
 from hoi.errors import UserError
 from hoi.files import LOCAL_DIR, check_folder, find_local
 from hoi.teachers.loading import HF_HUB, unlogged
-from hoi.weights import RANDOM, RANDOM_SEED
+from hoi.weights import RANDOM, RANDOM_SEED, first_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NOT_FOR_MODELS = ("labels",)  # what some processors give for training alone
@@ -90,7 +90,7 @@ def memory_explained(name: str) -> Iterator[None]:
             raise
         fix = "lower its batch_size, set precision: bf16, or take smaller images (preprocessor_config.json) or models"
         problem = "there is not enough memory for the model"
-        raise UserError(problem, where=f"vlms, model {name}", got=_first_line(error), fix=fix) from None
+        raise UserError(problem, where=f"vlms, model {name}", got=first_line(error), fix=fix) from None
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _reading(name: str, part: str, fix: str) -> Iterator[None]:
             yield
     except ImportError as error:
         problem = "the model needs a package that is not installed"
-        raise UserError(problem, where=where, got=_first_line(error), fix="install it") from None
+        raise UserError(problem, where=where, got=first_line(error), fix="install it") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         text, problem = " ".join(str(error).split()), f"the model's {part} cannot be read"
         if "trust_remote_code" in text:
@@ -136,10 +136,6 @@ def _find(name: str) -> tuple[str, bool]:
         expected = "a folder, or owner/name of the hub"
         raise UserError("there is no such model folder", where=name, expected=expected, fix="check model")
     return source, False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _sha256(text: str) -> str:

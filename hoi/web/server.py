@@ -70,7 +70,7 @@ class Refused(Exception):
 
 
 class Refusal(JSONResponse):
-    """An answer that may come before the request was read to its end; the connection closes after it.
+    """An answer that may come before the whole request was read; the connection closes after it.
 
     Closed at once, a client that still sends would see a broken connection instead of the answer. So what it sends is
     thrown away for a while.
