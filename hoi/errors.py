@@ -47,15 +47,12 @@ class UserError(Exception):
     ) -> None:
         named = (("where", where), ("expected", expected), ("got", got), ("next", fix))
         parts = [what, *(f"{name}: {value}" for name, value in named if value is not None)]
-        super().__init__(" · ".join(_clipped(" ".join(part.split())) for part in parts))
+        parts = [" ".join(part.split()) for part in parts]
+        super().__init__(" · ".join(p if len(p) <= MAX_PART else f"{p[: MAX_PART - 3]}..." for p in parts))
         self.what, self.where, self.expected, self.got, self.fix = what, where, expected, got, fix
 
     def __reduce__(self) -> tuple[Callable[..., UserError], tuple[object, ...]]:
         return partial(type(self), self.what, where=self.where, expected=self.expected, got=self.got, fix=self.fix), ()
-
-
-def _clipped(part: str) -> str:
-    return part if len(part) <= MAX_PART else f"{part[: MAX_PART - 3]}..."
 
 
 def nearest(name: str, names: Iterable[str], number: int = 5) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,19 @@ from hoi.errors import UserError, command
 from hoi.files import write_atomically
 
 MAX_ROW_BYTES = (1 << 31) - 1
-INDEX_ATTRIBUTES = ("schema_version", "fingerprint", "split", "shards_sha256", "axes")
+
+
+def index_attributes(
+    fingerprint: str, split: str, receipts: Sequence[Receipt], axes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return the attributes of the index of these shards."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": fingerprint,
+        "split": split,
+        "shards_sha256": hash_of_shards(receipts),
+        "axes": axes,
+    }
 
 
 def write_index(
@@ -51,14 +64,7 @@ def encode_index(folder: Path, split: str, fingerprint: str, receipts: Sequence[
     fields = of.content.fields
     headers = (checked_header(folder, split, fingerprint, receipt, fields) for receipt in receipts)
     axes, tables = index_tables(headers, sum(receipt.num_images for receipt in receipts), fields)
-    attributes = {
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": fingerprint,
-        "split": split,
-        "shards_sha256": hash_of_shards(receipts),
-        "axes": axes,
-    }
-    return encode_file(tables, attributes, consume=True)
+    return encode_file(tables, index_attributes(fingerprint, split, receipts, axes), consume=True)
 
 
 def index_tables(
@@ -173,23 +179,17 @@ def rebuild_shard(path: Path) -> str:
 
 def open_index(folder: Path, manifest: Manifest) -> SplitIndex:
     """Open the index of a complete pass, mapped; a UserError where it is damaged or not of the manifest's shards."""
-    path, table = folder / manifest.of.index_name, manifest.of.content.fields
+    path, table, bank = folder / manifest.of.index_name, manifest.of.content.fields, manifest.bank
+    expected = index_attributes(bank.fingerprint, manifest.split, manifest.shards, bank.axes)
     try:
         header = read_header(path)
-        attributes = {name: header.attributes[name] for name in INDEX_ATTRIBUTES}
+        attributes = {name: header.attributes[name] for name in expected}
         _check_index(header, manifest)
         index = SplitIndex(attributes["axes"], header.tables(index_fields(table)), table)
         _check_offsets(index, manifest)
     except (BrokenFile, FileNotFoundError, KeyError, ValueError) as error:
         raise UserError("this index is damaged", where=path, got=error, fix=rebuild_shard(path)) from None
-    expected = {
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": manifest.bank.fingerprint,
-        "split": manifest.split,
-        "shards_sha256": hash_of_shards(manifest.shards),
-        "axes": manifest.bank.axes,
-    }
-    for name in INDEX_ATTRIBUTES:
+    for name in expected:
         if attributes[name] != expected[name]:
             what = f"this index is of other shards than the manifest: {name}"
             raise UserError(what, where=path, expected=expected[name], got=attributes[name], fix=rebuild_shard(path))

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from msgspec import Struct
 
@@ -87,34 +87,16 @@ class AuditReport:
         return "\n".join([*lines, f"wrote {self.file}"])
 
 
-class _Settings(TypedDict, total=False):
-    supervision: str
-    num_tried: int
-    tuned_on: str | None
-    zero_shot: str | None
-
-
-class _Row(Struct):
-    name: str
-    seed: int | None
-    knobs: _Settings
-
-
-class _Summary(Struct):
-    config: dict[str, Any]
-    zero_shot_dropped: dict[str, dict[str, int]] = {}
-
-
 def run_audit(config: PipelineConfig, training_images: Path | None = None) -> AuditReport:
     """Audit the results in `config.output` by the config that made them, and write audit.json there.
 
     `training_images` lists what the detector was trained on. Raises UserError: no results, or no such list.
     """
     folder = Path(config.output)
-    rows = read_written(folder / "results.json", list[_Row])
-    summary = read_written(folder / "summary.json", _Summary)
+    rows = read_written(folder / "results.json")
+    summary = read_written(folder / "summary.json")
     made_by = parse_config(summary["config"], str(folder / "summary.json"))
-    content = audit(made_by, rows, summary.get("zero_shot_dropped", {}))
+    content = audit(made_by, rows, summary["zero_shot_dropped"])
     gates = read_written(folder / "sanity.json", required=False)
     if gates is not None:
         # They choose nothing, but may have ended a run.

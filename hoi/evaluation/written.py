@@ -152,19 +152,21 @@ KINDS: Mapping[str, Any] = {
 """Name of a file → what is read of it."""
 
 
-def read_written(path: Path, kind: Any = None, *, required: bool = True) -> Any:
-    """Return the plain content of a file, checked as `kind` or by `KINDS`; None where it is not there nor required.
+def read_written(path: Path, *, kind: str | None = None, required: bool = True) -> Any:
+    """Return the plain content of a file, checked as `KINDS` says of its name, or of `kind`.
+
+    None where it is neither there nor required.
 
     Raises:
         UserError: it is missing, or not what stage three or a sweep writes.
     """
-    made_by = command("sweep" if path.name == "table.json" else "eval")
+    made_by = command("sweep" if "table.json" in (kind, path.name) else "eval")
     content = read_json(path, what="this result file", fix=made_by)
     if content is None and required:
         raise UserError("there are no results", where=path, expected="what stage three writes", fix=made_by)
     try:
         if content is not None:
-            convert(content, kind or KINDS[path.name])
+            convert(content, KINDS[kind or path.name])
     except ValueError as error:
         raise UserError("this result file is damaged", where=path, got=error, fix=made_by) from None
     return content

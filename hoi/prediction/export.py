@@ -10,24 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from msgspec import Struct
 from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.evaluation.audit import detector_training_data, teacher_training_data
-from hoi.files import (
-    LOCAL_DIR,
-    Count,
-    Finite,
-    find_local,
-    read_json,
-    remove_file,
-    remove_leftovers,
-    size_text,
-    write_atomically,
-)
+from hoi.evaluation.written import read_written
+from hoi.files import LOCAL_DIR, find_local, remove_file, remove_leftovers, size_text, write_atomically
 from hoi.prediction.checkpoint import FORMAT, MODELS, RECORD_NAME, STUDENT_NAME, TEXT_NAME, VERSION
 from hoi.prediction.onnx import export_student
 from hoi.records import TextBank
@@ -217,35 +207,20 @@ def _record(parts: CheckpointParts, copies: Mapping[str, object]) -> dict[str, A
     }
 
 
-class _Row(Struct):
-    # What the card shows of results.json, by the names of MEANS.
-    name: str
-    seed: int | None
-    knobs: dict[str, Any]
-    full: Finite | None = None
-    rare: Finite | None = None
-    non_rare: Finite | None = None
-
-
-class _Summary(Struct):
-    split: str | None = None
-    num_images: Count | None = None
-
-
 def _figures(config: PipelineConfig, name: str, seed: int) -> dict[str, Any] | None:
     # The metrics that stage three found for this very student.
     output = Path(config.output)
     try:
-        rows: list[_Row] = read_json(output / "results.json", list[_Row]) or []
-        summary = read_json(output / "summary.json", _Summary) or _Summary()
+        rows = read_written(output / "results.json", required=False) or []
+        summary = read_written(output / "summary.json", required=False) or {}
     except UserError:
         return None
     settings = config.students[name].model_dump(mode="json")
     settings.pop("score_exponent", None)  # Stage three may have tuned it.
     for row in rows:
-        if (row.name, row.seed) == (name, seed) and settings == {k: row.knobs.get(k) for k in settings}:
-            means = {mean: value for mean in MEANS if (value := getattr(row, mean)) is not None}
-            return {"split": summary.split, "num_images": summary.num_images, "means": means}
+        if (row["name"], row["seed"]) == (name, seed) and settings == {k: row["knobs"].get(k) for k in settings}:
+            means = {mean: row[mean] for mean in MEANS if row[mean] is not None}
+            return {"split": summary.get("split"), "num_images": summary.get("num_images"), "means": means}
     return None
 
 

@@ -15,7 +15,6 @@ import torch
 
 from hoi.cache.read.split import CacheSplit, open_split
 from hoi.config import PipelineConfig, parse_student
-from hoi.errors import UserError
 from hoi.evaluation.baselines import ABOUT, PLAIN, TUNED, DetectorPrior, DirectClip, DirectSetting, direct_settings
 from hoi.evaluation.evaluate import BATCH_IMAGES, STUDENT, labels_of
 from hoi.evaluation.hico import Matches, match
@@ -209,21 +208,17 @@ def _about(name: str, row: Plain, students: Mapping[str, Any]) -> str:
 
 def sweep_lines(path: Path, summary: Plain) -> SweepLines:
     """Return the table of a sweep's table.json. Raises UserError: the file is none."""
-    sweep = read_written(path)
-    try:
-        lines = []
-        for row in (*sweep["baselines"], *sweep["rows"]):
-            start = [f"from {row['from']}"] if row.get("from") else []
-            changes = ", ".join([*start, *(f"{key}: {value}" for key, value in row.get("changes", {}).items())])
-            lines.append(ResultLine(row["name"], changes, row["num_seeds"], *_figures(row["means"], row["difference"])))
-        notes = [f"failed: {run['name']}, seed {run['seed']}: {run['reason']}" for run in sweep["failed"]]
-        made_by, here = ((of["fingerprint"], of["split"]) for of in (sweep, summary))
-        if made_by != here:
-            notes.append(f"Another cache or split than the rest of this page: {made_by[0]}, {made_by[1]}.")
-        return SweepLines(sweep["name"], sweep["against"], notes, lines)
-    except (KeyError, TypeError) as error:
-        expected = "table.json of hoi sweep"
-        raise UserError("this is no table of a sweep", where=path, expected=expected, got=error) from None
+    sweep = read_written(path, kind="table.json")
+    lines = []
+    for row in (*sweep["baselines"], *sweep["rows"]):
+        start = [f"from {row['from']}"] if row.get("from") else []
+        changes = ", ".join([*start, *(f"{key}: {value}" for key, value in row.get("changes", {}).items())])
+        lines.append(ResultLine(row["name"], changes, row["num_seeds"], *_figures(row["means"], row["difference"])))
+    notes = [f"failed: {run['name']}, seed {run['seed']}: {run['reason']}" for run in sweep["failed"]]
+    made_by, here = ((of["fingerprint"], of["split"]) for of in (sweep, summary))
+    if made_by != here:
+        notes.append(f"Another cache or split than the rest of this page: {made_by[0]}, {made_by[1]}.")
+    return SweepLines(sweep["name"], sweep["against"], notes, lines)
 
 
 def class_lines(per_class: Sequence[Plain], vocabulary: Vocabulary, methods: Sequence[str]) -> list[ClassLine]:

@@ -21,6 +21,7 @@ from hoi.evaluation.rows import (
     compare,
     format_zero_shot,
     means_over_seeds,
+    with_spread,
     zero_shot_of,
 )
 from hoi.files import write_atomically, write_json
@@ -160,12 +161,9 @@ class SweepTable:
     def _cells(self) -> Iterator[list[str]]:
         for name, record, found in self._lines():
             num_seeds = record.get("num_seeds")
-            cells = [name, "–" if num_seeds is None else str(num_seeds)]
-            for mean in COLUMNS:
-                value = record.get(mean)
-                spread = f" ± {value['sd']:.2f}" if value and (num_seeds or 0) > 1 else ""
-                cells.append(f"{value['mean']:.2f}{spread}" if value else "–")
-            yield [*cells, "{:+.2f} ({:+.2f} to {:+.2f})".format(*_percent(found)) if found else ""]
+            cells = [with_spread(record.get(mean), num_seeds).rstrip() for mean in COLUMNS]
+            seeds = "–" if num_seeds is None else str(num_seeds)
+            yield [name, seeds, *cells, "{:+.2f} ({:+.2f} to {:+.2f})".format(*_percent(found)) if found else ""]
 
     def _figures(self, name: str, means: dict[str, dict[str, Any]]) -> dict[str, Any]:
         record = means.get(name, {})

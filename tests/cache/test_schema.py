@@ -9,7 +9,7 @@ import pytest
 
 from hoi.cache import vlm_pass
 from hoi.cache.base_pass import FIELDS, check_base_tables, check_detections, pack_tables
-from hoi.cache.index import INDEX_ATTRIBUTES
+from hoi.cache.index import index_attributes
 from hoi.cache.schema import INDEX_FIELDS, fields_of
 from hoi.cache.shard import SHARD_ATTRIBUTES
 from tests.fakes.extractors import AXES, MAP_AXES, random_signals
@@ -36,7 +36,7 @@ def test_the_document_and_the_schema_hold_the_same_fields() -> None:
 
 def test_the_document_and_the_code_hold_the_same_attributes() -> None:
     assert [row[0] for row in rows_of_table("attribute")] == list(SHARD_ATTRIBUTES)
-    assert [row[0] for row in rows_of_table("attribute of the index")] == list(INDEX_ATTRIBUTES)
+    assert [row[0] for row in rows_of_table("attribute of the index")] == list(index_attributes("", "", [], {}))
 
 
 def test_an_optional_field_needs_all_its_letters() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hoi.config import PipelineConfig, parse_config
 from hoi.config.detectors import COCO_2017
 from hoi.evaluation.audit import UNKNOWN, AuditReport, audit, run_audit
-from tests.fakes.pipelines import refused
+from tests.fakes.pipelines import refused, whole_row, whole_summary
 
 WORLD = {"name": "world", "splits": {"train": 4, "validation": 3, "test": 5}}
 TORCHVISION = {"name": "torchvision"}
@@ -32,7 +32,7 @@ def config_of(folder: Path = Path("out"), **changes: Any) -> PipelineConfig:
 
 
 def row(name: str, **knobs: Any) -> dict[str, Any]:
-    return {"name": name, "seed": None, "knobs": knobs}
+    return whole_row(name=name, knobs=knobs)
 
 
 ROWS = [
@@ -137,7 +137,7 @@ def finished(tmp_path: Path) -> PipelineConfig:
     """A run whose results are there, made with another detector than the pipeline file names now."""
     made_by = config_of(tmp_path, detector=TORCHVISION)
     (tmp_path / "results.json").write_text(json.dumps(ROWS))
-    (tmp_path / "summary.json").write_text(json.dumps({"config": made_by.model_dump(mode="json")}))
+    (tmp_path / "summary.json").write_text(json.dumps(whole_summary(config=made_by.model_dump(mode="json"))))
     return config_of(tmp_path)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from hoi.cache.build import run as teacher_cache
 from hoi.config import PipelineConfig, parse_config
 from hoi.errors import UserError
+from hoi.evaluation.rows import MEANS
 from hoi.prediction.export import make_checkpoint
 from hoi.training import train
 from tests.fakes.extractors import RandomSignals, VlmSignalsOf
@@ -148,6 +149,21 @@ def split_files(folder: Path) -> dict[str, bytes]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return all files below a folder by their relative paths."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def whole_row(**given: Any) -> dict[str, Any]:
+    """Return a row of results.json in which only what is given says anything."""
+    nothing = {"num_positives": 1, "knobs": {}, "audit": {"labels_read": {}}}
+    return {"seed": None, **dict.fromkeys(MEANS), **nothing, **given}
+
+
+def whole_summary(**given: Any) -> dict[str, Any]:
+    """Return a summary.json in which only what is given says anything."""
+    numbers = dict.fromkeys(("num_images", "num_pairs"), 1)
+    lists: dict[str, Any] = {key: [] for key in ("means", "comparisons", "against_direct")}
+    maps: dict[str, Any] = {key: {} for key in ("agreement", "config", "zero_shot_dropped", "versions")}
+    of_run = {"split": "test", "fingerprint": "", "commit": None, "device": "cpu"}
+    return {**numbers, **lists, **maps, **of_run, **given}
 
 
 def cut(path: Path) -> None:

@@ -26,7 +26,7 @@ from hoi.prediction.export import make_checkpoint
 from hoi.prediction.onnx import check_exportable
 from hoi.students.hoiclip.settings import HoiclipConfig
 from hoi.training.train import choose_student
-from tests.fakes.pipelines import WEIGHTS, contents, refused, write_pipeline
+from tests.fakes.pipelines import WEIGHTS, contents, refused, whole_row, whole_summary, write_pipeline
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_written_again_it_is_the_same_and_damage_is_mended(trained: PipelineConf
 
 def test_metrics_of_this_very_student_go_into_the_card(trained: PipelineConfig, tmp_path: Path) -> None:
     knobs = {**trained.students["best"].model_dump(mode="json"), "score_exponent": 0.1}
-    row = {"name": "best", "seed": 3, "knobs": knobs, "full": 12.5, "rare": None}
+    row = whole_row(name="best", seed=3, knobs=knobs, full=12.5)
     (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "summary.json").write_text('{"split": "test", "num_images": 10}')
+    (tmp_path / "output" / "summary.json").write_text(json.dumps(whole_summary(num_images=10)))
     config = trained.model_copy(update={"output": str(tmp_path / "output")})
     (tmp_path / "output" / "runs").symlink_to(Path(trained.output) / "runs")
     other = {**row, "knobs": {**knobs, "width": 99}}

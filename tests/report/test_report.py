@@ -19,6 +19,7 @@ from hoi.datasets import open_images
 from hoi.evaluation.evaluate import evaluate
 from hoi.labels import load_labels
 from hoi.report.build import write_report
+from hoi.report.finished import sweep_lines
 from hoi.training import train
 from hoi.training.train import choose_student
 from hoi.world import INTERACTIONS
@@ -102,6 +103,12 @@ def sweep_table(summary: dict[str, Any]) -> dict[str, Any]:
         "failed": [{"name": "other", "seed": 3, "reason": f"the loss is NaN {HOSTILE}"}],
         "fingerprint": summary["fingerprint"],
     }
+
+
+def test_the_table_of_a_sweep_may_have_any_file_name(config: PipelineConfig, tmp_path: Path) -> None:
+    summary = written(config, "summary.json")
+    (tmp_path / "mine.json").write_text(json.dumps(sweep_table(summary)))
+    assert sweep_lines(tmp_path / "mine.json", summary).name == "gates"
 
 
 class Reader(HTMLParser):

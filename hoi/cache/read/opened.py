@@ -47,9 +47,9 @@ class Bank:
                 raise ValueError("it was made with another fingerprint")
             bank = cls(header, vocabulary)
             if not of.name:
-                bank._check()
+                bank.texts.check(len(vocabulary))
             return bank
-        except (BrokenFile, FileNotFoundError, KeyError, ValueError, UserError) as error:
+        except (BrokenFile, FileNotFoundError, KeyError, ValueError, TypeError, UserError) as error:
             fix = command("cache repair")
             raise UserError("a bank of texts is missing or damaged", where=path, got=error, fix=fix) from None
 
@@ -66,12 +66,6 @@ class Bank:
             convert(self.header.json("prompts"), tuple[tuple[str, ...], ...]),
             VisualHead(**head) if head else None,
         )
-
-    def _check(self) -> None:
-        try:
-            self.texts.check(len(self.vocabulary))
-        except TypeError as error:
-            raise ValueError(str(error)) from None
 
 
 class OpenedPass:
