@@ -44,9 +44,7 @@ class LabelReader(ABC, Generic[AnyDataset]):
 
 
 def _reader_of(config: DatasetSettings) -> LabelReader[Any] | None:
-    if config.LABELS is None:
-        return None
-    return load_target(config.LABELS)(config)
+    return None if config.LABELS is None else load_target(config.LABELS)(config)
 
 
 def load_labels(config: DatasetSettings, split: str) -> HoiLabels:

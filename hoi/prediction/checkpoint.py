@@ -22,7 +22,7 @@ from safetensors.numpy import load
 
 from hoi.cache.schema import Axes
 from hoi.config import PipelineConfig, parse_config
-from hoi.config.loading import parse_yaml
+from hoi.config.loading import parse_yaml, set_key
 from hoi.errors import UserError, command
 from hoi.files import LOCAL_DIR, Count, Finite, Sha256, at_home, file_sha256, parse_json, read_bytes
 from hoi.records import TextBank, VisualHead
@@ -258,14 +258,8 @@ def _apply(plain: dict[str, Any], override: str) -> None:
         raise UserError(
             "a checkpoint does not take this override", expected=f"{keys} as section.key=value", got=override
         )
-    here = plain
-    *parents, last = key.split(".")
-    for parent in parents:
-        here = here.setdefault(parent, {})
-        if not isinstance(here, dict):
-            raise UserError("this override goes below a key that holds a value", got=override, expected=f"{parent}=...")
     value = parse_yaml(text, f"override {override}")
-    here[last] = at_home(value) if isinstance(value, str) else value
+    set_key(plain, key, at_home(value) if isinstance(value, str) else value)
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hoi.cache.plan import splits_of
+from hoi.cache.tools.estimate import free_bytes
 from hoi.config import DatasetSettings, DetectorSettings, PipelineConfig, TeacherConfig
 from hoi.datasets import load_vocabulary, open_images
 from hoi.detectors import ListsImages, build_detector
@@ -120,11 +120,10 @@ def _check_disk(config: PipelineConfig) -> Iterator[Finding]:
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     per_image = BYTES_PER_IMAGE + (BYTES_PER_MAP if config.teacher.spatial_map else 0)
     needed = max(0, len(_image_ids(config)) * per_image - there)
-    disk = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(disk).free
+    free = free_bytes(folder)
     what = f"cache: about {size_text(needed)} to come, {size_text(free)} free"
     if free < needed:
         fix = "free space, or set cache.folder to a larger disk"
-        yield Finding("error", "the cache will not fit on the disk", str(disk), what, fix=fix)
+        yield Finding("error", "the cache will not fit on the disk", str(folder), what, fix=fix)
     else:
-        yield Finding("ok", what, str(disk))
+        yield Finding("ok", what, str(folder))

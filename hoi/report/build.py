@@ -31,6 +31,7 @@ from hoi.evaluation.rows import COLUMNS
 from hoi.evaluation.written import check_together, read_written
 from hoi.files import size_text, write_atomically
 from hoi.machine import choose_device
+from hoi.provenance import flatten
 from hoi.report.finished import (
     FinishedEvaluation,
     class_lines,
@@ -113,9 +114,9 @@ def write_report(config: PipelineConfig, out: Path | None = None, sweeps: Sequen
 
 
 def _refuse_other_settings(config: PipelineConfig, made_by: dict[str, Any], where: Path) -> None:
-    now = config.model_dump(mode="json")
-    sections = [section for section in sorted(now) if section not in ELSEWHERE]
-    differing = [key for section in sections for key in _differing(section, now[section], made_by.get(section))]
+    now = config.model_dump(mode="json", exclude=set(ELSEWHERE))
+    ours, theirs = flatten(now), flatten({section: made_by.get(section) for section in now})
+    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if differing:
         raise UserError(
             "these results were made with other settings",
@@ -123,14 +124,6 @@ def _refuse_other_settings(config: PipelineConfig, made_by: dict[str, Any], wher
             got=f"other values of {', '.join(differing[:5])}",
             fix=f"give the file and overrides that made them, or {command('eval')} again",
         )
-
-
-def _differing(key: str, now: Any, then: Any) -> list[str]:
-    # Dotted keys, from this one on, whose values differ.
-    if isinstance(now, dict) and isinstance(then, dict):
-        names = sorted(now.keys() | then.keys())
-        return [other for name in names for other in _differing(f"{key}.{name}", now.get(name), then.get(name))]
-    return [] if now == then else [key]
 
 
 def _facts(config: PipelineConfig, summary: dict[str, Any], results: list[dict[str, Any]]) -> list[tuple[str, str]]:

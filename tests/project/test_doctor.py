@@ -163,7 +163,7 @@ def test_absent_weights_are_a_warning_and_a_full_disk_an_error(tmp_path: Path, m
     text = str(examine(load_config(PIPELINE, [*models, f"cache.folder={tmp_path / 'deep' / 'cache'}"])))
     assert re.search(r"warning the detector's weights DEFAULT are not here.*download https://\S+\.pth, or put it", text)
     assert re.search(r"warning the teacher RN50-quickgelu \(openai\) was not loaded", text)
-    assert re.search(rf"error .*will not fit on the disk · where: {tmp_path} .* to come.*next: free space", text)
+    assert re.search(rf"error .*will not fit on the disk · where: {tmp_path}.* to come.*next: free space", text)
     text = str(examine(load_config(PIPELINE, ['teacher={"model": "local-dir:nowhere"}', f"cache.folder={tmp_path}"])))
     assert re.search(r"error .*no folder of an open_clip model.*nowhere.*next: check teacher", text)
 
