@@ -18,6 +18,7 @@ from hoi.cache.schema import (
     Field,
     Pass,
     PassKind,
+    check_finite,
     check_tables,
     clip_reason,
     fields_of,
@@ -136,7 +137,7 @@ class BasePass(PassKind):
         for outcome in outcomes:
             if not isinstance(outcome, str):
                 # In fp16 a teacher may overflow.
-                check_finite(outcome.image_id, {**vars(outcome.detections), **vars(outcome)})
+                check_finite({**vars(outcome.detections), **vars(outcome)}, f" of image {outcome.image_id}")
         return pack_tables(image_ids, outcomes, axes)
 
     def check(self, tables: Mapping[str, np.ndarray], axes: Mapping[str, int], num_objects: int | None) -> None:
@@ -209,13 +210,6 @@ def image_columns(
         "status": np.array([UNREADABLE if record is None else READABLE for record in records], np.uint8),
         "status_reason": text_table([clip_reason(o) if isinstance(o, str) else "" for o in outcomes]),
     }
-
-
-def check_finite(image_id: str, values: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a number in an array among the values is not finite."""
-    for name, value in values.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"{name} of image {image_id} holds NaN or infinity")
 
 
 def exact(record: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -50,10 +50,6 @@ class Receipt:
         plain = {**asdict(self), "failed": [list(pair) for pair in self.failed]}
         return {name: value for name, value in plain.items() if value is not None}
 
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Receipt:
-        return convert(plain, cls)
-
 
 class _Teacher(TypedDict, total=False):
     precision: str

@@ -112,11 +112,11 @@ def check_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int], tabl
         raise ValueError("image_id holds duplicates")
 
 
-def check_finite(tables: Mapping[str, np.ndarray]) -> None:
-    """Raise a ValueError that names the field if a table holds NaN or infinity."""
-    for name, table in tables.items():
-        if table.dtype.kind == "f" and not np.isfinite(table).all():
-            raise ValueError(f"{name} is not finite")
+def check_finite(values: Mapping[str, Any], of: str = "") -> None:
+    """Raise a ValueError that names the field if an array among the values holds NaN or infinity."""
+    for name, value in values.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"{name}{of} is not finite")
 
 
 def text_table(values: Sequence[str]) -> np.ndarray:

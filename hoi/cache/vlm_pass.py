@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hoi.cache.base_pass import FIELDS as BASE_FIELDS
-from hoi.cache.base_pass import check_finite, exact, image_columns, unpack_tables
+from hoi.cache.base_pass import exact, image_columns, unpack_tables
 from hoi.cache.manifest import BankReceipt, read_bank_receipt
 from hoi.cache.plan import ShardPlan, files_as_hashes, request_parts, without_local_places
 from hoi.cache.schema import (
@@ -23,6 +23,7 @@ from hoi.cache.schema import (
     Field,
     Pass,
     PassKind,
+    check_finite,
     check_tables,
     fields_of,
     shape_of,
@@ -170,7 +171,7 @@ class VlmPass(PassKind):
                 if of_image is not None:
                     place = row if field.rows == "image" else slice(*over.pair_offsets[row : row + 2])
                     value = exact(of_image, field.name, table[place].shape)
-                    check_finite(of_image.image_id, {field.name: value})
+                    check_finite({field.name: value}, f" of image {of_image.image_id}")
                     table[place] = value
             tables[field.name] = table
         self.check(tables, axes, None)

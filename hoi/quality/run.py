@@ -65,16 +65,6 @@ class _Candidate:
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """All P pairs of a split: scores [P, K] by candidate, the prior that they lack, and admitted interactions."""
-
-    scores: dict[str, np.ndarray]
-    prior: np.ndarray
-    admitted: np.ndarray
-    image: np.ndarray
-
-
-@dataclass(frozen=True)
 class _GivenDetections:
     """A detector that returns the detections it was given, by image."""
 
@@ -97,16 +87,16 @@ def measure_quality(config: PipelineConfig, sample: int = 24, branches: bool = F
         raise UserError("there is no pair to measure", where=f"split '{config.evaluation.split}'", fix="add images")
     candidates = _candidates(config, split, branches)
     extra = sorted({field for each in candidates.values() for field in extra_of(each.scorer)})
-    scored = _score(split, candidates, extra)
+    scores_of, (prior, image, admitted) = _score(split, candidates, extra)
     images, mirrored = _score_mirrored(config, split, candidates, extra, sample)
-    rows = np.isin(scored.image, images)
+    rows = np.isin(image, images)
     scorers = {}
     for name, candidate in candidates.items():
-        scores, measures = scored.scores[name], {}
+        scores, measures = scores_of[name], {}
         if images:
-            measures["flip"] = {"rank": agreement(scores[rows], np.concatenate(mirrored[name]), scored.admitted[rows])}
-        final = scores * (scored.prior**candidate.exponent)[:, None]
-        phrases = [each.to_dict() for each in coverage(final, scored.admitted, scored.image)]
+            measures["flip"] = {"rank": agreement(scores[rows], np.concatenate(mirrored[name]), admitted[rows])}
+        final = scores * (prior**candidate.exponent)[:, None]
+        phrases = [each.to_dict() for each in coverage(final, admitted, image)]
         scorers[name] = {"measures": measures, "phrases": phrases}
     content: dict[str, Any] = {
         "name": config.name,
@@ -144,7 +134,10 @@ def _candidates(config: PipelineConfig, split: CacheSplit, branches: bool) -> di
     return {**candidates, TEACHER: _Candidate(plain, TEACHER, 1.0, device)}
 
 
-def _score(split: CacheSplit, candidates: dict[str, _Candidate], extra: Sequence[str]) -> _Scored:
+def _score(
+    split: CacheSplit, candidates: dict[str, _Candidate], extra: Sequence[str]
+) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
+    """Return scores [P, K] by candidate, and of all pairs the prior they lack, image and admitted interactions."""
     scores: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
     prior, image, admitted = [], [], []
     for batch in split.batches(BATCH_IMAGES, extra=extra):
@@ -154,7 +147,7 @@ def _score(split: CacheSplit, candidates: dict[str, _Candidate], extra: Sequence
         image.append(batch.image_rows[batch.pair_image].numpy())
         admitted.append(split.vocabulary.object_mask[batch.labels_o.numpy()])
     joined = {name: np.concatenate(parts) for name, parts in scores.items()}
-    return _Scored(joined, np.concatenate(prior), np.concatenate(admitted), np.concatenate(image))
+    return joined, tuple(map(np.concatenate, (prior, image, admitted)))
 
 
 def _score_mirrored(

@@ -19,6 +19,7 @@ from hoi.cache.plan import ShardPlan, finished_receipt, plan_split, receipt_from
 from hoi.cache.schema import BASE
 from hoi.cache.shard import inspect_shard
 from hoi.config import PipelineConfig
+from hoi.files import convert
 from hoi.records import ImageSignals
 from tests.fakes.extractors import AXES, RandomSignals
 from tests.fakes.pipelines import photo_pipeline, refused
@@ -40,7 +41,7 @@ def begin(config: PipelineConfig, factory: ModelFactory = RandomSignals, split: 
 def build(config: PipelineConfig, index: int, fingerprint: str = "", factory: ModelFactory = RandomSignals) -> Receipt:
     plan = plan_split(config, "test")
     arguments = (config.model_dump_json(), str(plan.folder), fingerprint, factory)
-    return Receipt.from_dict(build_shard(plan.shards[index], *arguments))
+    return convert(build_shard(plan.shards[index], *arguments), Receipt)
 
 
 def test_the_receipt_says_what_the_file_holds_and_is_small(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ class Overflowing(RandomSignals):
 
 def test_nan_or_infinity_is_refused_with_its_image(tmp_path: Path) -> None:
     config = photo_pipeline(tmp_path)
-    with pytest.raises(ValueError, match=r"union_feature of image 03.png holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"union_feature of image 03.png is not finite"):
         build(config, 1, factory=Overflowing)
     assert not (tmp_path / "cache").exists()
     build(config, 0, factory=Overflowing)

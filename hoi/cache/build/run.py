@@ -41,7 +41,7 @@ from hoi.cache.schema import BASE, Pass, extra_passes
 from hoi.config import PipelineConfig
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.errors import UserError
-from hoi.files import append_line, remove_file, size_text
+from hoi.files import append_line, convert, remove_file, size_text
 from hoi.provenance import commit
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class SplitBuild:
             self.bank = BankReceipt(**outcome.result)
             self.check()
             return 0
-        receipt = Receipt.from_dict(outcome.result)
+        receipt = convert(outcome.result, Receipt)
         self.receipts[self.plan.of.shard_index(receipt.name)] = receipt
         self.num_built += 1
         # To look at every shard after each would take as long as the square of their number.
