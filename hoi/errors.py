@@ -72,9 +72,8 @@ def called_with(config: str | None = None, overrides: Sequence[str] = ()) -> Ite
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[CALLED_WITH]
-        else:
+        del os.environ[CALLED_WITH]
+        if before is not None:
             os.environ[CALLED_WITH] = before
 
 

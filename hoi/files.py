@@ -25,8 +25,8 @@ import msgspec
 from hoi.errors import UserError
 
 TEMPORARY_SUFFIX = ".part"
-LOCAL_DIR = "local-dir:"
-"""How a setting names a folder of weights, after open_clip."""
+LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+"""How a setting names a folder of weights, or a repository of the hub, after open_clip."""
 
 MAX_BYTES = 2 << 30
 """Of a file that is read as a whole, unpacked."""

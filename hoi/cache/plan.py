@@ -27,7 +27,7 @@ from hoi.cache.shard import BrokenFile, Header, inspect_shard, read_text
 from hoi.config import PipelineConfig
 from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.errors import UserError, command
-from hoi.files import LOCAL_DIR, file_sha256, find_local, json_sha256
+from hoi.files import HF_HUB, LOCAL_DIR, file_sha256, find_local, json_sha256
 from hoi.provenance import differing_keys
 
 DATASET_PLACES = {"root", "images", "image_list", "image_lists", "annotations", "instances", "vocabulary", "splits"}
@@ -97,7 +97,7 @@ def without_local_places(section: dict[str, Any]) -> dict[str, Any]:
     """Return a section without the strings that name a local place: the same weights may lie elsewhere."""
 
     def is_local_place(value: Any) -> bool:
-        return isinstance(value, str) and ("/" in value or "\\" in value) and not value.startswith("hf-hub:")
+        return isinstance(value, str) and ("/" in value or "\\" in value) and not value.startswith(HF_HUB)
 
     return {key: value for key, value in section.items() if not is_local_place(value)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -42,10 +42,8 @@ class PrecomputedDetector:
         label_of = dict(zip(categories, labels.tolist(), strict=True))
         self._images = images
         self._of_name = {plain_name(name): number for number, name in images.items()}
-        bare = defaultdict(list)
-        for name, number in self._of_name.items():
-            bare[bare_name(name)].append(number)
-        self._of_bare = {name: numbers[0] for name, numbers in bare.items() if len(numbers) == 1}
+        count = Counter(map(bare_name, self._of_name))
+        self._of_bare = {bare_name(n): number for n, number in self._of_name.items() if count[bare_name(n)] == 1}
         self._of_id = {str(number): number for number in images}
         self._asked_as: dict[Any, str] = {}
         results = read_json_file(Path(config.results), "COCO results (detector.results)")
@@ -95,13 +93,13 @@ class PrecomputedDetector:
         """The numbers of the dataset's images by image id, and notices of how they were joined."""
         try:
             source = dataset_of(self._dataset)
-            image_ids = [name for split in self._dataset.splits for name in source.images(split).image_ids]
+            listed = (name for split in self._dataset.splits for name in source.images(split).image_ids)
+            image_ids = list(dict.fromkeys(listed))
         except UserError:
             # A checkpoint is used where its training images are not.
             return {}, []
         by_id = {name: self._of_id[name] for name in image_ids if name in self._of_id}
-        joined = join_names(self._images.values(), list(dict.fromkeys(image_ids)))
-        image_ids = list(dict.fromkeys(image_ids))
+        joined = join_names(self._images.values(), image_ids)
         by_name = {image_ids[joined.rows[name]]: n for n, name in self._images.items() if name in joined.rows}
         return dict.fromkeys(image_ids) | by_id | by_name, joined.notices(f"images of {self.listed_in}")
 

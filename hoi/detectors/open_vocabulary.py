@@ -25,13 +25,12 @@ from hoi.boxes import clip_boxes
 from hoi.config import OpenVocabularyDetectorConfig
 from hoi.detectors import keep_detections, kept_settings
 from hoi.errors import UserError
-from hoi.files import LOCAL_DIR, check_folder, find_local
+from hoi.files import HF_HUB, LOCAL_DIR, check_folder, find_local
 from hoi.prompts import a_object, spaced
 from hoi.records import Detections
 from hoi.vocabulary import NO_OBJECT, Vocabulary
 from hoi.weights import weights_sha256
 
-HF_HUB = "hf-hub:"
 KINDS = ("owlv2", "grounding-dino")
 """transformers' names of the architectures."""
 

@@ -29,6 +29,7 @@ from hoi.datasets.vocabulary_file import read_vocabulary
 from hoi.detectors import build_detector
 from hoi.errors import UserError, command
 from hoi.evaluation.rows import align
+from hoi.files import HF_HUB, LOCAL_DIR
 from hoi.machine import choose_device
 from hoi.project.dataset_checks import Finding, Level, check_language, collect, first_of, sample_of
 from hoi.project.doctor import check_detector, check_teacher
@@ -38,7 +39,6 @@ from hoi.vocabulary import NO_OBJECT, Vocabulary
 from hoi.weights import RANDOM
 
 OPEN_CLIP_DEFAULT = "ViT-B-16-quickgelu/openai"
-LOCAL, HUB = "local-dir:", "hf-hub:"
 STEPS, MAX_EPOCHS, BATCH_IMAGES = 500, 200, 32
 """What a small folder is trained with: about as many steps as the embedded world's students take. [choice]"""
 TRAIN_SHARE = 0.8
@@ -304,7 +304,7 @@ def _detector(project: Project) -> str:
   # results: FILE.json
   # instances: FILE.json  # COCO instances JSON: which image has which id""",
     }
-    if value.startswith((LOCAL, HUB)):
+    if value.startswith((LOCAL_DIR, HF_HUB)):
         chosen, kind = f"  name: open_vocabulary   # any words as objects\n  model: {_text(value)}", "open_vocabulary"
     elif value.endswith(".json"):
         if project.instances is None:
@@ -323,17 +323,17 @@ def _detector(project: Project) -> str:
 
 def _teacher(clip: str) -> str:
     model, slash, tag = clip.partition("/")
-    if clip.startswith((LOCAL, HUB)):
+    if clip.startswith((LOCAL_DIR, HF_HUB)):
         chosen = f"  model: {_text(clip)}"
     elif model and slash and tag:
         chosen = f"  model: {_text(model)}\n  pretrained: {_text(tag)}   # downloaded once"
     else:
-        expected = f"MODEL/TAG, as {OPEN_CLIP_DEFAULT}, or {LOCAL}FOLDER, or {HUB}owner/name"
+        expected = f"MODEL/TAG, as {OPEN_CLIP_DEFAULT}, or {LOCAL_DIR}FOLDER, or {HF_HUB}owner/name"
         raise UserError("the CLIP is not understood", where="--clip", expected=expected, got=clip)
     return f"""{chosen}
   # model: ViT-B-16-SigLIP2     # stronger open weights, read by sigmoids; pip install transformers
   # pretrained: webli
-  # model: {LOCAL}FOLDER       # an open_clip folder (open_clip_config.json and weights): nothing is downloaded"""
+  # model: {LOCAL_DIR}FOLDER       # an open_clip folder (open_clip_config.json and weights): nothing is downloaded"""
 
 
 def _text(value: str) -> str:

@@ -22,11 +22,10 @@ from torch.nn import functional
 from hoi.config import TeacherConfig
 from hoi.crops import CropStyle
 from hoi.errors import UserError, nearest
-from hoi.files import LOCAL_DIR, find_local
+from hoi.files import HF_HUB, LOCAL_DIR, find_local
 from hoi.teachers import CONFIG_FILE, read_local_config
 from hoi.weights import DAMAGED, RANDOM, RANDOM_SEED, check_loaded, read_weights, weights_sha256
 
-HF_HUB = "hf-hub:"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 PREFERRED = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hoi.config import VlmConfig
 from hoi.errors import UserError
-from hoi.files import LOCAL_DIR, check_folder, find_local
-from hoi.teachers.loading import HF_HUB, unlogged
+from hoi.files import HF_HUB, LOCAL_DIR, check_folder, find_local
+from hoi.teachers.loading import unlogged
 from hoi.weights import RANDOM, RANDOM_SEED, first_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
