@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ PATIENCE = timedelta(hours=2)
 """How long processes wait for one another; `supervision: labels` judges checkpoints on the first alone."""
 ENDED_WITH_ANOTHER = 1
 """Exit code of a process that ends because another one failed, which is the one that says why."""
+TIME_TO_SPEAK_S = 2.0
 
 T = TypeVar("T")
 
@@ -124,6 +126,8 @@ def one_voice() -> Iterator[None]:
             # The store ended with the process that kept it, which may not have reported its error.
             is_first_to_fail = True
         if not is_first_to_fail:
+            # torchrun ends all processes when one has ended: the first to fail has to have said why by then.
+            time.sleep(TIME_TO_SPEAK_S)
             raise SystemExit(ENDED_WITH_ANOTHER) from None
         raise
 
