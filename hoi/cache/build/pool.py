@@ -299,6 +299,9 @@ def _close(started: Any, kind: type[BaseException] | None, error: object, trace:
         if kind is None or issubclass(kind, Exception):
             started.close()
         else:
+            # Workers that are ended in the middle of an answer are an error to dask's log, which outlives the cluster.
+            for handler in logging.getLogger("distributed").handlers:
+                handler.addFilter(lambda record: False)
             # At the end of this process dask would wait for workers that are still starting; they end with it anyway.
             started.shutdown_on_close = False
             started.close(timeout=INTERRUPTED_CLOSE_S)
