@@ -169,14 +169,24 @@ def _sigterm_as_interruption() -> Iterator[list[float]]:
             received.append(now)
             raise Terminated
 
+    def send_again(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, Terminated):
+            received.clear()
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            report_lost(lost)
+
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield received
         return
     signal.signal(signal.SIGTERM, terminate)
+    # What is raised in a weak reference's callback or in `__del__` goes no further.
+    report_lost, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         yield received
     finally:
+        sys.unraisablehook = report_lost
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -92,3 +92,13 @@ def test_sigterm_ends_it_as_an_interruption(times: int) -> None:
         process.send_signal(signal.SIGTERM)
     said, error = process.communicate(timeout=30)
     assert (process.returncode, said, error.decode()) == (143, b"kept\n", f"{INTERRUPTED}\n")
+
+
+def test_a_sigterm_that_a_finalizer_loses_comes_again() -> None:
+    sleeper = "class Sleeper:\n def __del__(self): print('ready', flush=True); time.sleep(60)"
+    process = started(f"{sleeper}\ndef main():\n Sleeper()\n time.sleep(60)", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error.decode()) == (143, f"{INTERRUPTED}\n")

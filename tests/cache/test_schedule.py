@@ -172,6 +172,32 @@ def test_a_second_build_beside_the_first_starts_without_a_word(
     assert "MKL_NUM_THREADS" not in os.environ
 
 
+def _kill_first_new_process(others: set[int | None], killed: threading.Event) -> None:
+    while not killed.wait(0.002):
+        for process in multiprocessing.active_children():
+            if process.pid not in {*others, None}:
+                process.kill()
+                killed.set()
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for most in (10, 0):
+        monkeypatch.setattr(schedule, "MOST_FAILED_STARTS", most)
+        others = {process.pid for process in multiprocessing.active_children()}
+        killer = threading.Thread(target=_kill_first_new_process, args=(others, threading.Event()))
+        killer.start()
+        opened = open_pool(settings(scheduler="local", workers=1))
+        if most:
+            with opened as pool:
+                [outcome] = pool.run([Task("g", "a", worker_tasks.double, (1,))])
+                assert outcome.error is None
+        else:
+            error = refused(opened.__enter__)
+            assert (error.what, error.got) == ("worker processes die while they start", 1)
+        killer.join()
+
+
 def test_each_worker_sees_one_gpu_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [worker_environment(number, ["2", "5"]) for number in range(3)]
     assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["2", "5", "2"]

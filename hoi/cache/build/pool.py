@@ -36,6 +36,7 @@ WORKER_BYTES = 2 << 30
 """Memory of a default worker: torch, a detector and a teacher of the usual sizes, a shard computed and one written."""
 INTERRUPTED_CLOSE_S = 2.0
 FIRST_WORKER_S = 60.0
+MOST_FAILED_STARTS = 10
 COUNT_INTERVAL_S = 5.0
 """How often the workers are counted, so that those that join later get tasks, too."""
 KEPT_BYTES = 2**30
@@ -297,11 +298,31 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
             silence_logs=50,
         )
     stack.push(partial(_close, cluster))
+    # It shows the traceback of a worker that dies while it starts.
+    _silence(stack, "asyncio")
     cluster.scale(num_workers)
     client = Client(cluster)
     stack.push(partial(_close, client))
-    client.wait_for_workers(num_workers)
+    _wait_for_workers(cluster, client, num_workers)
     return client
+
+
+def _wait_for_workers(cluster: Any, client: Any, number: int) -> None:
+    """Wait until a cluster has all its workers; those that died while they started are started again."""
+    num_failed = 0
+    while True:
+        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+            return client.wait_for_workers(number, timeout=1)
+        # Dask counts them among its workers, and would wait for ever.
+        failed = [name for name, nanny in list(cluster.workers.items()) if nanny.status.name == "failed"]
+        num_failed += len(failed)
+        if num_failed > MOST_FAILED_STARTS:
+            fix = "free memory for them, lower cache.workers, or set cache.scheduler=synchronous"
+            raise UserError("worker processes die while they start", where="cache.workers", got=num_failed, fix=fix)
+        for name in failed:
+            del cluster.workers[name]
+        if failed:
+            cluster.scale(number)
 
 
 def _close(started: Any, kind: type[BaseException] | None, error: object, trace: object) -> None:
@@ -342,13 +363,17 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
         os.environ.update({name: before[name] for name in values if name in before})
 
 
+def _silence(stack: contextlib.ExitStack, *names: str) -> None:
+    for logger in map(logging.getLogger, names):
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
+
+
 def _join(address: str, stack: contextlib.ExitStack) -> Any:
     from distributed import Client
 
     # Dask has lines of its own about a lost scheduler; ours say what to do. Its import sets these levels.
-    for logger in (logging.getLogger("distributed"), logging.getLogger("distributed.client")):
-        stack.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.CRITICAL)
+    _silence(stack, "distributed", "distributed.client")
     try:
         client = Client(address)
     except (OSError, asyncio.TimeoutError, ValueError, TypeError, RuntimeError) as error:
