@@ -42,6 +42,10 @@ class FolderAnnotations:
         where = f"{self.records.where(repeats[0])}, as {self.records.lines[places[repeats[0]]]}"
         return [f"{len(repeats)} annotation lines repeat an earlier one ({where}), and each counts as a pair to find"]
 
+    def select(self, rows: list[int]) -> FolderAnnotations:
+        names, pairs = [self.file_names[row] for row in rows], [self.pairs[row] for row in rows]
+        return FolderAnnotations(self.records.select(rows), names, self.boxes_h[rows], self.boxes_o[rows], pairs)
+
 
 def read_annotation_lines(path: Path) -> FolderAnnotations:
     """Read `{file_name, human_xyxy, object_xyxy, verb, object}` lines. Raises UserError: one is wrong."""
@@ -65,18 +69,17 @@ class FolderLabels(LabelReader[FolderDataset]):
         every_image = [name for of_split in names.values() for name in of_split]
         joined = join_names(given.file_names, every_image).rows
         row_of = {pair: k for k, pair in enumerate(vocabulary.interactions)}
-        for row, (name, pair) in enumerate(zip(given.file_names, given.pairs, strict=True)):
-            if name not in joined:
-                expected, fix = "the path of an image below dataset.images", "mend the name, or remove the line"
-                given.records.refuse_row(row, "file_name", "is an unknown image", expected, fix)
-            if pair not in row_of:
-                raise UserError(
-                    "an annotation names an interaction outside the vocabulary",
-                    where=given.records.where(row),
-                    expected=f"one of the {len(vocabulary)} pairs in {config.vocabulary}",
-                    got=" ".join(pair),
-                    fix="add it to the vocabulary, or remove the line",
+        for column, known, key, what in (
+            (given.file_names, joined, "file_name", "is no image below dataset.images"),
+            (given.pairs, row_of, "verb", f"is in no interaction of {config.vocabulary}"),
+        ):
+            if column and not any(value in known for value in column):
+                expected = "a path below that folder" if known is joined else " ".join(vocabulary.interactions[0])
+                given.records.refuse_row(
+                    0, key, f"{what}, and so is every other", expected, "write both in the same words"
                 )
+        both = zip(given.file_names, given.pairs, strict=True)
+        given = given.select([row for row, (name, pair) in enumerate(both) if name in joined and pair in row_of])
         file_names = [every_image[joined[name]] for name in given.file_names]
         _check_frames(given, file_names, Path(config.images))
         image_of: dict[Any, int] = {name: row for row, name in enumerate(names[split])}
@@ -90,7 +93,23 @@ class FolderLabels(LabelReader[FolderDataset]):
         if config.annotations is None:
             return []
         given, images = read_annotation_lines(Path(config.annotations)), list_images(config.images)
-        return [*given.notices, *join_names(given.file_names, images).notices("images of the annotations")]
+        joined, here = join_names(given.file_names, images), set(map(" ".join, given.pairs))
+        known = set(map(" ".join, load_vocabulary(config).interactions))
+        unused = set(images) - {images[row] for row in joined.rows.values()}
+        return [
+            *given.notices,
+            *joined.notices("images of the annotations"),
+            *_left_out("images", set(given.file_names) - joined.rows.keys(), unused),
+            *_left_out("interactions", here - known, known - here),
+        ]
+
+
+def _left_out(what: str, foreign: set[str], missed: set[str]) -> list[str]:
+    """Count what of the annotations does not join, and what is without one, with examples."""
+    if not foreign:
+        return []
+    without = f"; {len(missed)} {what} have no annotation, as '{min(missed)}'" if missed else ""
+    return [f"{len(foreign)} {what} of the annotations are unknown and left out, as '{min(foreign)}'{without}"]
 
 
 def _check_frames(given: FolderAnnotations, file_names: list[str], folder: Path) -> None:

@@ -86,8 +86,8 @@ def test_annotations_join_by_name_and_wrong_records_are_named(folder: FolderData
     assert len(load_labels(annotated, "train")) == 0
     assert rare_mask(annotated, "train").all()
     for change, message in (
-        ({"file_name": "x.png"}, "unknown image"),
-        ({"verb": "eat"}, "outside the vocabulary"),
+        ({"file_name": "x.png"}, "is no image below dataset.images, and so is every other"),
+        ({"verb": "eat"}, "is in no interaction of"),
         ({"object_xyxy": [4, 1, 1, 4]}, "'object_xyxy' of an annotation is reversed"),
         ({"human_xyxy": [1, 1, 1, 4]}, "'human_xyxy' of an annotation is empty"),
         ({"human_xyxy": "abc"}, "'human_xyxy' of an annotation is mistyped"),
@@ -106,6 +106,18 @@ def test_annotations_join_by_name_and_wrong_records_are_named(folder: FolderData
     assert refused(load_labels, in_folder, "test").what == "this is a folder"
     assert "no annotations" in refused(load_labels, folder, "test").what
     assert "no split 'val'" in refused(load_labels, annotated, "val").what
+
+
+def test_annotations_that_do_not_join_are_counted(folder: FolderDataset, tmp_path: Path) -> None:
+    path, name = tmp_path / "annotations.jsonl", open_images(folder, "test").image_ids[0]
+    line = {"file_name": name, "human_xyxy": [0, 0, 2, 2], "object_xyxy": [1, 1, 4, 4], "verb": "hold", "object": "cup"}
+    changes: list[dict[str, str]] = [{}, {"file_name": "x.png"}, {"verb": "Hold"}]
+    path.write_text("".join(json.dumps(line | change) + "\n" for change in changes))
+    annotated = folder.model_copy(update={"annotations": str(path)})
+    assert load_labels(annotated, "test").image.tolist() == [0]
+    images, interactions = label_notices(annotated)
+    assert images.startswith("1 images of the annotations are unknown and left out, as 'x.png'; ")
+    assert interactions.startswith("1 interactions of the annotations are unknown and left out, as 'Hold cup'; 1 ")
 
 
 def test_annotations_of_another_frame_are_refused(folder: FolderDataset, tmp_path: Path) -> None:
