@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable
@@ -369,6 +370,8 @@ def of_annotations(root: Path) -> list[Target]:
         "hoi_prediction": [{"subject_id": 0, "object_id": 1, "category_id": 245, "score": 0.5}],
     }
     (folder / "gen-vlkt.json").write_text(json.dumps({"preds": [image] * 2}))
+    (folder / "printed.json").write_text(str([image] * 2))
+    (folder / "names.txt").write_text("\n".join(hicodet.NAMES) + "\n")
     # Its own numbers: COCO's classes from 0, and the verb instead of the interaction.
     verb = hicodet_vocabulary().verbs.index("sit_on")
     pair = {"subject_id": 0, "object_id": 1, "category_id": verb, "score": 0.5}
@@ -381,19 +384,31 @@ def of_annotations(root: Path) -> list[Target]:
     image_id = vcoco.ids_of("test")[0]
     of_vcoco = {"image_id": image_id, "human_xyxy": [0, 0, 9, 9], "object_xyxy": None}
     (folder / "vcoco.jsonl").write_text(json.dumps({**of_vcoco, "scores": dict.fromkeys(KEYS, 0.5)}) + "\n")
+    role = {
+        "image_id": image_id,
+        "person_box": [0.0, 0.0, 9.0, 9.0],
+        "hold_agent": 0.5,
+        "hold_obj": [1.0, 1.0, 5.0, 5.0, 0.5],
+    }
+    (folder / "vsrl.pkl").write_bytes(pickle.dumps([role] * 2))
 
     def scored(annotations: str, predictions: str, format: str = "lines") -> Callable[[Path], object]:
         return lambda here: score("hicodet", here / annotations, here / predictions, format=format)
 
-    def scored_vcoco(here: Path) -> object:
-        return score(
-            "vcoco", here / "vcoco/vcoco_test.json", here / "vcoco.jsonl", instances=here / "vcoco/instances_all.json"
-        )
+    def scored_vcoco(here: Path, predictions: str = "vcoco.jsonl", format: str = "lines") -> object:
+        files = here / "vcoco/vcoco_test.json", here / predictions
+        return score("vcoco", *files, instances=here / "vcoco/instances_all.json", format=format)
+
+    def scored_pickle(here: Path) -> object:
+        return scored_vcoco(here, "vsrl.pkl", "vsrl")
+
+    def scored_images(here: Path) -> object:
+        return score("hicodet", here / "hico.json", here / "lines.jsonl", images=here / "names.txt")
 
     def target(
         file: str, call: Callable[[Path], object], of: Callable[[bytes], list[Variant]] = json_variants
     ) -> Target:
-        name = "score of V-COCO" if call is scored_vcoco else "score of HICO-DET"
+        name = "score of V-COCO" if call in (scored_vcoco, scored_pickle) else "score of HICO-DET"
         return Target(name, folder, file, of((folder / file).read_bytes()), call)
 
     return [
@@ -403,6 +418,9 @@ def of_annotations(root: Path) -> list[Target]:
         target("lines.jsonl", scored("hico.json", "lines.jsonl"), lines_variants),
         target("gen-vlkt.json", scored("hico.json", "gen-vlkt.json", "gen-vlkt")),
         target("qpic.json", scored("hico.json", "qpic.json", "qpic")),
+        target("printed.json", scored("hico.json", "printed.json", "gen-vlkt"), raw_variants),
+        target("names.txt", scored_images, raw_variants),
+        target("vsrl.pkl", scored_pickle, raw_variants),
         target("vcoco.jsonl", scored_vcoco, lines_variants),
         target("vcoco/vcoco_test.json", scored_vcoco),
         target("vcoco/instances_all.json", scored_vcoco),
