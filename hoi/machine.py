@@ -149,6 +149,11 @@ def full_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
+def worker_environment(number: int, devices: list[str]) -> dict[str, str]:
+    """Return the environment that is a worker's own: one GPU, taken in turn, where there are any."""
+    return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
+
+
 def visible_devices(device: str) -> list[str]:
     """Return the GPUs of this machine as `CUDA_VISIBLE_DEVICES` names them; none where the CPU is asked for."""
     if device == "cpu":

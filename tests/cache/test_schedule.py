@@ -31,12 +31,11 @@ from hoi.cache.build.pool import (
     give_up_slot,
     giving_up,
     open_pool,
-    worker_environment,
 )
 from hoi.cache.build.worker import read_ahead
 from hoi.config import CacheConfig
 from hoi.datasets import UnreadableImage
-from hoi.machine import keeping_to_own_threads, may_have_side_threads, visible_devices
+from hoi.machine import keeping_to_own_threads, may_have_side_threads, visible_devices, worker_environment
 from tests.fakes import worker_tasks
 from tests.fakes.pipelines import refused
 

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hoi.config import CacheConfig
 from hoi.errors import UserError
-from hoi.machine import keeping_to_own_threads, visible_devices
+from hoi.machine import keeping_to_own_threads, visible_devices, worker_environment
 
 if TYPE_CHECKING:
     from hoi.cache.build.worker_check import Answer, WorkerCheck
@@ -100,7 +100,6 @@ class Pool(Protocol):
 
         Raises UserError: a task met a user's mistake; no further task is begun.
         """
-        ...
 
 
 class SynchronousPool:
@@ -283,8 +282,7 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
     threads = {f"{library}_NUM_THREADS": str(config.threads) for library in ("OMP", "MKL", "OPENBLAS")}
     stack.enter_context(_environment(threads))
     allocator = {"MALLOC_TRIM_THRESHOLD_": KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_": KEPT_BYTES}
-    before = "distributed.nanny.pre-spawn-environ"
-    settings = {f"{before}.{name}": value for name, value in {**threads, **allocator}.items()}
+    settings = {f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in {**threads, **allocator}.items()}
     stack.enter_context(dask.config.set(settings))
     with _keep_interruptions():
         cluster = OneDeviceEach(
@@ -298,8 +296,7 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
             silence_logs=50,
         )
     stack.push(partial(_close, cluster))
-    # It shows the traceback of a worker that dies while it starts.
-    _silence(stack, "asyncio")
+    _silence(stack, "asyncio")  # It shows the traceback of a worker that dies while it starts.
     cluster.scale(num_workers)
     client = Client(cluster)
     stack.push(partial(_close, client))
@@ -317,12 +314,11 @@ def _wait_for_workers(cluster: Any, client: Any, number: int) -> None:
         failed = [name for name, nanny in list(cluster.workers.items()) if nanny.status.name == "failed"]
         num_failed += len(failed)
         if num_failed > MOST_FAILED_STARTS:
-            fix = "free memory for them, lower cache.workers, or set cache.scheduler=synchronous"
-            raise UserError("worker processes die while they start", where="cache.workers", got=num_failed, fix=fix)
+            what, fix = "worker processes die while they start", "free memory, or set cache.scheduler=synchronous"
+            raise UserError(what, where="cache.workers", got=num_failed, fix=fix)
         for name in failed:
             del cluster.workers[name]
-        if failed:
-            cluster.scale(number)
+        cluster.scale(number)
 
 
 def _close(started: Any, kind: type[BaseException] | None, error: object, trace: object) -> None:
@@ -390,11 +386,6 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
         fix = f"dask worker {address} --nthreads 1 --memory-limit 0"
         raise UserError("this cluster has no workers", where=address, fix=fix) from None
     return client
-
-
-def worker_environment(number: int, devices: Sequence[str]) -> dict[str, str]:
-    """Return the environment that is a worker's own: one GPU, taken in turn, where there are any."""
-    return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
 
 
 def num_local_workers(config: CacheConfig) -> int:
