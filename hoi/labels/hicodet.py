@@ -38,7 +38,8 @@ class HicodetLabels(LabelReader[HicodetDataset]):
         config, half = self.settings, half_of(split)
         annotations = read_half(config, half)
         missing = sorted(set(annotations.file_names) - set(image_names(config, half)))
-        if missing and getattr(config.image_lists, half, None) is None:
+        is_part = getattr(config.image_lists, half, None) is not None and len(missing) < len(annotations.file_names)
+        if missing and not is_part:
             raise UserError(
                 f"{len(missing)} annotated images of {half} are not in the image folder",
                 where=find_annotations(config, half),
@@ -54,6 +55,16 @@ class HicodetLabels(LabelReader[HicodetDataset]):
         return HoiLabels(
             image[kept], annotations.boxes_h[kept], annotations.boxes_o[kept], annotations.interaction[kept]
         )
+
+    def notices(self) -> list[str]:
+        config, half = self.settings, HALVES[-1]
+        if getattr(config.image_lists, half, None) is None or find_annotations(config, half) is None:
+            return []
+        names, listed = set(read_half(config, half).file_names), set(image_names(config, half))
+        left_out = sorted(names - listed)
+        what = f"{len(left_out)} annotated images of {half} are not on its list, and do not count"
+        without = f"{len(listed - names)} of the list have no annotation"
+        return [f"{what}, as '{left_out[0]}'; {without}"] if left_out else []
 
 
 def find_annotations(config: HicodetDataset, half: Half) -> Path | None:

@@ -17,7 +17,7 @@ from hoi.config import HicodetDataset, HicodetFiles, PipelineConfig, load_config
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets import hicodet as lists
 from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare, train_counts, unseen
-from hoi.labels import has_labels, load_labels, rare_mask
+from hoi.labels import has_labels, label_notices, load_labels, rare_mask
 from tests.fakes.hicodet import NAMES, instances_json, ppdm_json, write_json, write_mat, write_tree
 from tests.fakes.pipelines import refused
 
@@ -124,6 +124,8 @@ def test_missing_annotated_images_are_refused_unless_unlisted(tree: Path) -> Non
     (tree / "test.txt").write_text(f"{NAMES[2]}\n")
     listed = hicodet(tree, image_lists=HicodetFiles(test2015=str(tree / "test.txt")))
     assert load_labels(listed, "test").interaction.tolist() == [152]
+    [notice] = label_notices(listed)
+    assert "annotated images of test2015 are not on its list" in notice
     assert "no annotations of HICO-DET's train2015" in refused(load_labels, hicodet(tree), "train").what
 
 
