@@ -83,7 +83,8 @@ def fields_of(axes: Iterable[str], table: Sequence[Field]) -> tuple[Field, ...]:
 
 
 def shape_of(field: Field, num_rows: int, axes: Mapping[str, int]) -> tuple[int, ...]:
-    return (num_rows, *(axes[axis] if isinstance(axis, str) else axis for axis in field.axes))
+    # A file that says nothing of an axis has no table of this shape.
+    return (num_rows, *(axes.get(axis, -1) if isinstance(axis, str) else axis for axis in field.axes))
 
 
 def check_tables(tables: Mapping[str, np.ndarray], axes: Mapping[str, int], table: Sequence[Field]) -> None:

@@ -18,7 +18,7 @@ from hoi.datasets import dataset_of
 from hoi.datasets.names import bare_name, join_names, plain_name
 from hoi.detectors import keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
-from hoi.files import file_sha256
+from hoi.files import Count, convert, file_sha256
 from hoi.json_lines import read_json_file, refuse_repeats, shown
 from hoi.prompts import spaced
 from hoi.records import Detections
@@ -167,12 +167,14 @@ def _listed(instances: Any, path: str) -> tuple[dict[Any, str], dict[Any, str], 
         names = {_known_id(entry["id"]): str(entry["file_name"]) for entry in images}
         classes = {_known_id(entry["id"]): str(entry["name"]) for entry in categories}
         sizes = {entry["id"]: (entry.get("width"), entry.get("height")) for entry in images}
+        for size in sizes.values():
+            convert(size, tuple[Count | None, Count | None])
     except (KeyError, TypeError, AttributeError) as error:
         expected = "images [{id, file_name}] and categories [{id, name}]"
         got = f"no {error}" if isinstance(error, KeyError) else type(instances).__name__
         raise UserError("this is no COCO instances file", where=path, expected=expected, got=got) from None
     except ValueError as error:
-        what, expected = "an id is neither a whole number nor text", "images [{id, file_name}]"
+        what, expected = "an id or a size is of another type", "ids that are whole numbers or text, sizes in pixels"
         raise UserError(what, where=path, expected=expected, got=error) from None
     refuse_repeats((entry["id"] for entry in images), "an image id", path, "images")
     refuse_repeats((plain_name(str(entry["file_name"])) for entry in images), "a file name", path, "images")

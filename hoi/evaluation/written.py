@@ -28,6 +28,8 @@ class _Difference(_Interval):
     better: str
     than: str
     measure: str
+    sd: Finite
+    num_resamples: Count
 
 
 class _Settings(TypedDict, total=False):

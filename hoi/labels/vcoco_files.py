@@ -20,7 +20,7 @@ import numpy as np
 from hoi.datasets.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
 from hoi.errors import UserError
-from hoi.json_lines import read_json_file, refuse_repeats
+from hoi.json_lines import read_json_file, refuse_repeats, shown
 from hoi.vocabulary import NO_OBJECT
 
 LABELS = "V-COCO's label file, a list of 26 actions with image_id, ann_id, label and role_object_id"
@@ -92,6 +92,8 @@ def read_labels(path: Path) -> VcocoLabelFile:
                 where=f"{path}, action {action['action_name']}",
                 expected=f"{num} of image_id and label, {num_roles} x {num} of role_object_id",
             )
+        if wrong := [value for value in action["image_id"] if type(value) is not int]:
+            raise UserError("an image id is no whole number", where=path, got=shown(wrong[0]))
     return VcocoLabelFile(path, actions, sorted(set(actions[0]["image_id"])))
 
 
@@ -126,7 +128,8 @@ def _read_instances(labels: VcocoLabelFile, instances: Path | None, fix: str) ->
         content = read_json_file(path, "annotations", INSTANCES)
         is_instances = isinstance(content, dict) and {"images", "annotations"} <= content.keys()
         is_instances = is_instances and all(isinstance(image, dict) for image in content["images"])
-        missing = wanted - {image.get("id") for image in content["images"]} if is_instances else wanted
+        there = {i for image in content["images"] if type(i := image.get("id")) is int} if is_instances else set()
+        missing = wanted - there
         if not missing:
             return path, content
         if instances is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -265,7 +266,7 @@ def _check_paths(candidates: Candidates, path: Path, folder: Path) -> None:
                 expected="a path below --images",
                 got=name.replace("\0", "\\0"),
             )
-    if not any((folder / name).is_file() for name in candidates.image_ids):
+    if not any(os.path.isfile(folder / name) for name in candidates.image_ids):
         raise UserError(
             "no image of the predictions is in this folder",
             where=folder,
