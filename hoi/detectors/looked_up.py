@@ -18,7 +18,7 @@ from hoi.datasets import dataset_of
 from hoi.datasets.names import bare_name, join_names, plain_name
 from hoi.detectors import keep_detections, kept_settings, match_classes
 from hoi.errors import UserError
-from hoi.files import Count, convert, file_sha256
+from hoi.files import Finite, convert, file_sha256
 from hoi.json_lines import read_json_file, refuse_repeats, shown
 from hoi.prompts import spaced
 from hoi.records import Detections
@@ -168,7 +168,7 @@ def _listed(instances: Any, path: str) -> tuple[dict[Any, str], dict[Any, str], 
         classes = {_known_id(entry["id"]): str(entry["name"]) for entry in categories}
         sizes = {entry["id"]: (entry.get("width"), entry.get("height")) for entry in images}
         for size in sizes.values():
-            convert(size, tuple[Count | None, Count | None])
+            convert(size, tuple[Finite | None, Finite | None])
     except (KeyError, TypeError, AttributeError) as error:
         expected = "images [{id, file_name}] and categories [{id, name}]"
         got = f"no {error}" if isinstance(error, KeyError) else type(instances).__name__
