@@ -275,7 +275,7 @@ def test_signals_that_break_a_rule_are_named() -> None:
     wrong = [
         ({"vlm_scores": np.array([0, 0.5, 1.5], np.float16)}, r"vlm_scores leaves \[0, 1\]"),
         ({"vlm_asked": np.array([0, 1, 1], np.uint8)}, "vlm_scores says something where vlm_asked is 0"),
-        ({"vlm_log_likelihood": np.array([0, np.nan, 0], np.float32)}, "vlm_log_likelihood of image a holds NaN"),
+        ({"vlm_log_likelihood": np.array([0, np.nan, 0], np.float32)}, "vlm_log_likelihood of image a is not finite"),
         ({"context_mask": np.ones(3, np.uint8)}, r"context_mask of image a has shape \(3,\), expected \(2,\)"),
         ({"image_id": "b"}, "of image b came in the place of a"),
     ]
