@@ -27,11 +27,9 @@ class Detector(Protocol):
 
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
         """Return the detections of images, uint8 [H, W, 3] RGB; an image's do not depend on its neighbours."""
-        ...
 
     def provenance(self) -> dict[str, object]:
         """Return everything that changes what is detected, in plain JSON types and free of paths."""
-        ...
 
 
 @runtime_checkable
@@ -43,7 +41,6 @@ class ListsImages(Protocol):
 
     def lists(self, image_id: str) -> bool:
         """Return whether an image of the dataset is among them."""
-        ...
 
 
 def match_classes(class_names: Sequence[str], vocabulary: Vocabulary, where: str) -> np.ndarray:

@@ -98,7 +98,6 @@ class Pool(Protocol):
 
         Raises UserError: a task met a user's mistake; no further task is begun.
         """
-        ...
 
 
 class SynchronousPool:
@@ -271,8 +270,7 @@ def _local_client(config: CacheConfig, stack: contextlib.ExitStack) -> Any:
     threads = {f"{library}_NUM_THREADS": str(config.threads) for library in ("OMP", "MKL", "OPENBLAS")}
     stack.enter_context(_environment(threads))
     allocator = {"MALLOC_TRIM_THRESHOLD_": KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_": KEPT_BYTES}
-    before = "distributed.nanny.pre-spawn-environ"
-    settings = {f"{before}.{name}": value for name, value in {**threads, **allocator}.items()}
+    settings = {f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in {**threads, **allocator}.items()}
     stack.enter_context(dask.config.set(settings))
     with _keep_interruptions():
         cluster = OneDeviceEach(

@@ -31,7 +31,6 @@ MAX_MANIFEST_BYTES = 1 << 30
 DOWNLOADS = 4
 """Files that are fetched at once; each is in memory until its hash is known."""
 BLOCK_BYTES = 1 << 20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class RemoteFile:
 
     def __post_init__(self) -> None:
         is_size = isinstance(self.num_bytes, int) and not isinstance(self.num_bytes, bool) and self.num_bytes >= 0
-        if not is_size or not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+        if not is_size or not isinstance(self.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"size or hash of {self.name} is malformed")
 
 

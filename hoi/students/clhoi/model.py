@@ -44,7 +44,7 @@ def pool_pairs(
     admitted: Bool[Tensor, "P K"],
     temperature: float,
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K D"], Bool[Tensor, "B K"]]:
-    """Pool pairs to their image: a_pk = softmax_p(z_pk / temperature + log r_p), Z_k = Σ a z, G_k = Σ a g.
+    """Pool the pairs of each image: a_pk = softmax_p(z_pk / temperature + log r_p), Z_k = Σ a z, G_k = Σ a g.
 
     Return Z and G, 0 for an interaction that no pair's object admits, and which some pair's does.
     """

@@ -125,7 +125,7 @@ class Attention(nn.Module):
 
 
 class DualAttention(nn.Module):
-    """One attention for all memories; each result is added to the queries and normalised, then all are summed."""
+    """One attention for all memories; each result is added and normalised, then all are summed."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
