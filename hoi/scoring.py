@@ -72,7 +72,6 @@ class Scorer(Protocol):
 
     def branch_scores(self, batch: PairBatch) -> BranchScores:
         """Return scores [P, K] by row name."""
-        ...
 
 
 def extra_of(scorer: Scorer) -> tuple[str, ...]:

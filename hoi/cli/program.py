@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,7 +119,7 @@ def run(verbs: TyperGroup, arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _one_line(context: Any) -> Iterator[None]:
-    """Say what is wrong on a command line; of the processes of torchrun, which all see it, one says it."""
+    """Say what is wrong on a command line; of the processes of torchrun, which all see it, the first says it."""
     message, expected, got = "", None, None
     place, fix = context.command_path, f"{context.command_path} --help"
     if os.environ.get(CALLED_BY) == "make":
@@ -134,14 +136,12 @@ def _one_line(context: Any) -> Iterator[None]:
             message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
         else:
             message, expected = f"there is no option {option}", nearest(option, known)
-    wrong = UserError(message, where=place, expected=expected, got=got, fix=fix)
-    if "RANK" in os.environ:
-        from hoi.training.distributed import one_voice
-
-        # torchrun ends all processes when one has failed: so the first to fail is the one to say why.
-        with one_voice():
-            raise wrong
-    raise wrong
+    if os.environ.get("RANK", "0") != "0":
+        # torchrun ends all processes when one has ended: the first has to have said it by then.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(5)
+        raise SystemExit(2)
+    raise UserError(message, where=place, expected=expected, got=got, fix=fix)
 
 
 def _at_home(word: str) -> str:

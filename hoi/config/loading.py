@@ -134,7 +134,8 @@ def parse_section(kind: type[AnySection], plain: dict[str, Any], where: str, und
         if first["type"] == "missing":
             raise UserError("missing key", where=place, fix=fix) from None
         is_unknown, got = first["type"].startswith("unknown_"), repr(first.get("input"))[:120]
-        what = first["msg"] if is_unknown else "wrong value: " + first["msg"].removeprefix("Value error, ")
+        said = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+        what = said if is_unknown else f"wrong value: {said}"
         expected = first["ctx"]["expected"] if is_unknown else None
         raise UserError(what, where=place, expected=expected, got=got, fix=fix) from None
 

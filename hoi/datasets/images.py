@@ -260,7 +260,7 @@ def list_images(folder: str) -> tuple[str, ...]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UserError("there is no such folder of images", where=folder, fix="set dataset.images to a folder")
+        raise UserError("there is no such folder of images", where=folder, fix="name a folder that is there")
     names = []
     for path in root.rglob("*"):
         name = path.relative_to(root)

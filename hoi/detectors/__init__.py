@@ -31,11 +31,9 @@ class Detector(Protocol):
 
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
         """Return the detections of images, uint8 [H, W, 3] RGB; an image's do not depend on its neighbours."""
-        ...
 
     def provenance(self) -> dict[str, object]:
         """Return everything that changes what is detected, in plain JSON types and free of paths."""
-        ...
 
 
 @runtime_checkable
@@ -47,7 +45,6 @@ class ListsImages(Protocol):
 
     def lists(self, image_id: str) -> bool:
         """Return whether an image of the dataset is among them."""
-        ...
 
     def notices(self, image_ids: Sequence[str]) -> list[str]:
         """Return what is odd about how these images of the dataset are found. Raises UserError: none of them is."""

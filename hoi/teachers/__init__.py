@@ -99,19 +99,15 @@ class Teacher(Protocol):
 
     def encode_crops(self, crops: Tensor) -> Tensor:
         """Embed uint8 [B, 3, S, S] RGB as float32 [B, D], unit norm."""
-        ...
 
     def encode_images(self, images: Tensor) -> WholeImages:
         """Embed uint8 [B, 3, `image_size_px`, `image_size_px`] RGB."""
-        ...
 
     def encode_regions(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
         """Embed regions, float32 [R, 5] (row of the maps, xyxy in input pixels), as float32 [R, L, D], unit norm."""
-        ...
 
     def provenance(self) -> dict[str, object]:
         """Return all that changes what is encoded, in plain JSON types and free of paths."""
-        ...
 
 
 def build_teacher(config: TeacherConfig, device: str) -> Teacher:

@@ -29,7 +29,6 @@ PATIENCE = timedelta(hours=2)
 """How long processes wait for one another; `supervision: labels` judges checkpoints on the first alone."""
 ENDED_WITH_ANOTHER = 1
 """Exit code of a process that ends because another one failed, which is the one that says why."""
-TIME_TO_SPEAK_S = 2.0
 
 T = TypeVar("T")
 
@@ -127,7 +126,7 @@ def one_voice() -> Iterator[None]:
             is_first_to_fail = True
         if not is_first_to_fail:
             # torchrun ends all processes when one has ended: the first to fail has to have said why by then.
-            time.sleep(TIME_TO_SPEAK_S)
+            time.sleep(2)
             raise SystemExit(ENDED_WITH_ANOTHER) from None
         raise
 

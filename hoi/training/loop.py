@@ -40,13 +40,11 @@ class BatchSource(Protocol):
     @property
     def num_images(self) -> int:
         """Images of the whole split."""
-        ...
 
     def batches(
         self, batch_images: int, rng: np.random.Generator | None, extra: Sequence[str] = ()
     ) -> Iterator[PairBatch]:
         """Yield every image once, shuffled by `rng` or in order, with the `extra` fields."""
-        ...
 
 
 @dataclass

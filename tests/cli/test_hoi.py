@@ -113,6 +113,13 @@ def test_a_mistake_is_one_line_and_the_exit_code_2(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_one_of_several_processes_says_a_mistake(tmp_path: Path, rank: str, lines: int) -> None:
+    done = python("-m", "hoi", "cache", "plan", "--epochs", cwd=tmp_path, RANK=rank, WORLD_SIZE="2")
+    assert (done.returncode, done.stderr.count("\n")) == (2, lines), done.stderr
+
+
 def test_it_runs_beside_modules_of_the_users_own(tmp_path: Path) -> None:
     for name in ("cache", "stages", "tests"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not mine')\n")

@@ -125,7 +125,7 @@ class Attention(nn.Module):
 
 
 class DualAttention(nn.Module):
-    """One attention for all memories; each result is added and normalised, then all are summed."""
+    """Apply one attention to every memory; add each result onto the queries and normalise, then sum them all."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
