@@ -170,26 +170,33 @@ def check_page(
     print(report)
 
 
+ScoredData = Annotated[Literal["hicodet", "vcoco", "world", "folder"], option("whose rule")]
+Annotations = Annotated[
+    Path, path_option("the data set's file; of a folder JSON lines, of the world a pipeline file", "PATH")
+]
+PredictedLines = Annotated[Path, path_option("JSON lines, gzipped or not", "PATH")]
+Protocol = Annotated[str, option("HICO-DET and the world: whose rule")]
+KnownObject = Annotated[Path | None, path_option("HICO's anno.mat: score the known-object setting", "ANNO_MAT")]
+Counted = Annotated[Path | None, path_option("text file of image names: only those count (HICO-DET)")]
+Instances = Annotated[
+    Path | None, path_option("COCO's instances (V-COCO; default: instances*.json beside the annotations)", "PATH")
+]
+Format = Annotated[str, option("of the predictions: lines, gen-vlkt, qpic, pvic, vsrl")]
+Clip = Annotated[bool, option("cut boxes to their image; otherwise one that lies outside is an error", name="--clip")]
+
+
 @verb("score", "hoi score --dataset hicodet --annotations hico/ --predictions mine.jsonl.gz --json scores.json")
 def score(
-    dataset: Annotated[Literal["hicodet", "vcoco", "world", "folder"], option("whose rule")],
-    annotations: Annotated[
-        Path, path_option("the data set's file; of a folder JSON lines, of the world a pipeline file", "PATH")
-    ],
-    predictions: Annotated[Path, path_option("JSON lines, gzipped or not", "PATH")],
+    dataset: ScoredData,
+    annotations: Annotations,
+    predictions: PredictedLines,
     json: Annotated[Path | None, path_option("where to write the scores")] = None,
-    protocol: Annotated[str, option("HICO-DET and the world: whose rule")] = "official",
-    known_object: Annotated[
-        Path | None, path_option("HICO's anno.mat: score the known-object setting", "ANNO_MAT")
-    ] = None,
-    images: Annotated[Path | None, path_option("text file of image names: only those count (HICO-DET)")] = None,
-    instances: Annotated[
-        Path | None, path_option("COCO's instances (V-COCO; default: instances*.json beside the annotations)", "PATH")
-    ] = None,
-    format: Annotated[str, option("of the predictions: lines, gen-vlkt, qpic, pvic, vsrl")] = "lines",
-    clip: Annotated[
-        bool, option("cut boxes to their image; otherwise one that lies outside is an error", name="--clip")
-    ] = False,
+    protocol: Protocol = "official",
+    known_object: KnownObject = None,
+    images: Counted = None,
+    instances: Instances = None,
+    format: Format = "lines",
+    clip: Clip = False,
     save_lines: Annotated[Path | None, path_option("also write the predictions there")] = None,
 ) -> None:
     """Average precision of anybody's predictions, by the data set's official rule or a named other one.
@@ -210,5 +217,39 @@ def score(
         clip=clip,
         json=json,
         save_lines=save_lines,
+    )
+    print(report)
+
+
+@verb("diagnose", "hoi diagnose --dataset hicodet --annotations hico/ --predictions mine.jsonl.gz --json loss.json")
+def diagnose(
+    dataset: ScoredData,
+    annotations: Annotations,
+    predictions: PredictedLines,
+    json: Annotated[Path | None, path_option("where to write the scores and the diagnosis")] = None,
+    protocol: Protocol = "official",
+    known_object: KnownObject = None,
+    images: Counted = None,
+    instances: Instances = None,
+    format: Format = "lines",
+    clip: Clip = False,
+) -> None:
+    """Where the mAP goes: errors of anybody's predictions by cause, and what mending each alone would gain.
+
+    Formats and options are those of `hoi score`; causes: docs/diagnose.md.
+    """
+    from hoi.evaluation.diagnose_file import diagnose_file
+
+    report = diagnose_file(
+        dataset,
+        annotations,
+        predictions,
+        json=json,
+        protocol=protocol,
+        known_object=known_object,
+        images=images,
+        instances=instances,
+        format=format,
+        clip=clip,
     )
     print(report)

@@ -1,73 +1,294 @@
-"""Where mean average precision is lost: a cause for each false positive, and the mAP without that cause.
+"""Where mean average precision is lost: each error's cause, and the mAP without that cause; docs/diagnose.md.
 
-Matching and ranking are those of `hoi.evaluation.hico`. The first cause in `CAUSES` that holds is the cause. Mending
-takes the false positives of one cause away, as TIDE does; mending misses takes unmatched truth out of the positives.
+Matching and ranking are those of the evaluators. Every pair of a prediction and a truth of one image is looked at once.
 
-Shapes: R predictions, G truth rows, K interactions.
+Shapes: R predictions, G truth rows, K interactions, C pairs of a prediction and a truth.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from hoi.boxes import min_pair_iou, row_iou
-from hoi.evaluation.hico import average_precision, best_truth, match, rank
+from hoi.boxes import row_iou
+from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
+from hoi.evaluation.hico import PROTOCOLS, ProtocolName, Ranking, average_precision, match
+from hoi.evaluation.vcoco import LEFT_OUT, VcocoPredictions, match_persons
+from hoi.labels.vcoco_files import VcocoTruth
 from hoi.records import HoiLabels, Triplets
+from hoi.vocabulary import NO_INTERACTION
 
-CAUSES = ("duplicate", "verb", "object_class", "pairing", "person", "object", "background")
+CAUSES = {
+    "duplicate": "right, but its truth is found by a higher score",
+    "verb": "boxes and object right, verb wrong",
+    "object_class": "boxes and verb right, object of another class",
+    "verb_and_object": "boxes right, verb wrong and object of another class",
+    "pairing": "both boxes right, but not with each other",
+    "person": "object right, person box on nobody annotated",
+    "object": "person right, object box on none of its class",
+    "background": "neither box right",
+}
+"""Causes of a false positive; the first that holds is the cause."""
+MISSES = {
+    "missed_person": "no predicted person box fits",
+    "missed_object": "no predicted object box of its class fits",
+    "missed_pair": "both boxes are there, but never as a pair",
+    "missed_verb": "the pair is there, without this interaction",
+    "missed_taken": "what fits it fits another truth better",
+}
+"""Causes of a truth that is not found; the first that holds is the cause."""
+MOST_AT_ONCE = 2_000_000  # pairs of a prediction and a truth in memory
+
+Ap = Callable[[Ranking, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Predictions and truth after matching."""
+
+    predictions: Triplets
+    labels: HoiLabels
+    object_of: np.ndarray  # int64 [K]
+    verb_of: np.ndarray  # int64 [K]
+    is_hit: np.ndarray  # bool [R], whether the prediction fits `truth`
+    truth: np.ndarray  # int64 [R]
+    counts: np.ndarray  # bool [R], whether the prediction is looked at
+    counted: np.ndarray  # bool [K], interactions in the mean
+    is_no_interaction: np.ndarray  # bool [K]
+    ap: Ap
+    strict: bool = False  # whether an IoU of exactly 0.5 fails
+    alone: tuple[np.ndarray, np.ndarray] | None = None  # whether predictions [R] and truth [G] have no object
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Counts and fractions."""
+    """Counts, and fractions of mAP; a mean over no interaction is None."""
 
-    full: float
-    counts: dict[str, int]  # false positives by cause
-    num_missed: int  # truth rows that no prediction finds
-    gains: dict[str, float]  # mAP gained by mending each cause alone, and `missed`
+    full: float | None
+    interacting: float | None  # the mean without no_interaction
+    no_interaction: float | None  # the mean over no_interaction alone
+    pair_recall: float | None  # share of annotated pairs that any prediction finds, whatever its verb
+    num_pairs: int
+    num_true: int
+    counts: dict[str, int]  # false positives by CAUSES, truth that is not found by MISSES
+    gains: dict[str, float]  # mAP gained by mending each alone, all false positives, and all misses
+
+    @property
+    def num_missed(self) -> int:
+        return sum(self.counts[name] for name in MISSES)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "num_missed": self.num_missed}
 
 
-def diagnose(predictions: Triplets, labels: HoiLabels, object_of: np.ndarray) -> Diagnosis:
-    """Return the loss by cause under the official rule; `object_of` is int64 [K]."""
-    num = len(object_of)
-    matches = match(predictions, labels, num, protocol="official")
-    ranking = rank(matches, predictions.score)
-    is_true = np.zeros(len(predictions), bool)
-    is_true[ranking.rows[ranking.is_true]] = True
-    boxes = [b.astype(np.float64) for b in (predictions.boxes_h, predictions.boxes_o, labels.boxes_h, labels.boxes_o)]
-    ph, po, th, to = boxes
+def compare(
+    predictions: Triplets,
+    labels: HoiLabels,
+    pairs: Sequence[tuple[str, str]],
+    protocol: ProtocolName = "official",
+    allowed: np.ndarray | None = None,
+    images: np.ndarray | None = None,
+) -> Compared:
+    """Match as `hoi.evaluation.hico` does, with its `allowed` and `images`; `pairs` are K verbs and objects."""
+    if images is not None:
+        predictions, labels = _select(predictions, images), _select(labels, images)
+    num, rule = len(pairs), PROTOCOLS[protocol]
+    verbs, objects = (list(names) for names in zip(*pairs, strict=True))
+    matches = match(predictions, labels, num, protocol=protocol, allowed=allowed)
+    return Compared(
+        predictions,
+        labels,
+        np.unique(objects, return_inverse=True)[1],
+        np.unique(verbs, return_inverse=True)[1],
+        matches.is_hit,
+        matches.truth,
+        matches.counts,
+        matches.num_positives() > 0,
+        np.array([verb == NO_INTERACTION for verb in verbs]),
+        partial(average_precision, levels=rule.levels),
+        rule.strict,
+    )
 
-    def near(by_object: bool, kind: str) -> np.ndarray:
-        def overlap(t: np.ndarray, r: np.ndarray) -> np.ndarray:
-            if kind == "pair":
-                return min_pair_iou(ph[r], po[r], th[t], to[t])
-            return row_iou(ph[r], th[t]) if kind == "person" else row_iou(po[r], to[t])
 
-        stride = int(object_of.max()) + 1
-        keys = (x.image * stride + (object_of[x.interaction] if by_object else 0) for x in (labels, predictions))
-        return best_truth(*keys, overlap)[1] >= 0.5
+def _select(of_images: Any, images: np.ndarray) -> Any:
+    rows = images[of_images.image]
+    return replace(of_images, **{name: values[rows] for name, values in vars(of_images).items()})
 
-    person, obj = near(False, "person"), near(True, "object")
-    holds = [matches.is_hit, near(True, "pair"), near(False, "pair"), person & obj, obj, person]
-    cause = np.select(holds, range(6), 6)
-    found = np.zeros(len(labels.image), bool)
-    found[matches.truth[is_true]] = True
-    positives = matches.num_positives()
-    counted = positives > 0
 
-    def mean(kept: np.ndarray, num_positives: np.ndarray) -> float:
-        of_kept = type(matches)(**{**vars(matches), "counts": matches.counts & kept})
-        ap = average_precision(rank(of_kept, predictions.score), num_positives, matches.levels)
-        return float(ap[counted & (num_positives > 0)].mean()) if (counted & (num_positives > 0)).any() else 0.0
+def compare_vcoco(rows: VcocoPredictions, truth: VcocoTruth) -> Compared:
+    """Match as vsrl_eval does in scenario 1: 24 roles stand for interactions, and objects have no class."""
+    person, near, counts = match_persons(rows, truth)
+    num_rows, num = len(rows), len(ACTION_ROLES)
+    does = truth.does[:, [ACTIONS.index(action) for action, _ in ACTION_ROLES]]
+    truth_row = np.full(does.shape, -1)
+    truth_row[does] = np.arange(does.sum())
+    of_person, role = np.nonzero(does)
+    labels = HoiLabels(truth.image[of_person], truth.boxes_h[of_person], truth.role_boxes[of_person, role], role)
+    alone = ~truth.has_role[of_person, role]
+    column = [KEYS.index(f"{action}_{name}") for action, name in ACTION_ROLES]
 
-    everything = np.ones(len(predictions), bool)
-    full = mean(everything, positives)
-    gains = {name: mean(is_true | (cause != i), positives) - full for i, name in enumerate(CAUSES)}
-    counts = {name: int((~is_true & (cause == i)).sum()) for i, name in enumerate(CAUSES)}
-    recalled = np.bincount(labels.interaction[found], minlength=num)
-    # Classes of which nothing is found keep their AP of 0, so that this mean is over the same classes.
-    ap = average_precision(ranking, np.where(recalled > 0, recalled, positives), matches.levels)
-    gains["missed"] = float(ap[counted].mean()) - full if counted.any() else 0.0
-    return Diagnosis(full, counts, int((~found).sum()), gains)
+    # Row n with role q is prediction q * N + n, so that equal scores go by row.
+    row = np.tile(np.arange(num_rows), num)
+    of_role = np.repeat(np.arange(num), num_rows)
+    score = rows.scores[:, column].T.ravel().astype(np.float64)
+    predictions = Triplets(rows.image[row], rows.boxes_h[row], rows.boxes_o[row], of_role, score)
+    hit, without = truth_row[person[row], of_role], ~rows.has_object[row]
+    fits = row_iou(labels.boxes_o[hit], predictions.boxes_o) >= 0.5
+    is_hit = near[row] & (hit >= 0) & np.where(alone[hit], without, ~without & fits)
+    names = np.array([action for action, _ in ACTION_ROLES])
+    objects, no_interaction = np.zeros(num, np.int64), np.zeros(num, bool)
+    everything = (predictions, labels, objects, np.arange(num), is_hit, hit, counts[row], names != LEFT_OUT)
+    return Compared(*everything, no_interaction, _all_points, alone=(without, alone))
+
+
+def _all_points(ranking: Ranking, num_positives: np.ndarray) -> np.ndarray:
+    ap = np.zeros(len(num_positives))
+    for k in np.flatnonzero(num_positives > 0):
+        position = np.flatnonzero(ranking.is_true[ranking.starts[k] : ranking.starts[k + 1]])
+        precision = np.arange(1, len(position) + 1) / (position + 1)
+        ap[k] = np.maximum.accumulate(precision[::-1]).sum() / num_positives[k]
+    return ap
+
+
+class Loss:
+    """Every false positive and every miss with its cause, and AP as if some causes were mended."""
+
+    def __init__(self, compared: Compared) -> None:
+        of, labels = compared.predictions, compared.labels
+        self.compared, self._interaction, num = compared, of.interaction, len(compared.object_of)
+        self._order = np.lexsort((of.image, -of.score))
+        self._order = self._order[compared.counts[self._order]]
+        hits = self._order[compared.is_hit[self._order]]
+        found, first = np.unique(compared.truth[hits], return_index=True)
+        self.is_true, self.is_found = np.zeros(len(of), bool), np.zeros(len(labels.image), bool)
+        self.is_true[hits[first]], self.is_found[found] = True, True
+        self.num_positives = np.bincount(labels.interaction, minlength=num)
+        self._look()
+
+    def _look(self) -> None:
+        """Find the cause of each error, and the free truth that each false positive is mended to, -1 for none."""
+        is_hit, labels = self.compared.is_hit, self.compared.labels
+        near = {
+            name: np.zeros(len(is_hit), bool) for name in CAUSES if name not in ("duplicate", "pairing", "background")
+        }
+        seen = {name: np.zeros(len(labels.image), bool) for name in MISSES}
+        self.target = np.full(len(is_hit), -1)
+        for row, truth, iou_h, iou_o in self._pairs():
+            ours, theirs = self._interaction[row], labels.interaction[truth]
+            least = np.nextafter(0.5, 1) if self.compared.strict else 0.5
+            person, obj, same = iou_h >= least, iou_o >= least, ours == theirs
+            of_object = self.compared.object_of[ours] == self.compared.object_of[theirs]
+            of_verb, pair = self.compared.verb_of[ours] == self.compared.verb_of[theirs], person & obj
+            typed = obj & of_object
+            kinds = (pair & of_object & ~same, pair & of_verb & ~of_object, pair & ~same, typed, person)
+            for name, holds in zip(near, kinds, strict=True):
+                near[name][row[holds]] = True
+            for name, holds in zip(MISSES, (person, typed, pair & of_object, pair & same), strict=False):
+                seen[name][truth[holds]] = True
+            rows = slice(row[0], row[-1] + 1)  # of this chunk: none is split
+            cause = self._cause(rows, near)
+            names = ("verb", "object_class", "pairing", "person", "object")
+            fits = (kinds[0], kinds[1], same & (person | obj), same & obj, same & person)
+            of_row, may = cause[row - row[0]], np.zeros(len(row), bool)
+            for name, holds in zip(names, fits, strict=True):
+                may |= (of_row == list(CAUSES).index(name)) & holds
+            may = np.flatnonzero(may & ~self.is_found[truth])
+            may = may[np.lexsort((-(iou_h + iou_o)[may], row[may]))]
+            mended, first = np.unique(row[may], return_index=True)
+            self.target[mended] = truth[may[first]]
+        self.cause = self._cause(slice(None), near)
+        self.cause[self.is_true | ~self.compared.counts] = -1
+        self.target[self.cause < 0] = -1
+        self._is_paired = seen["missed_pair"]
+        self.miss = np.select([~seen[name] for name in MISSES], range(len(MISSES)), len(MISSES) - 1)
+        self.miss[self.is_found] = -1
+
+    def _cause(self, rows: slice, near: dict[str, np.ndarray]) -> np.ndarray:
+        # int64, by CAUSES
+        *pairs, obj, person = (of_all[rows] for of_all in near.values())
+        kinds = [self.compared.is_hit[rows], *pairs, person & obj, obj, person]
+        return np.select(kinds, range(len(kinds)), len(kinds))
+
+    def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield rows of predictions and of truth of the same image, [C] each, and their overlaps; rows ascend."""
+        of, labels, alone = self.compared.predictions, self.compared.labels, self.compared.alone
+        order = np.argsort(labels.image, kind="stable")
+        first = np.searchsorted(labels.image[order], of.image, "left")
+        num = np.searchsorted(labels.image[order], of.image, "right") - first
+        num[~self.compared.counts] = 0
+        total = np.cumsum(num)
+        cuts = np.searchsorted(total, np.arange(0, total[-1] if len(total) else 0, MOST_AT_ONCE), "right")
+        for begin, end in zip(cuts, [*cuts[1:], len(num)], strict=True):
+            runs = num[begin:end]
+            row = np.repeat(np.arange(begin, end), runs)
+            if len(row):
+                within = np.arange(len(row)) - np.repeat(np.cumsum(runs) - runs, runs)
+                truth = order[first[row] + within]
+                ours = (boxes[row].astype(np.float64) for boxes in (of.boxes_h, of.boxes_o))
+                theirs = (boxes[truth].astype(np.float64) for boxes in (labels.boxes_h, labels.boxes_o))
+                iou_h, iou_o = map(row_iou, ours, theirs)
+                if alone is not None:
+                    iou_o = np.where(alone[1][truth], alone[0][row], np.where(alone[0][row], 0.0, iou_o))
+                yield row, truth, iou_h, iou_o
+
+    def ap(self, mended: Collection[str] = ()) -> np.ndarray:
+        """Return AP [K] as if these of CAUSES and MISSES were mended; where no truth is left, the AP as it is."""
+        causes = [i for i, name in enumerate(CAUSES) if name in mended]
+        misses = [i for i, name in enumerate(MISSES) if name in mended]
+        is_bad = np.isin(self.cause, causes)
+        better = self._order[(is_bad & (self.target >= 0))[self._order]]
+        target, first = np.unique(self.target[better], return_index=True)
+        better = better[first]
+        is_true, interaction = self.is_true.copy(), self._interaction.copy()
+        is_true[better], is_bad[better] = True, False
+        interaction[better] = self.compared.labels.interaction[target]
+
+        rows = self._order[~is_bad[self._order]]
+        num = len(self.num_positives)
+        key = interaction[rows].astype(np.uint16 if num < 2**16 else np.int64)  # 16 bits are sorted by radix
+        rows = rows[np.argsort(key, kind="stable")]
+        starts = np.concatenate([[0], np.cumsum(np.bincount(key, minlength=num))])
+        gone = np.isin(self.miss, misses)
+        gone[target] = False
+        left = self.num_positives - np.bincount(self.compared.labels.interaction[gone], minlength=num)
+        return self.compared.ap(Ranking(rows, is_true[rows], starts), np.where(left > 0, left, self.num_positives))
+
+    def mean(self, mended: Collection[str] = (), chosen: np.ndarray | None = None) -> float | None:
+        """Return the mean of `ap` over the counted interactions, or the chosen ones (bool [K]) of them."""
+        counted = self.compared.counted & (True if chosen is None else chosen)
+        return float(self.ap(mended)[counted].mean()) if counted.any() else None
+
+    def pairs(self) -> tuple[int, int]:
+        """Return how many annotated pairs a prediction with their object fits, and how many there are."""
+        labels = self.compared.labels
+        object_of = self.compared.object_of[labels.interaction]
+        columns = np.column_stack([labels.image, object_of, labels.boxes_h, labels.boxes_o]).astype(np.float64)
+        _, pair = np.unique(columns, axis=0, return_inverse=True)
+        is_paired = np.bincount(pair.reshape(-1), self._is_paired) > 0
+        return int(is_paired.sum()), len(is_paired)
+
+
+def diagnose(compared: Compared) -> Diagnosis:
+    """Return the loss by cause."""
+    loss, no_interaction = Loss(compared), compared.is_no_interaction
+    full = loss.mean()
+    counts = {name: int((loss.cause == i).sum()) for i, name in enumerate(CAUSES)}
+    counts |= {name: int((loss.miss == i).sum()) for i, name in enumerate(MISSES)}
+    together = {"false_positives": CAUSES, "missed": MISSES}
+    sets: dict[str, Collection[str]] = {**{name: (name,) for name in counts}, **together}
+    gains = {name: (loss.mean(mended) or 0.0) - (full or 0.0) for name, mended in sets.items()}
+    num_paired, num_pairs = loss.pairs()
+    return Diagnosis(
+        full,
+        loss.mean(chosen=~no_interaction),
+        loss.mean(chosen=no_interaction),
+        num_paired / num_pairs if num_pairs else None,
+        num_pairs,
+        int(loss.is_true.sum()),
+        counts,
+        gains,
+    )

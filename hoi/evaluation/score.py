@@ -15,6 +15,7 @@ from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare, unseen
 from hoi.datasets.names import join_names, plain_name
 from hoi.errors import UserError, nearest
+from hoi.evaluation.diagnose import Compared, compare, compare_vcoco
 from hoi.evaluation.hico import (
     PROTOCOLS,
     HicoResult,
@@ -50,6 +51,7 @@ class ScoreReport:
     content: dict[str, Any]  # what goes into the JSON file
     lines: list[str]
     notices: list[str] = field(default_factory=list)  # what a reader of the figures should know
+    compared: Compared | None = None  # in the setting that was asked for, where a diagnosis is wanted
 
     def __str__(self) -> str:
         return "\n".join([*self.lines, *(f"note: {notice}" for notice in self.notices)])
@@ -66,6 +68,7 @@ class _Options:
     instances: Path | None
     clip: bool
     save_lines: Path | None
+    diagnose: bool
 
     def reader(self, names: Sequence[Any], size_hw: np.ndarray | None, *, inclusive: bool) -> PredictionReader:
         if self.clip and size_hw is None:
@@ -87,6 +90,7 @@ def score(
     clip: bool = False,
     json: Path | None = None,
     save_lines: Path | None = None,
+    diagnose: bool = False,
 ) -> ScoreReport:
     """Score a file of predictions by the dataset's official rule or a named other one (`PROTOCOLS`, but for V-COCO).
 
@@ -109,7 +113,8 @@ def score(
     for name in (name for name, is_foreign in foreign.items() if is_foreign):
         raise UserError(f"--{name} is no option of {dataset}", fix="leave it out")
     rule = cast(ProtocolName, protocol)
-    options = _Options(annotations, predictions, format, rule, known_object, images, instances, clip, save_lines)
+    read = (annotations, predictions, format, rule, known_object, images, instances, clip)
+    options = _Options(*read, save_lines, diagnose)
     report = RULES[dataset](options)
     inputs: dict[str, Path | None]
     inputs = {"annotations": annotations, "predictions": predictions, "known_object": known_object, "images": images}
@@ -147,6 +152,8 @@ def _score_hicodet(options: _Options) -> ScoreReport:
     here = np.ones(len(names), bool) if counts is None else counts
     num = int(here[predictions.image].sum())
     report = _summarise(settings, options.protocol, int(here.sum()), num, len(predictions) - num)
+    if options.diagnose:
+        report.compared = compare(predictions, labels, vocabulary.interactions, options.protocol, allowed, counts)
     splits = {name: unseen(name) for name in UNSEEN_SHA256}
     report.content["zero_shot"] = zero_shot_means(list(settings.values())[-1], splits)
     dropped, num_impossible = list(annotations.dropped), records.num_left_out
@@ -202,6 +209,8 @@ def _score_vcoco(options: _Options) -> ScoreReport:
         s1, s2 = (_percent(content[f"role_ap_{scenario}{suffix}"]) for scenario in ("s1", "s2"))
         lines.append(f"role AP, {num_roles} roles  {s1:>12}{s2:>12}")
     report = ScoreReport(content, [*lines, f"{'agent AP':19}{_percent(result.agent):>12}"])
+    if options.diagnose:
+        report.compared = compare_vcoco(predictions, split.truth)
     tiny = predictions.has_object & (predictions.boxes_o[:, 2:] - predictions.boxes_o[:, :2] < TINY_PX).all(axis=1)
     if tiny.any():
         said = "rows have an object box of about a pixel; a row without object says null: scenario 1 tells them apart"
@@ -229,6 +238,8 @@ def _score_pipeline(options: _Options) -> ScoreReport:
     result = evaluate(predictions, labels, len(vocabulary), is_rare, is_none, protocol=options.protocol)
     report = _summarise({"default": result}, options.protocol, len(names), len(predictions))
     report.content["split"] = split
+    if options.diagnose:
+        report.compared = compare(predictions, labels, vocabulary.interactions, options.protocol)
     return _finish(report, options, reader, records, predictions)
 
 
@@ -285,6 +296,8 @@ def _score_folder(options: _Options) -> ScoreReport:
     result = evaluate(predictions, labels, len(pairs), is_rare, is_none, protocol=options.protocol)
     report = _summarise({"default": result}, options.protocol, len(names), len(predictions))
     report.content["interactions"] = [f"{verb} {obj}" for verb, obj in pairs]
+    if options.diagnose:
+        report.compared = compare(predictions, labels, pairs, options.protocol)
     report.notices += notices
     return _finish(report, options, reader, records, predictions)
 

@@ -91,6 +91,17 @@ class VcocoResult:
         }
 
 
+def match_persons(predictions: VcocoPredictions, truth: VcocoTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each row's person of the truth, whether the row is near it, and whether the row counts, [N] each."""
+
+    def overlap_of(persons: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return row_iou(truth.boxes_h[persons], predictions.boxes_h[rows])
+
+    # The first person where none overlaps, as in vsrl_eval: whether the row is ignored hangs on that person.
+    person, overlap, has_person = best_truth(truth.image, predictions.image, overlap_of)
+    return person, has_person & (overlap >= 0.5), ~has_person | truth.is_annotated[person]
+
+
 def evaluate(predictions: VcocoPredictions, truth: VcocoTruth) -> VcocoResult:
     """Return agent and role AP of a split.
 
@@ -99,14 +110,7 @@ def evaluate(predictions: VcocoPredictions, truth: VcocoTruth) -> VcocoResult:
     role is right if its boxes overlap by at least 0.5. Where the truth has no box, scenario 1 wants a row without
     object and scenario 2 takes any; a row without object is wrong where the truth has a box.
     """
-
-    def overlap_of(persons: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return row_iou(truth.boxes_h[persons], predictions.boxes_h[rows])
-
-    # The first person where none overlaps, as in vsrl_eval: whether the row is ignored hangs on that person.
-    person, overlap, has_person = best_truth(truth.image, predictions.image, overlap_of)
-    counts = ~has_person | truth.is_annotated[person]
-    near = has_person & (overlap >= 0.5)
+    person, near, counts = match_persons(predictions, truth)
     num_positives = truth.does.sum(0)
 
     agent_ap = np.zeros(len(ACTIONS))
