@@ -172,9 +172,8 @@ class Loss:
     def _look(self) -> None:
         """Find the cause of each error, and the free truth that each false positive is mended to, -1 for none."""
         is_hit, labels = self.compared.is_hit, self.compared.labels
-        near = {
-            name: np.zeros(len(is_hit), bool) for name in CAUSES if name not in ("duplicate", "pairing", "background")
-        }
+        held = ("verb", "object_class", "verb_and_object", "object right", "person right")
+        near = {name: np.zeros(len(is_hit), bool) for name in held}
         seen = {name: np.zeros(len(labels.image), bool) for name in MISSES}
         self.target = np.full(len(is_hit), -1)
         for row, truth, iou_h, iou_o in self._pairs():

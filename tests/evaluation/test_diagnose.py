@@ -35,7 +35,9 @@ def labels(*rows: tuple[list[float], list[float], int]) -> HoiLabels:
 def test_each_cause_alone(case: int) -> None:
     result = diagnose(compare(triplets((A, B, 0), CASES[case]), LABELS, PAIRS))
     assert {name: result.counts[name] for name in CAUSES} == {name: int(i == case) for i, name in enumerate(CAUSES)}
-    assert result.num_missed == 1 and result.num_true == 1 and min(result.gains.values()) >= 0
+    assert result.num_missed == 1
+    assert result.num_true == 1
+    assert min(result.gains.values()) >= 0
 
 
 MISSED = {
@@ -61,7 +63,9 @@ def test_a_miss_whose_prediction_fits_another_truth_better() -> None:
 def test_a_wrong_verb_is_mended_to_the_free_truth() -> None:
     # The only truth is predicted as another verb: mended, it is found, and the mean over its class is perfect.
     loss = Loss(compare(triplets((A, B, 1)), labels((A, B, 0)), PAIRS))
-    assert loss.mean() == 0 and loss.mean(["verb"]) == 1 and loss.mean(["background"]) == 0
+    assert loss.mean() == 0
+    assert loss.mean(["verb"]) == 1
+    assert loss.mean(["background"]) == 0
 
 
 def test_of_two_that_are_mended_to_one_truth_one_stays() -> None:
@@ -76,12 +80,15 @@ def test_of_two_that_are_mended_to_one_truth_one_stays() -> None:
 def test_a_wrong_verb_of_a_found_truth_is_dropped() -> None:
     found = compare(triplets((A, B, 1), (C, D, 1), (A, B, 0)), labels((A, B, 0), (C, D, 1)), PAIRS)
     loss = Loss(found)
-    assert loss.ap()[1] == 0.5 and loss.ap(["verb"])[1] == 1 and (loss.target == -1).all()
+    assert loss.ap()[1] == 0.5
+    assert loss.ap(["verb"])[1] == 1
+    assert (loss.target == -1).all()
 
 
 def test_a_misplaced_person_is_mended_to_the_free_truth() -> None:
     loss = Loss(compare(triplets((FAR, B, 0)), labels((A, B, 0)), PAIRS))
-    assert loss.mean(["person"]) == 1 and loss.mean(["object"]) == 0
+    assert loss.mean(["person"]) == 1
+    assert loss.mean(["object"]) == 0
 
 
 def test_no_interaction_stands_apart_and_pairs_are_counted_once() -> None:
@@ -120,13 +127,15 @@ def test_laws_hold_under_every_protocol(protocol: str, seed: int, monkeypatch: p
         none = np.zeros(len(PAIRS), bool)
         if here is None:
             same = evaluate(predictions, truth, len(PAIRS), none, protocol=protocol, allowed=allowed)
-            assert np.array_equal(loss.ap(), same.ap) and result.full == same.full
+            assert np.array_equal(loss.ap(), same.ap)
+            assert result.full == same.full
         assert min(result.gains.values()) >= 0
         assert sum(result.counts[name] for name in CAUSES) + result.num_true == compared.counts.sum()
         assert result.num_missed + result.num_true == len(compared.labels.image)
         # All false positives taken off and all misses left out: perfect wherever anything is found.
         recalled = np.bincount(compared.labels.interaction[loss.is_found], minlength=len(PAIRS)) > 0
-        assert recalled.any() and (loss.ap(ALL)[recalled] == 1).all()
+        assert recalled.any()
+        assert (loss.ap(ALL)[recalled] == 1).all()
         for name in ALL:
             assert (loss.ap([name]) >= loss.ap() - 1e-12).all(), name
     monkeypatch.setattr("hoi.evaluation.diagnose.MOST_AT_ONCE", 7)
@@ -137,7 +146,7 @@ def persons(seed: int) -> tuple[VcocoPredictions, VcocoTruth]:
     rng = np.random.default_rng(seed)
     predictions, _ = many(seed)
     num = 40
-    image, rows = rng.integers(12, size=num), np.arange(num) * 9
+    rows = np.arange(num) * 9
     truth = VcocoTruth(
         predictions.image[rows],
         predictions.boxes_h[rows],
@@ -148,7 +157,6 @@ def persons(seed: int) -> tuple[VcocoPredictions, VcocoTruth]:
     )
     has_object, scores = rng.random(len(predictions)) < 0.8, rng.random((len(predictions), len(KEYS)))
     truth.does[~truth.is_annotated] = False
-    assert len(image)
     return VcocoPredictions(predictions.image, predictions.boxes_h, predictions.boxes_o, has_object, scores), truth
 
 
@@ -158,7 +166,8 @@ def test_vcoco_is_vsrl_evals_role_ap_and_laws_hold(seed: int) -> None:
     compared = compare_vcoco(rows, truth)
     loss, result, official = Loss(compared), diagnose(compared), evaluate_vcoco(rows, truth)
     assert loss.ap() == pytest.approx(official.role_ap_s1, abs=1e-12)
-    assert result.full == pytest.approx(official.role("scenario_1"), abs=1e-12) and result.full > 0
+    assert result.full == pytest.approx(official.role("scenario_1"), abs=1e-12)
+    assert result.full > 0
     assert min(result.gains.values()) >= 0
     assert result.num_missed + result.num_true == len(compared.labels.image)
     recalled = np.bincount(compared.labels.interaction[loss.is_found], minlength=len(ACTION_ROLES)) > 0
