@@ -26,6 +26,8 @@ from markupsafe import Markup
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference, resample_map
+from hoi.evaluation.diagnose import CAUSES, MISSES, compare, diagnose
+from hoi.evaluation.diagnose_file import TOGETHER
 from hoi.evaluation.hico import Matches
 from hoi.evaluation.rows import COLUMNS
 from hoi.evaluation.written import check_together, read_written
@@ -164,6 +166,7 @@ def _with_labels(
         "spread": spread_plot("full mAP of every method", spread, {teacher: 1, student: 2}),
         "comparisons": summary["comparisons"],
         "variants": _variants(finished, matches, results),
+        "loss": _loss(finished),
         "recall": _recall(finished, matches),
         "calibration": calibration_plot("share that is right over mean score", calibration),
         "calibration_errors": {name: of_method.error for name, of_method in calibration},
@@ -220,6 +223,18 @@ def _variants(
         difference = paired_difference(maps := resampled(text), as_it_is)
         lines.append((text, full(maps), (100 * difference.observed, 100 * difference.low, 100 * difference.high)))
     return lines
+
+
+def _loss(finished: FinishedEvaluation) -> dict[str, Any]:
+    # Where the mAP of teacher and student goes, in percent.
+    assert finished.labels is not None
+    pairs, methods = finished.split.vocabulary.interactions, (finished.teacher, finished.student)
+    found = {m.name: diagnose(compare(m.triplets, finished.labels, pairs)) for m in methods}
+    groups = {"false positives": CAUSES, "annotations missed": MISSES, "together": TOGETHER}
+    return {
+        "methods": found,
+        "groups": {title: [(name, in_words(name), about) for name, about in g.items()] for title, g in groups.items()},
+    }
 
 
 def _render(page: dict[str, Any]) -> str:

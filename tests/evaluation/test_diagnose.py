@@ -1,13 +1,25 @@
+"""Loss by cause: each cause alone, laws on scenes by chance, the reference predictions, and the command."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from hoi.cli import run_verb
+from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
 from hoi.evaluation.diagnose import CAUSES, MISSES, Loss, compare, compare_vcoco, diagnose
 from hoi.evaluation.hico import PROTOCOLS, evaluate
 from hoi.evaluation.vcoco import VcocoPredictions
 from hoi.evaluation.vcoco import evaluate as evaluate_vcoco
-from hoi.labels.vcoco_files import VcocoTruth
+from hoi.labels.hicodet_files import read_annotations
+from hoi.labels.vcoco_files import VcocoTruth, join_instances, read_labels
 from hoi.records import HoiLabels, Triplets
+from tests.fakes.pipelines import small_pipeline, write_pipeline
+from tests.fakes.vcoco import instances, label_file
 
 A, B, C, D, FAR = ([x, 0.0, x + 10, 10.0] for x in (0, 20, 40, 60, 80))
 PAIRS = [("hold", "cup"), ("wash", "cup"), ("hold", "fork"), ("wash", "fork"), ("no_interaction", "cup")]
@@ -16,6 +28,10 @@ LABELS = HoiLabels(
 )
 CASES = [(A, B, 0), (A, B, 1), (A, B, 2), (A, B, 3), (A, D, 0), (FAR, B, 0), (A, FAR, 0), (FAR, FAR, 0)]
 ALL = [*CAUSES, *MISSES]
+CHECK_DATA = Path(os.environ.get("HOI_CHECK_DATA", "HOI_CHECK_DATA is not set"))
+needs_references = pytest.mark.skipif(
+    not (CHECK_DATA / "reference").is_dir(), reason="needs HOI_CHECK_DATA: the reference predictions"
+)
 
 
 def triplets(*rows: tuple[list[float], list[float], int], score: list[float] | None = None) -> Triplets:
@@ -172,3 +188,90 @@ def test_vcoco_is_vsrl_evals_role_ap_and_laws_hold(seed: int) -> None:
     assert result.num_missed + result.num_true == len(compared.labels.image)
     recalled = np.bincount(compared.labels.interaction[loss.is_found], minlength=len(ACTION_ROLES)) > 0
     assert loss.ap(ALL)[recalled] == pytest.approx(1)
+
+
+@needs_references
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_reference_predictions_of_hicodet(protocol: str) -> None:
+    file = CHECK_DATA / "reference/hicodet_1k_expected.json"
+    expected = json.loads(file.read_text())["pocket_11P_default" if protocol == "pocket" else f"{protocol}_default"]
+    npz = np.load(CHECK_DATA / "reference/hicodet_1k_predictions.npz")
+    truth = read_annotations(CHECK_DATA / "annotations/hicodet_instances_test2015.json", "test2015")
+    # Corners are 1-based and inclusive; edges are those of the annotations' frame.
+    boxes_h, boxes_o = (npz[key] + np.array([-1, -1, 0, 0]) for key in ("bh", "bo"))
+    predictions = Triplets(npz["images"][npz["img"]], boxes_h, boxes_o, npz["hoi"], npz["score"])
+    of_truth = HoiLabels(truth.image, truth.boxes_h, truth.boxes_o, truth.interaction)
+    here = np.isin(np.arange(len(truth.file_names)), npz["images"])
+    compared = compare(predictions, of_truth, hicodet_vocabulary().interactions, protocol, images=here)
+    result, loss = diagnose(compared), Loss(compared)
+    print(result)
+    assert result.full == pytest.approx(expected["full"], abs=1e-9)
+    assert sum(result.counts[name] for name in CAUSES) + result.num_true == compared.counts.sum()
+    assert result.num_missed + result.num_true == len(compared.labels.image)
+    assert min(result.gains.values()) >= 0
+    recalled = np.bincount(compared.labels.interaction[loss.is_found], minlength=600) > 0
+    assert (loss.ap(ALL)[recalled] == 1).all()
+    # Each kind of error is there, and few pairs are never formed in predictions that were made from the truth.
+    assert all(result.counts[name] for name in ("duplicate", "verb", "person", "object", "background"))
+
+
+@needs_references
+def test_the_reference_predictions_of_vcoco() -> None:
+    npz = np.load(CHECK_DATA / "reference/vcoco_test_predictions.npz")
+    labels = read_labels(CHECK_DATA / "annotations/vcoco/vcoco_test_rebuilt.json.gz")
+    truth = join_instances(labels).truth
+    row_of = {image_id: row for row, image_id in enumerate(labels.image_ids)}
+    image = np.array([row_of[i] for i in npz["image_id"].tolist()])
+    columns = [npz["keys"].tolist().index(key) for key in KEYS]
+    edges = np.array([0, 0, 1, 1])
+    boxes = (npz[key] + edges for key in ("person_xyxy", "object_xyxy"))
+    rows = VcocoPredictions(image, *boxes, npz["has_object"], npz["scores"][:, columns])
+    compared = compare_vcoco(rows, truth)
+    result, official = diagnose(compared), evaluate_vcoco(rows, truth)
+    print(result)
+    assert result.full == pytest.approx(official.role("scenario_1"), abs=1e-12)
+    assert round(100 * official.role("scenario_1", 25), 2) == 30.89
+    assert result.num_missed + result.num_true == len(compared.labels.image)
+    assert min(result.gains.values()) >= 0
+
+
+def written(folder: Path, *options: str) -> dict[str, Any]:
+    files = ("--annotations", "annotations.json", "--predictions", "p.jsonl", "--json", "out.json")
+    paths = [str(folder / name) if "." in name else name for name in files]
+    assert run_verb(["diagnose", *paths, *options]) == 0
+    return json.loads((folder / "out.json").read_text())
+
+
+def line(human: list[float], obj: list[float], verb: str, **more: float) -> str:
+    named = {"file_name": "a.jpg", "human_xyxy": human, "object_xyxy": obj, "verb": verb, "object": "cup"}
+    return json.dumps({**named, **more}) + "\n"
+
+
+def test_the_command_prints_a_table_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "annotations.json").write_text(line(A, B, "hold") + line(C, D, "wash"))
+    (tmp_path / "p.jsonl").write_text(line(A, B, "hold", score=0.9) + line(C, D, "hold", score=0.8))
+    out = written(tmp_path, "--dataset", "folder")
+    assert (out["full"], out["diagnosis"]["full"], out["diagnosis"]["pair_recall"]) == (0.5, 0.5, 1)
+    assert {name for name, count in out["diagnosis"]["counts"].items() if count} == {"verb", "missed_verb"}
+    assert out["diagnosis"]["gains"]["verb"] == 0.5
+    printed = capsys.readouterr().out.splitlines()
+    assert any(row.split()[:3] == ["verb", "1", "+50.00"] for row in printed)
+
+
+def test_the_command_knows_vcoco(tmp_path: Path) -> None:
+    (tmp_path / "annotations.json").write_text(json.dumps(label_file([7])))
+    (tmp_path / "instances_boxes.json").write_text(json.dumps(instances([7])))
+    row = {"image_id": 7, "human_xyxy": [10, 10, 49, 99], "object_xyxy": [40, 90, 59, 109]}
+    scores = {key: 0.9 if key == "kick_obj" else 0.1 for key in KEYS}
+    (tmp_path / "p.jsonl").write_text(json.dumps({**row, "scores": scores}) + "\n")
+    out = written(tmp_path, "--dataset", "vcoco")
+    assert out["diagnosis"]["full"] == pytest.approx(out["role_ap_s1_24"])
+    assert out["diagnosis"]["measure"] == "role AP, scenario 1, 24 roles"
+
+
+def test_the_command_knows_the_world(tmp_path: Path) -> None:
+    config = small_pipeline(tmp_path)
+    write_pipeline(config, tmp_path / "annotations.json")
+    (tmp_path / "p.jsonl").write_text("")
+    out = written(tmp_path, "--dataset", "world")["diagnosis"]
+    assert (out["full"], out["num_true"], out["counts"]["missed_person"]) == (0, 0, out["num_missed"])
