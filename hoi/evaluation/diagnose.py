@@ -220,7 +220,7 @@ class Loss:
         num = np.searchsorted(labels.image[order], of.image, "right") - first
         num[~self.compared.counts] = 0
         total = np.cumsum(num)
-        cuts = np.searchsorted(total, np.arange(0, total[-1] if len(total) else 0, MOST_AT_ONCE), "right")
+        cuts = np.searchsorted(total, np.arange(0, total.max(initial=1), MOST_AT_ONCE), "right")
         for begin, end in zip(cuts, [*cuts[1:], len(num)], strict=True):
             runs = num[begin:end]
             row = np.repeat(np.arange(begin, end), runs)
@@ -263,11 +263,12 @@ class Loss:
 
     def pairs(self) -> tuple[int, int]:
         """Return how many annotated pairs a prediction with their object fits, and how many there are."""
-        labels = self.compared.labels
+        labels, alone = self.compared.labels, self.compared.alone
         object_of = self.compared.object_of[labels.interaction]
         columns = np.column_stack([labels.image, object_of, labels.boxes_h, labels.boxes_o]).astype(np.float64)
-        _, pair = np.unique(columns, axis=0, return_inverse=True)
-        is_paired = np.bincount(pair.reshape(-1), self._is_paired) > 0
+        rows = slice(None) if alone is None else ~alone[1]
+        _, pair = np.unique(columns[rows], axis=0, return_inverse=True)
+        is_paired = np.bincount(pair.reshape(-1), self._is_paired[rows]) > 0
         return int(is_paired.sum()), len(is_paired)
 
 

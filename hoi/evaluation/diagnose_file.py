@@ -43,10 +43,12 @@ def table(found: Diagnosis, measure: str = "mAP") -> list[str]:
         return f"  {name:{width}}{count}{100 * found.gains[name]:>+9.2f}  {about}"
 
     heading = f"{'number':>{width + 12}}{'gain':>9}"
-    means = f"{measure} {_percent(found.full)}, without no_interaction {_percent(found.interacting)}"
+    means = f"{measure} {_percent(found.full)}"
+    if found.no_interaction is not None:
+        means += f", interacting {_percent(found.interacting)}, no_interaction {_percent(found.no_interaction)}"
     return [
-        f"{means}, no_interaction alone {_percent(found.no_interaction)}",
-        f"pairs found, whatever their verb: {_percent(found.pair_recall)} of {found.num_pairs:,}",
+        means,
+        f"pairs found, whatever their verb: {_percent(found.pair_recall)} % of {found.num_pairs:,}",
         f"{found.num_true:,} true positives, {found.num_missed:,} annotations missed; gain: {measure} with this mended",
         f"false positives{heading[15:]}",
         *(line(name, about) for name, about in CAUSES.items()),

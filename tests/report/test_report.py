@@ -192,6 +192,18 @@ def test_tables_say_what_stage_three_wrote(config: PipelineConfig, page: Path) -
     assert "from plain, gate.exponent: 0.5" in html
 
 
+def test_the_page_says_where_the_map_goes(page: Path) -> None:
+    html, _ = read(page)
+    table = re.search(r'id="loss-table">.*?</table>', html, re.S)
+    assert table is not None
+    rows = [re.findall(r'<td class="n">(.*?)</td>', row) for row in re.findall(r"<tr><th.*?</tr>", table[0], re.S)]
+    rows = [cells for cells in rows if cells]
+    assert (len(rows), {len(cells) for cells in rows}) == (15, {4})
+    # Causes of the misses sum to all of them, of the teacher and of the student.
+    for method in (0, 2):
+        assert sum(int(cells[method]) for cells in rows[8:13]) == int(rows[14][method])
+
+
 def test_the_page_holds_the_pipeline_file_that_made_it(config: PipelineConfig, page: Path) -> None:
     _, reader = read(page)
     [text] = [text for text in reader.text if text.startswith("name: ")]
