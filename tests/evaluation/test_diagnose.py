@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hoi.boxes import box_iou
 from hoi.cli import run_verb
 from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
@@ -156,6 +157,71 @@ def test_laws_hold_under_every_protocol(protocol: str, seed: int, monkeypatch: p
             assert (loss.ap([name]) >= loss.ap() - 1e-12).all(), name
     monkeypatch.setattr("hoi.evaluation.diagnose.MOST_AT_ONCE", 7)
     assert diagnose(compared) == result
+
+
+def plain_cause(row: int, of: Triplets, truth: HoiLabels, is_true: bool) -> str | None:
+    """Say the cause of one prediction in the words of the definitions."""
+    if is_true:
+        return None
+    fits_pair, persons_fit, objects_fit = [], False, False
+    verb, name = PAIRS[of.interaction[row]]
+    for g in np.flatnonzero(truth.image == of.image[row]):
+        [[iou_h]], [[iou_o]] = (
+            box_iou(ours[row : row + 1], theirs[g : g + 1])
+            for ours, theirs in ((of.boxes_h, truth.boxes_h), (of.boxes_o, truth.boxes_o))
+        )
+        named = PAIRS[truth.interaction[g]]
+        persons_fit |= iou_h >= 0.5
+        objects_fit |= iou_o >= 0.5 and named[1] == name
+        if iou_h >= 0.5 and iou_o >= 0.5:
+            fits_pair.append(named)
+    if (verb, name) in fits_pair:
+        return "duplicate"
+    if any(named[1] == name for named in fits_pair):
+        return "verb"
+    if any(named[0] == verb for named in fits_pair):
+        return "object_class"
+    if fits_pair:
+        return "verb_and_object"
+    if persons_fit and objects_fit:
+        return "pairing"
+    return "object" if persons_fit else "person" if objects_fit else "background"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_causes_are_those_of_a_plain_loop(seed: int) -> None:
+    predictions, truth = many(seed)
+    loss = Loss(compare(predictions, truth, PAIRS))
+    causes = [plain_cause(row, predictions, truth, loss.is_true[row]) for row in range(len(predictions))]
+    assert causes == [None if i < 0 else list(CAUSES)[i] for i in loss.cause]
+    assert {*causes} >= {"duplicate", "verb", "verb_and_object", "pairing", "person", "object", "background"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", [*ALL, "all"])
+def test_gains_are_what_mended_files_would_score(seed: int, name: str) -> None:
+    predictions, truth = many(seed)
+    rows = np.column_stack([truth.image, truth.boxes_h, truth.boxes_o, truth.interaction])
+    once = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+    truth = HoiLabels(*(values[once] for values in vars(truth).values()))
+    loss, names = Loss(compare(predictions, truth, PAIRS)), ALL if name == "all" else [name]
+    # Written out: errors become the truth that they are mended to, once; others are dropped, as are misses.
+    columns = [values.copy() for values in vars(predictions).values()]
+    is_kept, is_left, taken = np.ones(len(predictions), bool), np.ones(len(truth.image), bool), set[int]()
+    for row in np.lexsort((predictions.image, -predictions.score)):
+        if loss.cause[row] >= 0 and list(CAUSES)[loss.cause[row]] in names:
+            target = int(loss.target[row])
+            is_kept[row] = target >= 0 and target not in taken
+            taken.add(target)
+            if is_kept[row]:
+                for column, value in zip(columns, vars(truth).values(), strict=False):
+                    column[row] = value[target]
+    for g, miss in enumerate(loss.miss):
+        is_left[g] = miss < 0 or list(MISSES)[miss] not in names or g in taken
+    mended = Triplets(*(column[is_kept] for column in columns))
+    left = HoiLabels(*(values[is_left] for values in vars(truth).values()))
+    expected = evaluate(mended, left, len(PAIRS), np.zeros(len(PAIRS), bool)).ap
+    assert loss.ap(names) == pytest.approx(expected, abs=1e-12)
 
 
 def persons(seed: int) -> tuple[VcocoPredictions, VcocoTruth]:
