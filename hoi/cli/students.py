@@ -238,9 +238,9 @@ def diagnose(
 
     Formats and options are those of `hoi score`; causes: docs/diagnose.md.
     """
-    from hoi.evaluation.diagnose_file import diagnose_file
+    from hoi.evaluation.score import score as run
 
-    report = diagnose_file(
+    report = run(
         dataset,
         annotations,
         predictions,
@@ -251,5 +251,6 @@ def diagnose(
         instances=instances,
         format=format,
         clip=clip,
+        by_cause=True,
     )
     print(report)

@@ -17,19 +17,19 @@ import numpy as np
 from hoi.boxes import row_iou
 from hoi.datasets.vcoco import ACTION_ROLES, ACTIONS, KEYS
 from hoi.evaluation.hico import PROTOCOLS, ProtocolName, Ranking, average_precision, match
-from hoi.evaluation.vcoco import LEFT_OUT, VcocoPredictions, match_persons
+from hoi.evaluation.vcoco import LEFT_OUT, VcocoPredictions, all_point_ap, match_persons
 from hoi.labels.vcoco_files import VcocoTruth
 from hoi.records import HoiLabels, Triplets
 from hoi.vocabulary import NO_INTERACTION
 
 CAUSES = {
-    "duplicate": "right, but its truth is found by a higher score",
+    "duplicate": "right, but its annotation is found by a higher score",
     "verb": "boxes and object right, verb wrong",
     "object_class": "boxes and verb right, object of another class",
     "verb_and_object": "boxes right, verb wrong and object of another class",
     "pairing": "both boxes right, but not with each other",
     "person": "object right, person box on nobody annotated",
-    "object": "person right, object box on none of its class",
+    "object": "person right, object box on none annotated of its class",
     "background": "neither box right",
 }
 """Causes of a false positive; the first that holds is the cause."""
@@ -38,9 +38,15 @@ MISSES = {
     "missed_object": "no predicted object box of its class fits",
     "missed_pair": "both boxes are there, but never as a pair",
     "missed_verb": "the pair is there, without this interaction",
-    "missed_taken": "what fits it fits another truth better",
+    "missed_taken": "what fits it fits another annotation better",
 }
 """Causes of a truth that is not found; the first that holds is the cause."""
+TOGETHER = {
+    "false_positives": "every false positive mended",
+    "missed": "every miss mended",
+    "everything": "both: 100 in every class of which anything is found",
+}
+VCOCO_MEASURE = "role AP in scenario 1 over 24 roles"
 MOST_AT_ONCE = 2_000_000  # pairs of a prediction and a truth in memory
 
 Ap = Callable[[Ranking, np.ndarray], np.ndarray]
@@ -62,6 +68,7 @@ class Compared:
     ap: Ap
     strict: bool = False  # whether an IoU of exactly 0.5 fails
     alone: tuple[np.ndarray, np.ndarray] | None = None  # whether predictions [R] and truth [G] have no object
+    measure: str = "mAP"  # name of the mean
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ class Diagnosis:
     num_pairs: int
     num_true: int
     counts: dict[str, int]  # false positives by CAUSES, truth that is not found by MISSES
-    gains: dict[str, float]  # mAP gained by mending each alone, all false positives, and all misses
+    gains: dict[str, float]  # mAP gained by mending each alone, and by TOGETHER
+    measure: str
 
     @property
     def num_missed(self) -> int:
@@ -142,16 +150,12 @@ def compare_vcoco(rows: VcocoPredictions, truth: VcocoTruth) -> Compared:
     names = np.array([action for action, _ in ACTION_ROLES])
     objects, no_interaction = np.zeros(num, np.int64), np.zeros(num, bool)
     everything = (predictions, labels, objects, np.arange(num), is_hit, hit, counts[row], names != LEFT_OUT)
-    return Compared(*everything, no_interaction, _all_points, alone=(without, alone))
+    return Compared(*everything, no_interaction, _all_points, alone=(without, alone), measure=VCOCO_MEASURE)
 
 
 def _all_points(ranking: Ranking, num_positives: np.ndarray) -> np.ndarray:
-    ap = np.zeros(len(num_positives))
-    for k in np.flatnonzero(num_positives > 0):
-        position = np.flatnonzero(ranking.is_true[ranking.starts[k] : ranking.starts[k + 1]])
-        precision = np.arange(1, len(position) + 1) / (position + 1)
-        ap[k] = np.maximum.accumulate(precision[::-1]).sum() / num_positives[k]
-    return ap
+    hits = np.split(ranking.is_true, ranking.starts[1:-1])
+    return np.array([all_point_ap(np.flatnonzero(of), num) for of, num in zip(hits, num_positives, strict=True)])
 
 
 class Loss:
@@ -167,50 +171,44 @@ class Loss:
         self.is_true, self.is_found = np.zeros(len(of), bool), np.zeros(len(labels.image), bool)
         self.is_true[hits[first]], self.is_found[found] = True, True
         self.num_positives = np.bincount(labels.interaction, minlength=num)
-        self._look()
+        self._find_causes()
 
-    def _look(self) -> None:
+    def _find_causes(self) -> None:
         """Find the cause of each error, and the free truth that each false positive is mended to, -1 for none."""
-        is_hit, labels = self.compared.is_hit, self.compared.labels
-        held = ("verb", "object_class", "verb_and_object", "object right", "person right")
-        near = {name: np.zeros(len(is_hit), bool) for name in held}
-        seen = {name: np.zeros(len(labels.image), bool) for name in MISSES}
-        self.target = np.full(len(is_hit), -1)
+        compared, theirs = self.compared, self.compared.labels.interaction
+        least = np.nextafter(0.5, 1) if compared.strict else 0.5
+        self.cause = np.full(len(self.is_true), list(CAUSES).index("background"))
+        self.target = np.full(len(self.is_true), -1)
+        seen = np.zeros((len(MISSES) - 1, len(theirs)), bool)
         for row, truth, iou_h, iou_o in self._pairs():
-            ours, theirs = self._interaction[row], labels.interaction[truth]
-            least = np.nextafter(0.5, 1) if self.compared.strict else 0.5
-            person, obj, same = iou_h >= least, iou_o >= least, ours == theirs
-            of_object = self.compared.object_of[ours] == self.compared.object_of[theirs]
-            of_verb, pair = self.compared.verb_of[ours] == self.compared.verb_of[theirs], person & obj
-            typed = obj & of_object
-            kinds = (pair & of_object & ~same, pair & of_verb & ~of_object, pair & ~same, typed, person)
-            for name, holds in zip(near, kinds, strict=True):
-                near[name][row[holds]] = True
-            for name, holds in zip(MISSES, (person, typed, pair & of_object, pair & same), strict=False):
-                seen[name][truth[holds]] = True
-            rows = slice(row[0], row[-1] + 1)  # of this chunk: none is split
-            cause = self._cause(rows, near)
-            names = ("verb", "object_class", "pairing", "person", "object")
-            fits = (kinds[0], kinds[1], same & (person | obj), same & obj, same & person)
-            of_row, may = cause[row - row[0]], np.zeros(len(row), bool)
-            for name, holds in zip(names, fits, strict=True):
-                may |= (of_row == list(CAUSES).index(name)) & holds
-            may = np.flatnonzero(may & ~self.is_found[truth])
+            same_object, same_verb = (
+                of[self._interaction[row]] == of[theirs[truth]] for of in (compared.object_of, compared.verb_of)
+            )
+            person, box, same = iou_h >= least, iou_o >= least, same_object & same_verb
+            obj, pair = box & same_object, person & box
+            for held, fits in zip(seen, (person, obj, pair & same_object, pair & same), strict=True):
+                held[truth[fits]] = True
+
+            # A prediction's truth is all in one chunk: its cause is the first that holds with any of it.
+            chunk, within = slice(row[0], row[-1] + 1), row - row[0]
+            verb, object_class = pair & same_object & ~same, pair & same_verb & ~same
+            kinds = (verb, object_class, pair & ~same, person, obj)
+            *wrong, has_person, has_object = (np.bincount(within[fits], minlength=within[-1] + 1) > 0 for fits in kinds)
+            holds = (compared.is_hit[chunk], *wrong, has_person & has_object, has_object, has_person)
+            cause = self.cause[chunk] = np.select(holds, range(len(holds)), len(holds))
+
+            # By CAUSES, what may be mended to a free truth; the largest overlap is taken.
+            none = np.zeros(len(row), bool)
+            near = (none, verb, object_class, none, same & (person | box), same & box, same & person, none)
+            may = np.flatnonzero(np.choose(cause[within], near) & ~self.is_found[truth])
             may = may[np.lexsort((-(iou_h + iou_o)[may], row[may]))]
             mended, first = np.unique(row[may], return_index=True)
             self.target[mended] = truth[may[first]]
-        self.cause = self._cause(slice(None), near)
-        self.cause[self.is_true | ~self.compared.counts] = -1
+        self.cause[self.is_true | ~compared.counts] = -1
         self.target[self.cause < 0] = -1
-        self._is_paired = seen["missed_pair"]
-        self.miss = np.select([~seen[name] for name in MISSES], range(len(MISSES)), len(MISSES) - 1)
+        self._is_paired = seen[list(MISSES).index("missed_pair")]
+        self.miss = np.select(list(~seen), range(len(seen)), len(seen))
         self.miss[self.is_found] = -1
-
-    def _cause(self, rows: slice, near: dict[str, np.ndarray]) -> np.ndarray:
-        # int64, by CAUSES
-        *pairs, obj, person = (of_all[rows] for of_all in near.values())
-        kinds = [self.compared.is_hit[rows], *pairs, person & obj, obj, person]
-        return np.select(kinds, range(len(kinds)), len(kinds))
 
     def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """Yield rows of predictions and of truth of the same image, [C] each, and their overlaps; rows ascend."""
@@ -278,7 +276,7 @@ def diagnose(compared: Compared) -> Diagnosis:
     full = loss.mean()
     counts = {name: int((loss.cause == i).sum()) for i, name in enumerate(CAUSES)}
     counts |= {name: int((loss.miss == i).sum()) for i, name in enumerate(MISSES)}
-    together = {"false_positives": CAUSES, "missed": MISSES}
+    together = dict(zip(TOGETHER, (CAUSES, MISSES, counts), strict=True))
     sets: dict[str, Collection[str]] = {**{name: (name,) for name in counts}, **together}
     gains = {name: (loss.mean(mended) or 0.0) - (full or 0.0) for name, mended in sets.items()}
     num_paired, num_pairs = loss.pairs()
@@ -291,4 +289,33 @@ def diagnose(compared: Compared) -> Diagnosis:
         int(loss.is_true.sum()),
         counts,
         gains,
+        compared.measure,
     )
+
+
+def table(found: Diagnosis) -> list[str]:
+    """Return the lines of a text table, in percent."""
+    width = max(map(len, (*CAUSES, *MISSES, *TOGETHER)))
+
+    def line(name: str, about: str) -> str:
+        count = f"{found.counts[name]:>10,}" if name in found.counts else " " * 10
+        return f"  {name:{width}}{count}{100 * found.gains[name]:>+9.2f}  {about}"
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.2f}"
+
+    means = f"{found.measure} {percent(found.full)}"
+    if found.no_interaction is not None:
+        means += f", interacting {percent(found.interacting)}, no_interaction {percent(found.no_interaction)}"
+    return [
+        means,
+        f"pairs found, whatever their verb: {percent(found.pair_recall)} % of {found.num_pairs:,}",
+        f"{found.num_true:,} true positives, {found.num_missed:,} annotations missed; "
+        f"gain: points of {found.measure} if this alone were mended",
+        f"{'false positives':{width + 2}}{'number':>10}{'gain':>9}",
+        *(line(name, about) for name, about in CAUSES.items()),
+        "annotations missed",
+        *(line(name, about) for name, about in MISSES.items()),
+        "together",
+        *(line(name, about) for name, about in TOGETHER.items()),
+    ]

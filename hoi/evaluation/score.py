@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from hoi.datasets import dataset_of, load_vocabulary, open_images
 from hoi.datasets.hicodet import UNSEEN_SHA256, hicodet_vocabulary, rare, unseen
 from hoi.datasets.names import join_names, plain_name
 from hoi.errors import UserError, nearest
-from hoi.evaluation.diagnose import Compared, compare, compare_vcoco
+from hoi.evaluation.diagnose import Compared, compare, compare_vcoco, diagnose, table
 from hoi.evaluation.hico import (
     PROTOCOLS,
     HicoResult,
@@ -51,7 +52,7 @@ class ScoreReport:
     content: dict[str, Any]  # what goes into the JSON file
     lines: list[str]
     notices: list[str] = field(default_factory=list)  # what a reader of the figures should know
-    compared: Compared | None = None  # in the setting that was asked for, where a diagnosis is wanted
+    compare: Callable[[], Compared] | None = None  # for the diagnosis, in the setting that was asked for
 
     def __str__(self) -> str:
         return "\n".join([*self.lines, *(f"note: {notice}" for notice in self.notices)])
@@ -68,7 +69,6 @@ class _Options:
     instances: Path | None
     clip: bool
     save_lines: Path | None
-    diagnose: bool
 
     def reader(self, names: Sequence[Any], size_hw: np.ndarray | None, *, inclusive: bool) -> PredictionReader:
         if self.clip and size_hw is None:
@@ -90,11 +90,12 @@ def score(
     clip: bool = False,
     json: Path | None = None,
     save_lines: Path | None = None,
-    diagnose: bool = False,
+    by_cause: bool = False,
 ) -> ScoreReport:
     """Score a file of predictions by the dataset's official rule or a named other one (`PROTOCOLS`, but for V-COCO).
 
     `dataset` and `format` are keys of `FORMATS`; the other options are those of the command, see docs/predictions.md.
+    `by_cause` adds where the mAP is lost, see docs/diagnose.md.
     Raises UserError: an option, the annotations or a prediction is wrong.
     """
     for option, value, known in (
@@ -113,8 +114,7 @@ def score(
     for name in (name for name, is_foreign in foreign.items() if is_foreign):
         raise UserError(f"--{name} is no option of {dataset}", fix="leave it out")
     rule = cast(ProtocolName, protocol)
-    read = (annotations, predictions, format, rule, known_object, images, instances, clip)
-    options = _Options(*read, save_lines, diagnose)
+    options = _Options(annotations, predictions, format, rule, known_object, images, instances, clip, save_lines)
     report = RULES[dataset](options)
     inputs: dict[str, Path | None]
     inputs = {"annotations": annotations, "predictions": predictions, "known_object": known_object, "images": images}
@@ -130,6 +130,11 @@ def score(
         "versions": library_versions(("numpy", "scipy")),
         "commit": commit(),
     }
+    if by_cause:
+        assert report.compare is not None
+        diagnosis = diagnose(report.compare())
+        report.content["diagnosis"] = diagnosis.to_dict()
+        report.lines += ["", *table(diagnosis)]
     if json is not None:
         write_json(Path(json), report.content)
     return report
@@ -152,8 +157,7 @@ def _score_hicodet(options: _Options) -> ScoreReport:
     here = np.ones(len(names), bool) if counts is None else counts
     num = int(here[predictions.image].sum())
     report = _summarise(settings, options.protocol, int(here.sum()), num, len(predictions) - num)
-    if options.diagnose:
-        report.compared = compare(predictions, labels, vocabulary.interactions, options.protocol, allowed, counts)
+    report.compare = partial(compare, predictions, labels, vocabulary.interactions, options.protocol, allowed, counts)
     splits = {name: unseen(name) for name in UNSEEN_SHA256}
     report.content["zero_shot"] = zero_shot_means(list(settings.values())[-1], splits)
     dropped, num_impossible = list(annotations.dropped), records.num_left_out
@@ -209,8 +213,7 @@ def _score_vcoco(options: _Options) -> ScoreReport:
         s1, s2 = (_percent(content[f"role_ap_{scenario}{suffix}"]) for scenario in ("s1", "s2"))
         lines.append(f"role AP, {num_roles} roles  {s1:>12}{s2:>12}")
     report = ScoreReport(content, [*lines, f"{'agent AP':19}{_percent(result.agent):>12}"])
-    if options.diagnose:
-        report.compared = compare_vcoco(predictions, split.truth)
+    report.compare = partial(compare_vcoco, predictions, split.truth)
     tiny = predictions.has_object & (predictions.boxes_o[:, 2:] - predictions.boxes_o[:, :2] < TINY_PX).all(axis=1)
     if tiny.any():
         said = "rows have an object box of about a pixel; a row without object says null: scenario 1 tells them apart"
@@ -238,8 +241,7 @@ def _score_pipeline(options: _Options) -> ScoreReport:
     result = evaluate(predictions, labels, len(vocabulary), is_rare, is_none, protocol=options.protocol)
     report = _summarise({"default": result}, options.protocol, len(names), len(predictions))
     report.content["split"] = split
-    if options.diagnose:
-        report.compared = compare(predictions, labels, vocabulary.interactions, options.protocol)
+    report.compare = partial(compare, predictions, labels, vocabulary.interactions, options.protocol)
     return _finish(report, options, reader, records, predictions)
 
 
@@ -296,8 +298,7 @@ def _score_folder(options: _Options) -> ScoreReport:
     result = evaluate(predictions, labels, len(pairs), is_rare, is_none, protocol=options.protocol)
     report = _summarise({"default": result}, options.protocol, len(names), len(predictions))
     report.content["interactions"] = [f"{verb} {obj}" for verb, obj in pairs]
-    if options.diagnose:
-        report.compared = compare(predictions, labels, pairs, options.protocol)
+    report.compare = partial(compare, predictions, labels, pairs, options.protocol)
     report.notices += notices
     return _finish(report, options, reader, records, predictions)
 

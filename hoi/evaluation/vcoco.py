@@ -133,15 +133,17 @@ def evaluate(predictions: VcocoPredictions, truth: VcocoTruth) -> VcocoResult:
 
 
 def _average_precision(score: np.ndarray, is_hit: np.ndarray, person: np.ndarray, num_positives: int) -> float:
-    """Return all-point interpolated AP; of the hits on one person only the first counts."""
-    if num_positives == 0:
-        return 0.0
+    # Of the hits on one person only the first counts.
     order = np.argsort(-score, kind="stable")
     hits = np.flatnonzero(is_hit[order])
     _, first = np.unique(person[order[hits]], return_index=True)
-    position = hits[np.sort(first)]
+    return all_point_ap(hits[np.sort(first)], num_positives)
+
+
+def all_point_ap(position: np.ndarray, num_positives: int) -> float:
+    """Return all-point interpolated AP; `position` (ascending) are places of the true positives in the ranking."""
     precision = np.arange(1, len(position) + 1) / (position + 1)
-    return float(np.maximum.accumulate(precision[::-1]).sum() / num_positives)
+    return float(np.maximum.accumulate(precision[::-1]).sum() / max(num_positives, 1))
 
 
 def vcoco_rows(triplets: Triplets, vocabulary: Vocabulary) -> VcocoPredictions:

@@ -26,14 +26,15 @@ from markupsafe import Markup
 from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.evaluation.bootstrap import ResampledMap, Resamples, paired_difference, resample_map
-from hoi.evaluation.diagnose import CAUSES, MISSES, compare, diagnose
-from hoi.evaluation.diagnose_file import TOGETHER
+from hoi.evaluation.diagnose import CAUSES, MISSES, TOGETHER, Compared, compare, compare_vcoco, diagnose
 from hoi.evaluation.hico import Matches
 from hoi.evaluation.rows import COLUMNS
+from hoi.evaluation.vcoco import VcocoRoles, vcoco_rows
 from hoi.evaluation.written import check_together, read_written
 from hoi.files import size_text, write_atomically
 from hoi.machine import choose_device
 from hoi.provenance import flatten
+from hoi.records import Triplets
 from hoi.report.finished import (
     FinishedEvaluation,
     class_lines,
@@ -226,13 +227,22 @@ def _variants(
 
 
 def _loss(finished: FinishedEvaluation) -> dict[str, Any]:
-    # Where the mAP of teacher and student goes, in percent.
-    assert finished.labels is not None
-    pairs, methods = finished.split.vocabulary.interactions, (finished.teacher, finished.student)
-    found = {m.name: diagnose(compare(m.triplets, finished.labels, pairs)) for m in methods}
+    # Where the mAP of teacher and student goes; on V-COCO its own role AP, where its own label files are there.
+    labels, vocabulary = finished.labels, finished.split.vocabulary
+    assert labels is not None
+    roles = VcocoRoles.open(finished.config, finished.split)
+
+    def compared(triplets: Triplets) -> Compared:
+        if roles is not None:
+            return compare_vcoco(vcoco_rows(triplets, vocabulary), roles.truth)
+        return compare(triplets, labels, vocabulary.interactions)
+
+    found = {m.name: diagnose(compared(m.triplets)) for m in (finished.teacher, finished.student)}
     groups = {"false positives": CAUSES, "annotations missed": MISSES, "together": TOGETHER}
     return {
         "methods": found,
+        "measure": found[finished.student.name].measure,
+        "is_vcoco": roles is not None,
         "groups": {title: [(name, in_words(name), about) for name, about in g.items()] for title, g in groups.items()},
     }
 
@@ -243,6 +253,7 @@ def _render(page: dict[str, Any]) -> str:
     environment.filters.update(
         signed=lambda value: "0.00" if abs(value) < 0.005 else _minus(f"{value:+.2f}"),
         percent=lambda value: "–" if value is None else f"{value:.2f}",
+        share=lambda value: "–" if value is None else f"{100 * value:.2f}",
         minus=_minus,
     )
     style, script = (files(PACKAGE).joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))

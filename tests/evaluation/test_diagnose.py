@@ -293,12 +293,15 @@ def test_the_reference_predictions_of_vcoco() -> None:
     boxes = (npz[key] + edges for key in ("person_xyxy", "object_xyxy"))
     rows = VcocoPredictions(image, *boxes, npz["has_object"], npz["scores"][:, columns])
     compared = compare_vcoco(rows, truth)
-    result, official = diagnose(compared), evaluate_vcoco(rows, truth)
+    result, loss, official = diagnose(compared), Loss(compared), evaluate_vcoco(rows, truth)
     print(result)
     assert result.full == pytest.approx(official.role("scenario_1"), abs=1e-12)
     assert round(100 * official.role("scenario_1", 25), 2) == 30.89
     assert result.num_missed + result.num_true == len(compared.labels.image)
     assert min(result.gains.values()) >= 0
+    assert np.bincount(compared.labels.interaction[loss.is_found], minlength=25).all()
+    assert loss.ap(ALL) == pytest.approx(1)
+    assert result.full + result.gains["everything"] == pytest.approx(1)
 
 
 def written(folder: Path, *options: str) -> dict[str, Any]:
@@ -332,7 +335,7 @@ def test_the_command_knows_vcoco(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({**row, "scores": scores}) + "\n")
     out = written(tmp_path, "--dataset", "vcoco")
     assert out["diagnosis"]["full"] == pytest.approx(out["role_ap_s1_24"])
-    assert out["diagnosis"]["measure"] == "role AP, scenario 1, 24 roles"
+    assert out["diagnosis"]["measure"] == "role AP in scenario 1 over 24 roles"
 
 
 def test_the_command_knows_the_world(tmp_path: Path) -> None:

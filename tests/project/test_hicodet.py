@@ -194,6 +194,12 @@ def test_vcoco_takes_the_same_steps(
     run_published(config)
     said = capsys.readouterr().out
     assert "V-COCO's evaluation in percent" in said
+    # The page takes apart the role AP that stage three wrote.
+    html = (tmp_path / "out" / "report.html").read_text()
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    [role_ap] = {row["vcoco"]["role_ap_s1_24"] for row in rows if row["name"] == "best" and row["seed"] == 0}
+    assert "By V-COCO’s own rule" in html
+    assert f"<code>best</code>: role AP in scenario 1 over 24 roles {100 * role_ap:.2f}." in html
     gates = {gate["name"]: gate for gate in json.loads((tmp_path / "out" / "sanity.json").read_text())["gates"]}
     assert gates["images"]["figures"]["test"]["num_images"] == COUNTS["test"]
     # Two people, a ball and a racket in each image; those who stand have no object, which is no box to find.
