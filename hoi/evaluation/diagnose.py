@@ -276,8 +276,8 @@ def diagnose(compared: Compared) -> Diagnosis:
     full = loss.mean()
     counts = {name: int((loss.cause == i).sum()) for i, name in enumerate(CAUSES)}
     counts |= {name: int((loss.miss == i).sum()) for i, name in enumerate(MISSES)}
-    together = dict(zip(TOGETHER, (CAUSES, MISSES, counts), strict=True))
-    sets: dict[str, Collection[str]] = {**{name: (name,) for name in counts}, **together}
+    sets: dict[str, Collection[str]] = {name: (name,) for name in counts}
+    sets |= zip(TOGETHER, (CAUSES, MISSES, counts), strict=True)
     gains = {name: (loss.mean(mended) or 0.0) - (full or 0.0) for name, mended in sets.items()}
     num_paired, num_pairs = loss.pairs()
     return Diagnosis(
