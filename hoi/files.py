@@ -24,7 +24,7 @@ import msgspec
 
 from hoi.errors import UserError
 
-TEMPORARY_SUFFIX = ".part"
+TEMPORARY_SUFFIX, LOCK = ".part", ".lock"
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 """How a setting names a folder of weights, or a repository of the hub, after open_clip."""
 
@@ -283,32 +283,41 @@ def json_sha256(plain: Any) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str, fix: str) -> Iterator[None]:
-    """Hold the lock that a file stands for; it ends with the process, so a killed one leaves none behind.
+def sole_writer(
+    folder: Path,
+    what: str = "another run writes into this folder",
+    fix: str = "wait for it, or set another output",
+    within: str = "",
+) -> Iterator[None]:
+    """Keep other processes from writing into a folder, and clear what killed ones left (see `remove_leftovers`).
+
+    The lock ends with the process, so a killed one leaves none behind.
 
     Raises UserError: another process holds it (told by `what` and `fix`), or the file system has no locks.
     """
     from filelock import FileLock, Timeout
 
+    path = folder / LOCK
     with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     # Its fallback would be a file that a killed process leaves behind.
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         with _explained(path):
             held = lock.acquire()
     except Timeout:
-        raise UserError(what, where=path.parent, fix=fix) from None
+        raise UserError(what, where=folder, fix=fix) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         raise UserError(
             "this file system has no file locks, so two processes could meet",
-            where=path.parent,
+            where=folder,
             got=error.strerror,
             fix="have it mounted with locks (docs/cluster.md), or write to another folder and copy that",
         ) from None
     with held:
+        remove_leftovers(folder, within)
         yield
 
 

@@ -17,7 +17,7 @@ from msgspec import Meta, Struct, field
 
 from hoi.cache.schema import BASE, SCHEMA_VERSION, Axes, Pass
 from hoi.errors import UserError, command
-from hoi.files import Count, convert, locked, parse_json, read_bytes, read_json, remove_leftovers, write_json
+from hoi.files import Count, convert, parse_json, read_bytes, read_json, remove_leftovers, sole_writer, write_json
 
 FORMAT_NAME = "hoi-distill teacher cache"
 
@@ -244,7 +244,7 @@ def sole_builder(folder: Path) -> Iterator[None]:
     Raises UserError: another process builds in this folder now, or its file system has no locks to tell.
     """
     fix = "wait for it, or set another cache.folder"
-    with locked(folder / ".lock", "another process is building this cache", fix):
+    with sole_writer(folder, "another process is building this cache", fix):
         _clear(folder)
         yield
         # Of workers that died while others went on. After a mistake some may still be writing, so not then.

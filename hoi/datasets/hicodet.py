@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from hoi.config import HicodetDataset
 from hoi.datasets import Dataset
 from hoi.datasets.images import ImageFiles, hash_point, list_images
+from hoi.datasets.names import leaves_folder
 from hoi.errors import UserError
 from hoi.files import read_lines
 from hoi.vocabulary import Vocabulary
@@ -118,16 +119,16 @@ def image_names(config: HicodetDataset, half: Half) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def read_image_list(path: str) -> tuple[str, ...]:
-    """Return the image names of a text file, one a line.
+    """Return the image names of a text file, one a line, with forward slashes.
 
     Raises UserError: no such file, no name in it, a name twice, or one that leaves the image folder.
     """
     lines = [line.strip() for line in read_lines(path, "image names, one a line", "set dataset.image_lists")]
     for number, name in enumerate(lines, start=1):
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        if leaves_folder(name):
             where = f"{path}, line {number}"
             raise UserError("a listed image is outside the image folder", where=where, expected="a file name", got=name)
-    names = tuple(line for line in lines if line)
+    names = tuple(line.replace("\\", "/") for line in lines if line)
     if not names:
         raise UserError("this list names no image", where=path, expected="image names, one a line", got="none")
     [(name, number)] = Counter(names).most_common(1)

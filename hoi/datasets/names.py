@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import PureWindowsPath
 
 
 def plain_name(name: str) -> str:
@@ -16,6 +17,12 @@ def plain_name(name: str) -> str:
 def bare_name(name: str) -> str:
     """Return a name without its folders."""
     return plain_name(name).rpartition("/")[2]
+
+
+def leaves_folder(name: str) -> bool:
+    """Return whether a path, written with slashes or backslashes, is absolute or goes up."""
+    path = PureWindowsPath(name)
+    return bool(path.root) or ".." in path.parts
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,13 @@ class VcocoImages:
 def read_id_list(path: str) -> frozenset[int]:
     """Return the COCO image ids of a text file, one a line. Raises UserError: no such file, or no image of V-COCO's."""
     lines = read_lines(path, "COCO image ids, one a line", "set dataset.image_list")
-    every = set(split_ids()["trainval"]) | set(split_ids()["test"])
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and not (line.strip().isdecimal() and int(line) in every):
+    id_of = {str(image_id): image_id for of_split in split_ids().values() for image_id in of_split}
+    listed = {line.strip().lstrip("0"): number for number, line in enumerate(lines, start=1) if line.strip()}
+    for text, number in listed.items():
+        if text not in id_of:
             problem, where = "a listed image is none of V-COCO's", f"{path}, line {number}"
-            raise UserError(problem, where=where, expected="a COCO image id, as 294", got=line.strip()[:80])
-    return frozenset(int(line) for line in lines if line.strip())
+            raise UserError(problem, where=where, expected="a COCO image id, as 294", got=text[:80])
+    return frozenset(map(id_of.__getitem__, listed))
 
 
 Admitted = Literal["common_sense", "all"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -83,17 +83,18 @@ def keep_detections(
     config: DetectorSettings,
     *,
     nms: bool,
+    image_id: str = "an image",
 ) -> Detections:
     """Return the Detections of one image: clipped, thresholded, suppressed class by class if `nms`, best first.
 
-    Of more than `MAX_CANDIDATES` boxes the best are looked at, with a notice.
+    Of more than `MAX_CANDIDATES` boxes the best are looked at, with a notice (`tell_of_cut`).
     Labels [N] are rows of the vocabulary's objects, of which negative ones are dropped; equal scores [N] keep their
     order; boxes [N, 4] are in pixels.
     """
     order = np.argsort(-scores, kind="stable")
     order = order[(scores[order] >= config.min_score) & (labels[order] >= 0)]
     if len(order) > MAX_CANDIDATES:
-        _tell_of_cut(config.min_score)
+        _cut[image_id] = None
         order = order[:MAX_CANDIDATES]
     found = Detections(
         clip_boxes(boxes_xyxy[order].astype(np.float32), size_hw),
@@ -105,11 +106,23 @@ def keep_detections(
     return found.select(np.arange(min(len(found), config.max_detections)))
 
 
-@lru_cache(maxsize=1)
-def _tell_of_cut(min_score: float) -> None:
-    # Once: whatever gives so many boxes for one image does so for many.
-    most = f"detector.min_score ({min_score:g}): the best {MAX_CANDIDATES} are looked at"
-    print(f"note: an image has more than {MAX_CANDIDATES} boxes of at least {most}", file=sys.stderr)
+_cut: dict[str, None] = {}
+
+
+def take_cut() -> list[str]:
+    """Return, and forget, the ids of the images with too many boxes that this process has met."""
+    taken = list(_cut)
+    _cut.clear()
+    return taken
+
+
+@atexit.register
+def tell_of_cut(image_ids: Sequence[str] | None = None) -> None:
+    """Say once how many images had too many boxes: these ones, or all of this process."""
+    if cut := dict.fromkeys(take_cut() if image_ids is None else image_ids):
+        most = f"boxes of at least detector.min_score: of each, the best {MAX_CANDIDATES} are looked at"
+        what = f"{len(cut)} images, the first of them '{next(iter(cut))}'"
+        print(f"note: {what}, have more than {MAX_CANDIDATES} {most}", file=sys.stderr)
 
 
 def kept_settings(config: DetectorSettings) -> dict[str, object]:

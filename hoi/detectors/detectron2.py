@@ -52,7 +52,7 @@ class Detectron2Detector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        return [self._detect(image) for image in images]
+        return [self._detect(image, image_id) for image, image_id in zip(images, image_ids, strict=True)]
 
     def provenance(self) -> dict[str, object]:
         return {
@@ -62,7 +62,7 @@ class Detectron2Detector:
             **kept_settings(self._config),
         }
 
-    def _detect(self, image: np.ndarray) -> Detections:
+    def _detect(self, image: np.ndarray, image_id: str) -> Detections:
         channels = image if self._format == "RGB" else image[:, :, ::-1]
         resized = self._resize.get_transform(channels).apply_image(channels)
         pixels = torch.from_numpy(np.ascontiguousarray(resized.astype(np.float32).transpose(2, 0, 1)))
@@ -76,6 +76,7 @@ class Detectron2Detector:
             (height, width),
             self._config,
             nms=True,
+            image_id=image_id,
         )
 
 

@@ -63,10 +63,10 @@ class PrecomputedDetector:
         found = [self._found.get(number, np.zeros((0, 6))) for number in numbers]
         self._refuse_other_frame(found, image_ids, sizes_wh)
         return [
-            keep_detections(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64), size_wh[::-1], self._config, nms=True)
+            keep_detections(*_columns(rows), size_wh[::-1], self._config, nms=True, image_id=image_id)
             if len(rows)
             else Detections.empty()
-            for rows, size_wh in zip(found, sizes_wh, strict=True)
+            for rows, size_wh, image_id in zip(found, sizes_wh, image_ids, strict=True)
         ]
 
     def provenance(self) -> dict[str, object]:
@@ -220,6 +220,10 @@ def _group(results: Any, path: str, images: dict[Any, str], label_of: dict[Any, 
     return {number: np.array(found) for number, found in rows.items()}
 
 
+def _columns(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64)
+
+
 class GroundTruthDetector:
     """Annotated boxes of the vocabulary's objects at score 1, with noise that is drawn from the image's id."""
 
@@ -245,4 +249,4 @@ class GroundTruthDetector:
             # Noise may have swapped two edges.
             boxes = np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
         scores = np.ones(len(boxes), np.float32)
-        return keep_detections(boxes, scores, labels, size_hw, self._config, nms=False)
+        return keep_detections(boxes, scores, labels, size_hw, self._config, nms=False, image_id=image_id)

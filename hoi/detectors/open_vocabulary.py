@@ -52,7 +52,7 @@ class OpenVocabularyDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
-        return [self._detect(image) for image in images]
+        return [self._detect(image, image_id) for image, image_id in zip(images, image_ids, strict=True)]
 
     def provenance(self) -> dict[str, object]:
         return {
@@ -63,14 +63,14 @@ class OpenVocabularyDetector:
             **kept_settings(self._config),
         }
 
-    def _detect(self, image: np.ndarray) -> Detections:
+    def _detect(self, image: np.ndarray, image_id: str) -> Detections:
         boxes, scores, classes = (value.cpu().numpy() for value in self._model.read(np.ascontiguousarray(image)))
         size_hw = (image.shape[0], image.shape[1])
         # Boxes of random or far-off queries may lie outside the image altogether.
         boxes = clip_boxes(boxes, size_hw)
         has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         found = (boxes[has_area], scores[has_area], self._rows[classes[has_area]])
-        return keep_detections(*found, size_hw, self._config, nms=True)
+        return keep_detections(*found, size_hw, self._config, nms=True, image_id=image_id)
 
 
 class Owlv2:

@@ -47,11 +47,11 @@ class TorchvisionDetector:
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Detections]:
         detections = []
-        for image in images:
+        for image, image_id in zip(images, image_ids, strict=True):
             pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1).float() / 255
             found = {name: value.cpu().numpy() for name, value in self._model([pixels])[0].items()}
             kept = (found["boxes"], found["scores"], self._labels[found["labels"]], image.shape[:2])
-            detections.append(keep_detections(*kept, self._config, nms=True))
+            detections.append(keep_detections(*kept, self._config, nms=True, image_id=image_id))
         return detections
 
     def provenance(self) -> dict[str, object]:

@@ -58,24 +58,26 @@ class WorldDetector:
         for rows in rows_of_size.values():
             for start in range(0, len(rows), MAX_BATCH):
                 batch = rows[start : start + MAX_BATCH]
-                detections.update(zip(batch, self._detect(np.stack([images[row] for row in batch])), strict=True))
+                found = self._detect(np.stack([images[row] for row in batch]), [image_ids[row] for row in batch])
+                detections.update(zip(batch, found, strict=True))
         return [detections[row] for row in range(len(images))]
 
     def provenance(self) -> dict[str, object]:
         return {"name": "world", "weights_sha256": self._sha256, **kept_settings(self._config)}
 
     @torch.inference_mode()
-    def _detect(self, images: np.ndarray) -> list[Detections]:
+    def _detect(self, images: np.ndarray, image_ids: Sequence[str]) -> list[Detections]:
         height, width = size_hw = images.shape[1], images.shape[2]
         pixels = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 255
         padded = functional.pad(pixels, (0, -width % PAD_TO, 0, -height % PAD_TO))
         logits, distances = self._net(padded)
         results = []
-        for image_logits, image_distances in zip(logits, distances, strict=True):
+        for image_id, image_logits, image_distances in zip(image_ids, logits, distances, strict=True):
             of_classes = image_logits[self._classes], image_distances, self._net.group_of[self._classes]
             raw = peaks(*of_classes, size_hw, self._config.min_score)
             boxes, scores, classes = (value.cpu().numpy() for value in raw)
-            results.append(keep_detections(boxes, scores, self._labels[classes], size_hw, self._config, nms=True))
+            kept = (boxes, scores, self._labels[classes], size_hw)
+            results.append(keep_detections(*kept, self._config, nms=True, image_id=image_id))
         return results
 
 

@@ -35,7 +35,7 @@ from hoi.evaluation.rows import (
     rows_by_name,
     zero_shot_of,
 )
-from hoi.files import write_atomically, write_json
+from hoi.files import sole_writer, write_atomically, write_json
 from hoi.labels import has_labels, label_notices, load_labels, rare_mask
 from hoi.labels.zero_shot import check_zero_shot, drop_unseen, split_names
 from hoi.machine import choose_device
@@ -205,7 +205,8 @@ def annotation_notices(config: PipelineConfig) -> list[str]:
 def evaluate(config: PipelineConfig) -> EvaluationReport:
     """Evaluate all students and baselines that the config names, and write the results.
 
-    Raises UserError: no cache or trained student, one of other settings, or wrong annotations.
+    Raises UserError: no cache or trained student, one of other settings, wrong annotations, or another run writes into
+    this folder now.
     """
     check_zero_shot(config)
     torch.set_num_threads(config.train.threads)
@@ -216,15 +217,16 @@ def evaluate(config: PipelineConfig) -> EvaluationReport:
         folder = run_folder(config, name, seed, split.fingerprint)
         student = folder.load_student(split.text_bank, split.vocabulary, split.axes)
         runs.append(Run(name, seed, config.students[name], student.to(device)))
-    agreement = _agreement(split, runs, device)
-    rows: list[ResultRow] = []
-    if has_labels(config.dataset, config.evaluation.split):
-        evaluator = RunEvaluator(config, split, device)
-        rows += evaluator.baselines()
-        for run in tqdm(runs, desc="scoring students", unit="run", disable=None, leave=False):
-            rows += evaluator.run(run)
-    written = list(_write_predictions(config, split, runs, device)) if config.evaluation.save_predictions else []
-    return _write(config, split, rows, agreement, device, written)
+    with sole_writer(Path(config.output)):
+        agreement = _agreement(split, runs, device)
+        rows: list[ResultRow] = []
+        if has_labels(config.dataset, config.evaluation.split):
+            evaluator = RunEvaluator(config, split, device)
+            rows += evaluator.baselines()
+            for run in tqdm(runs, desc="scoring students", unit="run", disable=None, leave=False):
+                rows += evaluator.run(run)
+        written = _write_predictions(config, split, runs, device) if config.evaluation.save_predictions else []
+        return _write(config, split, rows, agreement, device, written)
 
 
 def _agreement(split: CacheSplit, runs: list[Run], device: torch.device) -> dict[str, dict[str, float]]:
@@ -242,9 +244,7 @@ def _agreement(split: CacheSplit, runs: list[Run], device: torch.device) -> dict
     }
 
 
-def _write_predictions(
-    config: PipelineConfig, split: CacheSplit, runs: list[Run], device: torch.device
-) -> Iterator[Path]:
+def _write_predictions(config: PipelineConfig, split: CacheSplit, runs: list[Run], device: torch.device) -> list[Path]:
     if not config.dataset.scores_interactions:
         raise UserError(
             "predictions of V-COCO have a score per action and are not written",
@@ -253,14 +253,17 @@ def _write_predictions(
             got=config.dataset.name,
             fix="set it to false; stage three evaluates V-COCO itself",
         )
-    for run in runs:
-        if run.settings.supervision == "teacher":
-            batches = split.batches(BATCH_IMAGES, extra=extra_of(run.student))
-            scored = score_split(run.student, batches, split.vocabulary, run.settings.score_exponent, device)
-            path = Path(config.output) / "predictions" / f"{run.name}-seed-{run.seed}.jsonl.gz"
-            inclusive = config.dataset.inclusive_boxes
-            write_atomically(path, prediction_lines(scored[STUDENT], split.image_ids, inclusive=inclusive))
-            yield path
+    folder, paths = Path(config.output) / "predictions", []
+    # `hoi predict` may write there, too.
+    with sole_writer(folder):
+        for run in runs:
+            if run.settings.supervision == "teacher":
+                batches = split.batches(BATCH_IMAGES, extra=extra_of(run.student))
+                scored = score_split(run.student, batches, split.vocabulary, run.settings.score_exponent, device)
+                paths.append(folder / f"{run.name}-seed-{run.seed}.jsonl.gz")
+                inclusive = config.dataset.inclusive_boxes
+                write_atomically(paths[-1], prediction_lines(scored[STUDENT], split.image_ids, inclusive=inclusive))
+    return paths
 
 
 def _comparisons(config: PipelineConfig, rows: list[ResultRow]) -> list[Comparison]:

@@ -69,17 +69,16 @@ class FolderLabels(LabelReader[FolderDataset]):
         every_image = [name for of_split in names.values() for name in of_split]
         joined = join_names(given.file_names, every_image).rows
         row_of = {pair: k for k, pair in enumerate(vocabulary.interactions)}
-        for column, known, key, what in (
-            (given.file_names, joined, "file_name", "is no image below dataset.images"),
-            (given.pairs, row_of, "verb", f"is in no interaction of {config.vocabulary}"),
-        ):
-            if column and not any(value in known for value in column):
-                expected = "a path below that folder" if known is joined else " ".join(vocabulary.interactions[0])
-                given.records.refuse_row(
-                    0, key, f"{what}, and so is every other", expected, "write both in the same words"
-                )
         both = zip(given.file_names, given.pairs, strict=True)
-        given = given.select([row for row, (name, pair) in enumerate(both) if name in joined and pair in row_of])
+        rows = [row for row, (name, pair) in enumerate(both) if name in joined and pair in row_of]
+        if given.pairs and not rows:
+            key, what, expected = "file_name", "is no image below dataset.images", "a path below that folder"
+            if given.file_names[0] in joined:
+                key, what = "verb", f"is in no interaction of {config.vocabulary}"
+                expected = " ".join(vocabulary.interactions[0])
+            what += ", and no other annotation joins, either"
+            given.records.refuse_row(0, key, what, expected, "write both in the same words")
+        given = given.select(rows)
         file_names = [every_image[joined[name]] for name in given.file_names]
         _check_frames(given, file_names, Path(config.images))
         image_of: dict[Any, int] = {name: row for row, name in enumerate(names[split])}

@@ -44,6 +44,15 @@ class VcocoLabels(LabelReader[VcocoDataset]):
         files = [] if folder is None else sorted(Path(folder).glob("*.json*"))
         return files if instances is None else [*files, Path(instances)]
 
+    def notices(self) -> list[str]:
+        left_out: dict[Path, set[int]] = {}
+        for split in self.settings.splits:
+            for path, pairs in _pairs_of_files(self.settings, split).items():
+                left_out[path] = left_out.get(path, set(pairs.image_ids)) - _rows(self.settings, split).keys()
+        foreign = set[int]().union(*left_out.values())
+        what = f"{len(foreign)} annotated images are none of the data set's, and do not count"
+        return [f"{what}, as {min(foreign)}"] if foreign else []
+
     def load(self, split: str) -> HoiLabels:
         """Return the annotated pairs of a split that its vocabulary has. Raises UserError: none, or wrong ones."""
         interaction_of = {pair: k for k, pair in enumerate(vcoco_vocabulary(self.settings.vocabulary).interactions)}
@@ -133,14 +142,18 @@ def _read_once(labels: Path, instances: str | None) -> VcocoSplit:
     return join_instances(read_labels(labels), path, fix="set dataset.instances to COCO's instances JSON")
 
 
-def _pairs_on_rows(config: VcocoDataset, split: str) -> list[tuple[VcocoPairs, np.ndarray]]:
-    # Each file's pairs, with the row of each pair's image, -1 where the split lacks it. V-COCO's own files come first.
+def _pairs_of_files(config: VcocoDataset, split: str) -> dict[Path, VcocoPairs]:
+    # V-COCO's own files come first; empty where there are none of a split.
     files, pair_file = find_label_files(config, split), find_pair_file(config, split)
     if files is not None:
-        parts = [pairs_of_truth(_read_once(file, config.instances)) for file in files]
-    elif pair_file is not None:
-        parts = [_read_pairs_once(pair_file)]
-    else:
+        return {file: pairs_of_truth(_read_once(file, config.instances)) for file in files}
+    return {} if pair_file is None else {pair_file: _read_pairs_once(pair_file)}
+
+
+def _pairs_on_rows(config: VcocoDataset, split: str) -> list[tuple[VcocoPairs, np.ndarray]]:
+    # Each file's pairs, with the row of each pair's image, -1 where the split lacks it.
+    parts = _pairs_of_files(config, split).values()
+    if not parts:
         raise UserError(
             f"there are no V-COCO annotations of split '{split}'",
             where="dataset.annotations",

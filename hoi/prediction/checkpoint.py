@@ -197,7 +197,7 @@ def _file_below(folder: Path, name: str) -> Path:
     """Return a file of the checkpoint; a UserError unless it is a regular one below the folder, reached by no link."""
     path, expected = folder / name, "a regular file below the checkpoint's folder, and no link"
     parts = PurePosixPath(name).parts
-    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name or "\\" in name:
+    if not parts or leaves_folder(name) or "\0" in name or "\\" in name:
         raise UserError("a file of the checkpoint is outside its folder", where=folder, expected=expected, got=name)
     try:
         modes = [os.lstat(folder.joinpath(*parts[: number + 1])).st_mode for number in range(len(parts))]

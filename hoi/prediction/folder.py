@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 
 from hoi.datasets.images import SUFFIXES
 from hoi.errors import UserError
-from hoi.files import Finite, convert, locked, parse_json, read_json, remove_leftovers, replacing, write_json
+from hoi.files import LOCK, Finite, convert, parse_json, read_json, replacing, sole_writer, write_json
 from hoi.prediction.predictor import ImageResult
 from hoi.provenance import flatten
 from hoi.vocabulary import Vocabulary
@@ -31,7 +31,7 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".mts", ".m2ts", ".m2t", ".ts"}
     | {".3gp", ".3g2", ".wmv", ".asf", ".flv", ".f4v", ".ogv"}
 )
-SETTINGS, JOURNAL, LOCK = "settings.json", "journal.jsonl", ".lock"
+SETTINGS, JOURNAL = "settings.json", "journal.jsonl"
 PREDICTIONS, DETECTIONS, UNREADABLE = "predictions.jsonl", "detections.json", "unreadable.jsonl"
 PICTURES, VIDEOS = "pictures", "videos"
 Kind = Literal["image", "video", "unreadable"]
@@ -196,9 +196,8 @@ class PredictionFolder:
             expected = "an empty or new folder"
             raise UserError("this folder holds something else", where=path, expected=expected, fix="give another --out")
         folder = cls(path, vocabulary, inclusive)
-        with locked(path / LOCK, "another run writes into this folder", "wait for it, or give another --out"):
+        with sole_writer(path, fix="wait for it, or give another --out", within="**/"):
             folder._check_settings(json.loads(json.dumps(settings)))
-            remove_leftovers(path, "**/")
             folder._read_journal()
             yield folder
 

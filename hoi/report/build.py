@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -31,7 +32,7 @@ from hoi.evaluation.hico import Matches
 from hoi.evaluation.rows import COLUMNS
 from hoi.evaluation.vcoco import VcocoRoles, vcoco_rows
 from hoi.evaluation.written import check_together, read_written
-from hoi.files import size_text, write_atomically
+from hoi.files import size_text, sole_writer, write_atomically
 from hoi.machine import choose_device
 from hoi.provenance import flatten
 from hoi.records import Triplets
@@ -77,11 +78,19 @@ class HtmlReport:
 def write_report(config: PipelineConfig, out: Path | None = None, sweeps: Sequence[Path] | None = None) -> HtmlReport:
     """Write the page of the results in `config.output`, with the tables (JSON) of some sweeps, or of all there are.
 
-    Raises UserError: there are no results, or settings, cache or a student are not those that they were made with.
+    Raises UserError: there are no results, or settings, cache or a student are not those that they were made with, or
+    another run writes into their folder, if the page goes there.
     """
     folder = Path(config.output)
     summary = read_written(folder / "summary.json")
     _refuse_other_settings(config, summary["config"], folder / "summary.json")
+    with sole_writer(folder) if out is None else nullcontext():
+        return _write_report(config, folder, summary, folder / FILE_NAME if out is None else out, sweeps)
+
+
+def _write_report(
+    config: PipelineConfig, folder: Path, summary: dict[str, Any], file: Path, sweeps: Sequence[Path] | None
+) -> HtmlReport:
     torch.set_num_threads(config.train.threads)
     results = read_written(folder / "results.json") if summary["means"] else []
     check_together(folder, summary, results)
@@ -110,7 +119,6 @@ def write_report(config: PipelineConfig, out: Path | None = None, sweeps: Sequen
         "commands": "\n".join(f"hoi {verb} --config settings.yaml" for verb in VERBS),
     }
     data = _render(page).encode()
-    file = folder / FILE_NAME if out is None else out
     write_atomically(file, data)
     none = [f"no pictures: {gallery.none_because}"] if gallery.none_because else []
     return HtmlReport(file, len(data), [*none, *gallery.notes])

@@ -29,7 +29,7 @@ from hoi.evaluation.rows import (
     read_rows,
     to_plain,
 )
-from hoi.files import write_atomically, write_json
+from hoi.files import sole_writer, write_atomically, write_json
 from hoi.machine import choose_device
 from hoi.matching import CEILING
 from hoi.provenance import commit, library_versions
@@ -108,18 +108,19 @@ class BenchReport:
 def run_bench(bench: Bench, factory: ModelFactory | None = None) -> BenchReport:
     """Build every world's cache, train and evaluate its students, and write the tables; what is there is kept.
 
-    Raises UserError: as stage one and a sweep.
+    Raises UserError: as stage one and a sweep, or another run writes into its folder now.
     """
-    worlds = []
-    for seed, asked in bench.sweeps.items():
-        print(build_cache(asked.config, factory), flush=True)
-        worlds.append(_world(bench, seed, asked, run_sweep(asked)))
-    table, summary, results = files = [bench.output / name for name in ("table.md", "summary.json", "results.json")]
-    write_atomically(table, _markdown(bench, worlds).encode())
-    versions = {"commit": commit(), "versions": library_versions(LIBRARIES)}
-    write_json(summary, {"name": bench.name, "worlds": [world.to_dict() for world in worlds], **versions})
-    write_json(results, [row for world in worlds for row in world.plain_rows()])
-    return BenchReport(worlds, files)
+    with sole_writer(bench.output):
+        worlds = []
+        for seed, asked in bench.sweeps.items():
+            print(build_cache(asked.config, factory), flush=True)
+            worlds.append(_world(bench, seed, asked, run_sweep(asked)))
+        table, summary, results = files = [bench.output / name for name in ("table.md", "summary.json", "results.json")]
+        write_atomically(table, _markdown(bench, worlds).encode())
+        versions = {"commit": commit(), "versions": library_versions(LIBRARIES)}
+        write_json(summary, {"name": bench.name, "worlds": [world.to_dict() for world in worlds], **versions})
+        write_json(results, [row for world in worlds for row in world.plain_rows()])
+        return BenchReport(worlds, files)
 
 
 def _world(bench: Bench, seed: int, asked: Sweep, table: SweepTable) -> World:

@@ -24,7 +24,7 @@ from hoi.config import PipelineConfig
 from hoi.errors import UserError, command
 from hoi.evaluation.evaluate import Run, RunEvaluator, zero_shot_splits
 from hoi.evaluation.rows import ResultRow, read_rows, to_plain
-from hoi.files import file_sha256, json_sha256, write_json
+from hoi.files import file_sha256, json_sha256, sole_writer, write_json
 from hoi.labels import has_labels, label_files
 from hoi.machine import choose_device
 from hoi.sweeps.plan import Sweep, SweepRow
@@ -184,27 +184,26 @@ class Plan:
 def run_sweep(sweep: Sweep) -> SweepTable:
     """Train and evaluate what is missing, and write the tables.
 
-    Raises UserError: no cache, a cache of other settings, no annotations, a damaged run.
+    Raises UserError: no cache, a cache of other settings, no annotations, a damaged run, another sweep of this output.
     """
     plan = make_plan(sweep)
-    errors: dict[Path, str] = {}
-    to_train = [
-        jobs[0]
-        for folder, jobs in plan.runs.items()
-        if run_folder(jobs[0].config, jobs[0].row.name, jobs[0].seed, plan.fingerprint, folder).status() != "finished"
-    ]
-    if any(job.row.student.supervision == "labels" for job in to_train):
-        check_annotations(sweep.config)
-    if to_train or _grade_tasks(plan, errors):
-        with open_pool(sweep.config.cache) as pool:
-            training = [
-                (str(job.folder), (job.config_json, job.seed, str(job.folder), plan.fingerprint)) for job in to_train
-            ]
-            _run(pool, [Task("training", name, train_task, arguments) for name, arguments in training], errors)
-            _run(pool, _grade_tasks(plan, errors), errors)
-    table = _gather(plan, errors, num_trained=sum(job.folder not in errors for job in to_train))
-    table.write()
-    return table
+    with sole_writer(sweeps_folder(sweep.config), within="**/"):
+        errors: dict[Path, str] = {}
+        to_train = [
+            job
+            for job in (jobs[0] for jobs in plan.runs.values())
+            if run_folder(job.config, job.row.name, job.seed, plan.fingerprint, job.folder).status() != "finished"
+        ]
+        if any(job.row.student.supervision == "labels" for job in to_train):
+            check_annotations(sweep.config)
+        if to_train or _grade_tasks(plan, errors):
+            with open_pool(sweep.config.cache) as pool:
+                training = [(job.config_json, job.seed, str(job.folder), plan.fingerprint) for job in to_train]
+                _run(pool, [Task("training", of[2], train_task, of) for of in training], errors)
+                _run(pool, _grade_tasks(plan, errors), errors)
+        table = _gather(plan, errors, num_trained=sum(job.folder not in errors for job in to_train))
+        table.write()
+        return table
 
 
 def _run(pool: Pool, tasks: list[Task], errors: dict[Path, str]) -> None:

@@ -115,7 +115,16 @@ def one_voice() -> Iterator[None]:
     if not _has_others():
         yield
         return
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    except ValueError as error:
+        raise UserError(
+            "RANK and WORLD_SIZE say that others train with this process, and not where they are",
+            where="the environment",
+            expected="RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them",
+            got=error,
+            fix="unset RANK WORLD_SIZE, or start it with torchrun",
+        ) from None
     try:
         yield
     except (Exception, KeyboardInterrupt):
@@ -132,7 +141,8 @@ def one_voice() -> Iterator[None]:
 
 
 def _has_others() -> bool:
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    size = os.environ.get("WORLD_SIZE", "1")
+    return "RANK" in os.environ and not (size.isdecimal() and int(size) < 2)
 
 
 def end_with_group() -> None:

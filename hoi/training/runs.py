@@ -13,8 +13,8 @@ A run is identified by its settings: a folder made with others is refused, never
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +31,9 @@ from hoi.errors import UserError, command
 from hoi.files import (
     Finite,
     append_line,
-    locked,
     read_json,
     remove_file,
-    remove_leftovers,
+    sole_writer,
     write_atomically,
     write_json,
 )
@@ -75,13 +74,9 @@ class RunFolder:
             return "started"
         return "new"
 
-    @contextmanager
-    def sole_writer(self) -> Iterator[None]:
+    def sole_writer(self) -> AbstractContextManager[None]:
         """Keep other processes from training this run, and clear what killed ones left half-written."""
-        what, fix = "another process is training this student", "wait for it, or set another output"
-        with locked(self.path / ".lock", what, fix):
-            remove_leftovers(self.path)
-            yield
+        return sole_writer(self.path, "another process is training this student")
 
     def record(self) -> RunRecord:
         """Return what `finish` wrote; a UserError if there is no finished run, or its record is damaged."""

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -24,6 +24,7 @@ from hoi.checking.session import VERDICTS, Candidates, Session, SessionKey, read
 from hoi.config import PipelineConfig
 from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.images import read_image
+from hoi.datasets.names import leaves_folder
 from hoi.errors import UserError, nearest
 from hoi.files import read_json, write_atomically, write_json
 from hoi.vocabulary import NO_OBJECT
@@ -258,8 +259,7 @@ def open_session(
 
 def _check_paths(candidates: Candidates, path: Path, folder: Path) -> None:
     for row, name in enumerate(candidates.image_ids):
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or "\0" in name or name in ("", "."):
+        if leaves_folder(name) or "\0" in name or name in ("", "."):
             raise UserError(
                 "a prediction names a file outside the folder of images",
                 where=f"{path}, prediction {row + 1}",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hoi.cache.base_pass import FIELDS
+from hoi.cache.build.run import build_cache
 from hoi.cache.build.worker import ModelFactory, begin_pass, build_shard, release
 from hoi.cache.manifest import Receipt, read_bank_receipt, read_receipt
 from hoi.cache.plan import ShardPlan, finished_receipt, plan_split, receipt_from_file, request_parts
@@ -65,6 +66,14 @@ def test_arguments_and_results_are_plain(tmp_path: Path) -> None:
     assert bank.request == request_parts(config)
     assert bank.made_with["versions"]["random"] == "1"
     assert "random" not in json.dumps(bank.parts["teacher"])
+
+
+def test_images_with_too_many_boxes_are_counted_once_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hoi.cache.build.worker.take_cut", lambda: ["a.jpg"])
+    build_cache(photo_pipeline(tmp_path), RandomSignals)
+    assert capsys.readouterr().err.count("note: 1 images, the first of them 'a.jpg', have more than") == 1
 
 
 def test_models_other_than_the_splits_are_refused_by_key(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_annotations_join_by_name_and_wrong_records_are_named(folder: FolderData
     assert len(load_labels(annotated, "train")) == 0
     assert rare_mask(annotated, "train").all()
     for change, message in (
-        ({"file_name": "x.png"}, "is no image below dataset.images, and so is every other"),
+        ({"file_name": "x.png"}, "is no image below dataset.images, and no other annotation joins"),
         ({"verb": "eat"}, "is in no interaction of"),
         ({"object_xyxy": [4, 1, 1, 4]}, "'object_xyxy' of an annotation is reversed"),
         ({"human_xyxy": [1, 1, 1, 4]}, "'human_xyxy' of an annotation is empty"),
@@ -116,6 +116,10 @@ def test_annotations_that_do_not_join_are_counted(folder: FolderDataset, tmp_pat
     annotated = folder.model_copy(update={"annotations": str(path)})
     assert load_labels(annotated, "test").image.tolist() == [0]
     images, interactions = label_notices(annotated)
+    path.write_text("".join(json.dumps(line | change) + "\n" for change in changes[:0:-1]))
+    error = refused(load_labels, annotated, "test")
+    assert "'verb' of an annotation is in no interaction" in error.what
+    assert "no other annotation joins" in error.what
     assert images.startswith("1 images of the annotations are unknown and left out, as 'x.png'; ")
     assert interactions.startswith("1 interactions of the annotations are unknown and left out, as 'Hold cup'; 1 ")
 

@@ -70,6 +70,9 @@ def test_a_listed_image_without_a_file_is_unreadable_and_counted(tree: Path) -> 
         ("a.jpg\na.jpg\n", "listed twice", "list"),
         ("\n", "names no image", "list"),
         ("ok.jpg\n../../x.jpg", "outside the image folder", "list, line 2"),
+        ("ok.jpg\n..\\x.jpg", "outside the image folder", "list, line 2"),
+        ("C:\\x.jpg", "outside the image folder", "list, line 1"),
+        ("a\\b.jpg\na/b.jpg", "listed twice", "list"),
     ],
 )
 def test_a_wrong_list_is_refused(tmp_path: Path, text: str, what: str, where: str) -> None:

@@ -19,14 +19,14 @@ from hoi.datasets import UnreadableImage, load_vocabulary, open_images
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.vcoco import ACTIONS, KEYS, WORDINGS, split_ids, vcoco_vocabulary
 from hoi.detectors import match_classes
-from hoi.labels import has_labels, load_labels
+from hoi.labels import has_labels, label_notices, load_labels
 from hoi.labels.vcoco import unspoken, vcoco_truth
 from hoi.labels.vcoco_files import join_instances, pairs_of_truth, read_labels, read_pairs
 from hoi.project.dataset_checks import check_dataset
 from hoi.prompts import interaction_prompts
 from hoi.vocabulary import NO_OBJECT
 from tests.fakes.pipelines import refused
-from tests.fakes.vcoco import COUNTS, edges, ids_of, pair_file, write_annotations, write_images
+from tests.fakes.vcoco import COUNTS, edges, ids_of, label_file, pair_file, write_annotations, write_images
 
 
 def vcoco(images: Path, **settings: Any) -> VcocoDataset:
@@ -68,6 +68,8 @@ def test_images_are_found_in_all_coco_layouts(tree: VcocoDataset, tmp_path: Path
         with pytest.raises(UnreadableImage, match="missing"):
             source.read(3)
     assert "no such folder of COCO images" in refused(open_images, vcoco(tmp_path / "nowhere"), "test").what
+    (tmp_path / "ids.txt").write_text("000294\n" + "9" * 5000)
+    assert refused(open_images, vcoco(tmp_path, image_list=str(tmp_path / "ids.txt")), "test").got == "9" * 80
     (tmp_path / "ids.txt").write_text("294\n295\n")
     error = refused(open_images, vcoco(tmp_path, image_list=str(tmp_path / "ids.txt")), "test")
     assert (error.what, error.got) == ("a listed image is none of V-COCO's", "295")
@@ -148,6 +150,20 @@ def test_fredzzhangs_files_give_the_boxed_roles_alone(tree: VcocoDataset, tmp_pa
     check_labels(config, "validation", EXPECTED)
     assert "no V-COCO annotations of split 'test'" in refused(load_labels, config, "test").what
     assert "no V-COCO label files of split 'train'" in refused(vcoco_truth, config, "train").what
+
+
+def test_annotated_images_outside_the_splits_are_counted(tree: VcocoDataset, tmp_path: Path) -> None:
+    assert label_notices(tree) == []
+    every = Path(str(tree.image_list)).read_text().split()
+    (tmp_path / "fewer.txt").write_text("\n".join(every[1:]))
+    fewer = tree.model_copy(update={"image_list": str(tmp_path / "fewer.txt")})
+    assert label_notices(fewer) == [
+        f"1 annotated images are none of the data set's, and do not count, as {every[0]}",
+    ]
+    assert len(np.unique(load_labels(fewer, "train").image)) == COUNTS["train"] - 1
+    (write_annotations(tmp_path / "other") / "vcoco_test.json").write_text(json.dumps(label_file(ids_of("train"))))
+    other = tree.model_copy(update={"annotations": str(tmp_path / "other")})
+    assert "4 images of split 'test' are not in its annotation files" in refused(load_labels, other, "test").what
 
 
 def test_annotated_pairs_outside_the_vocabulary_are_counted(tree: VcocoDataset, tmp_path: Path) -> None:

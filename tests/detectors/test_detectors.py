@@ -15,7 +15,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
 from hoi.config import GroundTruthDetectorConfig
 from hoi.datasets.coco import COCO_OBJECTS
 from hoi.datasets.hicodet import hicodet_vocabulary
-from hoi.detectors import keep_detections, match_classes
+from hoi.detectors import keep_detections, match_classes, tell_of_cut
 from hoi.vocabulary import Vocabulary
 from tests.fakes.pipelines import refused
 
@@ -52,9 +52,15 @@ def test_of_too_many_boxes_the_best_are_looked_at_with_a_notice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("hoi.detectors.MAX_CANDIDATES", 2)
-    found = [keep_detections(BOXES, SCORES, LABELS, (50, 50), settings(), nms=nms) for nms in (False, True)]
+    boxes = (BOXES, SCORES, LABELS, (50, 50), settings())
+    found = [keep_detections(*boxes, nms=nms, image_id=image_id) for nms, image_id in ((False, "b"), (True, "a"))]
     assert [each.scores.tolist() for each in found] == [np.float32([0.9, 0.5]).tolist()] * 2
-    assert capsys.readouterr().err.count("more than 2 boxes of at least detector.min_score (0.05)") == 1
+    tell_of_cut()
+    tell_of_cut()
+    assert capsys.readouterr().err == (
+        "note: 2 images, the first of them 'b', have more than 2 boxes of at least detector.min_score: "
+        "of each, the best 2 are looked at\n"
+    )
 
 
 def test_classes_match_by_name_whatever_their_spelling_of_spaces() -> None:

@@ -19,6 +19,7 @@ from hoi.evaluation.audit import run_audit
 from hoi.evaluation.baselines import GATE_EXPONENTS, baseline_names
 from hoi.evaluation.evaluate import EvaluationReport, evaluate, short_table
 from hoi.evaluation.score import score
+from hoi.files import sole_writer
 from hoi.labels import load_labels, rare_mask
 from hoi.matching import CEILING
 from hoi.scoring import score_split
@@ -143,6 +144,16 @@ def test_a_second_evaluation_writes_the_same_bytes(config: PipelineConfig, repor
     assert [path.name for path in before] == ["per_class.json", "summary.json", "audit.json", "results.json"]
     evaluate(config)
     assert {path: path.read_bytes() for path in report.files} == before
+
+
+def test_two_evaluations_of_one_folder_do_not_meet(config: PipelineConfig, report: EvaluationReport) -> None:
+    folder = Path(config.output)
+    with sole_writer(folder):
+        error = refused(evaluate, config)
+    assert (error.what, error.where) == ("another run writes into this folder", folder)
+    (folder / ".results.json.0123.part").write_bytes(b"half")
+    evaluate(config)
+    assert not list(folder.glob("*.part"))
 
 
 @pytest.mark.parametrize(

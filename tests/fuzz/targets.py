@@ -23,9 +23,17 @@ from hoi.cache.build import run as teacher_cache
 from hoi.cache.read.split import CacheSplit
 from hoi.cache.tools.describe import info
 from hoi.cache.tools.verify import verify
-from hoi.config import PipelineConfig, TeacherConfig, WorldDataset, load_config
+from hoi.config import (
+    HicodetDataset,
+    HicodetFiles,
+    PipelineConfig,
+    TeacherConfig,
+    VcocoDataset,
+    WorldDataset,
+    load_config,
+)
 from hoi.config.detectors import PrecomputedDetectorConfig
-from hoi.datasets import UnreadableImage
+from hoi.datasets import UnreadableImage, open_images
 from hoi.datasets.hicodet import hicodet_vocabulary
 from hoi.datasets.images import read_image
 from hoi.datasets.vcoco import KEYS
@@ -454,11 +462,25 @@ def of_settings(root: Path) -> list[Target]:
         detector = PrecomputedDetector(config, VOCABULARY, "cpu", WorldDataset(name="world"))
         detector.detect([np.zeros((50, 60, 3), np.uint8)], ["a.jpg"])
 
+    vcoco.write_images(folder / "coco")
+    hicodet.write_tree(folder / "hico")
+    (folder / "names.txt").write_text("\n".join(hicodet.NAMES) + "\n")
+
+    def of_ids(here: Path) -> object:
+        files = {"images": str(here / "coco"), "image_list": str(here / "coco/ids.txt")}
+        return open_images(VcocoDataset(name="vcoco", **files), "test").image_ids
+
+    def of_names(here: Path) -> object:
+        lists = HicodetFiles(test2015=str(here / "names.txt"))
+        return open_images(HicodetDataset(name="hicodet", root=str(here / "hico"), image_lists=lists), "test").image_ids
+
     calls: dict[str, tuple[Callable[[bytes], list[Variant]], Callable[[Path], object]]] = {
         "pipeline.yaml": (yaml_variants, lambda here: load_config(here / "pipeline.yaml")),
         "base.yaml": (yaml_variants, lambda here: load_config(here / "base.yaml")),
         "vocabulary.yaml": (yaml_variants, lambda here: read_vocabulary(str(here / "vocabulary.yaml"))),
         "phrases.txt": (raw_variants, lambda here: read_vocabulary(str(here / "phrases.txt"))),
+        "coco/ids.txt": (raw_variants, of_ids),
+        "names.txt": (raw_variants, of_names),
         "ablation.yaml": (yaml_variants, lambda here: load_sweep(here / "ablation.yaml")),
         "bench.yaml": (yaml_variants, lambda here: load_bench(here / "bench.yaml")),
         "instances.json": (json_variants, looked_up),

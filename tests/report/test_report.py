@@ -17,6 +17,7 @@ from hoi.cache.build import run as teacher_cache
 from hoi.config import PipelineConfig, WorldDataset, parse_config
 from hoi.datasets import open_images
 from hoi.evaluation.evaluate import evaluate
+from hoi.files import sole_writer
 from hoi.labels import load_labels
 from hoi.report.build import write_report
 from hoi.report.finished import sweep_lines
@@ -214,6 +215,14 @@ def test_the_page_holds_the_pipeline_file_that_made_it(config: PipelineConfig, p
 
 def test_a_second_report_writes_the_same_bytes(config: PipelineConfig, page: Path, tmp_path: Path) -> None:
     assert write_report(config, tmp_path / "again.html").file.read_bytes() == page.read_bytes()
+
+
+def test_two_reports_of_one_folder_do_not_meet(config: PipelineConfig, page: Path) -> None:
+    with sole_writer(page.parent):
+        assert refused(write_report, config).what == "another run writes into this folder"
+    (page.parent / ".report.html.0123.part").write_bytes(b"half")
+    write_report(config)
+    assert not list(page.parent.glob("*.part"))
 
 
 def test_without_annotations_the_page_has_no_precision(plain: dict[str, Any], tmp_path: Path) -> None:

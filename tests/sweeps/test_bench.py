@@ -12,6 +12,7 @@ import yaml
 
 from hoi.errors import UserError
 from hoi.evaluation.baselines import baseline_names
+from hoi.files import sole_writer
 from hoi.sweeps import run as sweep_runs
 from hoi.sweeps.bench import run_bench
 from hoi.sweeps.plan import Bench, load_bench
@@ -97,7 +98,11 @@ def test_a_bench_has_every_row_and_is_kept(tmp_path: Path) -> None:
     assert str(report).count("% of the way from detector_prior to labels_on_detections") == 2
 
     before, results = times(tmp_path), (tmp_path / "bench/results.json").read_bytes()
+    (left := tmp_path / "bench/.table.md.0123.part").write_bytes(b"half")
+    with sole_writer(tmp_path / "bench"):
+        assert refused(run_bench, load(tmp_path)).where == tmp_path / "bench"
     run_bench(load(tmp_path), DrawnSignals)
+    assert not left.exists()
     assert times(tmp_path) == before
     assert (tmp_path / "bench/results.json").read_bytes() == results
 

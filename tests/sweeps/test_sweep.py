@@ -13,6 +13,7 @@ import yaml
 from hoi.cli import run_verb
 from hoi.evaluation.baselines import baseline_names
 from hoi.evaluation.evaluate import evaluate
+from hoi.files import sole_writer
 from hoi.sweeps.plan import Sweep, load_sweep
 from hoi.sweeps.run import run_sweep
 from hoi.training.train import run_settings, train_students
@@ -68,7 +69,12 @@ def test_rows_share_runs_and_have_the_stages_figures(tmp_path: Path, cache: dict
 def test_what_is_finished_is_kept_whatever_it_is_called(tmp_path: Path, cache: dict[str, Any]) -> None:
     first = run_sweep(load(tmp_path, cache))
     before, table = weights(tmp_path), (tmp_path / "outputs/sweeps/tried/table.csv").read_bytes()
+    left = next(iter(before)).with_name(".grade-0.json.0123.part")
+    left.write_bytes(b"half")
+    with sole_writer(tmp_path / "outputs/sweeps"):
+        assert refused(run_sweep, load(tmp_path, cache)).what == "another run writes into this folder"
     again = run_sweep(load(tmp_path, cache))
+    assert not left.exists()
     assert (first.num_trained, again.num_trained) == (4, 0)
     assert (tmp_path / "outputs/sweeps/tried/table.csv").read_bytes() == table
     resampled = run_sweep(load(tmp_path, cache, "evaluation.bootstrap=10"))

@@ -27,6 +27,7 @@ from hoi.students.multilevel.settings import MultiLevelConfig
 from hoi.training.distributed import Group, join, one_voice
 from hoi.training.loop import fit
 from hoi.training.runs import RunFolder
+from tests.fakes.pipelines import refused
 from tests.fakes.splits import AXES, CELLS, CHANNELS, SMALL_HOICLIP, VOCABULARY, Split, make_map_split, make_split
 
 CPU = torch.device("cpu")
@@ -158,6 +159,16 @@ def errors(folder: Path, size: int) -> list[str]:
 def metrics(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("images_per_s", "eta_s")} for line in lines]
+
+
+@pytest.mark.parametrize(("size", "got"), [("2", "MASTER_ADDR"), ("two", "'two'")])
+def test_half_of_torchruns_settings_are_one_line(monkeypatch: pytest.MonkeyPatch, size: str, got: str) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", size)):
+        monkeypatch.setenv(name, value)
+    error = refused(one_voice().__enter__)
+    assert "RANK and WORLD_SIZE say that others train" in error.what
+    assert got in str(error.got)
 
 
 @pytest.mark.slow

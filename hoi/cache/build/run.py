@@ -148,12 +148,14 @@ def run_missing(config: PipelineConfig, builds: dict[str, SplitBuild], factory: 
     """Run the missing shards of one pass over the splits, with a progress bar in images and a journal of timings."""
     from hoi.cache.build.worker import release
     from hoi.cache.build.worker_check import worker_check
+    from hoi.detectors import tell_of_cut
 
     for build in builds.values():
         build.unseal()
     if all(build.is_finished for build in builds.values()):
         return
     first = next(iter(builds.values()))
+    cut: list[str] = []
     of, total = first.plan.of, sum(build.plan.num_images for build in builds.values())
     try:
         with (
@@ -170,8 +172,10 @@ def run_missing(config: PipelineConfig, builds: dict[str, SplitBuild], factory: 
             shards = [task for build in builds.values() for task in build.shard_tasks(factory)]
             for outcome in pool.run([*begin, *shards]):
                 bar.update(builds[outcome.task.group].take(outcome))
+                cut += (outcome.result or {}).get("cut", [])
     finally:
         release()
+        tell_of_cut(cut)
     failed = {name: error for build in builds.values() for name, error in build.errors.items()}
     if failed:
         reasons = [f"{name}: {error.strip().splitlines()[-1]}" for name, error in failed.items()]

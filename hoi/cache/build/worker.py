@@ -24,6 +24,7 @@ from hoi.cache.schema import BASE, SCHEMA_VERSION, Pass
 from hoi.cache.shard import encode_file
 from hoi.config import PipelineConfig
 from hoi.datasets import ImageSource, UnreadableImage, load_vocabulary, open_images
+from hoi.detectors import take_cut
 from hoi.errors import UserError
 from hoi.files import json_sha256, remove_file, write_atomically, write_json
 from hoi.machine import choose_device, may_have_side_threads
@@ -131,6 +132,8 @@ def build_shard(
 ) -> dict[str, Any]:
     """Run the model over the images of one shard, write it, and return the fields of its `Receipt`.
 
+    And `cut`, the ids of the images of which not all boxes were looked at.
+
     Args:
         fingerprint: What the model here must say of itself; empty for a pass that is just being begun.
 
@@ -165,10 +168,11 @@ def build_shard(
                 yield inputs[row - plan.start], image
 
     records = content.process(held.model, over)(decoded())
+    cut = take_cut()
     give_up_slot()
     done = {**outcomes, **dict(zip(readable, records, strict=True))}
     tables = content.pack(image_ids, [done[row] for row in range(plan.num_images)], held.model.axes, over)
-    return write_shard(place, tables, plan, parts, held.model.axes).to_dict()
+    return {**write_shard(place, tables, plan, parts, held.model.axes).to_dict(), "cut": cut}
 
 
 def _planned_images(held: Held, plan: ShardPlan) -> ImageSource:
