@@ -23,6 +23,7 @@ from safetensors.numpy import load
 from hoi.cache.schema import Axes
 from hoi.config import PipelineConfig, parse_config
 from hoi.config.loading import parse_yaml, set_key
+from hoi.datasets.names import leaves_folder
 from hoi.errors import UserError, command
 from hoi.files import LOCAL_DIR, Count, Finite, Sha256, at_home, file_sha256, parse_json, read_bytes
 from hoi.records import TextBank, VisualHead

@@ -122,7 +122,7 @@ def one_voice() -> Iterator[None]:
             "RANK and WORLD_SIZE say that others train with this process, and not where they are",
             where="the environment",
             expected="RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them",
-            got=error,
+            got=str(error).rpartition(": ")[2],
             fix="unset RANK WORLD_SIZE, or start it with torchrun",
         ) from None
     try:
