@@ -62,12 +62,11 @@ class PrecomputedDetector:
             self._check_size(number, image_id, size_wh)
         found = [self._found.get(number, np.zeros((0, 6))) for number in numbers]
         self._refuse_other_frame(found, image_ids, sizes_wh)
-        return [
-            keep_detections(*_columns(rows), size_wh[::-1], self._config, nms=True, image_id=image_id)
-            if len(rows)
-            else Detections.empty()
-            for rows, size_wh, image_id in zip(found, sizes_wh, image_ids, strict=True)
-        ]
+        detections = []
+        for rows, size_wh, image_id in zip(found, sizes_wh, image_ids, strict=True):
+            columns = (rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64), size_wh[::-1])
+            detections.append(keep_detections(*columns, self._config, nms=True, image_id=image_id))
+        return detections
 
     def provenance(self) -> dict[str, object]:
         return {"name": "precomputed", **self._digests, **kept_settings(self._config)}
@@ -218,10 +217,6 @@ def _group(results: Any, path: str, images: dict[Any, str], label_of: dict[Any, 
             raise UserError("a detection is impossible", where=where, expected=expected, got=shown(entry))
         rows[number].append([x, y, x + width, y + height, score, label_of[category]])
     return {number: np.array(found) for number, found in rows.items()}
-
-
-def _columns(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64)
 
 
 class GroundTruthDetector:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +32,6 @@ from hoi.files import (
     append_line,
     read_json,
     remove_file,
-    sole_writer,
     write_atomically,
     write_json,
 )
@@ -73,10 +71,6 @@ class RunFolder:
             self._refuse_other_settings(json.loads(self._state_header()["settings"]))
             return "started"
         return "new"
-
-    def sole_writer(self) -> AbstractContextManager[None]:
-        """Keep other processes from training this run, and clear what killed ones left half-written."""
-        return sole_writer(self.path, "another process is training this student")
 
     def record(self) -> RunRecord:
         """Return what `finish` wrote; a UserError if there is no finished run, or its record is damaged."""

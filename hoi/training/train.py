@@ -19,6 +19,7 @@ from hoi.cache.read.opened import pass_fingerprints
 from hoi.cache.read.split import CacheSplit, FirstImages, open_split, training_source
 from hoi.config import PipelineConfig, StudentSettings, TrainConfig
 from hoi.errors import UserError, nearest
+from hoi.files import sole_writer
 from hoi.machine import choose_device, choose_precision
 from hoi.matching import LabelTargets, label_targets
 from hoi.provenance import commit, library_versions
@@ -181,7 +182,8 @@ def train_run(
 
     Raises UserError: as `train_students`, or another process trains it now.
     """
-    with folder.sole_writer() if group.is_first else nullcontext():
+    lock = sole_writer(folder.path, "another process is training this student")
+    with lock if group.is_first else nullcontext():
         status = group.ask_first(folder.status)
         if status == "finished":
             return None

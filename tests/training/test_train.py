@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from hoi.cache.build.run import build_cache
 from hoi.config import PipelineConfig
-from hoi.training.runs import RunFolder
+from hoi.files import sole_writer
 from hoi.training.train import train_students
 from tests.fakes.extractors import DrawnSignals
 from tests.fakes.pipelines import refused, small_pipeline, write_pipeline
@@ -105,7 +105,7 @@ def test_only_a_named_precision_is_part_of_a_run(tmp_path: Path, cache: dict[str
 def test_a_run_that_another_process_trains_is_refused(tmp_path: Path, cache: dict[str, Any]) -> None:
     config = with_train(pipeline(tmp_path, cache, students=STUDENT), seeds=[0], epochs=1)
     path = tmp_path / "outputs" / "runs" / "student" / "seed-0"
-    with RunFolder(path, config.students["student"], {}).sole_writer():
+    with sole_writer(path):
         error = refused(train_students, config)
     assert (error.what, error.where) == ("another process is training this student", path)
     assert [each.name for each in path.iterdir()] == [".lock"]
