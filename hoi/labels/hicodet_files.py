@@ -129,8 +129,8 @@ def _read_json(path: Path) -> _Parsed:
 def _read_instances(plain: dict[str, Any], path: Path) -> _Parsed:
     names, sizes = plain["filenames"], plain.get("size")
     _check_class_order(plain, path)
-    if not isinstance(plain["annotation"], list) or not isinstance(names, list):
-        raise UserError("filenames and annotation are to be lists", where=path)
+    if not all(isinstance(each, list) for each in (plain["annotation"], names, [] if sizes is None else sizes)):
+        raise UserError("filenames, annotation and size are to be lists", where=path)
     if len(plain["annotation"]) != len(names) or (sizes is not None and len(sizes) != len(names)):
         got = f"{len(plain['annotation'])} and {'no size' if sizes is None else len(sizes)}"
         expected = f"{len(names)} of annotation and size, as of filenames"

@@ -114,7 +114,7 @@ def join_instances(labels: VcocoLabelFile, instances: Path | None = None, fix: s
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         truth, role_category = _truth(labels, content, row_of, sizes, path)
         size_hw = np.array([sizes[i] for i in labels.image_ids], np.int64)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         got = f"no {error}" if isinstance(error, KeyError) else error
         expected = "images [{id, width, height}] and annotations [{id, image_id, category_id, bbox}]"
         raise UserError("these instances are not understood", where=path, expected=expected, got=got) from None
@@ -127,6 +127,7 @@ def _read_instances(labels: VcocoLabelFile, instances: Path | None, fix: str) ->
     for path in paths:
         content = read_json_file(path, "annotations", INSTANCES)
         is_instances = isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+        is_instances = is_instances and isinstance(content["images"], list)
         is_instances = is_instances and all(isinstance(image, dict) for image in content["images"])
         there = {i for image in content["images"] if type(i := image.get("id")) is int} if is_instances else set()
         missing = wanted - there

@@ -192,7 +192,15 @@ def test_incomplete_or_damaged_annotations_are_named(tree: VcocoDataset, tmp_pat
         content["annotations"][0] |= change
         (folder / f"{name}.json").write_text(json.dumps(content))
         assert re.search(message, str(refused(read_pairs, folder / f"{name}.json")))
-    (tmp_path / "vcoco" / "instances_all.json").unlink()
+    instances = tmp_path / "vcoco" / "instances_all.json"
+    content = json.loads(instances.read_text())
+    for images, message in (
+        (-1, "no file beside it does"),
+        ([{**image, "width": 10**23} for image in content["images"]], "these instances are not understood"),
+    ):
+        instances.write_text(json.dumps(content | {"images": images}))
+        assert message in refused(load_labels, tree.model_copy(), "validation").what
+    instances.unlink()
     assert "set dataset.instances" in str(refused(load_labels, tree.model_copy(), "validation").fix)
 
 

@@ -100,6 +100,7 @@ CLASSES = {"objects": ["bench", "cup"], "verbs": ["sit_on", "hold"], "correspond
         (change(instances_json(), "annotation", 0, "boxes_h", 0, 2, float("nan")), "impossible", f"image {NAMES[0]}"),
         (change(instances_json(), "annotation", 0, "boxes_o", 0, [1, 2, 3]), "not four numbers", ""),
         (change(instances_json(), "annotation", []), "differ in length", ""),
+        (change(instances_json(), "size", -1), "are to be lists", ""),
         (change(instances_json(), "size", [[64, 48, 3], [64, 48, 3], [64, 48]]), "size is not understood", ""),
         (change(instances_json(), "size", [[64], [48], [48]]), "size is not understood", ""),
         (change(instances_json(), "filenames", 1, NAMES[0]), "stands twice", ""),
