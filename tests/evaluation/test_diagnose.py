@@ -129,7 +129,8 @@ def many(seed: int, num: int = 400) -> tuple[Triplets, HoiLabels]:
     truth = HoiLabels(*draw(60, 0))
     keep = truth.image > 1
     truth = HoiLabels(*(values[keep] for values in vars(truth).values()))
-    return Triplets(*draw(num, 2.0), rng.integers(50, size=num) / 50), truth
+    image, boxes_h, boxes_o, interaction = draw(num, 2.0)
+    return Triplets(image, boxes_h, boxes_o, interaction, rng.integers(50, size=num) / 50), truth
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -290,8 +291,8 @@ def test_the_reference_predictions_of_vcoco() -> None:
     image = np.array([row_of[i] for i in npz["image_id"].tolist()])
     columns = [npz["keys"].tolist().index(key) for key in KEYS]
     edges = np.array([0, 0, 1, 1])
-    boxes = (npz[key] + edges for key in ("person_xyxy", "object_xyxy"))
-    rows = VcocoPredictions(image, *boxes, npz["has_object"], npz["scores"][:, columns])
+    boxes_h, boxes_o = npz["person_xyxy"] + edges, npz["object_xyxy"] + edges
+    rows = VcocoPredictions(image, boxes_h, boxes_o, npz["has_object"], npz["scores"][:, columns])
     compared = compare_vcoco(rows, truth)
     result, loss, official = diagnose(compared), Loss(compared), evaluate_vcoco(rows, truth)
     print(result)
