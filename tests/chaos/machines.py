@@ -148,7 +148,7 @@ def start_driver(hub: Node, folder: Path) -> tuple[Node, subprocess.Popen[bytes]
 def wait_for_shards(folder: Path, driver: Node, program: subprocess.Popen[bytes]) -> int:
     """Return the number of shards once there are two, while the build goes on."""
     shards = "shared/*/shard-*.h5"
-    wait_for(lambda: len(list(folder.glob(shards))) >= 2 or program.poll() is not None, "two shards", 90)
+    wait_for(lambda: len(list(folder.glob(shards))) >= 2 or program.poll() is not None, "two shards", 300)
     assert program.poll() is None, driver.log()
     assert not list(folder.glob("shared/*/manifest.json"))
     return len(list(folder.glob(shards)))

@@ -43,7 +43,7 @@ def interrupted(
         # A shell's background jobs are started deaf to SIGINT, and so would be what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not moment():
+    while not moment() or not handles(process.pid, signal.SIGTERM):
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(pause_s)
@@ -52,6 +52,13 @@ def interrupted(
     wait_until_gone(process.pid)
     said = stderr.replace("\r", "\n").splitlines()
     return process.returncode, [line for line in said if line and not line.startswith("teacher cache: ")]
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler of a signal: until then its start is interrupted."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def wait_until_gone(group: int) -> None:
@@ -81,7 +88,7 @@ def check_stage_one(cache: Path, num_files: int, pause_s: float, by: int, alone:
     words = ["teacher-cache", f"cache.folder={cache}", "cache.device=cpu"]
     workers = cache / WORKERS_NAME
     code, said = interrupted(words, lambda: len(list(workers.glob("*"))) >= num_files, pause_s, by, alone)
-    # Before `run_program` stands guard the signal itself ends the process, which a shell calls 130 or 143, too.
+    # Python itself ends by SIGINT where the handler runs while a module is imported; a shell calls either 130.
     assert code in (128 + by, -by)
     # While workers start or answer, dask may add a line of its own on a busy machine.
     assert said.count(SAID) == 1, said
