@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
@@ -96,6 +97,8 @@ def _child(cases: Sequence[Callable[[], object]], start: int, writing: int) -> N
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
+        # Pytest's has a stream of its own: a death that is counted would fill the screen.
+        faulthandler.disable()
         with open("/proc/self/statm", encoding="ascii") as file:
             now = int(file.read().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (now + MAX_BYTES, now + MAX_BYTES))
