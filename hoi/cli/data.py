@@ -37,8 +37,7 @@ def new(
         raise UserError(f"a new project needs {' and '.join(missing)}", fix=fix)
     from hoi.project.new import Project, write_project
 
-    paths = images, phrases
-    report = write_project(Project(name, *paths, detector, instances, clip), out)
+    report = write_project(Project(name, images, phrases, detector, instances, clip), out)
     print(report)
     return 1 if report.num_errors else 0
 

@@ -61,7 +61,11 @@ class PrecomputedDetector:
         for number, image_id, size_wh in zip(numbers, image_ids, sizes_wh, strict=True):
             self._check_size(number, image_id, size_wh)
         found = [self._found.get(number, np.zeros((0, 6))) for number in numbers]
-        self._refuse_other_frame(found, image_ids, sizes_wh)
+        # Where the file says how large its images are, all its boxes were looked at when it was read.
+        unsized = [row for row, number in enumerate(numbers) if number not in self._size_of]
+        self._refuse_other_frame(
+            [found[row] for row in unsized], [image_ids[row] for row in unsized], [sizes_wh[row] for row in unsized]
+        )
         detections = []
         for rows, size_wh, image_id in zip(found, sizes_wh, image_ids, strict=True):
             columns = (rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64), size_wh[::-1])

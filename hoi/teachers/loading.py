@@ -187,7 +187,10 @@ def _check_size(source: str, state: dict[str, Tensor], file: Path) -> None:
     except DAMAGED:
         # Some models cannot be built without memory, and what is wrong with others is told when they are built.
         return
-    wanted, held = (sum(value.numel() for value in each.values()) for each in (model.state_dict(), state))
+    wanted = sum(value.numel() for value in model.state_dict().values())
+    # A tensor may show few numbers many times.
+    parts = {value.untyped_storage().data_ptr(): value for value in state.values()}
+    held = sum(value.untyped_storage().nbytes() // value.element_size() for value in parts.values())
     if wanted > 2 * held + SLACK:
         expected, got = f"{wanted} numbers, as {CONFIG_FILE} says", f"{held} in the file"
         raise UserError("the weights are smaller than the model", where=file, expected=expected, got=got)

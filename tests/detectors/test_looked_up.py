@@ -155,6 +155,13 @@ def test_boxes_of_another_frame_are_refused(tmp_path: Path, boxes: list, cause: 
         assert str(error.got).startswith("[")
 
 
+def test_one_odd_image_of_a_sound_file_is_not_refused(tmp_path: Path) -> None:
+    odd = [{**RESULTS[1], "bbox": [x, 0, 80, 40]} for x in (0, 1)]
+    sound = [{**RESULTS[1], "image_id": 8, "bbox": [x, 0, 30, 40]} for x in range(8)]
+    assert len(build(tmp_path, [*odd, *sound], sized(60, 50)).detect([IMAGE], ["a.jpg"])[0]) == 1
+    assert "far beyond their image" in refused(build, tmp_path, odd, sized(60, 50)).what
+
+
 def photos(folder: Path, *names: str) -> FolderDataset:
     for name in names:
         (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)

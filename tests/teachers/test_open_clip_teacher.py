@@ -168,6 +168,10 @@ def test_a_model_larger_than_its_weights_is_not_built(tmp_path: Path, width: int
     config["model_cfg"]["vision_cfg"]["width"] = width
     file.write_text(json.dumps(config))
     assert refusal(name).what == what
+    # One number, shown many times.
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    torch.save({"logit_scale": torch.ones(1).expand(1 << 40)}, tmp_path / "open_clip_pytorch_model.bin")
+    assert refusal(name).what == what
 
 
 def quickgelu(folder: Path) -> str:
