@@ -185,7 +185,7 @@ Format = Annotated[str, option("of the predictions: lines, gen-vlkt, qpic, pvic,
 Clip = Annotated[bool, option("cut boxes to their image; otherwise one that lies outside is an error", name="--clip")]
 
 
-@verb("score", "hoi score --dataset hicodet --annotations hico/ --predictions mine.jsonl.gz --json scores.json")
+@verb("score", "hoi score --dataset hicodet --annotations anno_bbox.mat --predictions mine.jsonl.gz --json scores.json")
 def score(
     dataset: ScoredData,
     annotations: Annotations,
@@ -221,7 +221,7 @@ def score(
     print(report)
 
 
-@verb("diagnose", "hoi diagnose --dataset hicodet --annotations hico/ --predictions mine.jsonl.gz --json loss.json")
+@verb("diagnose", "hoi diagnose --dataset hicodet --annotations anno_bbox.mat --predictions mine.jsonl.gz")
 def diagnose(
     dataset: ScoredData,
     annotations: Annotations,

@@ -49,7 +49,7 @@ class FolderAnnotations:
 
 def read_annotation_lines(path: Path) -> FolderAnnotations:
     """Read `{file_name, human_xyxy, object_xyxy, verb, object}` lines. Raises UserError: one is wrong."""
-    records = read_json_lines(path, "an annotation", fix="set dataset.annotations")
+    records = read_json_lines(path, "an annotation", fix="check the path")
     file_names, verbs, objects = (records.texts(key) for key in ("file_name", "verb", "object"))
     keys = ("human_xyxy", "object_xyxy")
     boxes_h, boxes_o = (records.boxes(key, allow_empty=False).astype(np.float32) for key in keys)

@@ -24,7 +24,7 @@ import numpy as np
 from hoi.datasets.coco import COCO_CATEGORY_IDS, COCO_OBJECTS
 from hoi.datasets.hicodet import Half, hicodet_vocabulary
 from hoi.errors import UserError
-from hoi.files import convert
+from hoi.files import convert, open_file
 from hoi.json_lines import read_json_file
 from hoi.matlab import load_mat
 from hoi.prompts import spaced
@@ -71,9 +71,7 @@ def read_annotations(path: str | Path, half: Half = "test2015") -> HicodetAnnota
     Raises UserError: no such file, an unknown format, or a wrong record, named.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError("there is no such file", where=path, expected=FORMATS, fix="set dataset.annotations")
-    with open(path, "rb") as file:
+    with open_file(path, FORMATS) as file:
         is_matlab = file.read(6) == b"MATLAB"
     parsed = _read_mat(path, half) if is_matlab else _read_json(path)
     _check(parsed, path)

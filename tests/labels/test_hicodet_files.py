@@ -121,7 +121,7 @@ def test_a_wrong_file_is_named_with_its_record(tmp_path: Path, plain: Any, what:
     ("write", "what"),
     [
         (lambda path: None, "there is no such file"),
-        (lambda path: path.mkdir(), "there is no such file"),
+        (lambda path: path.mkdir(), "this is a folder"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "this file is no JSON"),
         (lambda path: path.write_bytes(gzip.compress(b"[" * 999)[:-12]), "this gzip file is truncated or damaged"),
         (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" + b"x" * 200), "this MATLAB file cannot be read"),
