@@ -114,7 +114,7 @@ TERMINATED = 128 + signal.SIGTERM
 UNREAD = 141
 """Exit code where nobody reads what is printed, as in `hoi ... | head`: what a shell says of SIGPIPE."""
 SAME_SIGNAL_S = 5.0
-"""A second SIGTERM within this time is no second wish: `timeout` and job schedulers send it to a process twice."""
+"""A second SIGTERM within this time is taken for the first: `timeout` and job schedulers send it to a process twice."""
 
 
 def run_program(main: Callable[[], int | None]) -> None:

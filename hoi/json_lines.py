@@ -177,7 +177,7 @@ def read_json_lines(path: Path, noun: str = "a prediction", fix: str | None = No
 
 
 def _parse_line(line: bytes, path: Path, number: int, expected: str, fix: str | None) -> Any:
-    # What msgspec is too strict for, or wrong.
+    # Either msgspec is too strict for this line, or the line is wrong.
     try:
         line.decode()
         return parse_json(line)

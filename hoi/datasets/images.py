@@ -97,7 +97,7 @@ def decode_image(data: bytes | BinaryIO, max_image_pixels: int) -> np.ndarray:
             return _decode(file, max_image_pixels)
     except Damaged as error:
         reason = str(error)
-    # What a file says about its pixels cannot cost them: without its metadata they may be whole.
+    # Damaged metadata must not make sound pixels unreadable, so the file is tried again without it.
     for with_orientation in (True, False):
         try:
             if (rest := _without_metadata(file, with_orientation)) is not None:

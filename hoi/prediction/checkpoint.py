@@ -142,7 +142,7 @@ class Checkpoint:
         return student.eval().requires_grad_(False)
 
     def _check_sizes(self) -> None:
-        # Whatever is built from these is as large as they say.
+        # Models are built at the sizes given here, so they are compared first.
         axes, teacher, where = self.axes, self.config.teacher, self.folder / RECORD_NAME
         known = {
             "K": len(self.vocabulary),

@@ -87,7 +87,7 @@ def load_model(config: TeacherConfig) -> LoadedModel:
             fix = "pip install transformers" if "transformers" in str(error) else "install it"
             problem = f"the teacher {config.model} needs a package that is not installed"
             raise UserError(problem, where=where, got=error, fix=fix) from None
-    # Of random ones open_clip leaves some as they lie in memory.
+    # open_clip leaves some random weights uninitialised.
     if config.pretrained != RANDOM:
         check_loaded(model, (), (), where)
     for warning in caught:
